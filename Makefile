@@ -1,0 +1,83 @@
+# Everything a person or CI runs here. `make help` lists it.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# The first Python of the machine that is new enough.
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+VENV := .venv
+BIN := $(VENV)/bin
+PACKAGES := server $(wildcard packages/*)
+SOURCES := server packages tests bench examples conftest.py
+PYPROJECTS := $(addsuffix /pyproject.toml,$(PACKAGES))
+KEEP ?=
+
+.PHONY: help
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The environment
+
+.PHONY: install
+install: $(VENV)/.installed ## Set up .venv, and a real Triton where this machine can run one
+
+$(VENV)/.installed: requirements/bootstrap.txt requirements/dev.txt $(PYPROJECTS)
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it: make PYTHON=/path/to/python3"; exit 1; }
+	@echo "==> Creating $(VENV) with $(PYTHON)"
+	@$(PYTHON) -m venv $(VENV) || { echo "This Python cannot make virtual environments (Debian: apt install python3-venv)"; exit 1; }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
+	@echo "==> Installing the locked packages"
+	@# pip is the fallback where the package index is known to pip's configuration only.
+	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.txt \
+	|| $(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@echo "==> Installing this repository's distributions, editable"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --offline --no-sources --no-deps --no-build-isolation \
+		$(addprefix --editable ,$(PACKAGES))
+	@$(BIN)/qwen3-triton triton --prepare
+	@touch $@
+
+.PHONY: lock
+lock: ## Compile the requirements files anew (versions and hashes, no registry address)
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+		--custom-compile-command "make lock" requirements/bootstrap.in -o requirements/bootstrap.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+		--custom-compile-command "make lock" $(PYPROJECTS) --extra onnx requirements/dev.in \
+		$(addprefix --no-emit-package ,qwen3-triton-client qwen3-nano) -o requirements/dev.txt
+
+# The product
+
+.PHONY: demo
+demo: install ## From nothing to a search hit through a real Triton (KEEP=1 leaves the stack up)
+	@cd examples && ../$(BIN)/python -m demo $(if $(KEEP),--keep)
+
+# The checks
+
+.PHONY: test
+test: install ## Run every test
+	@$(BIN)/python -m pytest
+
+.PHONY: lint
+lint: install ## Format, lint, types, import contracts
+	@$(BIN)/ruff format --check .
+	@$(BIN)/ruff check .
+	@$(BIN)/pyright
+	@$(BIN)/lint-imports
+
+.PHONY: check
+check: lint ## The same, and known vulnerabilities of the locked packages (asks the package index)
+	@$(BIN)/pip-audit --require-hashes --disable-pip -r requirements/dev.txt
+
+.PHONY: format
+format: install ## Format and mend what can be mended
+	@$(BIN)/ruff check --fix --quiet . || true
+	@$(BIN)/ruff format .
+
+.PHONY: parity
+parity: $(VENV)-parity/.installed ## Compare with the live reference implementation (torch, transformers)
+	@$(VENV)-parity/bin/python -m pytest tests/parity -p no:cacheprovider
+
+.PHONY: clean
+clean: ## Remove the environments and caches of this checkout
+	@rm -rf $(VENV) $(VENV)-parity .pytest_cache .ruff_cache .hypothesis dist
