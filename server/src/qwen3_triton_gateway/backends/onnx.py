@@ -1,0 +1,135 @@
+"""The model inside the gateway's own process, by ONNX Runtime: laptops and tests."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import importlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import BackendError, DeadlineExceededError, StartupError
+from ..tensors import HiddenStates, PooledStates, TokenBatch
+from .base import AnyArray, ModelSpec, TensorSpec, build_feed, describe_model, wrap_output
+
+# A CPU gains nothing from wider batches than this: the matrices fill its cores long before.
+MAX_BATCH_SIZE = 32
+DTYPES = {
+    "tensor(int64)": np.int64,
+    "tensor(int32)": np.int32,
+    "tensor(float)": np.float32,
+    "tensor(float16)": np.float16,
+    "tensor(double)": np.float64,
+    "tensor(bool)": np.bool_,
+}
+
+
+class OnnxBackend:
+    """Run `model.onnx` of a folder on this machine's CPU."""
+
+    def __init__(self, model_dir: Path, *, intra_op_threads: int = 0) -> None:
+        """Name the folder; `intra_op_threads` 0 lets ONNX Runtime take every core."""
+        self._path = model_dir / "model.onnx"
+        self._intra_op_threads = intra_op_threads
+        # One thread: a run uses every core already, and the next batch waits here prepared.
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="onnx")
+        self._session: Any = None  # an InferenceSession; its stubs leave its types unknown
+        self._spec: ModelSpec | None = None
+
+    @property
+    def spec(self) -> ModelSpec:
+        assert self._spec is not None, "connect() comes first"
+        return self._spec
+
+    @property
+    def description(self) -> str:
+        return f"ONNX Runtime in this process, {self._path}"
+
+    async def connect(self) -> ModelSpec:
+        loop = asyncio.get_running_loop()
+        spec = await loop.run_in_executor(self._executor, self._load)
+        self._spec = spec
+        return spec
+
+    async def infer(
+        self, batch: TokenBatch, *, timeout_seconds: float, priority: int
+    ) -> HiddenStates | PooledStates:
+        del priority  # the scheduler's order is the order of the runs
+        run = asyncio.get_running_loop().run_in_executor(self._executor, self._run, batch)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                values = await run
+        except TimeoutError:
+            msg = f"The model gave no answer within {timeout_seconds:.1f} s."
+            raise DeadlineExceededError(msg) from None
+        return wrap_output(self.spec, batch, values)
+
+    async def is_ready(self) -> bool:
+        return self._session is not None
+
+    async def close(self) -> None:
+        self._session = None
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    def _run(self, batch: TokenBatch) -> AnyArray:
+        if self._session is None:
+            msg = "The model is closed."
+            raise BackendError(msg)
+        feed: dict[str, Any] = dict(build_feed(self.spec, batch))
+        try:
+            values: Any = self._session.run([self.spec.output.name], feed)[0]
+        except Exception as error:  # ONNX Runtime's errors share no public base class
+            msg = f"ONNX Runtime refused the batch: {error}"
+            raise BackendError(msg) from error
+        return values
+
+    def _load(self) -> ModelSpec:
+        self._session = _open_session(self._path, self._intra_op_threads)
+        return describe_model(
+            name=self._path.parent.name,
+            inputs=[_tensor_spec(node) for node in self._session.get_inputs()],
+            outputs=[_tensor_spec(node) for node in self._session.get_outputs()],
+            max_batch_size=MAX_BATCH_SIZE,
+            instance_count=1,
+            weights_digest=weights_digest(self._path),
+        )
+
+
+def weights_digest(model_path: Path) -> str:
+    """Digest an ONNX file and the external data beside it (`model.onnx_data`, `*.data`)."""
+    external = [*model_path.parent.glob("*.onnx_data*"), *model_path.parent.glob("*.onnx.data")]
+    digest = hashlib.sha256()
+    for path in [model_path, *sorted(external)]:
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _open_session(path: Path, intra_op_threads: int) -> Any:
+    try:
+        onnxruntime: Any = importlib.import_module("onnxruntime")
+    except ImportError as error:
+        msg = (
+            "Running the model inside the gateway needs ONNX Runtime: "
+            'pip install "qwen3-triton-gateway[onnx]". Or set TRITON_URL.'
+        )
+        raise StartupError(msg) from error
+    if not path.is_file():
+        msg = f"No model at {path}. EMBED_MODEL_DIR must hold model.onnx and tokenizer.json."
+        raise StartupError(msg)
+    options: Any = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = intra_op_threads
+    try:
+        return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        msg = f"ONNX Runtime cannot load {path}: {error}"
+        raise StartupError(msg) from error
+
+
+def _tensor_spec(node: Any) -> TensorSpec:
+    dtype = DTYPES.get(node.type, np.object_)
+    shape = tuple(dim if isinstance(dim, int) else -1 for dim in node.shape)
+    return TensorSpec(node.name, np.dtype(dtype), shape)

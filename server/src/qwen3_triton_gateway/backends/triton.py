@@ -1,0 +1,244 @@
+"""The model on an NVIDIA Triton Inference Server, over HTTP or gRPC (KServe v2)."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import numpy as np
+import orjson
+from tritonclient.utils import InferenceServerException
+
+from ..errors import (
+    BackendError,
+    BackendUnavailableError,
+    DeadlineExceededError,
+    EmbeddingServerError,
+    StartupError,
+)
+from ..tensors import HiddenStates, PooledStates, TokenBatch
+from .base import AnyArray, Feed, ModelSpec, TensorSpec, build_feed, describe_model, wrap_output
+
+DTYPES = {
+    "INT64": np.int64,
+    "INT32": np.int32,
+    "FP32": np.float32,
+    "FP16": np.float16,
+    "FP64": np.float64,
+    "BOOL": np.bool_,
+}
+TRITON_NAMES = {np.dtype(numpy): triton for triton, numpy in DTYPES.items()}
+# A model without a batch dimension in its config takes any number of rows; this bounds them.
+UNBATCHED_MAX_BATCH_SIZE = 32
+PROBE_SECONDS = 1.0
+# Reconnect within a second of Triton's return (gRPC's own backoff grows to two minutes), and
+# notice a peer that hangs. Message sizes are unlimited: hidden states run to tens of megabytes.
+GRPC_OPTIONS = [
+    ("grpc.max_send_message_length", -1),
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class TritonAddress:
+    """Where a Triton listens: `http`, `https`, `grpc` or `grpcs`, and host:port."""
+
+    scheme: str
+    netloc: str
+
+    def __str__(self) -> str:
+        return f"{self.scheme}://{self.netloc}"
+
+    @classmethod
+    def parse(cls, url: str) -> TritonAddress:
+        """Read a URL; without a scheme it is HTTP, as the runbook's gateway took it.
+
+        Raises:
+            StartupError: another scheme, or no host.
+        """
+        parts = urlsplit(url if "://" in url else f"http://{url}")
+        if parts.scheme not in {"http", "https", "grpc", "grpcs"} or not parts.hostname:
+            msg = f"TRITON_URL {url!r} is not http://host:port or grpc://host:port."
+            raise StartupError(msg)
+        return cls(parts.scheme, parts.netloc)
+
+
+class TritonBackend:
+    """Run one model on one Triton."""
+
+    def __init__(self, url: str, model: str) -> None:
+        self.address = TritonAddress.parse(url)
+        self._model = model
+        self._client: Any = None
+        self._spec: ModelSpec | None = None
+
+    @property
+    def spec(self) -> ModelSpec:
+        assert self._spec is not None, "connect() comes first"
+        return self._spec
+
+    @property
+    def description(self) -> str:
+        return f"Triton at {self.address}, model {self._model}"
+
+    async def connect(self) -> ModelSpec:
+        client = self._open()
+        try:
+            async with asyncio.timeout(10 * PROBE_SECONDS):
+                metadata = await self._call(client.get_model_metadata, **self._json_arguments)
+                config = await self._call(client.get_model_config, **self._json_arguments)
+        except TimeoutError:
+            msg = f"Triton at {self.address} accepts connections and does not answer."
+            raise BackendUnavailableError(msg) from None
+        except Exception as error:
+            raise self._translate(error) from error
+        self._spec = _describe(metadata, config.get("config", config))
+        return self._spec
+
+    async def infer(
+        self, batch: TokenBatch, *, timeout_seconds: float, priority: int
+    ) -> HiddenStates | PooledStates:
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                feed = build_feed(self.spec, batch)
+                try:
+                    values = await self._infer(feed, timeout_seconds, priority)
+                except aiohttp.ServerDisconnectedError:
+                    # A pooled connection from before Triton's restart; inference is idempotent.
+                    values = await self._infer(feed, timeout_seconds, priority)
+        except TimeoutError:
+            msg = f"Triton at {self.address} gave no answer within {timeout_seconds:.1f} s."
+            raise DeadlineExceededError(msg) from None
+        except Exception as error:
+            raise self._translate(error) from error
+        return wrap_output(self.spec, batch, values)
+
+    async def is_ready(self) -> bool:
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                return bool(await self._open().is_model_ready(self._model))
+        except Exception:  # whatever it is, the model would not answer
+            return False
+
+    async def close(self) -> None:
+        if self._client is not None:
+            await self._client.close()
+            self._client = None
+
+    @property
+    def _is_grpc(self) -> bool:
+        return self.address.scheme.startswith("grpc")
+
+    @property
+    def _json_arguments(self) -> dict[str, Any]:
+        return {"as_json": True} if self._is_grpc else {}
+
+    def _open(self) -> Any:
+        """Create the client on first use: both kinds belong to the running event loop."""
+        if self._client is None:
+            secure = self.address.scheme in {"https", "grpcs"}
+            if self._is_grpc:
+                from tritonclient.grpc import aio as grpc_client
+
+                self._client = grpc_client.InferenceServerClient(
+                    self.address.netloc, ssl=secure, channel_args=GRPC_OPTIONS
+                )
+            else:
+                from tritonclient.http import aio as http_client
+
+                # Deadlines are ours, one for each call: the client's own bounds all calls alike.
+                self._client = http_client.InferenceServerClient(
+                    self.address.netloc, ssl=secure, conn_timeout=24 * 3600.0
+                )
+        return self._client
+
+    async def _call(self, method: Any, **arguments: Any) -> dict[str, Any]:
+        return await method(self._model, **arguments)
+
+    async def _infer(self, feed: Feed, timeout_seconds: float, priority: int) -> AnyArray:
+        client = self._open()
+        protocol: Any = _protocol(grpc=self._is_grpc)
+        inputs = [_infer_input(protocol, name, array) for name, array in feed.items()]
+        outputs = [protocol.InferRequestedOutput(self.spec.output.name)]
+        # Triton drops a request that waited this long in its queue, where its policy allows it.
+        options: dict[str, Any] = {"priority": priority, "timeout": int(timeout_seconds * 1e6)}
+        if self._is_grpc:
+            options["client_timeout"] = timeout_seconds
+        result = await client.infer(self._model, inputs, outputs=outputs, **options)
+        values: AnyArray | None = result.as_numpy(self.spec.output.name)
+        if values is None:
+            msg = f"Triton's answer holds no `{self.spec.output.name}`."
+            raise BackendError(msg)
+        return values
+
+    def _translate(self, error: Exception) -> EmbeddingServerError:
+        """Map what tritonclient, aiohttp and gRPC raise to the gateway's errors, in one place."""
+        if isinstance(error, EmbeddingServerError):
+            return error
+        if isinstance(error, (aiohttp.ClientError, OSError)):
+            msg = f"Triton at {self.address} does not answer ({type(error).__name__})."
+            return BackendUnavailableError(msg)
+        if not isinstance(error, InferenceServerException):
+            return BackendError(f"Triton's answer cannot be read: {error!r}")
+        reply: Any = error
+        status = str(reply.status()).removeprefix("StatusCode.")
+        message = str(reply.message())
+        if status == "DEADLINE_EXCEEDED" or "timeout expired" in message.lower():
+            return DeadlineExceededError(f"Triton at {self.address} dropped the batch: {message}")
+        away = {"503", "UNAVAILABLE", "CANCELLED"}
+        if status in away or "not at ready state" in message or "unknown model" in message:
+            return BackendUnavailableError(f"Triton at {self.address} is not ready: {message}")
+        return BackendError(f"Triton refused the batch: {message}")
+
+
+def _protocol(*, grpc: bool) -> Any:
+    if grpc:
+        import tritonclient.grpc as grpc_protocol
+
+        return grpc_protocol
+    import tritonclient.http as http_protocol
+
+    return http_protocol
+
+
+def _infer_input(protocol: Any, name: str, array: AnyArray) -> Any:
+    tensor = protocol.InferInput(name, list(array.shape), TRITON_NAMES[array.dtype])
+    return tensor.set_data_from_numpy(np.ascontiguousarray(array))
+
+
+def _describe(metadata: dict[str, Any], config: dict[str, Any]) -> ModelSpec:
+    max_batch_size = int(config.get("max_batch_size", 0))
+    parameters: dict[str, Any] = config.get("parameters", {})
+    stated_digest = parameters.get("weights_digest", {}).get("string_value")
+    return describe_model(
+        name=metadata["name"],
+        inputs=[_tensor_spec(tensor) for tensor in metadata.get("inputs", [])],
+        outputs=[_tensor_spec(tensor) for tensor in metadata.get("outputs", [])],
+        max_batch_size=max_batch_size or UNBATCHED_MAX_BATCH_SIZE,
+        instance_count=_count_instances(config.get("instance_group", [])),
+        # Triton does not show the weights. Its repository may state their digest; without that
+        # the model's name, versions and interface stand for them.
+        weights_digest=stated_digest or _digest(metadata),
+    )
+
+
+def _digest(metadata: dict[str, Any]) -> str:
+    return hashlib.sha256(orjson.dumps(metadata, option=orjson.OPT_SORT_KEYS)).hexdigest()
+
+
+def _count_instances(groups: list[dict[str, Any]]) -> int:
+    return sum(int(group.get("count", 1)) * max(1, len(group.get("gpus", []))) for group in groups)
+
+
+def _tensor_spec(tensor: dict[str, Any]) -> TensorSpec:
+    dtype = DTYPES.get(tensor["datatype"], np.object_)
+    return TensorSpec(tensor["name"], np.dtype(dtype), tuple(int(dim) for dim in tensor["shape"]))

@@ -1,0 +1,1 @@
+"""One file for each dialect; each thin: parse, call the embedder, shape the answer."""

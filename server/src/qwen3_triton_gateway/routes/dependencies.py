@@ -1,0 +1,16 @@
+"""What every route takes: the service of the running application."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import Depends, Request
+
+from ..service import EmbeddingService
+
+
+def _service(request: Request) -> EmbeddingService:
+    return request.app.state.service
+
+
+ServiceDep = Annotated[EmbeddingService, Depends(_service)]

@@ -1,0 +1,362 @@
+"""The queue between requests and the model: one for the process.
+
+Policy, each part a pure function or a few lines below:
+
+* **Work-conserving.** A batch leaves as soon as a slot is free and anything waits; no timer.
+* **Window.** The model's instances + 1 batches in flight: one always prepared, none piling up
+  where it can no longer be reordered.
+* **Lanes.** Queries before documents; while both wait, every `QUERY_BATCHES_IN_A_ROW` batches of
+  queries let one of documents pass, so that neither starves.
+* **Batches.** The oldest text of the lane is the anchor; texts of similar length join it, from
+  whichever request they came, as long as the padding they cost is less than a batch of their own
+  would (`similar_lengths`).
+* **Admission.** Waiting tokens are bounded; a request is queued whole or refused with the time
+  after which it would fit.
+* **Once.** Equal texts that wait together are computed once.
+* **Alone.** A text whose vector is unusable, or whose batch the model refused, runs once more by
+  itself, so that its neighbours get their vectors and the error names the right text.
+* **Gone.** A text that nobody waits for any more leaves before it costs anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+from bisect import bisect_left, insort
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TypeAlias
+
+import numpy as np
+
+from .batching import bucket_length
+from .errors import (
+    BackendError,
+    BadVectorError,
+    DeadlineExceededError,
+    EmbeddingServerError,
+    QueueFullError,
+)
+from .pooling import unusable_rows
+from .tensors import Float32Matrix, TokenizedText
+
+Float32Vector: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float32]]
+
+logger = logging.getLogger(__name__)
+
+QUERY_BATCHES_IN_A_ROW = 4
+# What a batch costs before its first token (a round trip, kernel launches), in tokens.
+BATCH_OVERHEAD_TOKENS = 64
+DRAIN_SMOOTHING = 0.2
+MAX_RETRY_AFTER_SECONDS = 60
+
+
+class Lane(IntEnum):
+    """Which queue a text waits in; the value is Triton's request priority as well."""
+
+    QUERY = 1
+    DOCUMENT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """Bounds of one batch: rows, padded tokens (a longer text goes alone), bucket ceiling."""
+
+    max_batch_size: int
+    max_batch_tokens: int
+    max_length: int
+
+
+@dataclass(eq=False, slots=True)
+class QueuedText:
+    """A text in the queue, and everyone who waits for its vector."""
+
+    text: TokenizedText
+    lane: Lane
+    serial: int
+    arrived: float
+    deadline: float
+    done: asyncio.Future[Float32Vector | EmbeddingServerError]
+    claims: int = 0
+    alone: bool = False
+    started: float = 0.0
+    finished: float = 0.0
+
+    @property
+    def key(self) -> tuple[Lane, bytes]:
+        return self.lane, self.text.input_ids.tobytes()
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        return self.text.length, self.serial
+
+
+RunBatch: TypeAlias = Callable[[Sequence[TokenizedText], Lane, float], Awaitable[Float32Matrix]]
+
+
+@dataclass(slots=True)
+class LaneQueue:
+    """The texts of one lane, by arrival and by length; taken ones stay in `arrivals` until met."""
+
+    arrivals: deque[QueuedText] = field(default_factory=deque[QueuedText])
+    by_length: list[tuple[tuple[int, int], QueuedText]] = field(
+        default_factory=list[tuple[tuple[int, int], QueuedText]]
+    )
+
+    def __len__(self) -> int:
+        return len(self.by_length)
+
+    def add(self, entry: QueuedText) -> None:
+        self.arrivals.append(entry)
+        insort(self.by_length, (entry.rank, entry), key=lambda item: item[0])
+
+    def position(self, entry: QueuedText) -> int | None:
+        index = bisect_left(self.by_length, entry.rank, key=lambda item: item[0])
+        found = index < len(self.by_length) and self.by_length[index][1] is entry
+        return index if found else None
+
+    def discard(self, entry: QueuedText) -> None:
+        index = self.position(entry)
+        if index is not None:
+            del self.by_length[index]
+
+    def take_batch(self, limits: BatchLimits) -> list[QueuedText]:
+        """Remove the oldest text and its neighbours by length; the lane must not be empty."""
+        anchor = None
+        while anchor is None:
+            anchor = self.position(self.arrivals.popleft())
+        lengths = _Lengths(self.by_length)
+        window = similar_lengths(lengths, anchor, limits)
+        batch = [entry for _, entry in self.by_length[window.start : window.stop]]
+        del self.by_length[window.start : window.stop]
+        if not self.by_length:
+            self.arrivals.clear()
+        return batch
+
+
+class _Lengths(Sequence[int]):
+    """The lengths of a sorted lane, read in place."""
+
+    def __init__(self, items: list[tuple[tuple[int, int], QueuedText]]) -> None:
+        self._items = items
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self._items[index][0][0]
+
+
+def similar_lengths(lengths: Sequence[int], anchor: int, limits: BatchLimits) -> range:
+    """Choose a batch around `anchor` from ascending lengths: a window that contains it.
+
+    A neighbour joins where the padded batch grows by no more than the neighbour would cost in a
+    batch of its own, `BATCH_OVERHEAD_TOKENS` included; the cheaper side joins first.
+    """
+    start, stop = anchor, anchor + 1
+    width = bucket_length(lengths[anchor], limits.max_length)
+    while stop - start < limits.max_batch_size:
+        rows = stop - start
+        growth: list[tuple[int, int, int]] = []
+        if start > 0:
+            own = bucket_length(lengths[start - 1], limits.max_length)
+            growth.append((width - own, start - 1, width))
+        if stop < len(lengths):
+            wider = bucket_length(lengths[stop], limits.max_length)
+            growth.append((rows * (wider - width), stop, wider))
+        fitting = [
+            option
+            for option in growth
+            if option[0] <= BATCH_OVERHEAD_TOKENS
+            and (rows + 1) * option[2] <= limits.max_batch_tokens
+        ]
+        if not fitting:
+            break
+        _, joined, width = min(fitting)
+        start, stop = min(start, joined), max(stop, joined + 1)
+    return range(start, stop)
+
+
+def choose_lane(queries: int, documents: int, query_batches_in_a_row: int) -> Lane:
+    """Choose the lane of the next batch from how many texts wait in each."""
+    if not documents:
+        return Lane.QUERY
+    if not queries or query_batches_in_a_row >= QUERY_BATCHES_IN_A_ROW:
+        return Lane.DOCUMENT
+    return Lane.QUERY
+
+
+class Scheduler:
+    """Form batches from all requests and run them through `run`, at most `window` at a time."""
+
+    def __init__(
+        self, run: RunBatch, *, limits: BatchLimits, window: int, max_queue_tokens: int
+    ) -> None:
+        self._run = run
+        self._limits = limits
+        self._window = window
+        self._max_queue_tokens = max_queue_tokens
+        self._lanes = {lane: LaneQueue() for lane in Lane}
+        self._alone: deque[QueuedText] = deque()
+        self._waiting: dict[tuple[Lane, bytes], QueuedText] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._queued_tokens = 0
+        self._query_batches_in_a_row = 0
+        self._serial = 0
+        self._tokens_per_second = 0.0
+
+    @property
+    def queued_tokens(self) -> int:
+        return self._queued_tokens
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._tasks)
+
+    async def submit(
+        self, texts: Sequence[TokenizedText], *, lane: Lane, deadline: float
+    ) -> list[QueuedText]:
+        """Queue texts, wait for all, and give their entries, each done with a vector or an error.
+
+        `deadline` is in the event loop's time.
+
+        Raises:
+            QueueFullError: the texts do not fit; none was queued.
+            DeadlineExceededError: the deadline passed first.
+        """
+        self._admit(texts)
+        entries = [self._enqueue(text, lane, deadline) for text in texts]
+        # A text's serial breaks ties of arrival; the longest first makes it the anchor, so that a
+        # request on its own is packed from the long end downwards.
+        fresh = sorted({e for e in entries if not e.claims}, key=lambda e: -e.text.length)
+        for entry in fresh:
+            self._lanes[lane].add(entry)
+        for entry in entries:
+            entry.claims += 1
+        self._dispatch()
+        try:
+            async with asyncio.timeout_at(deadline):
+                await asyncio.wait({entry.done for entry in entries})
+        except TimeoutError:
+            msg = "The request's deadline passed before all its texts were embedded."
+            raise DeadlineExceededError(msg) from None
+        finally:
+            for entry in entries:
+                self._release(entry)
+        return entries
+
+    async def drain(self) -> None:
+        """Wait until nothing is queued or in flight."""
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    def _admit(self, texts: Sequence[TokenizedText]) -> None:
+        tokens = sum(text.length for text in texts)
+        if self._queued_tokens + tokens <= self._max_queue_tokens or not self._queued_tokens:
+            return
+        excess = self._queued_tokens + tokens - self._max_queue_tokens
+        wait = math.ceil(excess / self._tokens_per_second) if self._tokens_per_second else 1
+        msg = (
+            f"{self._queued_tokens} tokens are waiting and this request adds {tokens}; the limit "
+            f"is {self._max_queue_tokens} (EMBED_MAX_QUEUE_TOKENS)."
+        )
+        raise QueueFullError(msg, retry_after_seconds=min(wait, MAX_RETRY_AFTER_SECONDS))
+
+    def _enqueue(self, text: TokenizedText, lane: Lane, deadline: float) -> QueuedText:
+        loop = asyncio.get_running_loop()
+        self._serial += 1
+        new = QueuedText(text, lane, self._serial, loop.time(), deadline, loop.create_future())
+        entry = self._waiting.setdefault(new.key, new)
+        if entry is new:
+            self._queued_tokens += text.length
+        entry.deadline = max(entry.deadline, deadline)
+        return entry
+
+    def _release(self, entry: QueuedText) -> None:
+        entry.claims -= 1
+        if entry.claims == 0 and self._waiting.get(entry.key) is entry:
+            self._forget(entry)
+            self._lanes[entry.lane].discard(entry)
+
+    def _forget(self, entry: QueuedText) -> None:
+        """Take an entry off the books of what waits."""
+        del self._waiting[entry.key]
+        self._queued_tokens -= entry.text.length
+
+    def _dispatch(self) -> None:
+        while len(self._tasks) < self._window:
+            batch = self._next_batch()
+            if not batch:
+                return
+            task = asyncio.get_running_loop().create_task(self._run_batch(batch))
+            self._tasks.add(task)
+            task.add_done_callback(self._finish)
+
+    def _finish(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._dispatch()
+
+    def _next_batch(self) -> list[QueuedText]:
+        while self._alone:
+            entry = self._alone.popleft()
+            if entry.claims:
+                return [entry]
+        queries, documents = (self._lanes[lane] for lane in Lane)
+        lane = choose_lane(len(queries), len(documents), self._query_batches_in_a_row)
+        if not self._lanes[lane]:
+            return []
+        self._query_batches_in_a_row += 1
+        if lane is Lane.DOCUMENT:
+            self._query_batches_in_a_row = 0
+        batch = self._lanes[lane].take_batch(self._limits)
+        for entry in batch:
+            self._forget(entry)
+        return batch
+
+    async def _run_batch(self, batch: list[QueuedText]) -> None:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        timeout_seconds = max(entry.deadline for entry in batch) - started
+        try:
+            vectors = await self._run(
+                [entry.text for entry in batch], batch[0].lane, max(timeout_seconds, 0.001)
+            )
+        except EmbeddingServerError as error:
+            for entry in batch:
+                self._fail(entry, error)
+        except Exception:  # a bug of ours must not leave the callers waiting
+            logger.exception("A batch failed in a way that the gateway does not know.")
+            for entry in batch:
+                self._fail(entry, EmbeddingServerError("Internal error; see the gateway's log."))
+        else:
+            self._settle(batch, vectors)
+        finished = loop.time()
+        for entry in batch:
+            entry.started, entry.finished = started, finished
+        self._measure(sum(entry.text.length for entry in batch), finished - started)
+
+    def _settle(self, batch: list[QueuedText], vectors: Float32Matrix) -> None:
+        unusable = set(unusable_rows(vectors))
+        for row, entry in enumerate(batch):
+            if row not in unusable:
+                entry.done.set_result(vectors[row])
+                continue
+            norm = float(np.linalg.norm(vectors[row].astype(np.float64)))
+            self._fail(entry, BadVectorError(f"the model gave a vector of norm {norm:g}"))
+
+    def _fail(self, entry: QueuedText, error: EmbeddingServerError) -> None:
+        """Run the text once more by itself where that can help, else hand over the error."""
+        if isinstance(error, (BadVectorError, BackendError)) and not entry.alone:
+            entry.alone = True
+            self._alone.append(entry)
+        else:
+            entry.done.set_result(error)
+
+    def _measure(self, tokens: int, seconds: float) -> None:
+        rate = tokens * self._window / max(seconds, 1e-6)
+        if self._tokens_per_second:
+            rate = DRAIN_SMOOTHING * rate + (1 - DRAIN_SMOOTHING) * self._tokens_per_second
+        self._tokens_per_second = rate

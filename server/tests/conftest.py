@@ -1,0 +1,58 @@
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+from fake_backend import FakeBackend
+from qwen3_triton_gateway.app import create_app
+from qwen3_triton_gateway.service import EmbeddingService
+from qwen3_triton_gateway.settings import Settings
+from starlette.testclient import TestClient
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+
+StartGateway = Callable[..., TestClient]
+
+
+@pytest.fixture(name="tokenizer_dir", scope="session")
+def _tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level tokenizer without merges: one token for each byte."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    vocabulary = {char: index for index, char in enumerate(sorted(ByteLevel.alphabet()))}
+    tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = ByteLevelDecoder()
+    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    return folder
+
+
+@pytest.fixture(name="backend")
+def _backend() -> FakeBackend:
+    return FakeBackend()
+
+
+@pytest.fixture(name="start_gateway")
+def _start_gateway(tokenizer_dir: Path, backend: FakeBackend) -> Iterator[StartGateway]:
+    """Start an application on the fake model, ready to answer; settings by their variables."""
+    with ExitStack() as stack:
+
+        def start(**settings: object) -> TestClient:
+            values = {"TOKENIZER_PATH": tokenizer_dir, "EMBED_MODEL_ID": "fake-embedding"}
+            service = EmbeddingService(Settings(**values | settings), backend)
+            app = create_app(service, on_fatal=pytest.fail)
+            client = stack.enter_context(TestClient(app, raise_server_exceptions=False))
+            while not service.readiness.ready:
+                client.get("/health/live")
+            backend.calls.clear()
+            backend.priorities.clear()
+            return client
+
+        yield start
+
+
+@pytest.fixture(name="client")
+def _client(start_gateway: StartGateway) -> TestClient:
+    return start_gateway()

@@ -1,0 +1,84 @@
+"""A model made of arithmetic: the one fake, at the seam that every backend passes too."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+import numpy as np
+from qwen3_triton_gateway.backends.base import (
+    AnyArray,
+    ModelSpec,
+    TensorSpec,
+    describe_model,
+    wrap_output,
+)
+from qwen3_triton_gateway.tensors import HiddenStates, PooledStates, TokenBatch
+
+HIDDEN_SIZE = 1280
+VOCABULARY_SIZE = 4096
+
+
+class FakeBackend:
+    """Give hidden states that depend on a token and all before it, as a causal model's do.
+
+    `calls` records the shape of every batch; `corrupt` may change an answer or raise; `gate`,
+    where set, holds answers back until it opens.
+    """
+
+    def __init__(self, *, max_batch_size: int = 8, pooled: bool = False) -> None:
+        self._table = np.random.default_rng(7).normal(size=(VOCABULARY_SIZE, HIDDEN_SIZE))
+        shape = (-1, HIDDEN_SIZE) if pooled else (-1, -1, HIDDEN_SIZE)
+        name = "sentence_embedding" if pooled else "last_hidden_state"
+        int64 = np.dtype(np.int64)
+        self._spec = describe_model(
+            name="fake",
+            inputs=[
+                TensorSpec("input_ids", int64, (-1, -1)),
+                TensorSpec("attention_mask", int64, (-1, -1)),
+            ],
+            outputs=[TensorSpec(name, np.dtype(np.float32), shape)],
+            max_batch_size=max_batch_size,
+            instance_count=1,
+            weights_digest="fake",
+        )
+        self.calls: list[tuple[int, int]] = []
+        self.priorities: list[int] = []
+        self.corrupt: Callable[[TokenBatch, AnyArray], AnyArray] = lambda _, values: values
+        self.gate: asyncio.Event | None = None
+        self.ready = True
+
+    @property
+    def spec(self) -> ModelSpec:
+        return self._spec
+
+    @property
+    def description(self) -> str:
+        return "a fake"
+
+    async def connect(self) -> ModelSpec:
+        return self._spec
+
+    async def infer(
+        self, batch: TokenBatch, *, timeout_seconds: float, priority: int
+    ) -> HiddenStates | PooledStates:
+        self.calls.append(batch.input_ids.shape)
+        self.priorities.append(priority)
+        if self.gate is not None:
+            await self.gate.wait()
+        values = self.hidden_states(batch)
+        if self._spec.pooling == "in_graph":
+            last = batch.attention_mask.sum(axis=1) - 1
+            values = values[np.arange(len(last)), last]
+        return wrap_output(self._spec, batch, self.corrupt(batch, values))
+
+    async def is_ready(self) -> bool:
+        return self.ready
+
+    async def close(self) -> None:
+        self.ready = False
+
+    def hidden_states(self, batch: TokenBatch) -> AnyArray:
+        rows = self._table[batch.input_ids % VOCABULARY_SIZE] * batch.attention_mask[..., None]
+        weights = 1.0 + np.arange(batch.input_ids.shape[1])[None, :, None] % 7
+        return np.cumsum(rows * weights, axis=1).astype(np.float32)

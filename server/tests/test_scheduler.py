@@ -1,0 +1,258 @@
+import asyncio
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from qwen3_triton_gateway.batching import bucket_length
+from qwen3_triton_gateway.errors import (
+    BackendError,
+    BackendUnavailableError,
+    BadVectorError,
+    DeadlineExceededError,
+    QueueFullError,
+)
+from qwen3_triton_gateway.scheduler import (
+    QUERY_BATCHES_IN_A_ROW,
+    BatchLimits,
+    Lane,
+    QueuedText,
+    Scheduler,
+    choose_lane,
+    similar_lengths,
+)
+from qwen3_triton_gateway.tensors import Float32Matrix, TokenizedText
+
+LIMITS = BatchLimits(max_batch_size=8, max_batch_tokens=4096, max_length=1024)
+FAR = 60.0
+
+
+def text(length: int, marker: int = 0) -> TokenizedText:
+    ids = np.full(length, marker, dtype=np.int64)
+    return TokenizedText(ids, total_tokens=length)
+
+
+def marker_of(result: QueuedText) -> int:
+    vector = result.done.result()
+    assert isinstance(vector, np.ndarray)
+    return int(vector[0])
+
+
+class Model:
+    """Answer each text with its first token id + 1; batches wait for `gate` where it is set."""
+
+    def __init__(self) -> None:
+        self.batches: list[tuple[Lane, list[int]]] = []
+        self.gate: asyncio.Event | None = None
+        self.refuse: Exception | None = None
+        self.poison: set[int] = set()
+        self.bad: set[int] = set()
+
+    async def __call__(
+        self, texts: Sequence[TokenizedText], lane: Lane, timeout_seconds: float
+    ) -> Float32Matrix:
+        markers = [int(item.input_ids[0]) for item in texts]
+        self.batches.append((lane, markers))
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.refuse is not None:
+            raise self.refuse
+        if self.poison & set(markers):
+            raise BackendError("CUDA out of memory")
+        values = [np.nan if marker in self.bad else marker + 1.0 for marker in markers]
+        return np.array([[value, 1.0] for value in values], dtype=np.float32)
+
+
+def make(model: Model, *, window: int = 2, max_queue_tokens: int = 10_000) -> Scheduler:
+    return Scheduler(model, limits=LIMITS, window=window, max_queue_tokens=max_queue_tokens)
+
+
+def deadline(seconds: float = FAR) -> float:
+    return asyncio.get_running_loop().time() + seconds
+
+
+@given(
+    st.lists(st.integers(1, 1024), min_size=1, max_size=60),
+    st.data(),
+)
+def test_a_batch_holds_its_anchor_and_keeps_every_limit(
+    lengths: list[int], data: st.DataObject
+) -> None:
+    lengths.sort()
+    anchor = data.draw(st.integers(0, len(lengths) - 1))
+    window = similar_lengths(lengths, anchor, LIMITS)
+    width = bucket_length(lengths[window.stop - 1], LIMITS.max_length)
+    assert anchor in window
+    assert len(window) <= LIMITS.max_batch_size
+    assert len(window) == 1 or len(window) * width <= LIMITS.max_batch_tokens
+
+
+def test_texts_of_similar_length_share_a_batch_and_others_do_not() -> None:
+    lengths = [10, 11, 12, 500, 505, 510]
+    assert similar_lengths(lengths, 0, LIMITS) == range(3)
+    assert similar_lengths(lengths, 5, LIMITS) == range(3, 6)
+
+
+def test_a_text_longer_than_the_token_budget_goes_alone() -> None:
+    limits = BatchLimits(max_batch_size=8, max_batch_tokens=100, max_length=1024)
+    assert similar_lengths([500, 500, 500], 1, limits) == range(1, 2)
+
+
+@pytest.mark.parametrize(
+    ("queries", "documents", "in_a_row", "lane"),
+    [
+        pytest.param(1, 100, 0, Lane.QUERY, id="queries-first"),
+        pytest.param(0, 100, 0, Lane.DOCUMENT, id="only-documents"),
+        pytest.param(9, 0, 99, Lane.QUERY, id="only-queries"),
+        pytest.param(9, 1, QUERY_BATCHES_IN_A_ROW, Lane.DOCUMENT, id="documents-do-not-starve"),
+    ],
+)
+def test_the_lane_of_the_next_batch(
+    queries: int, documents: int, in_a_row: int, lane: Lane
+) -> None:
+    assert choose_lane(queries, documents, in_a_row) is lane
+
+
+async def test_answers_keep_the_order_of_the_texts() -> None:
+    lengths = np.random.default_rng(1).integers(1, 600, size=300)
+    texts = [text(int(length), marker) for marker, length in enumerate(lengths)]
+    scheduler = make(Model(), max_queue_tokens=10**9)
+    results = await scheduler.submit(texts, lane=Lane.DOCUMENT, deadline=deadline())
+    assert [marker_of(result) for result in results] == list(range(1, 301))
+    assert scheduler.queued_tokens == scheduler.in_flight == 0
+
+
+async def test_a_query_overtakes_the_documents_that_wait() -> None:
+    model = Model()
+    model.gate = asyncio.Event()
+    scheduler = make(model, window=1)
+    bulk = asyncio.create_task(
+        scheduler.submit([text(9, i) for i in range(40)], lane=Lane.DOCUMENT, deadline=deadline())
+    )
+    await asyncio.sleep(0)
+    query = asyncio.create_task(
+        scheduler.submit([text(9, 99)], lane=Lane.QUERY, deadline=deadline())
+    )
+    await asyncio.sleep(0)
+    model.gate.set()
+    await asyncio.gather(bulk, query)
+    assert model.batches[1] == (Lane.QUERY, [99])
+
+
+async def test_requests_share_batches_while_the_model_is_busy() -> None:
+    model = Model()
+    model.gate = asyncio.Event()
+    scheduler = make(model, window=1)
+    requests = [
+        asyncio.create_task(scheduler.submit([text(9, i)], lane=Lane.DOCUMENT, deadline=deadline()))
+        for i in range(5)
+    ]
+    await asyncio.sleep(0)
+    model.gate.set()
+    await asyncio.gather(*requests)
+    assert model.batches == [(Lane.DOCUMENT, [0]), (Lane.DOCUMENT, [1, 2, 3, 4])]
+
+
+async def test_no_more_batches_are_in_flight_than_the_window() -> None:
+    model = Model()
+    model.gate = asyncio.Event()
+    scheduler = make(model, window=3)
+    bulk = asyncio.create_task(
+        scheduler.submit([text(9, i) for i in range(80)], lane=Lane.DOCUMENT, deadline=deadline())
+    )
+    await asyncio.sleep(0)
+    assert scheduler.in_flight == 3
+    model.gate.set()
+    await bulk
+
+
+async def test_equal_texts_are_computed_once() -> None:
+    model = Model()
+    results = await make(model).submit(
+        [text(9, 5), text(9, 6), text(9, 5)], lane=Lane.DOCUMENT, deadline=deadline()
+    )
+    assert [marker_of(result) for result in results] == [6, 7, 6]
+    assert model.batches == [(Lane.DOCUMENT, [5, 6])]
+
+
+async def test_a_full_queue_refuses_a_request_whole_and_says_when_to_return() -> None:
+    model = Model()
+    model.gate = asyncio.Event()
+    scheduler = make(model, window=1, max_queue_tokens=100)
+    first = asyncio.create_task(
+        scheduler.submit([text(9, i) for i in range(12)], lane=Lane.DOCUMENT, deadline=deadline())
+    )
+    await asyncio.sleep(0)
+    queued = scheduler.queued_tokens
+    with pytest.raises(QueueFullError, match="EMBED_MAX_QUEUE_TOKENS") as caught:
+        await scheduler.submit([text(40, 50), text(40, 51)], lane=Lane.QUERY, deadline=deadline())
+    assert scheduler.queued_tokens == queued
+    assert caught.value.retry_after_seconds == 1
+    model.gate.set()
+    await first
+
+
+async def test_a_cancelled_request_leaves_the_queue_before_it_costs_anything() -> None:
+    model = Model()
+    model.gate = asyncio.Event()
+    scheduler = make(model, window=1)
+    running = asyncio.create_task(
+        scheduler.submit([text(9, 1)], lane=Lane.DOCUMENT, deadline=deadline())
+    )
+    await asyncio.sleep(0)
+    gone = asyncio.create_task(
+        scheduler.submit([text(9, 2)], lane=Lane.DOCUMENT, deadline=deadline())
+    )
+    await asyncio.sleep(0)
+    gone.cancel()
+    await asyncio.gather(gone, return_exceptions=True)
+    assert scheduler.queued_tokens == 0
+    model.gate.set()
+    await running
+    assert model.batches == [(Lane.DOCUMENT, [1])]
+
+
+async def test_a_request_past_its_deadline_gets_504_and_leaves_the_queue() -> None:
+    model = Model()
+    model.gate = asyncio.Event()
+    scheduler = make(model, window=1)
+    with pytest.raises(DeadlineExceededError, match="deadline"):
+        await scheduler.submit(
+            [text(9, i) for i in range(20)], lane=Lane.DOCUMENT, deadline=deadline(0.01)
+        )
+    assert scheduler.queued_tokens == 0
+    model.gate.set()
+    await scheduler.drain()
+    assert len(model.batches) == 1
+
+
+async def test_a_bad_vector_is_computed_again_alone_and_then_refused() -> None:
+    model = Model()
+    model.bad = {2}
+    results = await make(model).submit(
+        [text(9, i) for i in range(4)], lane=Lane.DOCUMENT, deadline=deadline()
+    )
+    assert model.batches == [(Lane.DOCUMENT, [0, 1, 2, 3]), (Lane.DOCUMENT, [2])]
+    assert isinstance(results[2].done.result(), BadVectorError)
+    assert [marker_of(results[i]) for i in (0, 1, 3)] == [1, 2, 4]
+
+
+async def test_a_text_that_breaks_its_batch_does_not_break_its_neighbors() -> None:
+    model = Model()
+    model.poison = {3}
+    results = await make(model).submit(
+        [text(9, i) for i in range(5)], lane=Lane.DOCUMENT, deadline=deadline()
+    )
+    outcomes = [isinstance(result.done.result(), BackendError) for result in results]
+    assert outcomes == [False, False, False, True, False]
+
+
+async def test_an_absent_model_fails_the_batch_without_trying_again() -> None:
+    model = Model()
+    model.refuse = BackendUnavailableError("Triton is away")
+    results = await make(model).submit(
+        [text(9, i) for i in range(4)], lane=Lane.DOCUMENT, deadline=deadline()
+    )
+    assert all(isinstance(result.done.result(), BackendUnavailableError) for result in results)
+    assert len(model.batches) == 1
