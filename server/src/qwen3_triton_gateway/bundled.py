@@ -9,6 +9,8 @@ from typing import Any
 from .errors import StartupError
 from .settings import Settings
 
+NANO_MODEL_ID = "qwen3-nano"
+
 
 def nano_model_dir() -> Path:
     """Find the nano model's folder.
@@ -37,6 +39,6 @@ def with_bundled_model(settings: Settings) -> Settings:
         update={
             "model_dir": model_dir,
             "tokenizer_path": settings.tokenizer_path or model_dir,
-            "model_id": settings.model_id or "qwen3-nano",
+            "model_id": settings.model_id or NANO_MODEL_ID,
         }
     )

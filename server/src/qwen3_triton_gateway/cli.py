@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import click
 from pydantic import ValidationError
@@ -15,9 +16,14 @@ from ._version import __version__
 from .errors import StartupError
 from .settings import Settings
 
+if TYPE_CHECKING:
+    from .local_triton import LocalTriton
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-TRITON_PORTS = {"http": 8200, "grpc": 8201, "metrics": 8202}
+PORTS = {"http": 8200, "grpc": 8201, "metrics": 8202}
+TRITON_FLAGS = tuple(f"{service}_port" for service in PORTS)
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -73,11 +79,6 @@ def _read_settings(flags: dict[str, str | None]) -> Settings:
         raise click.UsageError("; ".join(problems)) from None
 
 
-def _fail(error: StartupError | RuntimeError) -> None:
-    click.echo(f"Error: {error}", err=True)
-    sys.exit(1)
-
-
 @main.command()
 @_setting_options
 def serve(**flags: str | None) -> None:
@@ -95,7 +96,138 @@ def serve(**flags: str | None) -> None:
     """
     from .server import run_gateway
 
-    try:
+    with _plain_errors():
         run_gateway(_read_settings(flags))
-    except StartupError as error:
-        _fail(error)
+
+
+def _triton_options(command: Command) -> Command:
+    """Add the flags that `triton` and `up` share."""
+    for service, port in PORTS.items():
+        command = click.option(
+            f"--{service}-port",
+            type=int,
+            default=port,
+            show_default=True,
+            help="0 takes a free one.",
+        )(command)
+    command = click.option("--model-name", help="Name of the model in Triton.")(command)
+    return click.option(
+        "--threads", type=int, default=0, help="Threads of ONNX Runtime; 0 takes every core."
+    )(command)
+
+
+@main.command()
+@click.option("--model-dir", type=FOLDER, help="Folder with model.onnx; default the nano model.")
+@click.option("--model-repository", type=FOLDER, help="A whole Triton model repository instead.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind.")
+@click.option("--prepare", is_flag=True, help="Only install what the local Triton needs.")
+@_triton_options
+def triton(
+    *, model_dir: Path | None, model_repository: Path | None, host: str, prepare: bool, **flags: Any
+) -> None:
+    """Run a real Triton Inference Server on this machine, without Docker, in the foreground.
+
+    Linux x86-64. The server's files are installed once into the user's cache folder (or
+    QWEN3_TRITON_RUNTIME_DIR). The model runs on the CPU, by ONNX Runtime in Triton's Python
+    backend, with the names, shapes and batching of the production server.
+
+    \b
+    Examples:
+      qwen3-triton triton
+      qwen3-triton triton --model-dir ./qwen3-embedding-0.6b --model-name qwen3_embed_onnx
+      qwen3-triton triton --model-repository ./model_repository --http-port 8000
+    """
+    from .local_triton import ensure_runtime, run_foreground, unsupported_reason
+
+    with _plain_errors():
+        if prepare:
+            reason = unsupported_reason()
+            if reason:
+                click.echo(f"The local Triton cannot run here: {reason}", err=True)
+            else:
+                ensure_runtime(_progress)
+            return
+        if model_dir and model_repository:
+            raise click.UsageError("Give --model-dir or --model-repository, not both.")
+        server = _local_triton(model_dir, model_repository, host=host, **flags)
+        sys.exit(run_foreground(server, on_ready=_show_addresses))
+
+
+@main.command()
+@_setting_options
+@_triton_options
+def up(**flags: Any) -> None:
+    """Run a local Triton and the gateway in front of it, with one Ctrl-C for both.
+
+    Takes the flags of `triton` and of `serve`; --model-dir names the model, by default the bundled
+    nano model. Where the local Triton cannot run, the model runs in the gateway's process.
+
+    \b
+    Examples:
+      qwen3-triton up
+      qwen3-triton up --model-dir ./qwen3-embedding-0.6b --port 8101
+    """
+    from .bundled import with_bundled_model
+    from .local_stack import run_stack
+    from .local_triton import unsupported_reason
+    from .server import run_gateway
+
+    triton_flags = {name: flags.pop(name) for name in (*TRITON_FLAGS, "model_name", "threads")}
+    with _plain_errors():
+        settings = _read_settings(flags)
+        if settings.triton_url:
+            raise click.UsageError("`up` starts its own Triton; for another one use `serve`.")
+        reason = unsupported_reason()
+        if reason:
+            click.echo(f"The local Triton cannot run here: {reason}", err=True)
+            click.echo("The model runs in the gateway's process instead.", err=True)
+            run_gateway(settings)
+        else:
+            triton = _local_triton(settings.model_dir, None, **triton_flags)
+            run_stack(with_bundled_model(settings), triton)
+
+
+def _local_triton(
+    model_dir: Path | None,
+    model_repository: Path | None,
+    *,
+    model_name: str | None,
+    threads: int,
+    **options: Any,
+) -> LocalTriton:
+    from .bundled import NANO_MODEL_ID, nano_model_dir
+    from .local_triton import LocalTriton, ensure_runtime
+
+    default_name = model_dir.name if model_dir else NANO_MODEL_ID
+    if model_dir is None and model_repository is None:
+        model_dir = nano_model_dir()
+    return LocalTriton(
+        model_dir=model_dir,
+        model_repository=model_repository,
+        model_name=model_name or default_name,
+        intra_op_threads=threads,
+        runtime=ensure_runtime(_progress),
+        **options,
+    )
+
+
+def _show_addresses(triton: LocalTriton) -> None:
+    click.echo(f"Triton serves {triton.model_name}; Ctrl-C stops it.", err=True)
+    for url in (triton.http_url, triton.grpc_url, triton.metrics_url):
+        click.echo(f"  {url}", err=True)
+
+
+def _progress(sentence: str) -> None:
+    click.echo(sentence, err=True)
+
+
+@contextmanager
+def _plain_errors() -> Generator[None]:
+    """End with exit code 1 and the message alone where something was expected to go wrong."""
+    from .local_triton import LocalTritonError
+
+    try:
+        yield
+    except (StartupError, LocalTritonError) as error:
+        click.echo(f"Error: {error}", err=True)
+        sys.exit(1)

@@ -1,0 +1,63 @@
+"""What tests of every distribution may stand on: a real Triton and real gateways."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import pytest
+import qwen3_nano
+from gateway_process import GatewayProcess, running_gateway
+
+from qwen3_triton_gateway.local_triton import LocalTriton
+
+TOKENIZER = ("--tokenizer-path", str(qwen3_nano.model_dir()))
+
+
+def triton_flags(url: str, model: str = qwen3_nano.MODEL_ID) -> tuple[str, ...]:
+    """Point a gateway at a model of a Triton."""
+    return ("--triton-url", url, "--triton-model", model, "--model-id", model, *TOKENIZER)
+
+
+@pytest.fixture(name="triton", scope="session")
+def _triton() -> Generator[LocalTriton]:
+    """A real Triton serving the nano model; tests that break it start their own."""
+    with LocalTriton(
+        model_dir=qwen3_nano.model_dir(), model_name=qwen3_nano.MODEL_ID, max_batch_size=8
+    ) as triton:
+        yield triton
+
+
+@pytest.fixture(name="gateway", scope="session")
+def _gateway(triton: LocalTriton) -> Generator[GatewayProcess]:
+    """The gateway in front of the real Triton."""
+    with running_gateway(*triton_flags(triton.http_url)) as gateway:
+        yield gateway
+
+
+@pytest.fixture(name="gateway_url", scope="session")
+def _gateway_url(gateway: GatewayProcess) -> str:
+    return gateway.url
+
+
+@pytest.fixture(name="grpc_gateway", scope="session")
+def _grpc_gateway(triton: LocalTriton) -> Generator[GatewayProcess]:
+    """The same over gRPC."""
+    with running_gateway(*triton_flags(triton.grpc_url)) as gateway:
+        yield gateway
+
+
+@pytest.fixture(name="in_process_gateway", scope="session")
+def _in_process_gateway() -> Generator[GatewayProcess]:
+    """The gateway with ONNX Runtime in its own process, as it starts without settings."""
+    with running_gateway() as gateway:
+        yield gateway
+
+
+@pytest.fixture(
+    name="any_gateway",
+    scope="session",
+    params=["gateway", "grpc_gateway", "in_process_gateway"],
+)
+def _any_gateway(request: pytest.FixtureRequest) -> GatewayProcess:
+    """Each kind of gateway in turn."""
+    return request.getfixturevalue(request.param)

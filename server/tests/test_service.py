@@ -1,0 +1,159 @@
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_backend import FakeBackend
+from qwen3_triton_gateway.backends import ModelSpec
+from qwen3_triton_gateway.errors import (
+    BackendUnavailableError,
+    ModelNotFoundError,
+    StartupError,
+)
+from qwen3_triton_gateway.service import EmbeddingService
+from qwen3_triton_gateway.settings import Settings
+from starlette.testclient import TestClient
+
+RUNBOOK_FIELDS = {
+    "status",
+    "triton_status",
+    "triton_model",
+    "tokenizer_path",
+    "embed_output_dim",
+    "model_hidden_dim",
+    "requires_past_kv",
+}
+
+
+def make_service(tokenizer_dir: Path, backend: FakeBackend, **settings: Any) -> EmbeddingService:
+    return EmbeddingService(Settings(**{"TOKENIZER_PATH": tokenizer_dir} | settings), backend)
+
+
+def swap_model(backend: FakeBackend) -> None:
+    backend.corrupt = lambda _, values: values[..., ::-1]
+
+
+async def test_the_canary_notices_other_weights_after_a_restart(
+    tokenizer_dir: Path, backend: FakeBackend
+) -> None:
+    service = make_service(tokenizer_dir, backend)
+    await service.connect()
+    assert (await service.check()).ready
+    backend.ready = False
+    assert "away" in (await service.check()).reason
+    backend.ready = True
+    swap_model(backend)
+    readiness = await service.check()
+    assert not readiness.ready
+    assert "exchanged" in readiness.reason
+
+
+async def test_a_model_that_was_away_and_is_the_same_is_ready_again(
+    tokenizer_dir: Path, backend: FakeBackend
+) -> None:
+    service = make_service(tokenizer_dir, backend)
+    await service.connect()
+    backend.ready = False
+    await service.check()
+    with pytest.raises(BackendUnavailableError, match="is away") as caught:
+        _ = service.embedder
+    assert caught.value.retry_after_seconds == 1
+    backend.ready = True
+    assert (await service.check()).ready
+
+
+async def test_connecting_waits_for_a_model_that_is_away(tokenizer_dir: Path) -> None:
+    class LateBackend(FakeBackend):
+        attempts = 0
+
+        async def connect(self) -> ModelSpec:
+            self.attempts += 1
+            if self.attempts < 3:
+                raise BackendUnavailableError("nobody there")
+            return await super().connect()
+
+    service = make_service(tokenizer_dir, LateBackend())
+    connecting = asyncio.create_task(service.connect())
+    while not service.readiness.reason.startswith("waiting for"):  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    with pytest.raises(BackendUnavailableError, match="waiting for a fake"):
+        _ = service.embedder
+    await connecting
+    assert service.readiness.ready
+
+
+async def test_more_dimensions_than_the_model_has_refuse_to_start(
+    tokenizer_dir: Path, backend: FakeBackend
+) -> None:
+    service = make_service(tokenizer_dir, backend, EMBED_OUTPUT_DIM=2560)
+    with pytest.raises(StartupError, match=r"EMBED_OUTPUT_DIM is 2560, but .* hidden size 1280"):
+        await service.connect()
+
+
+async def test_a_model_that_cannot_embed_a_sentence_refuses_to_start(
+    tokenizer_dir: Path, backend: FakeBackend
+) -> None:
+    backend.corrupt = lambda _, values: values * float("nan")
+    with pytest.raises(StartupError, match="cannot embed a plain sentence"):
+        await make_service(tokenizer_dir, backend).connect()
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [
+        pytest.param("EMBED_MODEL_ID", "another", id="model-id"),
+        pytest.param("EMBED_OUTPUT_DIM", 512, id="dimensions"),
+    ],
+)
+async def test_the_fingerprint_changes_with_what_it_names(
+    tokenizer_dir: Path, setting: str, value: object
+) -> None:
+    async def fingerprint(**settings: object) -> str:
+        service = make_service(tokenizer_dir, FakeBackend(), **settings)
+        await service.connect()
+        return service.fingerprint(service.embedder.default_dimensions)
+
+    assert await fingerprint() == await fingerprint()
+    assert await fingerprint() != await fingerprint(**{setting: value})
+
+
+async def test_a_model_is_named_after_its_hidden_size_where_no_name_is_set(
+    tokenizer_dir: Path, backend: FakeBackend
+) -> None:
+    service = make_service(tokenizer_dir, backend)
+    await service.connect()
+    assert service.model_id == "fake"  # 1280 is no size of the family
+    with pytest.raises(ModelNotFoundError, match="can be 'fake'"):
+        service.check_model_name("Qwen/Qwen3-Embedding-4B")
+
+
+def test_health_shows_the_fields_of_the_runbook(client: TestClient, backend: FakeBackend) -> None:
+    answer = client.get("/health")
+    assert answer.status_code == 200
+    assert set(answer.json()) >= RUNBOOK_FIELDS
+    assert answer.json()["status"] == "ok"
+    assert answer.json()["model_hidden_dim"] == 1280
+    backend.ready = False
+    answer = client.get("/health")
+    assert answer.status_code == 503
+    assert (answer.json()["status"], answer.json()["triton_status"]) == ("degraded", 503)
+
+
+def test_readiness_follows_the_backend_and_liveness_does_not(
+    client: TestClient, backend: FakeBackend
+) -> None:
+    assert client.get("/health/ready").status_code == 200
+    backend.ready = False
+    assert client.get("/health/ready").status_code == 503
+    assert client.get("/health/live").status_code == 200
+    refused = client.post("/embed", json={"texts": ["a"]})
+    assert refused.status_code == 503
+    assert refused.headers["Retry-After"] == "1"
+
+
+def test_info_tells_the_limits(client: TestClient) -> None:
+    info = client.get("/info").json()
+    assert info["hidden_size"] == 1280
+    assert info["max_texts"] == 2048
+    assert info["query_template"] == "Instruct: {instruction}\nQuery:{text}"
+    assert len(info["fingerprint"]) == 16

@@ -1,0 +1,94 @@
+"""The gateway as users run it: a child process on a free port."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+
+LISTENING = re.compile(r"running on (http://[\d.]+:\d+)")
+START_SECONDS = 60.0
+
+
+class GatewayProcess:
+    """A running `qwen3-triton serve`; `url` is known once it listens."""
+
+    def __init__(self, *flags: str) -> None:
+        self.log_path = Path(tempfile.mkstemp(prefix="gateway-", suffix=".log")[1])
+        clean = {name: value for name, value in os.environ.items() if not _is_setting(name)}
+        with self.log_path.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "qwen3_triton_gateway", "serve", "--port", "0", *flags],
+                stdout=log,
+                stderr=log,
+                env=clean,
+            )
+        self.url = ""
+
+    @property
+    def log(self) -> str:
+        return self.log_path.read_text(errors="replace")
+
+    def wait_listening(self) -> None:
+        self._poll(self._find_url)
+
+    def wait_ready(self) -> None:
+        self.wait_listening()
+        self._poll(self.is_ready)
+
+    def is_ready(self) -> bool:
+        try:
+            return httpx2.get(f"{self.url}/health/ready", timeout=5).status_code == 200
+        except httpx2.TransportError:
+            return False
+
+    def stop(self) -> int:
+        """Ask for a clean end, insist where it does not come, and give the exit code."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            return self.process.wait(timeout=20)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            return self.process.wait()
+        finally:
+            self.log_path.unlink(missing_ok=True)
+
+    def _find_url(self) -> bool:
+        found = LISTENING.search(self.log)
+        if found:
+            self.url = found[1]
+        return bool(found)
+
+    def _poll(self, condition: object) -> None:
+        assert callable(condition)
+        end = time.monotonic() + START_SECONDS
+        while not condition():
+            if self.process.poll() is not None or time.monotonic() > end:
+                raise AssertionError(f"The gateway did not get there:\n{self.log[-3000:]}")
+            time.sleep(0.05)
+
+
+@contextmanager
+def running_gateway(*flags: str) -> Generator[GatewayProcess]:
+    """Start a gateway with these flags, wait until it is ready, and stop it in the end."""
+    gateway = GatewayProcess(*flags)
+    try:
+        gateway.wait_ready()
+        yield gateway
+    finally:
+        gateway.stop()
+
+
+def _is_setting(name: str) -> bool:
+    """Tell the gateway's variables, so that the caller's own do not change what is tested."""
+    return name.startswith(("EMBED_", "TRITON_")) or name == "TOKENIZER_PATH"

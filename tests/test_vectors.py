@@ -1,0 +1,84 @@
+"""The promise of right vectors, on every kind of gateway and on a real Triton."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import qwen3_nano
+from embed_call import cosines, embed, post
+from gateway_process import GatewayProcess
+from tolerances import FLOAT32_COSINE, UNIT_NORM
+
+GOLDEN = np.load(qwen3_nano.golden_path(), allow_pickle=False)
+TEXTS: list[str] = GOLDEN["texts"].tolist()
+HIDDEN_SIZE = GOLDEN["vectors"].shape[1]
+SHORT_TEXT = "tea"
+MIXED_LENGTHS = [SHORT_TEXT, "a sentence of middling length about the weather", "word " * 400]
+
+
+def test_the_golden_texts_span_one_to_1024_tokens() -> None:
+    counts = GOLDEN["token_counts"]
+    assert counts.min() <= 2
+    assert counts.max() == 1024
+
+
+def test_vectors_are_the_reference_implementations(any_gateway: GatewayProcess) -> None:
+    vectors = embed(any_gateway.url, TEXTS, dimensions=HIDDEN_SIZE)
+    assert cosines(vectors, GOLDEN["vectors"]).min() >= FLOAT32_COSINE
+
+
+def test_cut_vectors_are_the_reference_implementations_cut(any_gateway: GatewayProcess) -> None:
+    vectors = embed(any_gateway.url, TEXTS)
+    assert vectors.shape == (len(TEXTS), 1024)
+    assert cosines(vectors, GOLDEN["vectors"][:, :1024]).min() >= FLOAT32_COSINE
+    assert np.abs(np.linalg.norm(vectors.astype(np.float64), axis=1) - 1).max() <= UNIT_NORM
+
+
+def test_token_counts_are_the_reference_tokenizers(any_gateway: GatewayProcess) -> None:
+    for text, count in zip(TEXTS, GOLDEN["token_counts"].tolist(), strict=True):
+        usage = post(any_gateway.url, texts=[text]).json()["usage"]
+        assert usage["prompt_tokens"] == count
+
+
+def test_a_short_text_has_the_same_vector_alone_and_among_longer_ones(
+    any_gateway: GatewayProcess,
+) -> None:
+    together = embed(any_gateway.url, MIXED_LENGTHS)
+    alone = np.concatenate([embed(any_gateway.url, [text]) for text in MIXED_LENGTHS])
+    assert cosines(together, alone).min() >= FLOAT32_COSINE
+
+
+def test_any_order_and_any_split_give_the_same_vectors(any_gateway: GatewayProcess) -> None:
+    order = np.random.default_rng(3).permutation(len(TEXTS))
+    shuffled = embed(any_gateway.url, [TEXTS[index] for index in order])
+    split = np.concatenate([embed(any_gateway.url, TEXTS[i : i + 5]) for i in range(0, 65, 5)])
+    assert cosines(shuffled, split[order]).min() >= FLOAT32_COSINE
+
+
+@pytest.mark.parametrize("count", [9, 64, 2048])
+def test_many_texts_in_one_request_keep_their_order(
+    any_gateway: GatewayProcess, count: int
+) -> None:
+    texts = [f"{'padding ' * (index % 23)}text number {index}" for index in range(count)]
+    vectors = embed(any_gateway.url, texts)
+    probes = sorted({0, 1, count // 2, count - 1})
+    alone = np.concatenate([embed(any_gateway.url, [texts[index]]) for index in probes])
+    assert vectors.shape == (count, 1024)
+    assert cosines(vectors[probes], alone).min() >= FLOAT32_COSINE
+
+
+def test_a_query_equals_the_instruction_written_by_hand(any_gateway: GatewayProcess) -> None:
+    by_hand = (
+        "Instruct: Given a web search query, retrieve relevant passages that answer the query\n"
+        "Query:What is tea?"
+    )
+    query = embed(any_gateway.url, ["What is tea?"], input_type="query")
+    assert cosines(query, embed(any_gateway.url, [by_hand])).min() >= FLOAT32_COSINE
+
+
+def test_all_kinds_of_gateway_give_the_same_vectors(
+    gateway: GatewayProcess, grpc_gateway: GatewayProcess, in_process_gateway: GatewayProcess
+) -> None:
+    expected = embed(gateway.url, TEXTS)
+    for other in (grpc_gateway, in_process_gateway):
+        assert cosines(embed(other.url, TEXTS), expected).min() >= FLOAT32_COSINE
