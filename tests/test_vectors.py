@@ -34,9 +34,9 @@ def test_cut_vectors_are_the_reference_implementations_cut(any_gateway: GatewayP
     assert np.abs(np.linalg.norm(vectors.astype(np.float64), axis=1) - 1).max() <= UNIT_NORM
 
 
-def test_token_counts_are_the_reference_tokenizers(any_gateway: GatewayProcess) -> None:
+def test_token_counts_are_the_reference_tokenizers(in_process_gateway: GatewayProcess) -> None:
     for text, count in zip(TEXTS, GOLDEN["token_counts"].tolist(), strict=True):
-        usage = post(any_gateway.url, texts=[text]).json()["usage"]
+        usage = post(in_process_gateway.url, texts=[text]).json()["usage"]
         assert usage["prompt_tokens"] == count
 
 

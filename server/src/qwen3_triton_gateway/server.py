@@ -36,7 +36,13 @@ class GatewayServer(uvicorn.Server):
         loop = asyncio.get_running_loop()
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.add_signal_handler(number, self.handle_exit, number, None)
-        yield
+        try:
+            yield
+        finally:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.remove_signal_handler(number)
+                # Nothing is left to drain: a second signal must not turn the clean end into 143.
+                signal.signal(number, signal.SIG_IGN)
 
     def fail(self, message: str) -> None:
         """Stop serving because of `message`; `run_gateway` raises it."""

@@ -101,6 +101,14 @@ class EmbeddingService:
     def model_id(self) -> str:
         return self._model_id
 
+    @property
+    def queued_tokens(self) -> int:
+        return self._embedder.scheduler.queued_tokens if self._embedder else 0
+
+    @property
+    def batches_in_flight(self) -> int:
+        return self._embedder.scheduler.in_flight if self._embedder else 0
+
     def fingerprint(self, dimensions: int) -> str:
         """Name the embedding space of vectors cut to `dimensions`."""
         assert self._space is not None, "connect() comes first"

@@ -14,6 +14,8 @@ def choose_backend(settings: Settings) -> Backend:
         from .onnx import OnnxBackend
 
         return OnnxBackend(settings.model_dir)
+    from .replicas import ReplicatedBackend
     from .triton import TritonBackend
 
-    return TritonBackend(settings.triton_url[0], settings.triton_model)
+    tritons = [TritonBackend(url, settings.triton_model) for url in settings.triton_url]
+    return tritons[0] if len(tritons) == 1 else ReplicatedBackend(tritons)

@@ -10,7 +10,6 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import numpy as np
-import orjson
 from tritonclient.utils import InferenceServerException
 
 from ..errors import (
@@ -219,20 +218,20 @@ def _describe(metadata: dict[str, Any], config: dict[str, Any]) -> ModelSpec:
     max_batch_size = int(config.get("max_batch_size", 0))
     parameters: dict[str, Any] = config.get("parameters", {})
     stated_digest = parameters.get("weights_digest", {}).get("string_value")
+    name, versions = metadata["name"], metadata.get("versions", [])
+    inputs = [_tensor_spec(tensor) for tensor in metadata.get("inputs", [])]
+    outputs = [_tensor_spec(tensor) for tensor in metadata.get("outputs", [])]
+    interface = repr((name, versions, inputs, outputs)).encode()
     return describe_model(
-        name=metadata["name"],
-        inputs=[_tensor_spec(tensor) for tensor in metadata.get("inputs", [])],
-        outputs=[_tensor_spec(tensor) for tensor in metadata.get("outputs", [])],
+        name=name,
+        inputs=inputs,
+        outputs=outputs,
         max_batch_size=max_batch_size or UNBATCHED_MAX_BATCH_SIZE,
         instance_count=_count_instances(config.get("instance_group", [])),
         # Triton does not show the weights. Its repository may state their digest; without that
         # the model's name, versions and interface stand for them.
-        weights_digest=stated_digest or _digest(metadata),
+        weights_digest=stated_digest or hashlib.sha256(interface).hexdigest(),
     )
-
-
-def _digest(metadata: dict[str, Any]) -> str:
-    return hashlib.sha256(orjson.dumps(metadata, option=orjson.OPT_SORT_KEYS)).hexdigest()
 
 
 def _count_instances(groups: list[dict[str, Any]]) -> int:

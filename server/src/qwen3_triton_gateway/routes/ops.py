@@ -34,6 +34,8 @@ async def health(service: ServiceDep) -> JsonResponse:
         "backend": service.backend.description,
         "model": service.model_id,
         "reason": readiness.reason,
+        "queued_tokens": service.queued_tokens,
+        "batches_in_flight": service.batches_in_flight,
     }
     return JsonResponse(body, OK if readiness.ready else UNAVAILABLE)
 

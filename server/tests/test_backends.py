@@ -1,0 +1,203 @@
+"""One contract for every backend and every form of export that people serve."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import pytest_asyncio
+import qwen3_nano
+from fake_backend import FakeBackend
+from qwen3_nano.graph import build_graph, load_weights
+from qwen3_triton_gateway.backends import Backend
+from qwen3_triton_gateway.backends.onnx import OnnxBackend
+from qwen3_triton_gateway.backends.triton import TritonBackend
+from qwen3_triton_gateway.batching import pad_batch
+from qwen3_triton_gateway.errors import (
+    BackendError,
+    BackendUnavailableError,
+    DeadlineExceededError,
+    StartupError,
+)
+from qwen3_triton_gateway.local_triton import LocalTriton, write_repository
+from qwen3_triton_gateway.pooling import last_token_pool
+from qwen3_triton_gateway.tensors import Float32Matrix, HiddenStates, TokenBatch
+from qwen3_triton_gateway.tokenization import TextTokenizer
+from tolerances import FLOAT16_COSINE, FLOAT32_COSINE
+
+VARIANTS = {
+    "plain": {},
+    "float16": {"float16_output": True},
+    "pooled": {"output": "sentence_embedding"},
+    "past": {"past_key_values": True},
+    "no-positions": {"position_ids": False},
+}
+TEXTS = [
+    "tea",
+    "a sentence of middling length",
+    "word " * 200,
+    "Überraschung 😀",
+    "日本語の文",
+]
+MAX_BATCH_SIZE = 8
+TIMEOUT_SECONDS = 60.0
+UNUSED_PORT = 1
+
+
+@pytest.fixture(name="model_dirs", scope="session")
+def _model_dirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The nano model's weights in each form of export."""
+    weights = load_weights(qwen3_nano.model_dir() / "model.onnx")
+    folders: dict[str, Path] = {}
+    for name, options in VARIANTS.items():
+        folders[name] = tmp_path_factory.mktemp(name)
+        onnx.save(build_graph(weights, **options), folders[name] / "model.onnx")  # pyright: ignore[reportArgumentType]
+    return folders
+
+
+@pytest.fixture(name="variants_triton", scope="session")
+def _variants_triton(
+    model_dirs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
+) -> Generator[LocalTriton]:
+    """One Triton that serves them all."""
+    repository = tmp_path_factory.mktemp("repository")
+    for name, folder in model_dirs.items():
+        write_repository(folder, repository, model_name=name, max_batch_size=MAX_BATCH_SIZE)
+    with LocalTriton(model_repository=repository) as triton:
+        yield triton
+
+
+@pytest_asyncio.fixture(name="backend", params=["http", "grpc", "in-process"])
+async def _backend(
+    request: pytest.FixtureRequest,
+    variant: str,
+    model_dirs: dict[str, Path],
+    variants_triton: LocalTriton,
+) -> AsyncGenerator[Backend]:
+    backend: Backend
+    if request.param == "in-process":
+        backend = OnnxBackend(model_dirs[variant])
+    else:
+        urls = {"http": variants_triton.http_url, "grpc": variants_triton.grpc_url}
+        backend = TritonBackend(urls[request.param], variant)
+    await backend.connect()
+    yield backend
+    await backend.close()
+
+
+@pytest.fixture(name="tokenizer", scope="session")
+def _tokenizer() -> TextTokenizer:
+    return TextTokenizer(qwen3_nano.model_dir(), max_length=1024)
+
+
+@pytest.fixture(name="batch", scope="session")
+def _batch(tokenizer: TextTokenizer) -> TokenBatch:
+    return pad_batch(tokenizer.encode(TEXTS), pad_token_id=tokenizer.end_token_id, max_length=1024)
+
+
+async def pooled(backend: Backend, batch: TokenBatch) -> Float32Matrix:
+    states = await backend.infer(batch, timeout_seconds=TIMEOUT_SECONDS, priority=2)
+    if isinstance(states, HiddenStates):
+        return last_token_pool(states.values, batch.attention_mask)
+    return states.values.astype(np.float32)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+async def test_every_export_gives_the_plain_graphs_vectors(
+    backend: Backend, variant: str, batch: TokenBatch, model_dirs: dict[str, Path]
+) -> None:
+    plain = OnnxBackend(model_dirs["plain"])
+    await plain.connect()
+    expected = await pooled(plain, batch)
+    got = await pooled(backend, batch)
+    norms = np.linalg.norm(got, axis=1) * np.linalg.norm(expected, axis=1)
+    tolerance = FLOAT16_COSINE if variant == "float16" else FLOAT32_COSINE
+    assert ((got * expected).sum(axis=1) / norms).min() >= tolerance
+    await plain.close()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+async def test_the_interface_is_learnt(backend: Backend, variant: str) -> None:
+    spec = backend.spec
+    assert spec.hidden_size == np.load(qwen3_nano.golden_path())["vectors"].shape[1]
+    assert spec.pooling == ("in_graph" if variant == "pooled" else "last_token")
+    assert spec.output.dtype == (np.float16 if variant == "float16" else np.float32)
+    assert bool(spec.past_inputs) == (variant == "past")
+    assert ("position_ids" in spec.inputs) == (variant != "no-positions")
+    if isinstance(backend, TritonBackend):
+        assert (spec.max_batch_size, spec.instance_count) == (MAX_BATCH_SIZE, 1)
+
+
+@pytest.mark.parametrize("variant", ["plain"])
+async def test_a_batch_that_the_model_refuses_is_an_error_and_the_next_one_works(
+    backend: Backend, batch: TokenBatch
+) -> None:
+    beyond_vocabulary = TokenBatch(batch.input_ids + 10**7, batch.attention_mask)
+    with pytest.raises(BackendError, match="refused the batch"):
+        await pooled(backend, beyond_vocabulary)
+    assert np.isfinite(await pooled(backend, batch)).all()
+
+
+@pytest.mark.parametrize("variant", ["plain"])
+async def test_an_answer_that_takes_too_long_is_a_missed_deadline(
+    backend: Backend, batch: TokenBatch
+) -> None:
+    with pytest.raises(DeadlineExceededError):
+        await backend.infer(batch, timeout_seconds=0.0001, priority=2)
+
+
+@pytest.mark.parametrize("variant", ["plain"])
+async def test_a_connected_backend_is_ready_until_it_is_closed(backend: Backend) -> None:
+    assert await backend.is_ready()
+
+
+async def test_the_fake_passes_the_contract_too() -> None:
+    batch = TokenBatch(np.array([[5, 6, 7], [8, 9, 9]]), np.array([[1, 1, 1], [1, 0, 0]]))
+    alone = TokenBatch(np.array([[8]]), np.array([[1]]))
+    hidden, graph_pooled = FakeBackend(), FakeBackend(pooled=True)
+    assert np.allclose(await pooled(hidden, batch), await pooled(graph_pooled, batch))
+    assert np.allclose((await pooled(hidden, batch))[1], (await pooled(hidden, alone))[0])
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+async def test_an_absent_triton_is_unavailable(scheme: str) -> None:
+    backend = TritonBackend(f"{scheme}://127.0.0.1:{UNUSED_PORT}", "plain")
+    with pytest.raises(BackendUnavailableError, match=f"127.0.0.1:{UNUSED_PORT}"):
+        await backend.connect()
+    assert not await backend.is_ready()
+    await backend.close()
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+async def test_a_model_that_triton_does_not_have_is_unavailable(
+    variants_triton: LocalTriton, scheme: str
+) -> None:
+    url = variants_triton.http_url if scheme == "http" else variants_triton.grpc_url
+    backend = TritonBackend(url, "nosuchmodel")
+    with pytest.raises(BackendUnavailableError, match="nosuchmodel"):
+        await backend.connect()
+    await backend.close()
+
+
+@pytest.mark.parametrize("url", ["ftp://host:1", "http://", "://"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(StartupError, match="TRITON_URL"):
+        TritonBackend(url, "m")
+
+
+def test_an_address_without_a_scheme_is_http() -> None:
+    assert str(TritonBackend("gpu-box:8200", "m").address) == "http://gpu-box:8200"
+
+
+async def test_a_folder_without_a_model_refuses_to_start(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match="EMBED_MODEL_DIR must hold"):
+        await OnnxBackend(tmp_path).connect()
+
+
+async def test_a_file_that_is_no_model_refuses_to_start(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"not a model")
+    with pytest.raises(StartupError, match="cannot load"):
+        await OnnxBackend(tmp_path).connect()

@@ -1,0 +1,210 @@
+"""Things break for real: Triton is killed, paused and restarted; the gateway goes on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable, Generator
+from concurrent.futures import ThreadPoolExecutor
+
+import httpx2
+import numpy as np
+import pytest
+import qwen3_nano
+from embed_call import cosines, embed, post
+from gateway_process import GatewayProcess, running_gateway
+from qwen3_triton_gateway.local_triton import LocalTriton
+from tolerances import FLOAT32_COSINE
+
+from conftest import TOKENIZER, triton_flags
+
+TEXTS = [f"{'filler ' * (index % 9)}text {index}" for index in range(24)]
+ALLOWED_WHILE_TRITON_IS_AWAY = {200, 503, 504}
+SCHEMES = ("http", "grpc")
+PATIENCE_SECONDS = 30.0
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    """Poll until `condition` holds; the bound only ends a test that hangs."""
+    end = time.monotonic() + PATIENCE_SECONDS
+    while not condition():
+        assert time.monotonic() < end, f"never happened: {what}"
+        time.sleep(0.02)
+
+
+@pytest.fixture(name="own_triton")
+def _own_triton() -> Generator[LocalTriton]:
+    with LocalTriton(
+        model_dir=qwen3_nano.model_dir(), model_name=qwen3_nano.MODEL_ID, max_batch_size=8
+    ) as triton:
+        yield triton
+
+
+@pytest.fixture(name="own_gateway", params=SCHEMES)
+def _own_gateway(
+    request: pytest.FixtureRequest, own_triton: LocalTriton
+) -> Generator[GatewayProcess]:
+    url = own_triton.http_url if request.param == "http" else own_triton.grpc_url
+    with running_gateway(*triton_flags(url), "--timeout-s", "10") as gateway:
+        yield gateway
+
+
+def test_a_triton_killed_under_load_costs_no_wrong_vector_and_service_resumes(
+    own_triton: LocalTriton, own_gateway: GatewayProcess
+) -> None:
+    expected = embed(own_gateway.url, TEXTS)
+
+    def request(_: int) -> int:
+        response = post(own_gateway.url, texts=TEXTS)
+        if response.status_code == 200:
+            vectors = np.array(response.json()["embeddings"], dtype=np.float32)
+            assert cosines(vectors, expected).min() >= FLOAT32_COSINE
+        elif response.status_code == 503:
+            assert int(response.headers["Retry-After"]) >= 1
+        return response.status_code
+
+    with ThreadPoolExecutor(4) as pool:
+        pending = [pool.submit(request, number) for number in range(24)]
+        wait_for(lambda: any(future.done() for future in pending), "a first answer")
+        os.kill(own_triton.pid, signal.SIGKILL)
+        statuses = {future.result() for future in pending}
+    assert statuses <= ALLOWED_WHILE_TRITON_IS_AWAY
+    wait_for(lambda: not own_gateway.is_ready(), "not ready without Triton")
+    assert httpx2.get(f"{own_gateway.url}/health/live").status_code == 200
+    assert post(own_gateway.url, texts=["a"]).status_code == 503
+
+    wait_for(lambda: own_triton.poll() is not None, "Triton's end")
+    own_triton.start()
+    own_triton.wait_ready()
+    wait_for(own_gateway.is_ready, "ready again")
+    assert cosines(embed(own_gateway.url, TEXTS), expected).min() >= FLOAT32_COSINE
+
+
+def test_a_paused_triton_is_a_503_or_504_and_service_resumes(
+    own_triton: LocalTriton, own_gateway: GatewayProcess
+) -> None:
+    expected = embed(own_gateway.url, TEXTS)
+    os.kill(own_triton.pid, signal.SIGSTOP)
+    try:
+        response = post(own_gateway.url, texts=TEXTS)
+        assert response.status_code in {503, 504}
+        wait_for(lambda: not own_gateway.is_ready(), "not ready while Triton is paused")
+    finally:
+        os.kill(own_triton.pid, signal.SIGCONT)
+    wait_for(own_gateway.is_ready, "ready again")
+    assert cosines(embed(own_gateway.url, TEXTS), expected).min() >= FLOAT32_COSINE
+
+
+def test_a_dead_triton_of_two_is_left_out_and_comes_back(
+    triton: LocalTriton, own_triton: LocalTriton
+) -> None:
+    urls = f"{own_triton.grpc_url},{triton.http_url}"
+    with running_gateway(*triton_flags(urls)) as gateway:
+        expected = embed(gateway.url, TEXTS)
+        os.kill(own_triton.pid, signal.SIGKILL)
+        for _ in range(10):
+            assert cosines(embed(gateway.url, TEXTS), expected).min() >= FLOAT32_COSINE
+        wait_for(lambda: "is left out" in gateway.log, "the dead one left out")
+        own_triton.start()
+        own_triton.wait_ready()
+        before = _inferences(own_triton)
+
+        def both_work() -> bool:
+            embed(gateway.url, TEXTS)
+            return _inferences(own_triton) > before
+
+        wait_for(both_work, "the revived Triton at work")
+
+
+def _inferences(triton: LocalTriton) -> int:
+    """Count what a Triton has computed since its start, by its own metrics."""
+    lines = httpx2.get(triton.metrics_url).text.splitlines()
+    values = [line.rsplit(" ", 1)[1] for line in lines if line.startswith("nv_inference_count{")]
+    return sum(int(float(value)) for value in values)
+
+
+def test_a_gateway_started_before_triton_waits_and_says_for_what() -> None:
+    triton = LocalTriton(model_dir=qwen3_nano.model_dir(), model_name=qwen3_nano.MODEL_ID)
+    with triton:
+        url = triton.http_url
+    gateway = GatewayProcess(*triton_flags(url))
+    try:
+        gateway.wait_listening()
+        refused = post(gateway.url, texts=["a"])
+        assert refused.status_code == 503
+        assert "waiting for Triton at" in refused.json()["detail"]
+        wait_for(lambda: f"Waiting for Triton at {url}" in gateway.log, "a line in the log")
+        with triton:
+            gateway.wait_ready()
+            assert embed(gateway.url, ["a"]).shape == (1, 1024)
+    finally:
+        gateway.stop()
+
+
+def test_sigterm_finishes_what_is_in_flight_and_ends_with_0(triton: LocalTriton) -> None:
+    with running_gateway(*triton_flags(triton.http_url)) as gateway:
+        with ThreadPoolExecutor(1) as pool:
+            pending = pool.submit(post, gateway.url, texts=TEXTS * 20)
+            wait_for(lambda: _is_busy(gateway), "a request in flight")
+            gateway.process.send_signal(signal.SIGTERM)
+            assert pending.result().status_code == 200
+        assert gateway.stop() == 0
+
+
+def _is_busy(gateway: GatewayProcess) -> bool:
+    return httpx2.get(f"{gateway.url}/health").json()["batches_in_flight"] > 0
+
+
+def test_dimensions_that_the_model_lacks_end_the_start_with_a_message(triton: LocalTriton) -> None:
+    gateway = GatewayProcess(*triton_flags(triton.http_url), "--output-dim", "2560")
+    assert gateway.process.wait(timeout=60) == 1
+    assert "EMBED_OUTPUT_DIM is 2560, but model 'qwen3-nano' has hidden size" in gateway.log
+    assert "Traceback" not in gateway.log
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        pytest.param(("--triton-url", "http://127.0.0.1:1"), "TOKENIZER_PATH is not set", id="tok"),
+        pytest.param(("--tokenizer-path", "/nowhere"), "No tokenizer at /nowhere", id="no-file"),
+        pytest.param(
+            ("--triton-url", "ftp://x", *TOKENIZER), "TRITON_URL 'ftp://x' is not", id="url"
+        ),
+        pytest.param(("--model-dir", "/nowhere"), "No tokenizer at /nowhere", id="no-model"),
+        pytest.param(
+            ("--model-dir", "/nowhere", *TOKENIZER), "No model at /nowhere/model.onnx", id="onnx"
+        ),
+    ],
+)
+def test_what_is_wrong_on_this_machine_ends_the_start_with_a_message(
+    flags: tuple[str, ...], words: str
+) -> None:
+    gateway = GatewayProcess(*flags)
+    assert gateway.process.wait(timeout=60) == 1
+    assert words in gateway.log
+    assert "Traceback" not in gateway.log
+
+
+def test_a_port_that_is_taken_is_named(gateway: GatewayProcess) -> None:
+    port = gateway.url.rsplit(":", 1)[1]
+    second = GatewayProcess("--port", port)
+    assert second.process.wait(timeout=60) == 1
+    assert f"Cannot listen on 127.0.0.1:{port}" in second.log
+
+
+def test_a_text_of_ten_megabytes_is_a_413_and_the_next_request_works(
+    gateway: GatewayProcess,
+) -> None:
+    refused = post(gateway.url, texts=["x" * 10_000_000])
+    assert refused.status_code == 413
+    assert "EMBED_MAX_BODY_BYTES" in refused.json()["detail"]
+    assert embed(gateway.url, ["next"]).shape == (1, 1024)
+
+
+def test_a_key_never_reaches_the_log() -> None:
+    with running_gateway("--api-keys", "a-very-secret-key") as gateway:
+        headers = {"Authorization": "Bearer a-wrong-secret-key"}
+        httpx2.post(f"{gateway.url}/embed", json={"texts": ["private text"]}, headers=headers)
+        assert "secret-key" not in gateway.log
+        assert "private text" not in gateway.log
