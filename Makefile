@@ -45,6 +45,9 @@ lock: ## Compile the requirements files anew (versions and hashes, no registry a
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 		--custom-compile-command "make lock" $(PYPROJECTS) --extra onnx requirements/dev.in \
 		$(addprefix --no-emit-package ,qwen3-triton-client qwen3-nano) -o requirements/dev.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+		--custom-compile-command "make lock" --override requirements/parity-overrides.txt \
+		requirements/parity.in -o requirements/parity.txt
 
 # The product
 
@@ -75,8 +78,19 @@ format: install ## Format and mend what can be mended
 	@$(BIN)/ruff format .
 
 .PHONY: parity
-parity: $(VENV)-parity/.installed ## Compare with the live reference implementation (torch, transformers)
-	@$(VENV)-parity/bin/python -m pytest tests/parity -p no:cacheprovider
+parity: install $(VENV)-parity/.installed ## Compare with the live reference implementation (torch, transformers)
+	@$(VENV)-parity/bin/python -m pytest -c tests/parity/pytest.ini --rootdir tests/parity tests/parity
+
+# pip, and torch by itself: it finds a CPU build on machines that keep one for it.
+$(VENV)-parity/.installed: requirements/parity.txt packages/qwen3-nano/pyproject.toml | $(VENV)/.installed
+	@echo "==> Creating $(VENV)-parity with torch, transformers and sentence-transformers"
+	@$(PYTHON) -m venv $(VENV)-parity
+	@$(VENV)-parity/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
+	@$(VENV)-parity/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--require-hashes -r requirements/parity.txt
+	@$(BIN)/uv pip install --quiet --python $(VENV)-parity/bin/python --offline --no-sources --no-deps --no-build-isolation \
+		--editable packages/qwen3-nano
+	@touch $@
 
 .PHONY: clean
 clean: ## Remove the environments and caches of this checkout

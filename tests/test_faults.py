@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-import time
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 
 import httpx2
@@ -14,6 +13,7 @@ import pytest
 import qwen3_nano
 from embed_call import cosines, embed, post
 from gateway_process import GatewayProcess, running_gateway
+from polling import wait_for
 from qwen3_triton_gateway.local_triton import LocalTriton
 from tolerances import FLOAT32_COSINE
 
@@ -22,15 +22,6 @@ from conftest import TOKENIZER, triton_flags
 TEXTS = [f"{'filler ' * (index % 9)}text {index}" for index in range(24)]
 ALLOWED_WHILE_TRITON_IS_AWAY = {200, 503, 504}
 SCHEMES = ("http", "grpc")
-PATIENCE_SECONDS = 30.0
-
-
-def wait_for(condition: Callable[[], bool], what: str) -> None:
-    """Poll until `condition` holds; the bound only ends a test that hangs."""
-    end = time.monotonic() + PATIENCE_SECONDS
-    while not condition():
-        assert time.monotonic() < end, f"never happened: {what}"
-        time.sleep(0.02)
 
 
 @pytest.fixture(name="own_triton")

@@ -20,14 +20,14 @@ START_SECONDS = 60.0
 
 
 class GatewayProcess:
-    """A running `qwen3-triton serve`; `url` is known once it listens."""
+    """A running `qwen3-triton serve`, or `up`; `url` is known once it listens."""
 
-    def __init__(self, *flags: str) -> None:
+    def __init__(self, *flags: str, command: str = "serve") -> None:
         self.log_path = Path(tempfile.mkstemp(prefix="gateway-", suffix=".log")[1])
         clean = {name: value for name, value in os.environ.items() if not _is_setting(name)}
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "qwen3_triton_gateway", "serve", "--port", "0", *flags],
+                [sys.executable, "-m", "qwen3_triton_gateway", command, "--port", "0", *flags],
                 stdout=log,
                 stderr=log,
                 env=clean,

@@ -1,0 +1,58 @@
+"""`qwen3-triton up`: a local Triton and the gateway as one program."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Generator
+from pathlib import Path
+
+import pytest
+from embed_call import embed, post
+from gateway_process import GatewayProcess
+from polling import wait_for
+
+FREE_PORTS = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
+
+
+@pytest.fixture(name="stack")
+def _stack() -> Generator[GatewayProcess]:
+    stack = GatewayProcess(*FREE_PORTS, command="up")
+    try:
+        stack.wait_ready()
+        yield stack
+    finally:
+        stack.stop()
+
+
+def triton_pids(stack: GatewayProcess) -> set[int]:
+    """Find tritonserver among the descendants of the stack's process."""
+    found: set[int] = set()
+    waiting = [stack.process.pid]
+    while waiting:
+        pid = waiting.pop()
+        try:
+            children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+            name = Path(f"/proc/{pid}/comm").read_text().strip()
+        except FileNotFoundError:
+            continue
+        waiting += map(int, children)
+        if name == "tritonserver":
+            found.add(pid)
+    return found
+
+
+def test_one_signal_ends_both_with_0(stack: GatewayProcess) -> None:
+    (triton,) = triton_pids(stack)
+    assert embed(stack.url, ["a"]).shape == (1, 1024)
+    assert stack.stop() == 0
+    wait_for(lambda: not Path(f"/proc/{triton}").exists(), "Triton's end")
+
+
+def test_a_triton_that_dies_is_started_again(stack: GatewayProcess) -> None:
+    (triton,) = triton_pids(stack)
+    os.kill(triton, signal.SIGKILL)
+    wait_for(lambda: post(stack.url, texts=["a"]).status_code == 503, "a 503 meanwhile")
+    wait_for(stack.is_ready, "ready again")
+    assert embed(stack.url, ["a"]).shape == (1, 1024)
+    assert triton_pids(stack) != {triton}
