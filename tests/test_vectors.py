@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import httpx2
 import numpy as np
 import pytest
 import qwen3_nano
@@ -76,9 +77,11 @@ def test_a_query_equals_the_instruction_written_by_hand(any_gateway: GatewayProc
     assert cosines(query, embed(any_gateway.url, [by_hand])).min() >= FLOAT32_COSINE
 
 
-def test_all_kinds_of_gateway_give_the_same_vectors(
+def test_all_kinds_of_gateway_give_the_same_vectors_and_fingerprint(
     gateway: GatewayProcess, grpc_gateway: GatewayProcess, in_process_gateway: GatewayProcess
 ) -> None:
     expected = embed(gateway.url, TEXTS)
+    fingerprint = httpx2.get(f"{gateway.url}/info").json()["fingerprint"]
     for other in (grpc_gateway, in_process_gateway):
         assert cosines(embed(other.url, TEXTS), expected).min() >= FLOAT32_COSINE
+        assert httpx2.get(f"{other.url}/info").json()["fingerprint"] == fingerprint

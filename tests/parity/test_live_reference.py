@@ -146,7 +146,7 @@ def sentence_transformer(model: Any, folder: Path) -> Any:
     """Load the same weights by sentence-transformers, pooled at the last token."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     from sentence_transformers import SentenceTransformer
-    from sentence_transformers.models import Pooling, Transformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
     from transformers import PreTrainedTokenizerFast
 
     model.save_pretrained(folder)
@@ -157,5 +157,5 @@ def sentence_transformer(model: Any, folder: Path) -> Any:
     )
     tokenizer.save_pretrained(folder)
     transformer = Transformer(str(folder), max_seq_length=1024)
-    pooling = Pooling(transformer.get_word_embedding_dimension(), pooling_mode="lasttoken")
+    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="lasttoken")
     return SentenceTransformer(modules=[transformer, pooling], device="cpu")

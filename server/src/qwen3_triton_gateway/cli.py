@@ -143,7 +143,7 @@ def triton(
         if prepare:
             reason = unsupported_reason()
             if reason:
-                click.echo(f"The local Triton cannot run here: {reason}", err=True)
+                click.echo(f"Not installed: {reason}.", err=True)
             else:
                 ensure_runtime(_progress)
             return
@@ -179,7 +179,7 @@ def up(**flags: Any) -> None:
             raise click.UsageError("`up` starts its own Triton; for another one use `serve`.")
         reason = unsupported_reason()
         if reason:
-            click.echo(f"The local Triton cannot run here: {reason}", err=True)
+            click.echo(f"Without a Triton: {reason}.", err=True)
             click.echo("The model runs in the gateway's process instead.", err=True)
             run_gateway(settings)
         else:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import importlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +12,7 @@ import numpy as np
 
 from ..errors import BackendError, DeadlineExceededError, StartupError
 from ..tensors import HiddenStates, PooledStates, TokenBatch
+from ..weights import weights_digest
 from .base import AnyArray, ModelSpec, TensorSpec, build_feed, describe_model, wrap_output
 
 # A CPU gains nothing from wider batches than this: the matrices fill its cores long before.
@@ -96,16 +96,6 @@ class OnnxBackend:
             instance_count=1,
             weights_digest=weights_digest(self._path),
         )
-
-
-def weights_digest(model_path: Path) -> str:
-    """Digest an ONNX file and the external data beside it (`model.onnx_data`, `*.data`)."""
-    external = [*model_path.parent.glob("*.onnx_data*"), *model_path.parent.glob("*.onnx.data")]
-    digest = hashlib.sha256()
-    for path in [model_path, *sorted(external)]:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def _open_session(path: Path, intra_op_threads: int) -> Any:

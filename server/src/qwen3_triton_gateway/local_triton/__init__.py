@@ -1,0 +1,38 @@
+"""A real Triton Inference Server on this machine, without Docker.
+
+The server is the binary that `nvidia-pytriton` ships, in an environment of its own; the model is
+any ONNX file, run by Triton's Python backend with ONNX Runtime on the CPU. Names, shapes, dtypes,
+batching, priorities, health and errors are those of the production server.
+"""
+
+from .errors import (
+    LaunchError,
+    LocalTritonError,
+    ModelFolderError,
+    PortInUseError,
+    RuntimeInstallError,
+    UnsupportedMachineError,
+)
+from .foreground import run_foreground
+from .launch import DEFAULT_MODEL_NAME, LocalTriton
+from .repository import find_onnx_file, write_repository
+from .runtime import TritonRuntime, default_cache_dir, ensure_runtime
+from .support import unsupported_reason
+
+__all__ = [
+    "DEFAULT_MODEL_NAME",
+    "LaunchError",
+    "LocalTriton",
+    "LocalTritonError",
+    "ModelFolderError",
+    "PortInUseError",
+    "RuntimeInstallError",
+    "TritonRuntime",
+    "UnsupportedMachineError",
+    "default_cache_dir",
+    "ensure_runtime",
+    "find_onnx_file",
+    "run_foreground",
+    "unsupported_reason",
+    "write_repository",
+]

@@ -1,0 +1,250 @@
+"""Start, watch and stop one tritonserver."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Self
+
+from .command import server_command
+from .errors import LaunchError, ModelFolderError
+from .health import METRICS_PATH, READY_PATH, answers_ok
+from .ports import Ports, choose_ports, is_port_clash
+from .process import TritonProcess
+from .repository import write_repository
+from .runtime import TritonRuntime, ensure_runtime
+
+DEFAULT_MODEL_NAME = "qwen3-embedding"
+_PORT_ATTEMPTS = 5
+_LAST_SERVICE = b"Started Metrics Service"
+# A killed server's sockets close within milliseconds; a busy machine may take longer.
+_RESTART_PATIENCE_SECONDS = 5.0
+
+
+@dataclass(kw_only=True)
+class LocalTriton:
+    """A Triton server on this machine, for as long as this object or its process lives.
+
+    Serves the ONNX file of `model_dir` under `model_name`, or a whole `model_repository`. A port
+    of 0 becomes a free one at the first start and stays the same at later ones. Ready inside a
+    `with` block; `start`, `wait_ready` and `stop` do the same by hand. It can be started again.
+
+    `intra_op_threads` is ONNX Runtime's, 0 for all cores. `grace_seconds` bounds how long
+    requests and open connections may hold up a stop. Without `log_path` the log is removed by
+    `stop`.
+    """
+
+    model_dir: Path | None = None
+    model_repository: Path | None = None
+    model_name: str = DEFAULT_MODEL_NAME
+    host: str = "127.0.0.1"
+    http_port: int = 0
+    grpc_port: int = 0
+    metrics_port: int = 0
+    max_batch_size: int = 32
+    instance_count: int = 1
+    intra_op_threads: int = 0
+    max_queue_size: int = 1024
+    queue_timeout_seconds: float = 120.0
+    grace_seconds: int = 5
+    ready_timeout_seconds: float = 120.0
+    log_path: Path | None = None
+    runtime: TritonRuntime | None = None
+
+    _work_dir: Path | None = field(default=None, init=False, repr=False)
+    # Zeros until the first server is ready: then its ports are kept for the later ones.
+    _fixed_ports: Ports = field(init=False, repr=False)
+    _ports: Ports | None = field(default=None, init=False, repr=False)
+    _process: TritonProcess | None = field(default=None, init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        if (self.model_dir is None) == (self.model_repository is None):
+            raise ValueError("give exactly one of `model_dir` and `model_repository`")
+        self._fixed_ports = Ports(self.http_port, self.grpc_port, self.metrics_port)
+
+    def __enter__(self) -> Self:
+        try:
+            self.start()
+            self.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.stop()
+
+    @property
+    def pid(self) -> int:
+        """Process id of tritonserver itself; LaunchError if it was not started."""
+        return self._started.pid
+
+    @property
+    def http_url(self) -> str:
+        """`http://host:port`, as `TRITON_URL` takes it; final once the server is ready."""
+        return f"http://{self._reachable_host}:{self._started_ports.http}"
+
+    @property
+    def grpc_url(self) -> str:
+        """`grpc://host:port`, as `TRITON_URL` takes it; final once the server is ready."""
+        return f"grpc://{self._reachable_host}:{self._started_ports.grpc}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Address of the Prometheus metrics; final once the server is ready."""
+        return f"http://{self._reachable_host}:{self._started_ports.metrics}{METRICS_PATH}"
+
+    @property
+    def log_file(self) -> Path:
+        """Where Triton's own log goes."""
+        return self.log_path or self._ensure_work_dir() / "triton.log"
+
+    def start(self) -> None:
+        """Start the server and return at once; `wait_ready` waits for it.
+
+        Raises:
+            PortInUseError: a port that the caller gave is taken.
+            LocalTritonError: the runtime, the model folder or an address is not usable.
+        """
+        if self._process is not None:
+            if self._process.poll() is None:
+                raise LaunchError(f"Triton is already running as process {self._process.pid}")
+            self._process.stop()
+        if self.runtime is None:
+            self.runtime = ensure_runtime(lambda _sentence: None)
+        patience = _RESTART_PATIENCE_SECONDS if self._ports else 0.0
+        try:
+            repository = self._prepare_repository()
+            self._ports = choose_ports(self.host, self._fixed_ports, patience_seconds=patience)
+            self._spawn(self.runtime, repository, self._ports)
+        except BaseException:
+            self.stop()
+            raise
+
+    def poll(self) -> int | None:
+        """Return None while the server runs or before it did, else its exit status."""
+        return self._process.poll() if self._process else None
+
+    def wait(self, timeout_seconds: float | None = None) -> int:
+        """Wait for the end and return the status, 128 + n for signal n, or raise TimeoutError."""
+        return self._started.wait(timeout_seconds)
+
+    def wait_ready(self, timeout_seconds: float | None = None) -> None:
+        """Wait until the server and all its models are ready, `ready_timeout_seconds` by default.
+
+        A clash over a port that was chosen here is answered with other ports.
+
+        Raises:
+            PortInUseError: a port that the caller gave was taken meanwhile.
+            LaunchError: the server ended, or was not ready in time.
+        """
+        seconds = self.ready_timeout_seconds if timeout_seconds is None else timeout_seconds
+        deadline = time.monotonic() + seconds
+        attempts = 1
+        pause = 0.02
+        while not self._is_ready():
+            if self._started.poll() is not None:
+                attempts += 1
+                self._restart_on_other_ports(attempts)
+            elif time.monotonic() >= deadline:
+                tail = self._started.log_tail()
+                raise LaunchError(f"Triton was not ready after {seconds:g} s.\n{tail}")
+            time.sleep(pause)
+            pause = min(pause * 1.5, 0.25)
+        self._fixed_ports = self._started_ports
+
+    def stop(self) -> None:
+        """Stop the server, its stubs and its log; do nothing if it is not there."""
+        if self._process is not None:
+            self._process.stop()
+            self._process = None
+        if self._work_dir is not None:
+            shutil.rmtree(self._work_dir, ignore_errors=True)
+            self._work_dir = None
+
+    @property
+    def _reachable_host(self) -> str:
+        return "127.0.0.1" if self.host == "0.0.0.0" else self.host
+
+    @property
+    def _started(self) -> TritonProcess:
+        if self._process is None:
+            raise LaunchError("Triton was not started")
+        return self._process
+
+    @property
+    def _started_ports(self) -> Ports:
+        if self._ports is None:
+            raise LaunchError("Triton was not started, so it has no address yet")
+        return self._ports
+
+    def _ensure_work_dir(self) -> Path:
+        if self._work_dir is None:
+            self._work_dir = Path(tempfile.mkdtemp(prefix="qwen3-triton-"))
+        return self._work_dir
+
+    def _prepare_repository(self) -> Path:
+        if self.model_repository is not None:
+            if not self.model_repository.is_dir():
+                raise ModelFolderError(f"there is no model repository at {self.model_repository}")
+            return self.model_repository.absolute()
+        assert self.model_dir is not None
+        repository = self._ensure_work_dir() / "repository"
+        write_repository(
+            self.model_dir,
+            repository,
+            model_name=self.model_name,
+            max_batch_size=self.max_batch_size,
+            instance_count=self.instance_count,
+            intra_op_threads=self.intra_op_threads,
+            max_queue_size=self.max_queue_size,
+            queue_timeout_seconds=self.queue_timeout_seconds,
+        )
+        return repository
+
+    def _spawn(self, runtime: TritonRuntime, repository: Path, ports: Ports) -> None:
+        prefix = f"qwen3triton{os.getpid()}x{secrets.token_hex(4)}"
+        command = server_command(
+            runtime,
+            repository=repository,
+            host=self.host,
+            ports=ports,
+            shm_prefix=prefix,
+            exit_timeout_seconds=self.grace_seconds,
+            complete_config=self.model_repository is not None,
+        )
+        self._process = TritonProcess(
+            command,
+            environment=runtime.environment(),
+            log_file=self.log_file,
+            shm_prefix=prefix,
+            work_dir=self._work_dir,
+            # Triton gets a second more than it was told, then SIGKILL.
+            grace_seconds=self.grace_seconds + 1,
+        )
+
+    def _is_ready(self) -> bool:
+        # Without this line of its log, whoever answers at the port may be another server.
+        if self._started.poll() is not None or _LAST_SERVICE not in self._started.log():
+            return False
+        host, ports = self._reachable_host, self._started_ports
+        # Triton says that it started its metrics before it tries to, so they are asked as well.
+        return (
+            answers_ok(host, ports.http, READY_PATH)
+            and answers_ok(host, ports.metrics, METRICS_PATH)
+            and not is_port_clash(self._started.log_tail(), self._fixed_ports)
+        )
+
+    def _restart_on_other_ports(self, attempt: int) -> None:
+        """Start again if the server ended because a port of ours was taken meanwhile."""
+        tail = self._started.log_tail()
+        if not is_port_clash(tail, self._fixed_ports):
+            raise LaunchError(f"Triton ended with status {self.poll()}.\n{tail}")
+        if attempt > _PORT_ATTEMPTS:
+            raise LaunchError(f"no free ports after {_PORT_ATTEMPTS} attempts.\n{tail}")
+        self.start()
