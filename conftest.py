@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator
 
 import pytest
+
 import qwen3_nano
 from gateway_process import GatewayProcess, running_gateway
-
 from qwen3_triton_gateway.local_triton import LocalTriton
 
 TOKENIZER = ("--tokenizer-path", str(qwen3_nano.model_dir()))

@@ -10,14 +10,14 @@ from concurrent.futures import ThreadPoolExecutor
 import httpx2
 import numpy as np
 import pytest
+
 import qwen3_nano
+from conftest import TOKENIZER, triton_flags
 from embed_call import cosines, embed, post
 from gateway_process import GatewayProcess, running_gateway
 from polling import wait_for
 from qwen3_triton_gateway.local_triton import LocalTriton
 from tolerances import FLOAT32_COSINE
-
-from conftest import TOKENIZER, triton_flags
 
 TEXTS = [f"{'filler ' * (index % 9)}text {index}" for index in range(24)]
 ALLOWED_WHILE_TRITON_IS_AWAY = {200, 503, 504}

@@ -10,11 +10,11 @@ from collections.abc import Generator
 from typing import Any
 
 import pytest
+
 import qwen3_nano
+from conftest import triton_flags
 from gateway_process import GatewayProcess, running_gateway
 from qwen3_triton_gateway.local_triton import LocalTriton
-
-from conftest import triton_flags
 
 MODEL = "qwen3_embed_4b_onnx"
 MODEL_ID = "Qwen/Qwen3-Embedding-4B"

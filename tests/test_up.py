@@ -8,6 +8,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+
 from embed_call import embed, post
 from gateway_process import GatewayProcess
 from polling import wait_for

@@ -5,6 +5,7 @@ from __future__ import annotations
 import httpx2
 import numpy as np
 import pytest
+
 import qwen3_nano
 from embed_call import cosines, embed, post
 from gateway_process import GatewayProcess

@@ -23,9 +23,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import qwen3_nano
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
+
+import qwen3_nano
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "packages" / "qwen3-nano" / "training"))

@@ -8,6 +8,7 @@ from typing import Any
 
 import httpx2
 import numpy as np
+
 from qwen3_triton_gateway.tensors import Float32Matrix
 
 TIMEOUT_SECONDS = 120.0
