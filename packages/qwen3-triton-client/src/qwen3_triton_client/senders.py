@@ -1,0 +1,181 @@
+"""The one place that touches the network: a request goes in, a response or our error comes out."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import AsyncGenerator, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import httpx2
+
+from .errors import EmbeddingConnectionError, EmbeddingTimeoutError
+from .forking import start_afresh_in_children
+from .settings import ClientSettings
+from .wire import WireRequest, WireResponse
+
+__all__ = ["AsyncSender", "SyncSender"]
+
+
+class SyncSender:
+    """Send requests from any thread through one pool of connections, so many at a time."""
+
+    def __init__(self, settings: ClientSettings, http_client: httpx2.Client | None) -> None:
+        self._settings = settings
+        self._given = http_client
+        self._finalizer: weakref.finalize[[], SyncSender] | None = None
+        self.start_afresh()
+        start_afresh_in_children(self)
+
+    def start_afresh(self) -> None:
+        """Forget connections and locks, which a forked process must not share with its parent."""
+        if self._finalizer is not None:
+            self._finalizer.detach()  # to close them here would end the parent's TLS sessions
+        self._finalizer = None
+        self._lock = threading.Lock()
+        self._slots = threading.BoundedSemaphore(self._settings.max_concurrency)
+        self._http: httpx2.Client | None = None
+
+    def send(self, request: WireRequest) -> WireResponse:
+        """Send when fewer than `max_concurrency` requests are in flight.
+
+        Raises:
+            EmbeddingConnectionError: No whole answer came back.
+        """
+        with self._slots, _mapped_errors(self._settings.base_url):
+            response = self._client().post(
+                request.url,
+                content=request.content,
+                headers=request.headers,
+                timeout=self._settings.timeout,
+            )
+        return _wire_response(response)
+
+    def close(self) -> None:
+        """Close the connections; a later `send` opens new ones. The user's own client stays."""
+        with self._lock:
+            if self._finalizer is not None:
+                self._finalizer()
+            self._http = self._finalizer = None
+
+    def _client(self) -> httpx2.Client:
+        if self._given is not None:
+            return self._given
+        with self._lock:
+            if self._http is None:
+                self._http = httpx2.Client(limits=_limits(self._settings))
+                self._finalizer = weakref.finalize(self, self._http.close)
+            return self._http
+
+
+@dataclass(slots=True)
+class _LoopState:
+    http: httpx2.AsyncClient
+    slots: asyncio.Semaphore
+    closer: AsyncGenerator[None]
+
+
+class AsyncSender:
+    """Send requests from any event loop, each with a pool of connections of its own."""
+
+    def __init__(self, settings: ClientSettings, http_client: httpx2.AsyncClient | None) -> None:
+        self._settings = settings
+        self._given = http_client
+        self._states: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopState]
+        self._states = weakref.WeakKeyDictionary()
+        self.start_afresh()
+        start_afresh_in_children(self)
+
+    def start_afresh(self) -> None:
+        """Forget a lock that another thread held when this process was forked.
+
+        The connections belong to the parent's event loops, which do not run here.
+        """
+        self._lock = threading.Lock()
+
+    async def send(self, request: WireRequest) -> WireResponse:
+        """Send when fewer than `max_concurrency` requests of this event loop are in flight.
+
+        Raises:
+            EmbeddingConnectionError: No whole answer came back.
+        """
+        state = await self._state()
+        async with state.slots:
+            with _mapped_errors(self._settings.base_url):
+                response = await state.http.post(
+                    request.url,
+                    content=request.content,
+                    headers=request.headers,
+                    timeout=self._settings.timeout,
+                )
+        return _wire_response(response)
+
+    async def aclose(self) -> None:
+        """Close the connections of the running event loop; a later `send` opens new ones."""
+        with self._lock:
+            state = self._states.pop(asyncio.get_running_loop(), None)
+        if state is not None:
+            await state.closer.aclose()
+
+    async def _state(self) -> _LoopState:
+        loop = asyncio.get_running_loop()
+        with self._lock:
+            state = self._states.get(loop)
+            if state is not None and not state.http.is_closed:
+                return state
+            for dead in [other for other in self._states if other.is_closed()]:
+                del self._states[dead]
+            http = self._given or httpx2.AsyncClient(limits=_limits(self._settings))
+            slots = asyncio.Semaphore(self._settings.max_concurrency)
+            closer = _closed_with_loop(http, keep_open=self._given is not None)
+            state = self._states[loop] = _LoopState(http, slots, closer)
+        # Runs up to the `yield` without a pause, and makes the loop take note of the generator.
+        await anext(closer)
+        return state
+
+
+async def _closed_with_loop(http: httpx2.AsyncClient, *, keep_open: bool) -> AsyncGenerator[None]:
+    """Close `http` when the event loop shuts down its asynchronous generators.
+
+    A client that is never closed by hand, as a framework adapter's, so leaves no connection
+    behind, neither at the end of `asyncio.run` nor when it is garbage-collected before.
+    """
+    try:
+        yield
+    finally:
+        if not keep_open:
+            await http.aclose()
+
+
+def _limits(settings: ClientSettings) -> httpx2.Limits:
+    return httpx2.Limits(
+        max_connections=settings.max_concurrency,
+        max_keepalive_connections=settings.max_concurrency,
+    )
+
+
+def _wire_response(response: httpx2.Response) -> WireResponse:
+    headers = {name.lower(): value for name, value in response.headers.items()}
+    return WireResponse(response.status_code, headers, response.content)
+
+
+@contextmanager
+def _mapped_errors(base_url: str) -> Generator[None]:
+    try:
+        yield
+    except httpx2.TimeoutException as error:
+        msg = f"no answer from the gateway at {base_url} in time ({type(error).__name__})"
+        raise EmbeddingTimeoutError(msg, retryable=True) from error
+    except (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError) as error:
+        msg = f"the request to the gateway at {base_url} cannot be sent: {error}"
+        raise EmbeddingConnectionError(msg) from error
+    except httpx2.ConnectError as error:
+        msg = (
+            f"cannot reach the gateway at {base_url}: {error}. Is it running, and `base_url` right?"
+        )
+        raise EmbeddingConnectionError(msg, retryable=True) from error
+    except httpx2.RequestError as error:
+        msg = f"the gateway at {base_url} broke off: {error or type(error).__name__}"
+        raise EmbeddingConnectionError(msg, retryable=True) from error

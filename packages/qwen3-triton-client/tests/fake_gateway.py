@@ -1,0 +1,299 @@
+"""A gateway on loopback that speaks the native dialect and misbehaves on request.
+
+It is real HTTP over real sockets, so that nothing of the client is replaced in the tests. Shared by
+the tests of the client and of the framework adapters.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import json
+import math
+import random
+import socket
+import struct
+import threading
+from array import array
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal
+
+import pytest
+
+DIMENSIONS = 32
+FINGERPRINT = "fake-0001"
+
+Kind = Literal[
+    "status", "reset", "cut_body", "not_json", "drop_vector", "nan", "zero", "wrong_length"
+]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One way of answering wrongly."""
+
+    kind: Kind = "status"
+    status: int = 503
+    message: str = "out of order"
+    param: str | None = None
+    headers: dict[str, str] = field(default_factory=dict[str, str])
+
+
+def busy(status: int = 503) -> Fault:
+    """A fault that a client may try again after at once."""
+    return Fault(status=status, headers={"Retry-After-Ms": "0"})
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """One request as it came."""
+
+    path: str
+    headers: dict[str, str]
+    body: dict[str, Any]
+
+    @property
+    def texts(self) -> list[str]:
+        return self.body["texts"]
+
+
+def expected_vector(
+    text: str,
+    *,
+    input_type: str = "document",
+    instruction: str | None = None,
+    dimensions: int = DIMENSIONS,
+) -> list[float]:
+    """The vector of a text: unit length, float32, another for each way of embedding it."""
+    seed = json.dumps([text, input_type, instruction, dimensions])
+    generator = random.Random(hashlib.sha256(seed.encode()).digest())
+    values = [generator.gauss() for _ in range(dimensions)]
+    norm = math.hypot(*values)
+    return array("f", [value / norm for value in values]).tolist()
+
+
+def expected_vectors(texts: Sequence[str]) -> list[list[float]]:
+    return [expected_vector(text) for text in texts]
+
+
+class FakeGateway:
+    """A gateway whose behavior a test chooses and whose requests it can read."""
+
+    def __init__(self) -> None:
+        self.requests: list[Recorded] = []
+        self.fingerprint = FINGERPRINT
+        self.max_texts = 2048
+        self.answer_floats = False
+        self.rule: Callable[[Recorded], Fault | None] = lambda _: None
+        self.in_flight = 0
+        self.most_in_flight = 0
+        self.connections = 0
+        self._script: deque[Fault] = deque()
+        self._changed = threading.Condition()
+        self._expected = 0
+        self._waiting: list[Recorded] = []
+        self._held: Callable[[Recorded], bool] | None = None
+        self._server = _Server(self)
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,))
+        self._thread.start()
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._server.server_port}"
+
+    def then(self, *faults: Fault) -> None:
+        """Answer the next requests with these faults, one each."""
+        self._script.extend(faults)
+
+    def answer_in_reverse(self, count: int) -> None:
+        """Hold requests until `count` are there, then answer the last of them first."""
+        self._expected = count
+
+    def hold(self, which: Callable[[Recorded], bool]) -> None:
+        """Keep the requests for which `which` is true waiting until `release`."""
+        self._held = which
+
+    def release(self) -> None:
+        with self._changed:
+            self._held = None
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        self.release()
+        self._server.shutdown()
+        self._server.hang_up()
+        self._thread.join()
+        self._server.server_close()
+
+    def _wait(self, condition: Callable[[], bool]) -> bool:
+        """Wait, but not for ever: a test that fails must still end."""
+        return self._changed.wait_for(condition, timeout=20)
+
+    # What follows runs in the server's threads.
+
+    def entered(self, recorded: Recorded) -> None:
+        with self._changed:
+            self.requests.append(recorded)
+            self.in_flight += 1
+            self.most_in_flight = max(self.most_in_flight, self.in_flight)
+            self._changed.notify_all()
+            self._wait(lambda: self._held is None or not self._held(recorded))
+            if self._expected:
+                self._expected -= 1
+                self._waiting.append(recorded)
+                self._changed.notify_all()
+                self._wait(lambda: not self._expected and self._waiting[-1] is recorded)
+
+    def left(self, recorded: Recorded) -> None:
+        with self._changed:
+            self.in_flight -= 1
+            if recorded in self._waiting:
+                self._waiting.remove(recorded)
+            self._changed.notify_all()
+
+    def wait_until(self, condition: Callable[[FakeGateway], bool]) -> None:
+        """Block until the gateway is in some state."""
+        with self._changed:
+            assert self._wait(lambda: condition(self))
+
+    def fault_for(self, recorded: Recorded) -> Fault | None:
+        with self._changed:
+            if self._script:
+                return self._script.popleft()
+        if len(recorded.texts) > self.max_texts:
+            return Fault(status=413, message="the body is too large")
+        return self.rule(recorded)
+
+    def answer(self, recorded: Recorded) -> dict[str, Any]:
+        body = recorded.body
+        dimensions = body.get("dimensions", DIMENSIONS)
+        vectors = [
+            expected_vector(
+                text,
+                input_type=body["input_type"],
+                instruction=body.get("instruction"),
+                dimensions=dimensions,
+            )
+            for text in recorded.texts
+        ]
+        tokens = sum(len(text.split()) for text in recorded.texts)
+        return {
+            "embeddings": vectors,
+            "model": body.get("model", "fake-model"),
+            "dimensions": dimensions,
+            "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+            "truncated": [i for i, text in enumerate(recorded.texts) if text.startswith("long")],
+            "fingerprint": self.fingerprint,
+        }
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = False
+    block_on_close = True
+    request_queue_size = 128
+
+    def __init__(self, gateway: FakeGateway) -> None:
+        self.gateway = gateway
+        self.open: set[socket.socket] = set()
+        super().__init__(("127.0.0.1", 0), _Handler)
+
+    def hang_up(self) -> None:
+        """End the connections that clients left open, whose threads would wait for more."""
+        for connection in list(self.open):
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Be silent when a client hangs up, which some tests make it do."""
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # headers and body are two writes
+    server: _Server  # pyright: ignore[reportIncompatibleVariableOverride]
+
+    def setup(self) -> None:
+        super().setup()
+        self.server.open.add(self.connection)
+        self.server.gateway.connections += 1
+
+    def finish(self) -> None:
+        self.server.open.discard(self.connection)
+        super().finish()
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
+        pass
+
+    def do_POST(self) -> None:
+        gateway = self.server.gateway
+        content = self.rfile.read(int(self.headers["Content-Length"]))
+        recorded = Recorded(
+            self.path, {k.lower(): v for k, v in self.headers.items()}, json.loads(content)
+        )
+        gateway.entered(recorded)
+        try:
+            fault = gateway.fault_for(recorded)
+            self._respond(gateway, recorded, fault)
+        finally:
+            gateway.left(recorded)
+
+    def _respond(self, gateway: FakeGateway, recorded: Recorded, fault: Fault | None) -> None:
+        if fault is not None and fault.kind == "reset":
+            # Linger 0: the socket closes with RST instead of FIN.
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.connection.close()
+            self.close_connection = True
+            return
+        if fault is not None and fault.kind == "status":
+            error = {"message": fault.message, "type": "t", "code": "c", "param": fault.param}
+            body = json.dumps({"error": error, "detail": fault.message}).encode()
+            self._send(fault.status, body, fault.headers)
+            return
+        answer = gateway.answer(recorded)
+        _spoil(answer["embeddings"], fault.kind if fault else None)
+        if recorded.body.get("encoding_format") == "base64" and not gateway.answer_floats:
+            answer["embeddings"] = [_base64(row) for row in answer["embeddings"]]
+        body = json.dumps(answer).encode()
+        if fault is not None and fault.kind == "not_json":
+            body = body[: len(body) // 2]
+        self._send(200, body, {}, cut=fault is not None and fault.kind == "cut_body")
+
+    def _send(
+        self, status: int, body: bytes, headers: dict[str, str], *, cut: bool = False
+    ) -> None:
+        self.send_response(status)
+        for name, value in {"X-Request-ID": "request-7", **headers}.items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: len(body) // 2] if cut else body)
+        self.close_connection = self.close_connection or cut
+
+
+def _base64(row: list[float]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(row)}f", *row)).decode()
+
+
+def _spoil(rows: list[list[float]], kind: str | None) -> None:
+    match kind:
+        case "drop_vector":
+            rows.pop()
+        case "nan":
+            rows[-1][0] = math.nan
+        case "zero":
+            rows[-1][:] = [0.0] * len(rows[-1])
+        case "wrong_length":
+            rows[-1].pop()
+        case _:
+            pass
+
+
+@pytest.fixture(name="fake")
+def fake_fixture() -> Iterator[FakeGateway]:
+    gateway = FakeGateway()
+    yield gateway
+    gateway.close()

@@ -1,0 +1,183 @@
+"""Texts in, vectors out: whatever is between them."""
+
+import random
+from collections.abc import Callable
+
+import pytest
+from fake_gateway import DIMENSIONS, FakeGateway, Fault, expected_vector, expected_vectors
+
+from qwen3_triton_client import (
+    AsyncEmbeddingClient,
+    EmbeddingClient,
+    EmbeddingError,
+    EmbeddingResult,
+    InvalidRequestError,
+)
+
+Embed = Callable[..., EmbeddingResult]
+TEXTS = [f"{'word ' * (7 * i % 23)}{i}" for i in range(50)]
+
+
+def test_order_is_kept_across_batches(embed: Embed) -> None:
+    assert embed(TEXTS, batch_size=4).to_lists() == expected_vectors(TEXTS)
+
+
+def test_order_is_kept_when_answers_come_in_reverse(embed: Embed, fake: FakeGateway) -> None:
+    fake.answer_in_reverse(5)
+    assert embed(TEXTS, batch_size=10, max_concurrency=5).to_lists() == expected_vectors(TEXTS)
+
+
+def test_texts_of_similar_length_share_a_batch(embed: Embed, fake: FakeGateway) -> None:
+    embed(random.Random(1).sample(TEXTS, 50), batch_size=10, max_concurrency=1)
+    lengths = [len(text) for request in fake.requests for text in request.texts]
+    assert lengths == sorted(lengths, reverse=True)
+
+
+def test_one_batch_travels_in_the_order_given(embed: Embed, fake: FakeGateway) -> None:
+    embed(["a", "ccc", "bb"])
+    assert fake.requests[0].texts == ["a", "ccc", "bb"]
+
+
+def test_batches_respect_the_byte_limit(embed: Embed, fake: FakeGateway) -> None:
+    texts = ["é" * n for n in (10, 40, 60, 5, 30)]
+    assert embed(texts, max_batch_bytes=100).to_lists() == expected_vectors(texts)
+    sizes = [[len(text.encode()) for text in request.texts] for request in fake.requests]
+    assert all(sum(size) <= 100 or len(size) == 1 for size in sizes)
+
+
+def test_texts_travel_to_the_byte(embed: Embed, fake: FakeGateway) -> None:
+    texts = [" leading\n\nand\ttrailing  ", "\u2028 emoji 🪨\r\n", "Query: none\x00"]
+    assert embed(texts).to_lists() == expected_vectors(texts)
+    assert fake.requests[0].texts == texts
+
+
+@pytest.mark.parametrize("input_type", ["document", "query"])
+def test_input_type_is_sent(embed: Embed, fake: FakeGateway, input_type: str) -> None:
+    embed(["x"], {"input_type": input_type})
+    assert fake.requests[0].body["input_type"] == input_type
+
+
+def test_instruction_goes_with_queries_only(embed: Embed, fake: FakeGateway) -> None:
+    embed(["x"], {"input_type": "query"}, instruction="Find duplicates")
+    embed(["x"], {"input_type": "document"}, instruction="Find duplicates")
+    assert fake.requests[0].body["instruction"] == "Find duplicates"
+    assert "instruction" not in fake.requests[1].body
+
+
+def test_an_instruction_for_documents_is_refused(embed: Embed) -> None:
+    with pytest.raises(ValueError, match="`instruction` belongs to queries"):
+        embed(["x"], {"instruction": "Find duplicates"})
+
+
+def test_what_is_not_set_is_left_to_the_gateway(embed: Embed, fake: FakeGateway) -> None:
+    embed(["x"])
+    assert set(fake.requests[0].body) == {"texts", "input_type", "encoding_format"}
+
+
+def test_settings_are_sent(embed: Embed, fake: FakeGateway) -> None:
+    result = embed(["x"], model="m", dimensions=16, truncate=False)
+    body = fake.requests[0].body
+    assert (body["model"], body["dimensions"], body["truncate"]) == ("m", 16, False)
+    assert result.to_lists() == [expected_vector("x", dimensions=16)]
+
+
+def test_headers_carry_the_key_and_the_version(embed: Embed, fake: FakeGateway) -> None:
+    embed(["x"], api_key="secret-key")
+    headers = fake.requests[0].headers
+    assert headers["authorization"] == "Bearer secret-key"
+    assert headers["user-agent"].startswith("qwen3-triton-client/")
+
+
+def test_no_texts_need_no_request(embed: Embed, fake: FakeGateway) -> None:
+    assert embed([]).to_lists() == []
+    assert embed([]).to_numpy().shape == (0, 0)
+    assert fake.requests == []
+
+
+def test_result_says_what_the_gateway_said(embed: Embed) -> None:
+    texts = ["one two", "long text", *TEXTS, "long too"]
+    result = embed(texts, batch_size=3)
+    assert result.truncated == (1, 52)
+    assert (result.model, result.dimensions, result.fingerprint) == (
+        "fake-model",
+        DIMENSIONS,
+        "fake-0001",
+    )
+    assert result.prompt_tokens == sum(len(text.split()) for text in texts)
+
+
+def test_numpy_output_is_float32_in_order(embed: Embed) -> None:
+    array = embed(TEXTS, batch_size=4).to_numpy()
+    assert (array.dtype, array.shape) == ("float32", (50, DIMENSIONS))
+    assert array.tolist() == expected_vectors(TEXTS)
+
+
+def test_a_gateway_that_answers_floats_is_understood(embed: Embed, fake: FakeGateway) -> None:
+    fake.answer_floats = True
+    assert embed(["x"]).to_lists() == expected_vectors(["x"])
+
+
+@pytest.mark.parametrize("text", ["", " \n\t"], ids=["empty", "white"])
+def test_a_blank_text_is_refused_by_index(embed: Embed, fake: FakeGateway, text: str) -> None:
+    with pytest.raises(InvalidRequestError, match=r"`texts\[1\]` is blank") as caught:
+        embed(["x", text, "y", text])
+    assert caught.value.failed_indices == (1, 3)
+    assert fake.requests == []
+
+
+def test_half_a_surrogate_pair_is_refused_by_index(embed: Embed) -> None:
+    with pytest.raises(InvalidRequestError, match=r"`texts\[0\]` holds half of a surrogate pair"):
+        embed(["\ud800"])
+
+
+def test_a_string_in_place_of_a_list_is_refused(embed: Embed) -> None:
+    with pytest.raises(TypeError, match="must be a list of strings, not a string"):
+        embed("text")
+
+
+def test_a_number_in_place_of_a_text_is_refused(embed: Embed) -> None:
+    with pytest.raises(TypeError, match=r"`texts\[1\]` must be a string, not int"):
+        embed(["a", 1])
+
+
+def test_frameworks_get_python_floats(fake: FakeGateway) -> None:
+    with EmbeddingClient(fake.url) as client:
+        [vector] = client.embed_documents(["x"])
+        assert [vector, type(vector), type(vector[0])] == [expected_vector("x"), list, float]
+        assert client.embed_query("x") == expected_vector("x", input_type="query")
+
+
+async def test_frameworks_get_python_floats_asynchronously(fake: FakeGateway) -> None:
+    async with AsyncEmbeddingClient(fake.url) as client:
+        [vector] = await client.embed_documents(["x"])
+        assert [vector, type(vector), type(vector[0])] == [expected_vector("x"), list, float]
+        assert await client.embed_query("x") == expected_vector("x", input_type="query")
+
+
+def test_a_stream_is_read_in_windows(fake: FakeGateway) -> None:
+    texts = [f"text {i}" for i in range(100)]
+    read = iter(texts)
+    with EmbeddingClient(fake.url, batch_size=5, max_concurrency=2) as client:
+        stream = client.iter_embed(read)
+        assert next(stream)[0] == 0
+        assert next(read) == "text 40"
+        got = dict(stream)
+    assert got[39].tolist() == expected_vector("text 39")
+    assert got[98].tolist() == expected_vector("text 99")
+
+
+async def test_an_asynchronous_stream_gives_indices_in_order(fake: FakeGateway) -> None:
+    texts = (f"text {i}" for i in range(100))
+    async with AsyncEmbeddingClient(fake.url, batch_size=5, max_concurrency=2) as client:
+        got = [(i, vector.tolist()) async for i, vector in client.aiter_embed(texts)]
+    assert got == [(i, expected_vector(f"text {i}")) for i in range(100)]
+
+
+def test_an_error_in_a_stream_counts_from_its_start(fake: FakeGateway) -> None:
+    fake.rule = lambda r: Fault(status=400) if "text 45" in r.texts else None
+    texts = [f"text {i}" for i in range(100)]
+    with EmbeddingClient(fake.url, batch_size=5, max_concurrency=2) as client:
+        stream = client.iter_embed(texts)
+        with pytest.raises(EmbeddingError, match="texts: 45-49") as caught:
+            list(stream)
+    assert min(caught.value.completed, default=40) >= 40
