@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 
 import pytest
@@ -9,6 +10,9 @@ import pytest
 import qwen3_nano
 from gateway_process import GatewayProcess, running_gateway
 from qwen3_triton_gateway.local_triton import LocalTriton
+
+# Tests import ONNX Runtime themselves; the product switches this off by itself.
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
 TOKENIZER = ("--tokenizer-path", str(qwen3_nano.model_dir()))
 

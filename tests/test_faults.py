@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import httpx2
 import numpy as np
@@ -191,6 +194,19 @@ def test_a_text_of_ten_megabytes_is_a_413_and_the_next_request_works(
     assert refused.status_code == 413
     assert "EMBED_MAX_BODY_BYTES" in refused.json()["detail"]
     assert embed(gateway.url, ["next"]).shape == (1, 1024)
+
+
+def test_nothing_is_left_in_the_home_folder(tmp_path: Path) -> None:
+    """ONNX Runtime would put a device id and queued usage events there."""
+    environment = {name: value for name, value in os.environ.items() if "TELEMETRY" not in name}
+    code = (
+        "import asyncio, pathlib, qwen3_nano\n"
+        "from qwen3_triton_gateway.backends.onnx import OnnxBackend\n"
+        "asyncio.run(OnnxBackend(qwen3_nano.model_dir()).connect())\n"
+    )
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    subprocess.run([sys.executable, "-c", code], check=True, env=environment | home)
+    assert list(tmp_path.rglob("*")) == []
 
 
 def test_a_key_never_reaches_the_log() -> None:

@@ -3,15 +3,16 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
-from fake_backend import FakeBackend
-from qwen3_triton_gateway.app import create_app
-from qwen3_triton_gateway.service import EmbeddingService
-from qwen3_triton_gateway.settings import Settings
 from starlette.testclient import TestClient
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
+
+from fake_backend import FakeBackend
+from qwen3_triton_gateway.app import create_app
+from qwen3_triton_gateway.service import EmbeddingService
+from qwen3_triton_gateway.settings import Settings
 
 StartGateway = Callable[..., TestClient]
 

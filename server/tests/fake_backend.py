@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 
 import numpy as np
+
 from qwen3_triton_gateway.backends.base import (
     AnyArray,
     ModelSpec,

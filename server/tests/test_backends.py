@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 import pytest_asyncio
+
 import qwen3_nano
 from fake_backend import FakeBackend
 from qwen3_nano.graph import build_graph, load_weights

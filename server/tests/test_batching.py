@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from qwen3_triton_gateway.batching import bucket_length, pad_batch
 from qwen3_triton_gateway.tensors import TokenizedText
 

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+
 from qwen3_triton_gateway.cli import flag_name, main
 from qwen3_triton_gateway.settings import Settings
 

@@ -17,9 +17,10 @@ import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import qwen3_nano
 import tritonclient.grpc
 import tritonclient.http
+
+import qwen3_nano
 from qwen3_nano.graph import build_graph
 from qwen3_nano.weights import load_weights
 from qwen3_triton_gateway.local_triton import (

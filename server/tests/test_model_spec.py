@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from qwen3_triton_gateway.backends.base import (
     ModelSpec,
     TensorSpec,

@@ -3,10 +3,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from fake_backend import HIDDEN_SIZE, FakeBackend
-from qwen3_triton_gateway.tensors import TokenBatch
 from starlette.testclient import TestClient
 from tokenizers.pre_tokenizers import ByteLevel
+
+from fake_backend import HIDDEN_SIZE, FakeBackend
+from qwen3_triton_gateway.tensors import TokenBatch
 
 # The fake computes in float64 and float32 alone or in a batch: only rounding may differ.
 SAME_VECTOR_COSINE = 0.99999

@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+
 from qwen3_triton_gateway.pooling import (
     l2_normalize,
     last_token_pool,

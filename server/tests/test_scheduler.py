@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+
 from qwen3_triton_gateway.batching import bucket_length
 from qwen3_triton_gateway.errors import (
     BackendError,

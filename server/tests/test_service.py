@@ -3,6 +3,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from starlette.testclient import TestClient
+
 from fake_backend import FakeBackend
 from qwen3_triton_gateway.backends import ModelSpec
 from qwen3_triton_gateway.errors import (
@@ -12,7 +14,6 @@ from qwen3_triton_gateway.errors import (
 )
 from qwen3_triton_gateway.service import EmbeddingService
 from qwen3_triton_gateway.settings import Settings
-from starlette.testclient import TestClient
 
 RUNBOOK_FIELDS = {
     "status",

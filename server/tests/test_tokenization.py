@@ -1,12 +1,13 @@
 from pathlib import Path
 
 import pytest
-from qwen3_triton_gateway.errors import StartupError
-from qwen3_triton_gateway.tokenization import TextTokenizer
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
+
+from qwen3_triton_gateway.errors import StartupError
+from qwen3_triton_gateway.tokenization import TextTokenizer
 
 VOCABULARY = {"a": 0, "b": 1, "c": 2, "<|endoftext|>": 3, "<|im_end|>": 4}
 

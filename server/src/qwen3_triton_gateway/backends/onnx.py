@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,8 @@ class OnnxBackend:
 
 
 def _open_session(path: Path, intra_op_threads: int) -> Any:
+    # Its Linux builds gather usage events by default since 1.31; the variable counts at import.
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         onnxruntime: Any = importlib.import_module("onnxruntime")
     except ImportError as error:

@@ -55,6 +55,8 @@ class TritonRuntime:
     def environment(self) -> dict[str, str]:
         """Return this process's environment with what Triton and its stub need put first."""
         variables = dict(os.environ)
+        # ONNX Runtime's Linux builds gather usage events by default since 1.31.
+        variables.setdefault("ORT_DISABLE_TELEMETRY", "1")
         for name, folder in (("PATH", "bin"), ("LD_LIBRARY_PATH", "libpython")):
             rest = variables.get(name)
             first = str(self.folder / folder)

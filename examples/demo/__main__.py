@@ -1,0 +1,74 @@
+"""`python -m demo`: from nothing to search hits, through a real Triton and a real PostgreSQL."""
+
+import argparse
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+
+from demo.embedded_postgres import EmbeddedPostgresError
+from demo.run import DemoError, run_demo
+from demo.screen import Screen
+from demo.stack import StackError
+from qwen3_triton_gateway.local_triton import LocalTritonError
+
+_DESCRIPTION = (
+    "Start Triton with the nano model, the gateway and PostgreSQL with pgvector, index some "
+    "hundred paragraphs through LangChain and LlamaIndex, ask questions, stop everything."
+)
+_EXPECTED_ERRORS = (DemoError, StackError, EmbeddedPostgresError, LocalTritonError)
+_STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_EXIT_INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the demo; return 0 if it found what it should, 1 if not, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="demo", description=_DESCRIPTION)
+    parser.add_argument("--keep", action="store_true", help="leave everything up until Ctrl-C")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    options = parser.parse_args(arguments)
+    _stay_on_this_machine()
+    for number in _STOP_SIGNALS:
+        signal.signal(number, _interrupt_once)
+    try:
+        run_demo(Screen(), keep=options.keep)
+    except KeyboardInterrupt:
+        print("Interrupted; everything is stopped.", file=sys.stderr)
+        return _EXIT_INTERRUPTED
+    except Exception as error:
+        if options.debug:
+            raise
+        print(f"\nThe demo failed. {_describe(error)}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _stay_on_this_machine() -> None:
+    """Keep everything from reporting home, and proxies out of our own addresses."""
+    os.environ |= {
+        "LANGSMITH_TRACING": "false",
+        "LANGCHAIN_TRACING_V2": "false",
+        "ORT_DISABLE_TELEMETRY": "1",  # ONNX Runtime 1.31 on Linux sends events to its vendor
+    }
+    for name in ("NO_PROXY", "no_proxy"):
+        os.environ[name] = ",".join(filter(None, [os.environ.get(name), "127.0.0.1"]))
+
+
+def _interrupt_once(_number: int, _frame: FrameType | None) -> None:
+    # A second Ctrl-C would only disturb the stopping, which the first one set off.
+    for number in _STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+def _describe(error: Exception) -> str:
+    notes: list[str] = getattr(error, "__notes__", [])
+    if isinstance(error, _EXPECTED_ERRORS):
+        return "\n".join([str(error), *notes])
+    hint = "Run it again with --debug for the traceback."
+    return "\n".join([f"{type(error).__name__}: {error}", *notes, hint])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,70 @@
+"""Judge the answers of the frameworks and lay them out as a table."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rich.table import Table
+from rich.text import Text
+
+from demo.documents import Question
+from demo.search_index import Hit
+
+HITS_PER_QUESTION = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one framework found for one question, best first."""
+
+    question: Question
+    framework: str
+    hits: tuple[Hit, ...]
+
+    @property
+    def rank(self) -> int | None:
+        """Position of the first expected document, counted from 1, or `None` if it is missing."""
+        ranks = (
+            number
+            for number, hit in enumerate(self.hits, start=1)
+            if hit.document_id in self.question.expected
+        )
+        return next(ranks, None)
+
+
+def count_found(answers: Sequence[Answer], framework: str) -> int:
+    """Return for how many questions `framework` has an expected document among its hits."""
+    return sum(a.framework == framework and a.rank is not None for a in answers)
+
+
+def answer_table(answers: Sequence[Answer]) -> Table:
+    """Return a table with one row for each answer, those to the same question below each other."""
+    order = {answer.question: number for number, answer in reversed(list(enumerate(answers)))}
+    table = Table(title="Questions and what was found", title_justify="left")
+    table.add_column("Question", ratio=1)
+    table.add_column("Framework", no_wrap=True)
+    table.add_column("Top hit")
+    table.add_column("Score", justify="right", no_wrap=True)
+    table.add_column("As expected", no_wrap=True)
+    previous: Question | None = None
+    for answer in sorted(answers, key=lambda answer: order[answer.question]):
+        first = answer.question != previous
+        if first and previous is not None:
+            table.add_section()
+        previous = answer.question
+        title, score = (answer.hits[0].title, answer.hits[0].score) if answer.hits else ("none", 0)
+        table.add_row(
+            Text(answer.question.text if first else ""),
+            answer.framework,
+            Text(title),
+            f"{score:.3f}",
+            _mark(answer.rank),
+        )
+    return table
+
+
+def _mark(rank: int | None) -> Text:
+    if rank is None:
+        return Text("no", style="red")
+    if rank == 1:
+        return Text("yes", style="green")
+    return Text(f"yes, as no. {rank}", style="yellow")

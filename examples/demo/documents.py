@@ -1,0 +1,38 @@
+"""Read the documents and questions that come with the demo."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+_FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """One paragraph on one topic, with a question that it answers in other words."""
+
+    id: str
+    subject: str
+    title: str
+    text: str
+    question: str
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """A question of the demo and the ids of the documents that answer it."""
+
+    text: str
+    expected: frozenset[str]
+
+
+def load_documents(path: Path = _FOLDER / "documents.jsonl") -> list[Document]:
+    """Return all documents in the order of the file."""
+    return [Document(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def load_questions(path: Path = _FOLDER / "questions.json") -> list[Question]:
+    """Return the questions that the demo asks."""
+    entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    return [Question(entry["question"], frozenset(entry["expected"])) for entry in entries]

@@ -1,0 +1,179 @@
+"""The steps of the demo, in order."""
+
+import importlib
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
+
+from demo.answers import HITS_PER_QUESTION, Answer, answer_table, count_found
+from demo.documents import Question, load_documents, load_questions
+from demo.embedded_postgres import embedded_postgres
+from demo.screen import Screen
+from demo.search_index import SearchIndex
+from demo.stack import EmbeddingStack
+from qwen3_triton_gateway.local_triton import ensure_runtime, unsupported_reason
+
+# The nano model is small; below this something is broken rather than merely unlucky.
+REQUIRED_SHARE_FOUND = 0.7
+_READY_TIMEOUT_SECONDS = 180
+_BATCH_DOCUMENTS = 32
+_POLL_SECONDS = 0.5
+_SLOW_IMPORTS = (
+    "langchain_qwen3_triton",
+    "llama_index.embeddings.qwen3_triton",
+    "demo.with_langchain",
+    "demo.with_llamaindex",
+)
+
+
+class DemoError(RuntimeError):
+    """The demo ran, but not as it should; the message says what was missing."""
+
+
+def run_demo(screen: Screen, *, keep: bool) -> None:
+    """Start everything, index, ask, judge, and stop everything.
+
+    Args:
+        screen: Where to show progress and results.
+        keep: Stay up until Ctrl-C, and print the addresses.
+
+    Raises:
+        DemoError: Too few questions found their answer, or a server ended while it was kept.
+        StackError: Triton or the gateway did not start.
+        EmbeddedPostgresError: PostgreSQL did not start.
+    """
+    began = time.monotonic()
+    with_triton = _prepare_triton(screen)
+    with ExitStack() as resources, _stopping(screen, resources):
+        stack = resources.enter_context(EmbeddingStack(with_triton=with_triton))
+        with screen.stage("Start PostgreSQL with pgvector"):
+            postgres_uri = resources.enter_context(embedded_postgres(0))
+        with screen.stage("Load LangChain and LlamaIndex"):
+            for module in _SLOW_IMPORTS:
+                importlib.import_module(module)
+        _wait_for(stack, screen)
+        with _showing_log_of(stack):
+            questions = load_questions()
+            answers: list[Answer] = []
+            for index in _open_indexes(stack.base_url, postgres_uri):
+                resources.enter_context(closing(index))
+                _fill(index, screen)
+                answers += _ask(index, questions, screen)
+        screen.console.print(answer_table(answers))
+        screen.console.print(f"From start to answers: {time.monotonic() - began:.1f} s")
+        too_few = _judge(answers, screen)
+        if keep:
+            _stay(stack, postgres_uri, screen)
+        if too_few:
+            raise DemoError(f"Too few right answers. {too_few}")
+
+
+def _prepare_triton(screen: Screen) -> bool:
+    """Install Triton's files where they are missing; return whether Triton can run here at all."""
+    if reason := unsupported_reason():
+        screen.console.print(
+            f"There will be no Triton: {reason}.\n"
+            "The gateway runs the model in its own process instead, by ONNX Runtime.",
+            markup=False,
+        )
+        return False
+    with screen.stage("Get the files of Triton") as stage:
+        ensure_runtime(stage.note)
+    return True
+
+
+@contextmanager
+def _stopping(screen: Screen, resources: ExitStack) -> Generator[None]:
+    try:
+        yield
+    finally:
+        with screen.stage("Stop everything"):
+            resources.close()
+
+
+def _wait_for(stack: EmbeddingStack, screen: Screen) -> None:
+    what = "Triton with the nano model, and the gateway" if stack.with_triton else "the gateway"
+    with screen.stage(f"Start {what}") as stage:
+        stack.wait_until_ready(_READY_TIMEOUT_SECONDS, stage.note)
+
+
+@contextmanager
+def _showing_log_of(stack: EmbeddingStack) -> Generator[None]:
+    """Add the end of the servers' log to whatever goes wrong inside."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"The end of the log of the gateway and Triton:\n{stack.log_tail()}")
+        raise
+
+
+def _open_indexes(base_url: str, postgres_uri: str) -> Iterator[SearchIndex]:
+    from demo.with_langchain import LangChainIndex
+    from demo.with_llamaindex import LlamaIndexIndex
+    from langchain_qwen3_triton import Qwen3TritonEmbeddings
+    from llama_index.embeddings.qwen3_triton import Qwen3TritonEmbedding
+
+    yield LangChainIndex(Qwen3TritonEmbeddings(base_url=base_url), postgres_uri)
+    yield LlamaIndexIndex(Qwen3TritonEmbedding(base_url=base_url), postgres_uri)
+
+
+def _fill(index: SearchIndex, screen: Screen) -> None:
+    documents = load_documents()
+    with screen.stage(f"Index through {index.framework}", total=len(documents)) as stage:
+        for start in range(0, len(documents), _BATCH_DOCUMENTS):
+            batch = documents[start : start + _BATCH_DOCUMENTS]
+            index.add(batch)
+            stage.advance(len(batch))
+        index.finish()
+        stage.result = f"{len(documents)} documents"
+
+
+def _ask(index: SearchIndex, questions: Sequence[Question], screen: Screen) -> list[Answer]:
+    answers: list[Answer] = []
+    with screen.stage(f"Ask through {index.framework}", total=len(questions)) as stage:
+        for question in questions:
+            hits = index.search(question.text, HITS_PER_QUESTION)
+            answers.append(Answer(question, index.framework, tuple(hits)))
+            stage.advance(1)
+        stage.result = f"{len(questions)} questions"
+    return answers
+
+
+def _judge(answers: Sequence[Answer], screen: Screen) -> str:
+    """Print how good the answers are; return what is wrong with them, or nothing."""
+    asked = len({answer.question for answer in answers})
+    required = round(REQUIRED_SHARE_FOUND * asked)
+    too_few: list[str] = []
+    for framework in sorted({answer.framework for answer in answers}):
+        found = count_found(answers, framework)
+        verdict = (
+            f"{framework}: {found} of {asked} questions have an expected document among the first "
+            f"{HITS_PER_QUESTION} hits ({required} are required)"
+        )
+        screen.console.print(verdict)
+        if found < required:
+            too_few.append(verdict)
+    return "; ".join(too_few)
+
+
+def _stay(stack: EmbeddingStack, postgres_uri: str, screen: Screen) -> None:
+    ports = stack.ports
+    triton = (
+        f"Triton HTTP  http://127.0.0.1:{ports.triton_http}\n"
+        f"Triton gRPC  127.0.0.1:{ports.triton_grpc}\n"
+        if stack.with_triton
+        else "Triton       not running\n"
+    )
+    screen.console.print(
+        f"\nGateway      {stack.base_url}\nAPI page     {stack.base_url}/docs\n{triton}"
+        f"PostgreSQL   {postgres_uri}\n             tables demo_langchain, data_demo_llamaindex\n\n"
+        f"curl {stack.base_url}/embed -H 'content-type: application/json' "
+        """-d '{"texts": ["Why is the sky blue?"], "input_type": "query"}'\n\n"""
+        "Press Ctrl-C to stop everything.",
+        markup=False,
+        soft_wrap=True,  # lines that are to be copied must not be broken
+    )
+    with suppress(KeyboardInterrupt):
+        while not stack.has_ended():
+            time.sleep(_POLL_SECONDS)
+        raise DemoError(f"A server ended by itself. The end of its log:\n{stack.log_tail()}")

@@ -1,0 +1,80 @@
+"""Show progress: moving bars on a terminal, plain lines anywhere else."""
+
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.text import Text
+
+_WIDTH_OF_A_FILE = 120
+
+
+class Stage:
+    """One step of the demo while it runs."""
+
+    def __init__(self, progress: Progress, title: str, total: int | None) -> None:
+        self.result = ""
+        self._progress = progress
+        self._task = progress.add_task(title, total=total, note="")
+        self._note = ""
+
+    def note(self, text: str) -> None:
+        """Say what is being waited for."""
+        if text == self._note:
+            return
+        self._note = text
+        self._progress.update(self._task, note=text)
+        if self._progress.disable:
+            self._progress.console.print(Text(f"     {text}"))
+
+    def advance(self, steps: int) -> None:
+        """Move the bar on."""
+        self._progress.advance(self._task, steps)
+
+
+class Screen:
+    """The demo's output; `console` prints everything that is not progress."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(
+            highlight=False, width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE
+        )
+
+    @contextmanager
+    def stage(self, title: str, total: int | None = None) -> Generator[Stage]:
+        """Show a step with the time it takes; `total` steps make a bar, none a spinner."""
+        began = time.monotonic()
+        moving = self.console.is_interactive
+        if not moving:
+            self.console.print(Text(f"...  {title}"))
+        progress = _progress(self.console, disable=not moving, with_bar=total is not None)
+        outcome = Text("fail", style="red")
+        stage = Stage(progress, title, total)
+        try:
+            with progress:
+                yield stage
+            outcome = Text("done", style="green")
+        except KeyboardInterrupt:
+            outcome = Text("stop", style="yellow")
+            raise
+        finally:
+            seconds = f"{time.monotonic() - began:6.1f} s"
+            detail = f"   {stage.result}" if stage.result else ""
+            self.console.print(Text.assemble(outcome, f"{seconds}  {title}{detail}"))
+
+
+def _progress(console: Console, *, disable: bool, with_bar: bool) -> Progress:
+    bar = [BarColumn(), TextColumn("{task.completed:.0f} of {task.total:.0f}")] if with_bar else []
+    return Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        *bar,
+        TimeElapsedColumn(),
+        TextColumn("{task.fields[note]}", style="dim", markup=False),
+        console=console,
+        transient=True,
+        disable=disable,
+    )
