@@ -46,6 +46,9 @@ lock: ## Compile the requirements files anew (versions and hashes, no registry a
 		--custom-compile-command "make lock" $(PYPROJECTS) --extra onnx requirements/dev.in \
 		$(addprefix --no-emit-package ,qwen3-triton-client qwen3-nano) -o requirements/dev.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+		--custom-compile-command "make lock" --no-sources --constraint requirements/dev.txt \
+		server/pyproject.toml requirements/server.in -o requirements/server.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 		--custom-compile-command "make lock" --override requirements/parity-overrides.txt \
 		requirements/parity.in -o requirements/parity.txt
 
@@ -91,6 +94,10 @@ $(VENV)-parity/.installed: requirements/parity.txt packages/qwen3-nano/pyproject
 	@$(BIN)/uv pip install --quiet --python $(VENV)-parity/bin/python --offline --no-sources --no-deps --no-build-isolation \
 		--editable packages/qwen3-nano
 	@touch $@
+
+.PHONY: bench
+bench: install ## Measure what the gateway costs over Triton alone
+	@PYTHONPATH=tests/support $(BIN)/python bench/gateway_cost.py
 
 .PHONY: clean
 clean: ## Remove the environments and caches of this checkout

@@ -19,7 +19,13 @@ class Settings(BaseSettings):
     alias than their variable's name, lest an unrelated `PORT` or `HOST` be taken for ours.
     """
 
-    model_config = SettingsConfigDict(extra="ignore", frozen=True, hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        # A compose file hands on what is not set as an empty string.
+        env_ignore_empty=True,
+        extra="ignore",
+        frozen=True,
+        hide_input_in_errors=True,
+    )
 
     triton_url: Annotated[list[str], NoDecode] = Field(
         default_factory=list,
