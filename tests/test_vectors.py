@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import httpx2
 import numpy as np
+import onnx
 import pytest
 
 import qwen3_nano
+from conftest import triton_flags
 from embed_call import cosines, embed, post
-from gateway_process import GatewayProcess
-from tolerances import FLOAT32_COSINE, UNIT_NORM
+from gateway_process import GatewayProcess, running_gateway
+from qwen3_nano.graph import build_graph, load_weights
+from qwen3_triton_gateway.local_triton import LocalTriton
+from tolerances import FLOAT16_COSINE, FLOAT32_COSINE, UNIT_NORM
 
 GOLDEN = np.load(qwen3_nano.golden_path(), allow_pickle=False)
 TEXTS: list[str] = GOLDEN["texts"].tolist()
@@ -27,6 +34,27 @@ def test_the_golden_texts_span_one_to_1024_tokens() -> None:
 def test_vectors_are_the_reference_implementations(any_gateway: GatewayProcess) -> None:
     vectors = embed(any_gateway.url, TEXTS, dimensions=HIDDEN_SIZE)
     assert cosines(vectors, GOLDEN["vectors"]).min() >= FLOAT32_COSINE
+
+
+@pytest.fixture(name="float16_dir", scope="module")
+def _float16_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The nano model exported with float16 hidden states, as most exports of the family are."""
+    folder = tmp_path_factory.mktemp("float16")
+    weights = load_weights(qwen3_nano.model_dir() / "model.onnx")
+    onnx.save(build_graph(weights, float16_output=True), folder / "model.onnx")
+    shutil.copy(qwen3_nano.model_dir() / "tokenizer.json", folder)
+    return folder
+
+
+def test_float16_vectors_are_the_reference_implementations(float16_dir: Path) -> None:
+    with (
+        LocalTriton(model_dir=float16_dir, model_name="float16") as triton,
+        running_gateway(*triton_flags(triton.http_url, "float16")) as through_triton,
+        running_gateway("--model-dir", str(float16_dir)) as in_process,
+    ):
+        for gateway in (through_triton, in_process):
+            vectors = embed(gateway.url, TEXTS, dimensions=HIDDEN_SIZE)
+            assert cosines(vectors, GOLDEN["vectors"]).min() >= FLOAT16_COSINE
 
 
 def test_cut_vectors_are_the_reference_implementations_cut(any_gateway: GatewayProcess) -> None:
