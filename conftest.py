@@ -8,18 +8,11 @@ from collections.abc import Generator
 import pytest
 
 import qwen3_nano
-from gateway_process import GatewayProcess, running_gateway
+from gateway_process import GatewayProcess, running_gateway, triton_flags
 from qwen3_triton_gateway.local_triton import LocalTriton
 
 # Tests import ONNX Runtime themselves; the product switches this off by itself.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
-
-TOKENIZER = ("--tokenizer-path", str(qwen3_nano.model_dir()))
-
-
-def triton_flags(url: str, model: str = qwen3_nano.MODEL_ID) -> tuple[str, ...]:
-    """Point a gateway at a model of a Triton."""
-    return ("--triton-url", url, "--triton-model", model, "--model-id", model, *TOKENIZER)
 
 
 @pytest.fixture(name="triton", scope="session")

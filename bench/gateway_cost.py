@@ -24,7 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 import qwen3_nano
-from gateway_process import running_gateway
+from gateway_process import running_gateway, triton_flags
 from qwen3_triton_gateway.backends.triton import TritonBackend
 from qwen3_triton_gateway.batching import pad_batch
 from qwen3_triton_gateway.local_triton import LocalTriton
@@ -169,16 +169,16 @@ def main() -> int:
     """Start both servers, measure, print the table."""
     console = Console()
     console.print("Starting Triton with the nano model, and the gateway ...")
-    tokenizer = ("--tokenizer-path", str(qwen3_nano.model_dir()))
-    with LocalTriton(
-        model_dir=qwen3_nano.model_dir(),
-        model_name=qwen3_nano.MODEL_ID,
-        max_batch_size=MAX_BATCH_SIZE,
-    ) as triton:
-        flags = ("--triton-url", triton.http_url, "--triton-model", qwen3_nano.MODEL_ID)
-        with running_gateway(*flags, *tokenizer) as gateway:
-            console.print(f"Measuring, {ROUNDS} rounds of each ...")
-            show(asyncio.run(measure(triton.http_url, gateway.url)), console)
+    with (
+        LocalTriton(
+            model_dir=qwen3_nano.model_dir(),
+            model_name=qwen3_nano.MODEL_ID,
+            max_batch_size=MAX_BATCH_SIZE,
+        ) as triton,
+        running_gateway(*triton_flags(triton.http_url)) as gateway,
+    ):
+        console.print(f"Measuring, {ROUNDS} rounds of each ...")
+        show(asyncio.run(measure(triton.http_url, gateway.url)), console)
     return 0
 
 

@@ -15,9 +15,8 @@ import numpy as np
 import pytest
 
 import qwen3_nano
-from conftest import TOKENIZER, triton_flags
 from embed_call import cosines, embed, post
-from gateway_process import GatewayProcess, running_gateway
+from gateway_process import TOKENIZER, GatewayProcess, running_gateway, triton_flags
 from polling import wait_for
 from qwen3_triton_gateway.local_triton import LocalTriton
 from tolerances import FLOAT32_COSINE

@@ -12,8 +12,7 @@ from typing import Any
 import pytest
 
 import qwen3_nano
-from conftest import triton_flags
-from gateway_process import GatewayProcess, running_gateway
+from gateway_process import GatewayProcess, running_gateway, triton_flags
 from qwen3_triton_gateway.local_triton import LocalTriton
 
 MODEL = "qwen3_embed_4b_onnx"

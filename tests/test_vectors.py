@@ -11,9 +11,8 @@ import onnx
 import pytest
 
 import qwen3_nano
-from conftest import triton_flags
 from embed_call import cosines, embed, post
-from gateway_process import GatewayProcess, running_gateway
+from gateway_process import GatewayProcess, running_gateway, triton_flags
 from qwen3_nano.graph import build_graph, load_weights
 from qwen3_triton_gateway.local_triton import LocalTriton
 from tolerances import FLOAT16_COSINE, FLOAT32_COSINE, UNIT_NORM

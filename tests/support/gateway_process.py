@@ -15,8 +15,16 @@ from pathlib import Path
 
 import httpx2
 
+import qwen3_nano
+
 LISTENING = re.compile(r"running on (http://[\d.]+:\d+)")
 START_SECONDS = 60.0
+TOKENIZER = ("--tokenizer-path", str(qwen3_nano.model_dir()))
+
+
+def triton_flags(url: str, model: str = qwen3_nano.MODEL_ID) -> tuple[str, ...]:
+    """Point a gateway at a model of a Triton."""
+    return ("--triton-url", url, "--triton-model", model, "--model-id", model, *TOKENIZER)
 
 
 class GatewayProcess:
