@@ -26,13 +26,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the demo; return 0 if it found what it should, 1 if not, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="demo", description=_DESCRIPTION)
     parser.add_argument("--keep", action="store_true", help="leave everything up until Ctrl-C")
+    parser.add_argument("--picture", metavar="FILE", help="save what is printed as an SVG picture")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     options = parser.parse_args(arguments)
     _stay_on_this_machine()
     for number in _STOP_SIGNALS:
         signal.signal(number, _interrupt_once)
+    screen = Screen(record=options.picture is not None)
     try:
-        run_demo(Screen(), keep=options.keep)
+        run_demo(screen, keep=options.keep)
+        if options.picture:
+            screen.console.save_svg(options.picture, title="make demo")
     except KeyboardInterrupt:
         print("Interrupted; everything is stopped.", file=sys.stderr)
         return _EXIT_INTERRUPTED

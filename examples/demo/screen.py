@@ -38,10 +38,9 @@ class Stage:
 class Screen:
     """The demo's output; `console` prints everything that is not progress."""
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(
-            highlight=False, width=None if sys.stdout.isatty() else _WIDTH_OF_A_FILE
-        )
+    def __init__(self, console: Console | None = None, *, record: bool = False) -> None:
+        width = None if sys.stdout.isatty() else _WIDTH_OF_A_FILE
+        self.console = console or Console(highlight=False, width=width, record=record)
 
     @contextmanager
     def stage(self, title: str, total: int | None = None) -> Generator[Stage]:

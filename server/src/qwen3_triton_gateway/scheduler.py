@@ -333,10 +333,9 @@ class Scheduler:
                 self._fail(entry, EmbeddingServerError("Internal error; see the gateway's log."))
         else:
             self._settle(batch, vectors)
-        finished = loop.time()
+            self._measure(sum(entry.text.length for entry in batch), loop.time() - started)
         for entry in batch:
-            entry.started, entry.finished = started, finished
-        self._measure(sum(entry.text.length for entry in batch), finished - started)
+            entry.started, entry.finished = started, loop.time()
 
     def _settle(self, batch: list[QueuedText], vectors: Float32Matrix) -> None:
         unusable = set(unusable_rows(vectors))

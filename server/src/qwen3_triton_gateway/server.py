@@ -21,8 +21,8 @@ from .settings import Settings
 
 logger = logging.getLogger(__name__)
 
-# Time for answers under way when a caller holds its connection open after SIGTERM.
-DRAIN_SECONDS = 30
+# Time for the answers under way after SIGTERM.
+GRACE_SECONDS = 30
 
 
 class GatewayServer(uvicorn.Server):
@@ -77,7 +77,7 @@ async def serve(settings: Settings) -> None:
         port=settings.port,
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=DRAIN_SECONDS,
+        timeout_graceful_shutdown=GRACE_SECONDS,
         server_header=False,
     )
     server = GatewayServer(config)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,6 +34,8 @@ WATCH_INTERVAL_SECONDS = 1.0
 # show in the load.
 CANARY_INTERVAL_SECONDS = 30.0
 CANARY_TIMEOUT_SECONDS = 10.0
+# Requests have had their time when this begins (see `server`): what is left, nobody waits for.
+DRAIN_SECONDS = 5.0
 CANARY_TEXT = "The importance of a canary: it notices bad air before the miners do."
 # Equal weights on equal hardware agree to 1e-6 in float32 and 1e-4 in float16, whatever the batch;
 # other weights, another padding or a missing end token fall far below.
@@ -180,9 +183,11 @@ class EmbeddingService:
         return self.readiness
 
     async def close(self) -> None:
-        """Finish what is queued, then let go of the backend."""
+        """Finish the batches in flight, then let go of the backend."""
         if self._embedder is not None:
-            await self._embedder.scheduler.drain()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_SECONDS):
+                    await self._embedder.scheduler.drain()
         await self.backend.close()
 
     def _accept(self, spec: ModelSpec) -> None:

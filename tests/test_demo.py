@@ -1,0 +1,29 @@
+"""`make demo` as people run it, apart from the set-up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
+
+
+def test_the_demo_finds_answers_through_both_frameworks_and_leaves_nothing(tmp_path: Path) -> None:
+    # A temporary folder of its own shows whatever is left behind.
+    done = subprocess.run(
+        [sys.executable, "-m", "demo"],
+        cwd=EXAMPLES,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=280,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    for framework in ("LangChain", "LlamaIndex"):
+        assert f"Index through {framework}   312 documents" in done.stdout
+        assert f"{framework}: " in done.stdout
+    assert "Start Triton with the nano model, and the gateway" in done.stdout
+    assert [path.name for path in tmp_path.iterdir()] == []
