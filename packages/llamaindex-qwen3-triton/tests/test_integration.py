@@ -23,7 +23,7 @@ async def test_a_question_finds_its_answer_in_an_index(model: Qwen3TritonEmbeddi
     index = VectorStoreIndex([TextNode(text=text) for text in TEXTS], embed_model=model)
     retriever = index.as_retriever(similarity_top_k=1)
     assert retriever.retrieve("What animal barks?")[0].text == TEXTS[0]
-    assert (await retriever.aretrieve("a musical instrument with strings"))[0].text == TEXTS[2]
+    assert (await retriever.aretrieve("Which instrument has strings?"))[0].text == TEXTS[2]
 
 
 async def test_pipelines_give_the_same_vectors(model: Qwen3TritonEmbedding) -> None:

@@ -1,0 +1,249 @@
+"""The ONNX graph of the nano model, built from its weights. Needs the `build` extra.
+
+The architecture is that of transformers' `Qwen3Model`; only the weights are stored otherwise (int8
+with a scale), which is exact to undo.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+from qwen3_nano._builder import GraphBuilder
+from qwen3_nano.weights import METADATA_FIELDS, NanoLayer, NanoWeights, load_weights
+
+__all__ = ["NanoLayer", "NanoWeights", "Output", "build_graph", "load_weights"]
+
+Output = Literal["last_hidden_state", "sentence_embedding"]
+
+OPSET = 17  # the oldest with everything needed here, so that old runtimes load the file too
+IR_VERSION = 8  # the one that belongs to opset 17
+
+# A masked score; finite, so that a row with every key masked gives an even average and not NaN.
+MASKED_SCORE = float(np.finfo(np.float32).min) / 2
+
+
+@dataclass(frozen=True, slots=True)
+class _Context:
+    """The names of the tensors that every layer shares."""
+
+    cos: str  # (batch, 1, sequence, head_dim)
+    sin: str
+    bias: str  # (batch, 1, sequence, past + sequence), 0 or MASKED_SCORE
+    past_key_values: bool
+
+
+def build_graph(
+    weights: NanoWeights,
+    *,
+    output: Output = "last_hidden_state",
+    float16_output: bool = False,
+    past_key_values: bool = False,
+    position_ids: bool = True,
+) -> onnx.ModelProto:
+    """Build the model as an ONNX graph, in one of the shapes that exports of this family come in.
+
+    Inputs are `input_ids`, `attention_mask` and, unless `position_ids` is false, `position_ids`:
+    int64, (batch, sequence). With `past_key_values`, each layer i also takes
+    `past_key_values.{i}.key` and `.value`, float32, (batch, num_key_value_heads, past, head_dim),
+    which may be of length 0, and `attention_mask` is (batch, past + sequence). Without the input,
+    positions are counted from the mask.
+
+    The output is `last_hidden_state`, (batch, sequence, hidden_size), or `sentence_embedding`,
+    (batch, hidden_size): the hidden state of the last token whose mask is 1, not normalized. It is
+    float32, or float16 with `float16_output`.
+    """
+    g = GraphBuilder()
+    context = _shared(g, weights, past_key_values=past_key_values, position_ids=position_ids)
+    hidden = _embed(g, weights)
+    for index in range(len(weights.layers)):
+        hidden = _layer(g, weights, index, hidden, context)
+    result = _rms_norm(g, hidden, g.tensor("norm", weights.norm), weights.rms_norm_eps)
+    if output == "sentence_embedding":
+        result = _pool(g, result, past_key_values=past_key_values)
+    result = g.op("Cast", result, to=TensorProto.FLOAT16) if float16_output else result
+    g.rename(result, output)
+    return _model(
+        g,
+        weights,
+        inputs=_inputs(weights, past_key_values=past_key_values, position_ids=position_ids),
+        outputs=[_output(weights, output, float16=float16_output)],
+    )
+
+
+def _inputs(
+    weights: NanoWeights, *, past_key_values: bool, position_ids: bool
+) -> list[onnx.ValueInfoProto]:
+    tokens = ["batch", "sequence"]
+    mask = ["batch", "total"] if past_key_values else tokens
+    inputs = [
+        helper.make_tensor_value_info("input_ids", TensorProto.INT64, tokens),
+        helper.make_tensor_value_info("attention_mask", TensorProto.INT64, mask),
+    ]
+    if position_ids:
+        inputs.append(helper.make_tensor_value_info("position_ids", TensorProto.INT64, tokens))
+    if past_key_values:
+        shape = ["batch", weights.kv_heads, "past", weights.head_dim]
+        inputs += [
+            helper.make_tensor_value_info(f"past_key_values.{i}.{kind}", TensorProto.FLOAT, shape)
+            for i in range(len(weights.layers))
+            for kind in ("key", "value")
+        ]
+    return inputs
+
+
+def _output(weights: NanoWeights, name: Output, *, float16: bool) -> onnx.ValueInfoProto:
+    tokens = ["batch"] if name == "sentence_embedding" else ["batch", "sequence"]
+    dtype = TensorProto.FLOAT16 if float16 else TensorProto.FLOAT
+    return helper.make_tensor_value_info(name, dtype, [*tokens, weights.hidden_size])
+
+
+def _model(
+    g: GraphBuilder,
+    weights: NanoWeights,
+    inputs: list[onnx.ValueInfoProto],
+    outputs: list[onnx.ValueInfoProto],
+) -> onnx.ModelProto:
+    graph = helper.make_graph(g.nodes, "qwen3-nano", inputs, outputs, g.initializers)
+    model = helper.make_model(
+        graph,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="qwen3-nano",
+    )
+    helper.set_model_props(model, {name: repr(getattr(weights, name)) for name in METADATA_FIELDS})
+    onnx.checker.check_model(model)  # pyright: ignore[reportUnknownMemberType]
+    return model
+
+
+def _shared(
+    g: GraphBuilder, weights: NanoWeights, *, past_key_values: bool, position_ids: bool
+) -> _Context:
+    """Compute the rotary tables and the attention bias, once for all layers."""
+    positions = "position_ids" if position_ids else _positions(g, past_key_values=past_key_values)
+    half = weights.head_dim // 2
+    # Computed as transformers does: float32, theta ** -(2i / head_dim).
+    exponents = np.arange(0, weights.head_dim, 2, dtype=np.float32) / np.float32(weights.head_dim)
+    frequencies = (1.0 / np.power(np.float32(weights.rope_theta), exponents)).astype(np.float32)
+    column = g.op("Unsqueeze", g.op("Cast", positions, to=TensorProto.FLOAT), g.ints([1, 3]))
+    angles = g.op("Mul", column, g.floats(frequencies.reshape(1, 1, 1, half)))
+    angles = g.op("Concat", angles, angles, axis=-1)
+    return _Context(
+        cos=g.op("Cos", angles),
+        sin=g.op("Sin", angles),
+        bias=_attention_bias(g),
+        past_key_values=past_key_values,
+    )
+
+
+def _positions(g: GraphBuilder, *, past_key_values: bool) -> str:
+    """Count positions from the mask: its running sum minus one, not below 0."""
+    counted = g.op("CumSum", "attention_mask", g.scalar(1))
+    counted = g.op("Max", g.op("Sub", counted, g.scalar(1)), g.scalar(0))
+    if not past_key_values:
+        return counted
+    return g.op("Slice", counted, _past_length(g), g.ints([np.iinfo(np.int64).max]), g.ints([1]))
+
+
+def _past_length(g: GraphBuilder) -> str:
+    total = g.op("Shape", "attention_mask", start=1, end=2)
+    return g.op("Sub", total, g.op("Shape", "input_ids", start=1, end=2))
+
+
+def _attention_bias(g: GraphBuilder) -> str:
+    """Return (batch, 1, sequence, total): 0 where a query may see a key, else MASKED_SCORE."""
+    total = g.op("Squeeze", g.op("Shape", "attention_mask", start=1, end=2))
+    keys = g.op("Range", g.scalar(0), total, g.scalar(1))
+    queries = g.op("Range", g.op("Squeeze", _past_length(g)), total, g.scalar(1))
+    causal = g.op("LessOrEqual", keys, g.op("Unsqueeze", queries, g.ints([1])))
+    real = g.op("Cast", "attention_mask", to=TensorProto.BOOL)
+    visible = g.op("And", g.op("Unsqueeze", real, g.ints([1, 2])), causal)
+    return g.op("Where", visible, g.floats(0.0), g.floats(MASKED_SCORE))
+
+
+def _embed(g: GraphBuilder, weights: NanoWeights) -> str:
+    """Look the tokens up in the narrow int8 table and widen them to hidden_size."""
+    rows = g.op("Gather", g.tensor("embed_tokens.rows", weights.embedding.values), "input_ids")
+    scales = g.op("Gather", g.tensor("embed_tokens.scales", weights.embedding.scales), "input_ids")
+    narrow = g.op("Mul", g.op("Cast", rows, to=TensorProto.FLOAT), scales)
+    return g.linear(narrow, "embed_tokens.projection", weights.projection)
+
+
+def _layer(
+    g: GraphBuilder, weights: NanoWeights, index: int, hidden: str, context: _Context
+) -> str:
+    layer, name, eps = weights.layers[index], f"layers.{index}", weights.rms_norm_eps
+    normed = _rms_norm(g, hidden, g.tensor(f"{name}.input_norm", layer.input_norm), eps)
+    attended = g.op("Add", hidden, _attention(g, weights, index, normed, context))
+    normed = _rms_norm(g, attended, g.tensor(f"{name}.post_norm", layer.post_norm), eps)
+    gate = g.linear(normed, f"{name}.gate", layer.gate)
+    gate = g.op("Mul", gate, g.op("Sigmoid", gate))
+    up = g.linear(normed, f"{name}.up", layer.up)
+    down = g.linear(g.op("Mul", gate, up), f"{name}.down", layer.down)
+    return g.op("Add", attended, down)
+
+
+def _attention(
+    g: GraphBuilder, weights: NanoWeights, index: int, normed: str, context: _Context
+) -> str:
+    layer, name, eps = weights.layers[index], f"layers.{index}", weights.rms_norm_eps
+    query = _heads(g, g.linear(normed, f"{name}.q", layer.q), weights.head_dim)
+    key = _heads(g, g.linear(normed, f"{name}.k", layer.k), weights.head_dim)
+    value = _heads(g, g.linear(normed, f"{name}.v", layer.v), weights.head_dim)
+    query = _rms_norm(g, query, g.tensor(f"{name}.q_norm", layer.q_norm), eps)
+    key = _rms_norm(g, key, g.tensor(f"{name}.k_norm", layer.k_norm), eps)
+    query = _rotate(g, query, context, weights.head_dim)
+    key = _rotate(g, key, context, weights.head_dim)
+    if context.past_key_values:
+        key = g.op("Concat", f"past_key_values.{index}.key", key, axis=2)
+        value = g.op("Concat", f"past_key_values.{index}.value", value, axis=2)
+    key, value = _repeat_heads(g, weights, key), _repeat_heads(g, weights, value)
+    scores = g.op("MatMul", query, g.op("Transpose", key, perm=[0, 1, 3, 2]))
+    scores = g.op("Mul", scores, g.floats(weights.head_dim**-0.5))
+    # A masked score is replaced by the bias alone in effect: its own part is lost in rounding.
+    attention = g.op("Softmax", g.op("Add", scores, context.bias), axis=-1)
+    mixed = g.op("Transpose", g.op("MatMul", attention, value), perm=[0, 2, 1, 3])
+    mixed = g.op("Reshape", mixed, g.ints([0, 0, weights.query_heads * weights.head_dim]))
+    return g.linear(mixed, f"{name}.o", layer.o)
+
+
+def _heads(g: GraphBuilder, flat: str, head_dim: int) -> str:
+    """Split (batch, sequence, heads * head_dim) into (batch, heads, sequence, head_dim)."""
+    return g.op("Transpose", g.op("Reshape", flat, g.ints([0, 0, -1, head_dim])), perm=[0, 2, 1, 3])
+
+
+def _repeat_heads(g: GraphBuilder, weights: NanoWeights, heads: str) -> str:
+    """Give each query head its own copy of the key or value head that its group shares."""
+    groups = weights.query_heads // weights.kv_heads
+    index = np.repeat(np.arange(weights.kv_heads, dtype=np.int64), groups)
+    return g.op("Gather", heads, g.ints(index.tolist()), axis=1)
+
+
+def _rotate(g: GraphBuilder, heads: str, context: _Context, head_dim: int) -> str:
+    """Apply rotary position embedding, the half-split form (`rotate_half`)."""
+    half, axis = g.ints([head_dim // 2]), g.ints([3])
+    first = g.op("Slice", heads, g.ints([0]), half, axis)
+    second = g.op("Slice", heads, half, g.ints([head_dim]), axis)
+    turned = g.op("Concat", g.op("Neg", second), first, axis=-1)
+    return g.op("Add", g.op("Mul", heads, context.cos), g.op("Mul", turned, context.sin))
+
+
+def _rms_norm(g: GraphBuilder, values: str, gain: str, eps: float) -> str:
+    mean = g.op("ReduceMean", g.op("Mul", values, values), axes=[-1], keepdims=1)
+    root = g.op("Sqrt", g.op("Add", mean, g.floats(eps)))
+    return g.op("Mul", g.op("Div", values, root), gain)
+
+
+def _pool(g: GraphBuilder, hidden: str, *, past_key_values: bool) -> str:
+    """Take the hidden state at the highest index where `attention_mask` is 1."""
+    mask = "attention_mask"
+    if past_key_values:
+        mask = g.op("Slice", mask, _past_length(g), g.ints([np.iinfo(np.int64).max]), g.ints([1]))
+    length = g.op("Squeeze", g.op("Shape", mask, start=1, end=2))
+    indices = g.op("Mul", mask, g.op("Range", g.scalar(0), length, g.scalar(1)))
+    last = g.op("ReduceMax", indices, axes=[1], keepdims=1)
+    return g.op("GatherND", hidden, last, batch_dims=1)

@@ -1,0 +1,72 @@
+"""What the tests of the nano model share: its files opened, and how a gateway would run them."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+
+from qwen3_nano import golden_path, model_dir
+from qwen3_nano.graph import build_graph
+from qwen3_nano.weights import NanoWeights, load_weights
+
+Feeds = dict[str, NDArray[Any]]
+PAD_ID = 0
+
+
+class Nano:
+    """The shipped files, opened once."""
+
+    def __init__(self) -> None:
+        self.tokenizer = Tokenizer.from_file(str(model_dir() / "tokenizer.json"))
+        self.weights: NanoWeights = load_weights(model_dir() / "model.onnx")
+        self.plain = session((model_dir() / "model.onnx").read_bytes())
+        self.variant = cache(self._variant)
+
+    def _variant(self, **options: Any) -> onnxruntime.InferenceSession:
+        return session(build_graph(self.weights, **options).SerializeToString())
+
+    def feeds(self, texts: list[str], *, left: bool = False) -> Feeds:
+        """The three inputs, padded right or left, positions counted from the mask."""
+        rows = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
+        length = max(map(len, rows))
+        ids = np.full((len(rows), length), PAD_ID, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for index, row in enumerate(rows):
+            place = slice(length - len(row), length) if left else slice(0, len(row))
+            ids[index, place], mask[index, place] = row, 1
+        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+        return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+
+    def embed(self, texts: list[str], *, left: bool = False) -> NDArray[np.float32]:
+        """float32 (n, hidden_size): the last token's hidden state."""
+        inputs = self.feeds(texts, left=left)
+        (hidden,) = self.plain.run(["last_hidden_state"], inputs)
+        return pool(hidden, inputs["attention_mask"])
+
+    @staticmethod
+    def golden() -> tuple[list[str], NDArray[np.int64], NDArray[np.float32]]:
+        """The golden texts, their token counts, and their vectors."""
+        with np.load(golden_path()) as file:
+            return file["texts"].tolist(), file["token_counts"], file["vectors"]
+
+
+def session(model: bytes) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 2
+    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+
+
+def pool(hidden: NDArray[Any], mask: NDArray[np.int64]) -> NDArray[np.float32]:
+    last = (mask * np.arange(mask.shape[1])).max(axis=1)
+    return hidden[np.arange(len(mask)), last].astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def nano() -> Nano:
+    return Nano()
