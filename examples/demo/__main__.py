@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 from demo.embedded_postgres import EmbeddedPostgresError
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run_demo(screen, keep=options.keep)
         if options.picture:
-            screen.console.save_svg(options.picture, title="make demo")
+            screen.save_picture(Path(options.picture))
     except KeyboardInterrupt:
         print("Interrupted; everything is stopped.", file=sys.stderr)
         return _EXIT_INTERRUPTED

@@ -1,9 +1,11 @@
 """Show progress: moving bars on a terminal, plain lines anywhere else."""
 
+import re
 import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -41,6 +43,12 @@ class Screen:
     def __init__(self, console: Console | None = None, *, record: bool = False) -> None:
         width = None if sys.stdout.isatty() else _WIDTH_OF_A_FILE
         self.console = console or Console(highlight=False, width=width, record=record)
+
+    def save_picture(self, path: Path) -> None:
+        """Write what was printed as an SVG; the screen must have been made to `record`."""
+        picture = self.console.export_svg(title="make demo")
+        # Without the fonts that it would fetch from the internet: any monospaced one will do.
+        path.write_text(re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL), "utf-8")
 
     @contextmanager
     def stage(self, title: str, total: int | None = None) -> Generator[Stage]:
