@@ -149,9 +149,9 @@ async def measure(triton_url: str, gateway_url: str) -> list[Comparison]:
     return comparisons
 
 
-def show(comparisons: list[Comparison], console: Console) -> None:
+def show(title: str, comparisons: list[Comparison], console: Console) -> None:
     """Print medians and the ratio of each round's two sides."""
-    table = Table("", "gateway", "straight to Triton", "ratio, median (min to max)")
+    table = Table(title, "gateway", "straight to Triton", "ratio, median (min to max)")
     for comparison in comparisons:
         pairs = zip(comparison.direct_seconds, comparison.gateway_seconds, strict=True)
         ratios = sorted(direct / gateway for direct, gateway in pairs)
@@ -175,10 +175,10 @@ def main() -> int:
             model_name=qwen3_nano.MODEL_ID,
             max_batch_size=MAX_BATCH_SIZE,
         ) as triton,
-        running_gateway(*triton_flags(triton.http_url)) as gateway,
+        running_gateway(*triton_flags(triton.grpc_url)) as gateway,
     ):
         console.print(f"Measuring, {ROUNDS} rounds of each ...")
-        show(asyncio.run(measure(triton.http_url, gateway.url)), console)
+        show(asyncio.run(measure(triton.grpc_url, gateway.url)), console)
     return 0
 
 
