@@ -162,23 +162,23 @@ def show(title: str, comparisons: list[Comparison], console: Console) -> None:
             f"{statistics.median(ratios):.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})",
         )
     console.print(table)
-    console.print("The ratio is Triton's time by the gateway's: 1.00 would be a free gateway.")
 
 
 def main() -> int:
     """Start both servers, measure, print the table."""
     console = Console()
     console.print("Starting Triton with the nano model, and the gateway ...")
-    with (
-        LocalTriton(
-            model_dir=qwen3_nano.model_dir(),
-            model_name=qwen3_nano.MODEL_ID,
-            max_batch_size=MAX_BATCH_SIZE,
-        ) as triton,
-        running_gateway(*triton_flags(triton.grpc_url)) as gateway,
-    ):
-        console.print(f"Measuring, {ROUNDS} rounds of each ...")
-        show(asyncio.run(measure(triton.grpc_url, gateway.url)), console)
+    with LocalTriton(
+        model_dir=qwen3_nano.model_dir(),
+        model_name=qwen3_nano.MODEL_ID,
+        max_batch_size=MAX_BATCH_SIZE,
+    ) as triton:
+        for url in (triton.grpc_url, triton.http_url):
+            title = "over " + url.partition(":")[0]
+            with running_gateway(*triton_flags(url)) as gateway:
+                console.print(f"Measuring {title}, {ROUNDS} rounds of each ...")
+                show(title, asyncio.run(measure(url, gateway.url)), console)
+    console.print("The ratio is Triton's time by the gateway's: 1.00 would be a free gateway.")
     return 0
 
 
