@@ -41,10 +41,6 @@ class TextTokenizer:
         self.digest = hashlib.sha256(file.read_bytes()).hexdigest()
         self.appends_end_token = self._tokenizer.encode("probe").ids[-1:] == [end_token_id]
 
-    @property
-    def vocabulary_size(self) -> int:
-        return self._tokenizer.get_vocab_size(with_added_tokens=True)
-
     def encode(self, texts: Sequence[str]) -> list[TokenizedText]:
         """Tokenize without padding, cut to `max_length - 1` and append the end token.
 
