@@ -8,10 +8,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 from fake_backend import HIDDEN_SIZE, FakeBackend
 from qwen3_triton_gateway.tensors import TokenBatch
+from tolerances import FLOAT32_COSINE, UNIT_NORM
 
-# The fake computes in float64 and float32 alone or in a batch: only rounding may differ.
-SAME_VECTOR_COSINE = 0.99999
-UNIT_NORM_TOLERANCE = 1e-5  # CONTRACT: each vector has norm 1 within 1e-5
 POISON = sorted(ByteLevel.alphabet()).index("~")  # its token in the conftest's tokenizer
 BLANKS = ["", " ", "\n\t", "\u2003"]
 
@@ -38,7 +36,7 @@ def test_each_text_gets_a_unit_vector_of_1024_dimensions(client: TestClient) -> 
     answer = embed(client, texts=["one", "two", "three"])
     rows = np.array(answer["embeddings"])
     assert rows.shape == (3, 1024)
-    assert np.abs(np.linalg.norm(rows, axis=1) - 1).max() < UNIT_NORM_TOLERANCE
+    assert np.abs(np.linalg.norm(rows, axis=1) - 1).max() < UNIT_NORM
     assert answer["model"] == "fake-embedding"
     assert answer["dimensions"] == 1024
     assert answer["usage"] == {"prompt_tokens": 14, "total_tokens": 14}
@@ -49,7 +47,7 @@ def test_a_text_has_the_same_vector_alone_and_among_others(client: TestClient) -
     texts = ["a", "many words " * 40, "middle sized text", "b" * 700, "ü 😀"]
     together = vectors(client, texts)
     alone = np.concatenate([vectors(client, [text]) for text in texts])
-    assert (together * alone).sum(axis=1).min() >= SAME_VECTOR_COSINE
+    assert (together * alone).sum(axis=1).min() >= FLOAT32_COSINE
 
 
 def test_answers_keep_the_order_of_2048_texts(client: TestClient, backend: FakeBackend) -> None:
@@ -58,7 +56,7 @@ def test_answers_keep_the_order_of_2048_texts(client: TestClient, backend: FakeB
     assert max(size for size, _ in backend.calls) == backend.spec.max_batch_size
     for index in (0, 1, 1000, 2047):
         alone = vectors(client, [texts[index]], dimensions=64)[0]
-        assert float(rows[index] @ alone) >= SAME_VECTOR_COSINE
+        assert float(rows[index] @ alone) >= FLOAT32_COSINE
 
 
 def test_base64_holds_the_same_bits_as_floats(client: TestClient) -> None:

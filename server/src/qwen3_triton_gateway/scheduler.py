@@ -28,6 +28,7 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from operator import attrgetter
 from typing import TypeAlias
 
 import numpy as np
@@ -44,6 +45,8 @@ from .pooling import unusable_rows
 from .tensors import Float32Matrix, TokenizedText
 
 Float32Vector: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float32]]
+# What makes two waiting texts the same one: their lane and their token ids.
+TextKey: TypeAlias = "tuple[Lane, bytes]"
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +79,7 @@ class QueuedText:
 
     text: TokenizedText
     lane: Lane
+    key: TextKey
     serial: int
     arrived: float
     deadline: float
@@ -86,15 +90,15 @@ class QueuedText:
     finished: float = 0.0
 
     @property
-    def key(self) -> tuple[Lane, bytes]:
-        return self.lane, self.text.input_ids.tobytes()
-
-    @property
     def rank(self) -> tuple[int, int]:
+        """Order by length; the serial tells texts of equal length apart."""
         return self.text.length, self.serial
 
 
 RunBatch: TypeAlias = Callable[[Sequence[TokenizedText], Lane, float], Awaitable[Float32Matrix]]
+
+
+_rank = attrgetter("rank")
 
 
 @dataclass(slots=True)
@@ -102,20 +106,18 @@ class LaneQueue:
     """The texts of one lane, by arrival and by length; taken ones stay in `arrivals` until met."""
 
     arrivals: deque[QueuedText] = field(default_factory=deque[QueuedText])
-    by_length: list[tuple[tuple[int, int], QueuedText]] = field(
-        default_factory=list[tuple[tuple[int, int], QueuedText]]
-    )
+    by_length: list[QueuedText] = field(default_factory=list[QueuedText])
 
     def __len__(self) -> int:
         return len(self.by_length)
 
     def add(self, entry: QueuedText) -> None:
         self.arrivals.append(entry)
-        insort(self.by_length, (entry.rank, entry), key=lambda item: item[0])
+        insort(self.by_length, entry, key=_rank)
 
     def position(self, entry: QueuedText) -> int | None:
-        index = bisect_left(self.by_length, entry.rank, key=lambda item: item[0])
-        found = index < len(self.by_length) and self.by_length[index][1] is entry
+        index = bisect_left(self.by_length, entry.rank, key=_rank)
+        found = index < len(self.by_length) and self.by_length[index] is entry
         return index if found else None
 
     def discard(self, entry: QueuedText) -> None:
@@ -130,7 +132,7 @@ class LaneQueue:
             anchor = self.position(self.arrivals.popleft())
         lengths = _Lengths(self.by_length)
         window = similar_lengths(lengths, anchor, limits)
-        batch = [entry for _, entry in self.by_length[window.start : window.stop]]
+        batch = self.by_length[window.start : window.stop]
         del self.by_length[window.start : window.stop]
         if not self.by_length:
             self.arrivals.clear()
@@ -140,14 +142,14 @@ class LaneQueue:
 class _Lengths(Sequence[int]):
     """The lengths of a sorted lane, read in place."""
 
-    def __init__(self, items: list[tuple[tuple[int, int], QueuedText]]) -> None:
-        self._items = items
+    def __init__(self, entries: list[QueuedText]) -> None:
+        self._entries = entries
 
     def __len__(self) -> int:
-        return len(self._items)
+        return len(self._entries)
 
     def __getitem__(self, index: int) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self._items[index][0][0]
+        return self._entries[index].text.length
 
 
 def similar_lengths(lengths: Sequence[int], anchor: int, limits: BatchLimits) -> range:
@@ -201,7 +203,7 @@ class Scheduler:
         self._max_queue_tokens = max_queue_tokens
         self._lanes = {lane: LaneQueue() for lane in Lane}
         self._alone: deque[QueuedText] = deque()
-        self._waiting: dict[tuple[Lane, bytes], QueuedText] = {}
+        self._waiting: dict[TextKey, QueuedText] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._queued_tokens = 0
         self._query_batches_in_a_row = 0
@@ -229,9 +231,9 @@ class Scheduler:
         """
         self._admit(texts)
         entries = [self._enqueue(text, lane, deadline) for text in texts]
-        # A text's serial breaks ties of arrival; the longest first makes it the anchor, so that a
-        # request on its own is packed from the long end downwards.
-        fresh = sorted({e for e in entries if not e.claims}, key=lambda e: -e.text.length)
+        # Longest first: it becomes the anchor, and a request on its own is packed downwards.
+        new = dict.fromkeys(entry for entry in entries if not entry.claims)
+        fresh = sorted(new, key=lambda entry: -entry.text.length)
         for entry in fresh:
             self._lanes[lane].add(entry)
         for entry in entries:
@@ -266,11 +268,15 @@ class Scheduler:
         raise QueueFullError(msg, retry_after_seconds=min(wait, MAX_RETRY_AFTER_SECONDS))
 
     def _enqueue(self, text: TokenizedText, lane: Lane, deadline: float) -> QueuedText:
-        loop = asyncio.get_running_loop()
-        self._serial += 1
-        new = QueuedText(text, lane, self._serial, loop.time(), deadline, loop.create_future())
-        entry = self._waiting.setdefault(new.key, new)
-        if entry is new:
+        key = (lane, text.input_ids.tobytes())
+        entry = self._waiting.get(key)
+        if entry is None:
+            loop = asyncio.get_running_loop()
+            self._serial += 1
+            entry = QueuedText(
+                text, lane, key, self._serial, loop.time(), deadline, loop.create_future()
+            )
+            self._waiting[key] = entry
             self._queued_tokens += text.length
         entry.deadline = max(entry.deadline, deadline)
         return entry

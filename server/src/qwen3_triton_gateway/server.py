@@ -57,12 +57,12 @@ def run_gateway(settings: Settings) -> None:
         StartupError: the settings, the tokenizer or the model do not fit together, or the port
             is taken.
     """
+    configure_logging(settings)
     asyncio.run(serve(settings))
 
 
 async def serve(settings: Settings) -> None:
     """Serve on the running event loop; see `run_gateway`."""
-    configure_logging(settings)
     settings = with_bundled_model(settings)
     service = EmbeddingService(settings, choose_backend(settings))
     server: GatewayServer
