@@ -110,6 +110,61 @@ def test_a_dead_triton_of_two_is_left_out_and_comes_back(
         wait_for(both_work, "the revived Triton at work")
 
 
+def test_batches_on_a_paused_triton_of_two_are_run_on_the_other(
+    triton: LocalTriton, own_triton: LocalTriton
+) -> None:
+    urls = f"{own_triton.grpc_url},{triton.grpc_url}"
+    with running_gateway(*triton_flags(urls), "--timeout-s", "60") as gateway:
+        expected = embed(gateway.url, TEXTS)
+        os.kill(own_triton.pid, signal.SIGSTOP)
+        try:
+            with ThreadPoolExecutor(8) as pool:
+                answers = list(pool.map(lambda _: embed(gateway.url, TEXTS), range(24)))
+        finally:
+            os.kill(own_triton.pid, signal.SIGCONT)
+        assert all(cosines(vectors, expected).min() >= FLOAT32_COSINE for vectors in answers)
+        assert "is left out" in gateway.log
+        assert gateway.metric("qwen3_triton_backend_up") in {1, 2}
+
+
+def test_a_caller_that_goes_away_leaves_the_queue(own_triton: LocalTriton) -> None:
+    with running_gateway(*triton_flags(own_triton.grpc_url)) as gateway:
+        os.kill(own_triton.pid, signal.SIGSTOP)
+        try:
+            with pytest.raises(httpx2.ReadTimeout):
+                # Posted before a probe finds that Triton does not answer.
+                httpx2.post(f"{gateway.url}/embed", json={"texts": TEXTS}, timeout=0.4)
+            wait_for(lambda: gateway.metric("qwen3_triton_queue_texts") == 0, "an empty queue")
+            assert gateway.metric("qwen3_triton_requests_under_way") == 0
+            # Two batches of eight were with Triton already.
+            assert gateway.metric("qwen3_triton_abandoned_texts_total") == len(TEXTS) - 16
+            assert "status=499" in gateway.log
+        finally:
+            os.kill(own_triton.pid, signal.SIGCONT)
+        wait_for(gateway.is_ready, "ready again")
+        assert embed(gateway.url, TEXTS).shape == (len(TEXTS), 1024)
+
+
+def test_an_overloaded_gateway_refuses_whole_requests_and_answers_the_others(
+    triton: LocalTriton,
+) -> None:
+    flags = ("--max-queue-tokens", "2000", "--max-queue-requests", "12")
+    with running_gateway(*triton_flags(triton.grpc_url), *flags) as gateway:
+        expected = embed(gateway.url, TEXTS)
+        with ThreadPoolExecutor(24) as pool:
+            answers = list(pool.map(lambda _: post(gateway.url, texts=TEXTS), range(96)))
+        refused = [answer for answer in answers if answer.status_code == 429]
+        served = [answer for answer in answers if answer.status_code == 200]
+        assert len(refused) + len(served) == 96
+        assert refused
+        assert served
+        assert all(int(answer.headers["Retry-After"]) >= 1 for answer in refused)
+        for answer in served:
+            vectors = np.array(answer.json()["embeddings"], dtype=np.float32)
+            assert cosines(vectors, expected).min() >= FLOAT32_COSINE
+        assert gateway.metric("qwen3_triton_rejected_requests_total") == len(refused)
+
+
 def _inferences(triton: LocalTriton) -> int:
     """Count what a Triton has computed since its start, by its own metrics."""
     lines = httpx2.get(triton.metrics_url).text.splitlines()
@@ -143,6 +198,27 @@ def test_sigterm_finishes_what_is_in_flight_and_ends_with_0(triton: LocalTriton)
             gateway.process.send_signal(signal.SIGTERM)
             assert pending.result().status_code == 200
         assert gateway.stop() == 0
+
+
+def test_no_request_is_dropped_by_a_gateway_that_stops(triton: LocalTriton) -> None:
+    """Callers that heed its readiness get every answer; those are what a load balancer sends."""
+    flags = (*triton_flags(triton.grpc_url), "--shutdown-delay-s", "2")
+    with running_gateway(*flags) as gateway, ThreadPoolExecutor(4) as pool:
+        callers = [pool.submit(_call_while_ready, gateway.url) for _ in range(4)]
+        wait_for(lambda: gateway.metric("qwen3_triton_texts_total") > 100, "load")
+        gateway.process.send_signal(signal.SIGTERM)
+        statuses = [status for caller in callers for status in caller.result()]
+        assert set(statuses) == {200}
+        assert gateway.process.wait(timeout=30) == 0
+
+
+def _call_while_ready(url: str) -> list[int]:
+    """Send requests on kept connections until the gateway says that it is not ready."""
+    statuses: list[int] = []
+    with httpx2.Client(base_url=url, timeout=60) as client:
+        while client.get("/health/ready").status_code == 200:
+            statuses.append(client.post("/embed", json={"texts": TEXTS}).status_code)
+    return statuses
 
 
 def _is_busy(gateway: GatewayProcess) -> bool:

@@ -57,6 +57,10 @@ class FakeBackend:
     def description(self) -> str:
         return "a fake"
 
+    @property
+    def states(self) -> dict[str, bool]:
+        return {"fake": self.ready}
+
     async def connect(self) -> ModelSpec:
         return self._spec
 

@@ -4,13 +4,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from qwen3_triton_gateway.batching import bucket_length, pad_batch
-from qwen3_triton_gateway.tensors import TokenizedText
+from qwen3_triton_gateway.tensors import TokenCount, TokenizedText
 
 MAX_PADDING = 1 / 16 + 1e-9  # one step of sixteen in an octave
 
 
 def text(*ids: int) -> TokenizedText:
-    return TokenizedText(np.array(ids, dtype=np.int64), total_tokens=len(ids))
+    return TokenizedText(np.array(ids, dtype=np.int64), TokenCount(len(ids), len(ids)))
 
 
 @given(st.integers(1, 4096))

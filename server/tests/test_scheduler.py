@@ -14,8 +14,9 @@ from qwen3_triton_gateway.errors import (
     DeadlineExceededError,
     QueueFullError,
 )
+from qwen3_triton_gateway.metrics import Metrics
 from qwen3_triton_gateway.scheduler import (
-    QUERY_BATCHES_IN_A_ROW,
+    OLD_AGE,
     BatchLimits,
     Lane,
     QueuedText,
@@ -23,7 +24,7 @@ from qwen3_triton_gateway.scheduler import (
     choose_lane,
     similar_lengths,
 )
-from qwen3_triton_gateway.tensors import Float32Matrix, TokenizedText
+from qwen3_triton_gateway.tensors import Float32Matrix, TokenCount, TokenizedText
 
 LIMITS = BatchLimits(max_batch_size=8, max_batch_tokens=4096, max_length=1024)
 FAR = 60.0
@@ -31,7 +32,7 @@ FAR = 60.0
 
 def text(length: int, marker: int = 0) -> TokenizedText:
     ids = np.full(length, marker, dtype=np.int64)
-    return TokenizedText(ids, total_tokens=length)
+    return TokenizedText(ids, TokenCount(length, length))
 
 
 def marker_of(result: QueuedText) -> int:
@@ -51,10 +52,10 @@ class Model:
         self.bad: set[int] = set()
 
     async def __call__(
-        self, texts: Sequence[TokenizedText], lane: Lane, timeout_seconds: float
+        self, entries: Sequence[QueuedText], timeout_seconds: float
     ) -> Float32Matrix:
-        markers = [int(item.input_ids[0]) for item in texts]
-        self.batches.append((lane, markers))
+        markers = [int(entry.text.input_ids[0]) for entry in entries]
+        self.batches.append((entries[0].lane, markers))
         if self.gate is not None:
             await self.gate.wait()
         if self.refuse is not None:
@@ -65,8 +66,9 @@ class Model:
         return np.array([[value, 1.0] for value in values], dtype=np.float32)
 
 
-def make(model: Model, *, window: int = 2, max_queue_tokens: int = 10_000) -> Scheduler:
-    return Scheduler(model, limits=LIMITS, window=window, max_queue_tokens=max_queue_tokens)
+def make(model: Model, *, window: int = 2, **bounds: int) -> Scheduler:
+    bounds = {"max_queue_tokens": 10_000, "max_queue_requests": 100} | bounds
+    return Scheduler(model, limits=LIMITS, window=window, metrics=Metrics(), **bounds)
 
 
 def deadline(seconds: float = FAR) -> float:
@@ -101,18 +103,16 @@ def test_a_text_longer_than_the_token_budget_goes_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("queries", "documents", "in_a_row", "lane"),
+    ("queries", "documents", "age", "lane"),
     [
         pytest.param(1, 100, 0, Lane.QUERY, id="queries-first"),
         pytest.param(0, 100, 0, Lane.DOCUMENT, id="only-documents"),
         pytest.param(9, 0, 99, Lane.QUERY, id="only-queries"),
-        pytest.param(9, 1, QUERY_BATCHES_IN_A_ROW, Lane.DOCUMENT, id="documents-do-not-starve"),
+        pytest.param(9, 1, OLD_AGE, Lane.DOCUMENT, id="documents-do-not-starve"),
     ],
 )
-def test_the_lane_of_the_next_batch(
-    queries: int, documents: int, in_a_row: int, lane: Lane
-) -> None:
-    assert choose_lane(queries, documents, in_a_row) is lane
+def test_the_lane_of_the_next_batch(queries: int, documents: int, age: int, lane: Lane) -> None:
+    assert choose_lane(queries, documents, age) is lane
 
 
 async def test_answers_keep_the_order_of_the_texts() -> None:
@@ -257,3 +257,72 @@ async def test_an_absent_model_fails_the_batch_without_trying_again() -> None:
     )
     assert all(isinstance(result.done.result(), BackendUnavailableError) for result in results)
     assert len(model.batches) == 1
+
+
+async def test_documents_age_while_queries_overtake_them_and_then_go_first() -> None:
+    model = Model()
+    model.gate = asyncio.Event()
+    scheduler = make(model, window=1)
+    lanes = [Lane.QUERY] * 60 + [Lane.DOCUMENT] * 9
+    requests = [
+        asyncio.create_task(scheduler.submit([text(9, i)], lane=lane, deadline=deadline()))
+        for i, lane in enumerate(lanes)
+    ]
+    await asyncio.sleep(0)
+    model.gate.set()
+    await asyncio.gather(*requests)
+    # The first left alone, before anything else waited.
+    order = [lane for lane, _ in model.batches[1:]]
+    assert order[: OLD_AGE + 1] == [Lane.QUERY] * OLD_AGE + [Lane.DOCUMENT]
+    assert order.count(Lane.DOCUMENT) == 2
+
+
+async def test_one_request_too_many_is_refused_before_its_texts_are_known() -> None:
+    scheduler = make(Model(), max_queue_requests=2)
+    with scheduler.request(), scheduler.request():
+        with pytest.raises(QueueFullError, match="EMBED_MAX_QUEUE_REQUESTS") as caught:
+            scheduler.request().__enter__()
+        assert caught.value.retry_after_seconds == 1
+    with scheduler.request():
+        assert scheduler.requests_under_way == 1
+    assert scheduler.requests_under_way == 0
+
+
+async def test_retry_after_is_the_time_in_which_the_excess_drains() -> None:
+    class Slow(Model):
+        async def __call__(
+            self, entries: Sequence[QueuedText], timeout_seconds: float
+        ) -> Float32Matrix:
+            await asyncio.sleep(0.1)
+            return await super().__call__(entries, timeout_seconds)
+
+    scheduler = make(Slow(), window=1, max_queue_tokens=1000)
+    # A batch of 8 texts with 10 tokens each in a tenth of a second: 800 tokens a second.
+    await scheduler.submit([text(10, i) for i in range(8)], lane=Lane.DOCUMENT, deadline=deadline())
+    waiting = asyncio.create_task(
+        scheduler.submit([text(10, i) for i in range(100)], lane=Lane.DOCUMENT, deadline=deadline())
+    )
+    await asyncio.sleep(0)
+    with pytest.raises(QueueFullError) as caught:
+        await scheduler.submit([text(1000, 9)] * 2, lane=Lane.DOCUMENT, deadline=deadline())
+    assert caught.value.retry_after_seconds is not None
+    assert 2 <= caught.value.retry_after_seconds <= 5
+    waiting.cancel()
+
+
+async def test_what_waits_is_told_by_lane() -> None:
+    model = Model()
+    model.gate = asyncio.Event()
+    scheduler = make(model, window=1)
+    tasks = [
+        asyncio.create_task(scheduler.submit([text(9, i)], lane=lane, deadline=deadline()))
+        for i, lane in enumerate([Lane.QUERY, Lane.QUERY, Lane.DOCUMENT])
+    ]
+    await asyncio.sleep(0.01)
+    states = {state.lane: state for state in scheduler.lane_states()}
+    assert (states["query"].texts, states["query"].tokens) == (1, 9)
+    assert (states["document"].texts, states["document"].tokens) == (1, 9)
+    assert states["document"].oldest_seconds >= 0.01
+    model.gate.set()
+    await asyncio.gather(*tasks)
+    assert [state.texts for state in scheduler.lane_states()] == [0, 0]

@@ -6,13 +6,15 @@ import pytest
 from starlette.testclient import TestClient
 
 from fake_backend import FakeBackend
+from polling import wait_for
+from qwen3_triton_gateway import canary
 from qwen3_triton_gateway.backends import ModelSpec
 from qwen3_triton_gateway.errors import (
     BackendUnavailableError,
     ModelNotFoundError,
     StartupError,
 )
-from qwen3_triton_gateway.service import EmbeddingService
+from qwen3_triton_gateway.service import EmbeddingService, Readiness
 from qwen3_triton_gateway.settings import Settings
 
 RUNBOOK_FIELDS = {
@@ -34,6 +36,19 @@ def swap_model(backend: FakeBackend) -> None:
     backend.corrupt = lambda _, values: values[..., ::-1]
 
 
+async def check_until_sung(service: EmbeddingService) -> Readiness:
+    """Check until the canary that a returned model needs has been embedded."""
+    while "since the model came back" in (await service.check()).reason:
+        await asyncio.sleep(0)
+    return service.readiness
+
+
+def wait_for_status(client: TestClient, path: str, status: int) -> dict[str, Any]:
+    """Ask until the service has looked at its backend again."""
+    wait_for(lambda: client.get(path).status_code == status, f"{path} answers {status}")
+    return client.get(path).json()
+
+
 async def test_the_canary_notices_other_weights_after_a_restart(
     tokenizer_dir: Path, backend: FakeBackend
 ) -> None:
@@ -44,7 +59,7 @@ async def test_the_canary_notices_other_weights_after_a_restart(
     assert "away" in (await service.check()).reason
     backend.ready = True
     swap_model(backend)
-    readiness = await service.check()
+    readiness = await check_until_sung(service)
     assert not readiness.ready
     assert "exchanged" in readiness.reason
 
@@ -60,7 +75,35 @@ async def test_a_model_that_was_away_and_is_the_same_is_ready_again(
         _ = service.embedder
     assert caught.value.retry_after_seconds == 1
     backend.ready = True
-    assert (await service.check()).ready
+    assert not (await service.check()).ready  # not before the canary
+    assert (await check_until_sung(service)).ready
+
+
+async def test_a_model_that_hangs_while_it_says_it_is_ready_is_noticed(
+    tokenizer_dir: Path, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(canary, "TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(canary, "INTERVAL_SECONDS", 0.0)
+    service = make_service(tokenizer_dir, backend)
+    await service.connect()
+    backend.gate = asyncio.Event()
+    while (await service.check()).ready:
+        await asyncio.sleep(0.01)
+    assert "answered nothing" in service.readiness.reason
+    backend.gate.set()
+    while not (await service.check()).ready:
+        await asyncio.sleep(0.01)
+
+
+async def test_a_gateway_that_stops_is_not_ready_and_still_answers(
+    tokenizer_dir: Path, backend: FakeBackend
+) -> None:
+    service = make_service(tokenizer_dir, backend)
+    await service.connect()
+    service.stopping = True
+    assert "shutting down" in service.readiness.reason
+    assert not service.readiness.ready
+    assert service.embedder
 
 
 async def test_connecting_waits_for_a_model_that_is_away(tokenizer_dir: Path) -> None:
@@ -135,9 +178,9 @@ def test_health_shows_the_fields_of_the_runbook(client: TestClient, backend: Fak
     assert answer.json()["status"] == "ok"
     assert answer.json()["model_hidden_dim"] == 1280
     backend.ready = False
-    answer = client.get("/health")
-    assert answer.status_code == 503
-    assert (answer.json()["status"], answer.json()["triton_status"]) == ("degraded", 503)
+    body = wait_for_status(client, "/health", 503)
+    assert (body["status"], body["triton_status"]) == ("degraded", 503)
+    assert "away" in body["reason"]
 
 
 def test_readiness_follows_the_backend_and_liveness_does_not(
@@ -145,7 +188,8 @@ def test_readiness_follows_the_backend_and_liveness_does_not(
 ) -> None:
     assert client.get("/health/ready").status_code == 200
     backend.ready = False
-    assert client.get("/health/ready").status_code == 503
+    wait_for_status(client, "/health/ready", 503)
+    assert client.get("/v1/health/ready").json()["ready"] is False
     assert client.get("/health/live").status_code == 200
     refused = client.post("/embed", json={"texts": ["a"]})
     assert refused.status_code == 503

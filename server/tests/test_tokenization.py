@@ -1,14 +1,23 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
 
+import qwen3_nano
 from qwen3_triton_gateway.errors import StartupError
+from qwen3_triton_gateway.tensors import TokenCount
 from qwen3_triton_gateway.tokenization import TextTokenizer
 
+# What a text is made of where it may be split early, and what forbids that: combining marks,
+# contractions, digits, runs of spaces and line ends.
+LETTERS_AND_SEPARATORS = (
+    "abcdeXYZ é ß 你好世界 , . ; : ! ？ 。 ， \u0301 's 'll 12 \n\r\t  ² य\u093e"
+)
 VOCABULARY = {"a": 0, "b": 1, "c": 2, "<|endoftext|>": 3, "<|im_end|>": 4}
 
 
@@ -35,15 +44,62 @@ def test_every_text_ends_with_one_end_token_whatever_the_file_appends(
     tokenizer = TextTokenizer(write_tokenizer(tmp_path, appended=appended), max_length=10)
     texts = tokenizer.encode(["a b c", "b"])
     assert [text.input_ids.tolist() for text in texts] == [[0, 1, 2, 3], [1, 3]]
-    assert [text.truncated for text in texts] == [False, False]
+    assert [text.count.truncated for text in texts] == [False, False]
     assert tokenizer.appends_end_token is (appended == "<|endoftext|>")
 
 
 def test_truncation_never_cuts_the_end_token_and_is_told(tmp_path: Path) -> None:
     tokenizer = TextTokenizer(write_tokenizer(tmp_path, appended=None), max_length=3)
     fits, cut = tokenizer.encode(["a b", "a b c c c"])
-    assert (fits.input_ids.tolist(), fits.truncated) == ([0, 1, 3], False)
-    assert (cut.input_ids.tolist(), cut.truncated, cut.total_tokens) == ([0, 1, 3], True, 6)
+    assert (fits.input_ids.tolist(), fits.count) == ([0, 1, 3], TokenCount(kept=3, total=3))
+    assert (cut.input_ids.tolist(), cut.count) == ([0, 1, 3], TokenCount(kept=3, total=6))
+    assert cut.count.truncated
+
+
+def test_the_start_is_cut_where_that_is_asked_for(tmp_path: Path) -> None:
+    tokenizer = TextTokenizer(write_tokenizer(tmp_path, appended=None), max_length=3)
+    (cut,) = tokenizer.encode(["a b c c b"], cut="start")
+    assert cut.input_ids.tolist() == [2, 1, 3]
+
+
+@given(st.text(alphabet=LETTERS_AND_SEPARATORS, max_size=400), st.integers(2, 12))
+def test_a_huge_text_is_cut_early_and_has_the_tokens_of_the_whole(
+    text: str, max_length: int
+) -> None:
+    tokenizer = TextTokenizer(qwen3_nano.model_dir(), max_length=max_length)
+    (early,) = tokenizer.encode([text])
+    (whole,) = tokenizer.encode([text], cut="start")  # this side is never cut early
+    reference = TextTokenizer(qwen3_nano.model_dir(), max_length=10_000).encode([text])[0]
+    assert early.input_ids[:-1].tolist() == reference.input_ids[: early.length - 1].tolist()
+    assert early.count.truncated == whole.count.truncated
+    assert early.count.total <= reference.length
+    if early.count.exact:
+        assert early.count.total == reference.length
+
+
+def test_a_huge_text_takes_no_longer_than_its_head() -> None:
+    tokenizer = TextTokenizer(qwen3_nano.model_dir(), max_length=16)
+    (cut,) = tokenizer.encode(["whales sing " * 1_000_000])
+    assert cut.count == TokenCount(kept=16, total=cut.count.total, exact=False)
+    assert cut.count.total < 1000
+
+
+def test_a_huge_text_of_few_tokens_is_not_cut() -> None:
+    tokenizer = TextTokenizer(qwen3_nano.model_dir(), max_length=64)
+    text = "word" + " " * 2000 + ". end"
+    (kept,) = tokenizer.encode([text])
+    assert kept.count.exact
+
+
+def test_tokens_are_listed_with_their_places_in_the_text() -> None:
+    tokenizer = TextTokenizer(qwen3_nano.model_dir(), max_length=4)
+    text = "Bread rises, since yeast grows."
+    (listed,) = tokenizer.list_tokens([text], add_special_tokens=True)
+    assert "".join(token.text for token in listed[:-1]) == text
+    assert [text[token.start : token.stop] for token in listed[:-1]] == [
+        token.text for token in listed[:-1]
+    ]
+    assert (listed[-1].text, listed[-1].special, listed[-1].start) == ("<|endoftext|>", True, None)
 
 
 def test_a_missing_tokenizer_names_the_setting(tmp_path: Path) -> None:

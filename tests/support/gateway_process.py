@@ -14,11 +14,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
+from prometheus_client.parser import text_string_to_metric_families
 
 import qwen3_nano
 
 LISTENING = re.compile(r"running on (http://[\d.]+:\d+)")
 START_SECONDS = 60.0
+# Nobody else knows these gateways: they need not go on listening when they are told to stop.
+DEFAULTS = ("--port", "0", "--shutdown-delay-s", "0")
 TOKENIZER = ("--tokenizer-path", str(qwen3_nano.model_dir()))
 
 
@@ -35,7 +38,7 @@ class GatewayProcess:
         clean = {name: value for name, value in os.environ.items() if not _is_setting(name)}
         with self.log_path.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "qwen3_triton_gateway", command, "--port", "0", *flags],
+                [sys.executable, "-m", "qwen3_triton_gateway", command, *DEFAULTS, *flags],
                 stdout=log,
                 stderr=log,
                 env=clean,
@@ -58,6 +61,13 @@ class GatewayProcess:
             return httpx2.get(f"{self.url}/health/ready", timeout=5).status_code == 200
         except httpx2.TransportError:
             return False
+
+    def metric(self, name: str) -> float:
+        """Read a metric, summed over its labels."""
+        text = httpx2.get(f"{self.url}/metrics").text
+        families = text_string_to_metric_families(text)
+        samples = [sample for family in families for sample in family.samples]
+        return sum(sample.value for sample in samples if sample.name == name)
 
     def stop(self) -> int:
         """Ask for a clean end, insist where it does not come, and give the exit code."""

@@ -8,20 +8,28 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from ._version import __version__
 from .errors import EmbeddingServerError, InvalidRequestError, StartupError
-from .middleware import Guard, RequestId
-from .responses import error_response
-from .routes import native, ops
+from .middleware import Guard, RequestLog
+from .responses import dialect_of, error_response
+from .routes import native, openai, ops, pages, tei
 from .service import EmbeddingService
 
 logger = logging.getLogger(__name__)
 
 # nginx's status for a caller that went away; nobody reads the answer, the log line does.
 CLIENT_CLOSED_REQUEST = 499
+EXPOSED_HEADERS = [
+    "retry-after",
+    "server-timing",
+    "x-embedding-fingerprint",
+    "x-embedding-truncated",
+    "x-request-id",
+]
 
 
 def create_app(service: EmbeddingService, *, on_fatal: Callable[[str], None]) -> FastAPI:
@@ -46,17 +54,40 @@ def create_app(service: EmbeddingService, *, on_fatal: Callable[[str], None]) ->
         summary="Right Qwen3-Embedding vectors behind one HTTP call.",
         version=__version__,
         lifespan=lifespan,
+        # Their pages load scripts from the internet; `pages` has its own.
+        docs_url=None,
+        redoc_url=None,
     )
     app.state.service = service
-    app.include_router(native.router)
-    app.include_router(ops.router)
+    for routes in (native, openai, tei, ops, pages):
+        app.include_router(routes.router)
+    app.mount(pages.SWAGGER_PATH, pages.swagger_files())
     app.add_exception_handler(EmbeddingServerError, _render_error)
     app.add_exception_handler(HTTPException, _render_http_error)
     app.add_exception_handler(ClientDisconnect, _render_disconnect)
     app.add_exception_handler(Exception, _render_bug)
-    app.add_middleware(Guard, settings=service.settings)
-    app.add_middleware(RequestId)
+    _add_middleware(app, service)
     return app
+
+
+def _add_middleware(app: FastAPI, service: EmbeddingService) -> None:
+    """Wrap the application; what is added last sees a request first."""
+    settings = service.settings
+    try:
+        app.add_middleware(
+            Guard, keys=settings.all_api_keys(), max_body_bytes=settings.max_body_bytes
+        )
+    except ValueError as error:
+        raise StartupError(str(error)) from error
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type", "x-request-id", "traceparent"],
+            expose_headers=EXPOSED_HEADERS,
+        )
+    app.add_middleware(RequestLog, service=service)
 
 
 async def _run(service: EmbeddingService, on_fatal: Callable[[str], None]) -> None:
@@ -70,9 +101,9 @@ async def _run(service: EmbeddingService, on_fatal: Callable[[str], None]) -> No
         on_fatal(repr(error))
 
 
-async def _render_error(_: Request, error: Exception) -> Response:
+async def _render_error(request: Request, error: Exception) -> Response:
     assert isinstance(error, EmbeddingServerError)
-    return error_response(error)
+    return error_response(error, dialect_of(request.scope))
 
 
 async def _render_http_error(request: Request, error: Exception) -> Response:
@@ -81,7 +112,7 @@ async def _render_http_error(request: Request, error: Exception) -> Response:
     method, path = request.method, request.url.path
     msg = f"{method} {path}: {error.detail}. See GET /docs."
     refusal = InvalidRequestError(msg, code="not_found")
-    response = error_response(refusal)
+    response = error_response(refusal, dialect_of(request.scope))
     response.status_code = error.status_code
     return response
 
@@ -90,5 +121,6 @@ async def _render_disconnect(_: Request, __: Exception) -> Response:
     return Response(status_code=CLIENT_CLOSED_REQUEST)
 
 
-async def _render_bug(_: Request, __: Exception) -> Response:
-    return error_response(EmbeddingServerError("Internal error; see the gateway's log."))
+async def _render_bug(request: Request, __: Exception) -> Response:
+    error = EmbeddingServerError("Internal error; see the gateway's log.")
+    return error_response(error, dialect_of(request.scope))

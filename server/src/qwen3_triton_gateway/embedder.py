@@ -6,35 +6,76 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 
 from .backends import Backend
 from .batching import pad_batch
+from .cache import VectorCache
 from .errors import BadVectorError, EmbeddingServerError, InvalidRequestError
+from .fingerprint import EmbeddingSpace
+from .metrics import Metrics
 from .pooling import l2_normalize, last_token_pool, truncate_dimensions, unusable_rows
 from .prompts import InputType, format_inputs
-from .scheduler import BatchLimits, Float32Vector, Lane, QueuedText, Scheduler
+from .scheduler import BatchLimits, Lane, QueuedText, Scheduler
 from .settings import MIN_DIMENSIONS, Settings
-from .tensors import Embeddings, Float32Matrix, HiddenStates, TokenizedText
+from .tensors import (
+    EmbeddedText,
+    Embeddings,
+    Float32Matrix,
+    Float32Vector,
+    HiddenStates,
+    TokenCount,
+    TokenizedText,
+)
 from .tokenization import TextTokenizer
+from .tracing import batch_span, current_origin, stage_span
+
+# What becomes of a text beyond `max_length`: it is refused, or its end or its start is cut.
+Truncation: TypeAlias = Literal["refuse", "end", "start"]
+
+# Below this a thread costs more than the tokenizer does.
+TOKENIZE_INLINE_CHARACTERS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedCall:
+    """What every dialect's request comes down to."""
+
+    texts: Sequence[str]
+    input_type: InputType = "document"
+    instruction: str | None = None
+    dimensions: int | None = None
+    truncation: Truncation = "end"
+    normalize: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedTimings:
-    """Where a request's time went, in seconds."""
+    """Where a request's time went, in seconds; all 0 where the cache held every text."""
 
-    tokenize_seconds: float
-    queue_seconds: float
-    infer_seconds: float
+    tokenize_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    infer_seconds: float = 0.0
 
 
 class Embedder:
     """Embed texts with a connected backend; one for the process."""
 
-    def __init__(self, backend: Backend, tokenizer: TextTokenizer, settings: Settings) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        tokenizer: TextTokenizer,
+        space: EmbeddingSpace,
+        settings: Settings,
+        metrics: Metrics,
+    ) -> None:
         self._backend = backend
         self._tokenizer = tokenizer
+        self._space = space
+        self._metrics = metrics
+        self.cache = VectorCache(settings.cache_bytes)
         self.default_dimensions = settings.output_dim
         spec = backend.spec
         self.scheduler = Scheduler(
@@ -44,58 +85,111 @@ class Embedder:
             ),
             window=spec.instance_count + 1,
             max_queue_tokens=settings.max_queue_tokens,
+            max_queue_requests=settings.max_queue_requests,
+            metrics=metrics,
         )
 
     async def embed(
-        self,
-        texts: Sequence[str],
-        *,
-        deadline: float,
-        input_type: InputType = "document",
-        instruction: str | None = None,
-        dimensions: int | None = None,
-        truncate: bool = True,
+        self, call: EmbedCall, *, deadline: float, fresh: bool = False
     ) -> tuple[Embeddings, EmbedTimings]:
-        """Embed texts into unit rows in their order; `deadline` is in the event loop's time.
+        """Embed texts in their order.
+
+        `deadline` is in the event loop's time; `fresh` leaves the cache alone.
 
         Raises:
-            InvalidRequestError: a blank text, dimensions out of range, or a text too long with
-                `truncate` off; the message names the index.
+            InvalidRequestError: a blank text, dimensions out of range, or a text too long where
+                the call refuses those; `index` names the text.
             EmbeddingServerError: what kept a text from being embedded.
         """
-        dimensions = self._check_dimensions(dimensions)
-        _refuse_blank(texts)
+        dimensions = self._check_dimensions(call.dimensions)
+        _check_call(call)
+        keys = [] if fresh else self._cache_keys(call, dimensions)
+        found = self._look_up(keys)
+        missing = [index for index in range(len(call.texts)) if index not in found]
+        self._refuse_long(call, {index: text.count for index, text in found.items()})
+        timings = EmbedTimings()
+        if missing:
+            computed, timings = await self._compute(call, missing, dimensions, deadline)
+            found |= computed
+            for index in missing if keys else ():
+                self.cache.put(keys[index], computed[index])
+        return self._assemble(call, [found[index] for index in range(len(call.texts))]), timings
+
+    async def _compute(
+        self, call: EmbedCall, indices: Sequence[int], dimensions: int, deadline: float
+    ) -> tuple[dict[int, EmbeddedText], EmbedTimings]:
+        """Embed the texts of a call that the cache does not hold."""
         began = time.perf_counter()
-        prompts = format_inputs(texts, input_type=input_type, instruction=instruction)
-        tokenized = await asyncio.to_thread(self._tokenizer.encode, prompts)
+        with stage_span("tokenize"):
+            tokenized = await self._tokenize(call, [call.texts[index] for index in indices])
         tokenize_seconds = time.perf_counter() - began
-        truncated = tuple(i for i, text in enumerate(tokenized) if text.truncated)
-        if truncated and not truncate:
-            self._refuse_long(tokenized, truncated)
-        lane = Lane.QUERY if input_type == "query" else Lane.DOCUMENT
-        entries = await self.scheduler.submit(tokenized, lane=lane, deadline=deadline)
-        vectors = truncate_dimensions(_collect(entries), dimensions)
-        _refuse_unusable(vectors)
-        prompt_tokens = sum(text.length for text in tokenized)
+        counts = [text.count for text in tokenized]
+        self._refuse_long(call, dict(zip(indices, counts, strict=True)))
+        lane = Lane.QUERY if call.input_type == "query" else Lane.DOCUMENT
+        with stage_span("queue and infer"):
+            entries = await self.scheduler.submit(
+                tokenized, lane=lane, deadline=deadline, origin=current_origin()
+            )
+        vectors = self._collect(entries, indices)
+        rows = truncate_dimensions(np.stack(vectors), dimensions)
+        self._refuse_unusable(rows, indices)
+        embedded = map(EmbeddedText, rows, counts)
         return (
-            Embeddings(l2_normalize(vectors), prompt_tokens, truncated),
+            dict(zip(indices, embedded, strict=True)),
             EmbedTimings(tokenize_seconds, *_queue_and_infer_seconds(entries)),
         )
 
+    async def _tokenize(self, call: EmbedCall, texts: Sequence[str]) -> list[TokenizedText]:
+        prompts = format_inputs(texts, input_type=call.input_type, instruction=call.instruction)
+        cut = "start" if call.truncation == "start" else "end"
+        if sum(map(len, prompts)) <= TOKENIZE_INLINE_CHARACTERS:
+            return self._tokenizer.encode(prompts, cut=cut)
+        return await asyncio.to_thread(self._tokenizer.encode, prompts, cut=cut)
+
     async def _run_batch(
-        self, texts: Sequence[TokenizedText], lane: Lane, timeout_seconds: float
+        self, entries: Sequence[QueuedText], timeout_seconds: float
     ) -> Float32Matrix:
+        lane = entries[0].lane
         batch = pad_batch(
-            texts,
+            [entry.text for entry in entries],
             pad_token_id=self._tokenizer.end_token_id,
             max_length=self._tokenizer.max_length,
         )
-        states = await self._backend.infer(
-            batch, timeout_seconds=timeout_seconds, priority=lane.value
-        )
+        self._metrics.observe_batch(lane.label, batch)
+        seconds = self._metrics.batch_seconds.labels(lane.label)
+        with batch_span([entry.origin for entry in entries], batch), seconds.time():
+            states = await self._backend.infer(
+                batch, timeout_seconds=timeout_seconds, priority=lane.value
+            )
         if isinstance(states, HiddenStates):
             return last_token_pool(states.values, batch.attention_mask)
         return states.values.astype(np.float32)
+
+    def _assemble(self, call: EmbedCall, texts: Sequence[EmbeddedText]) -> Embeddings:
+        vectors: Float32Matrix = np.stack([text.vector for text in texts])
+        truncated = tuple(index for index, text in enumerate(texts) if text.count.truncated)
+        prompt_tokens = sum(text.count.kept for text in texts)
+        self._metrics.texts.labels(call.input_type).inc(len(texts))
+        self._metrics.tokens.labels(call.input_type).inc(prompt_tokens)
+        self._metrics.truncated_texts.inc(len(truncated))
+        answered = l2_normalize(vectors) if call.normalize else vectors
+        return Embeddings(answered, prompt_tokens, truncated)
+
+    def _cache_keys(self, call: EmbedCall, dimensions: int) -> list[bytes]:
+        """Give each text its key; none where there is no cache."""
+        if not self.cache.enabled:
+            return []
+        # Whether a text is cut is not known before it is tokenized.
+        side = "start" if call.truncation == "start" else "end"
+        scope = (self._space.fingerprint(dimensions), call.input_type, call.instruction or "", side)
+        return [self.cache.key(text, *scope) for text in call.texts]
+
+    def _look_up(self, keys: Sequence[bytes]) -> dict[int, EmbeddedText]:
+        looked_up = {index: self.cache.get(key) for index, key in enumerate(keys)}
+        found = {index: text for index, text in looked_up.items() if text is not None}
+        self._metrics.cache_lookups.labels("hit").inc(len(found))
+        self._metrics.cache_lookups.labels("miss").inc(len(keys) - len(found))
+        return found
 
     def _check_dimensions(self, dimensions: int | None) -> int:
         hidden_size = self._backend.spec.hidden_size
@@ -106,45 +200,59 @@ class Embedder:
         msg = f"`dimensions` is {dimensions}; this model allows {MIN_DIMENSIONS} to {hidden_size}."
         raise InvalidRequestError(msg, param="dimensions")
 
-    def _refuse_long(self, tokenized: Sequence[TokenizedText], indices: tuple[int, ...]) -> None:
-        first = indices[0]
-        more = f" ({len(indices) - 1} more texts are too long as well)" if indices[1:] else ""
+    def _refuse_long(self, call: EmbedCall, counts: dict[int, TokenCount]) -> None:
+        """Refuse cut texts where the call wants none; `counts` has them by their index."""
+        long = [index for index, count in counts.items() if count.truncated]
+        if call.truncation != "refuse" or not long:
+            return
+        count = counts[long[0]]
+        more = f" ({len(long) - 1} more texts are too long as well)" if long[1:] else ""
         msg = (
-            f"Text {first} has {tokenized[first].total_tokens} tokens; the limit is "
-            f"{self._tokenizer.max_length}{more}. Shorten it, or send `truncate: true`."
+            f"Text {long[0]} has {'' if count.exact else 'more than '}{count.total} tokens; the "
+            f"limit is {self._tokenizer.max_length}{more}. Shorten it, or send `truncate: true`."
         )
-        raise InvalidRequestError(msg, param=f"texts[{first}]", code="text_too_long")
+        raise InvalidRequestError(msg, index=long[0], code="text_too_long")
+
+    def _collect(
+        self, entries: Sequence[QueuedText], indices: Sequence[int]
+    ) -> list[Float32Vector]:
+        """Take the vectors of finished entries, or raise the first error naming its text."""
+        vectors: list[Float32Vector] = []
+        for index, entry in zip(indices, entries, strict=True):
+            result = entry.done.result()
+            if isinstance(result, BadVectorError):
+                self._metrics.refused_vectors.inc()
+                msg = (
+                    f"Text {index} got no usable vector, alone too: {result.message}. Float16 "
+                    "models overflow on some texts: serve a float32 or bfloat16 export, or change "
+                    "the text."
+                )
+                raise BadVectorError(msg, index=index)
+            if isinstance(result, EmbeddingServerError):
+                raise result
+            vectors.append(result)
+        return vectors
+
+    def _refuse_unusable(self, rows: Float32Matrix, indices: Sequence[int]) -> None:
+        """Refuse rows that lost their direction when they were cut to `dimensions`."""
+        for row in unusable_rows(rows):
+            self._metrics.refused_vectors.inc()
+            index = indices[row]
+            msg = f"Text {index} has no direction left in its first {rows.shape[1]} dimensions."
+            raise BadVectorError(msg, index=index)
 
 
-def _refuse_blank(texts: Sequence[str]) -> None:
-    for index, text in enumerate(texts):
+def _check_call(call: EmbedCall) -> None:
+    if call.input_type == "document" and call.instruction is not None:
+        msg = "`instruction` belongs to queries: send `input_type: query` with it, or leave it out."
+        raise InvalidRequestError(msg, param="instruction")
+    if call.input_type == "query" and call.truncation == "start":
+        msg = "Cutting a query's start would cut its instruction; cut the end, or shorten it."
+        raise InvalidRequestError(msg, param="truncate")
+    for index, text in enumerate(call.texts):
         if not text.strip():
             msg = f"Text {index} is blank. Remove it or give it content; nothing was embedded."
-            raise InvalidRequestError(msg, param=f"texts[{index}]", code="blank_text")
-
-
-def _refuse_unusable(vectors: Float32Matrix) -> None:
-    """Refuse rows that lost their direction when they were cut to `dimensions`."""
-    for index in unusable_rows(vectors):
-        msg = f"Text {index} has no direction left in its first {vectors.shape[1]} dimensions."
-        raise BadVectorError(msg, param=f"texts[{index}]")
-
-
-def _collect(entries: Sequence[QueuedText]) -> Float32Matrix:
-    """Stack the vectors of finished entries, or raise the first error naming its text."""
-    results = [entry.done.result() for entry in entries]
-    vectors: list[Float32Vector] = []
-    for index, result in enumerate(results):
-        if isinstance(result, BadVectorError):
-            msg = (
-                f"Text {index} got no usable vector, alone too: {result.message}. Float16 models "
-                "overflow on some texts: serve a float32 or bfloat16 export, or change the text."
-            )
-            raise BadVectorError(msg, param=f"texts[{index}]")
-        if isinstance(result, EmbeddingServerError):
-            raise result
-        vectors.append(result)
-    return np.stack(vectors)
+            raise InvalidRequestError(msg, index=index, code="blank_text")
 
 
 def _queue_and_infer_seconds(entries: Sequence[QueuedText]) -> tuple[float, float]:

@@ -19,7 +19,10 @@ from typing import ClassVar
 
 
 class EmbeddingServerError(Exception):
-    """Carry what an answer needs: status, type, code, the parameter at fault, and a message."""
+    """Carry what an answer needs: status, type, code, the parameter at fault, and a message.
+
+    `index` names a text instead of `param`; each dialect writes it by its own field's name.
+    """
 
     status: ClassVar[int] = 500
     error_type: ClassVar[str] = "server_error"
@@ -30,12 +33,14 @@ class EmbeddingServerError(Exception):
         message: str,
         *,
         param: str | None = None,
+        index: int | None = None,
         code: str | None = None,
         retry_after_seconds: int | None = None,
     ) -> None:
         super().__init__(message)
         self.message = message
         self.param = param
+        self.index = index
         self.code = code or type(self).code
         self.retry_after_seconds = retry_after_seconds
 

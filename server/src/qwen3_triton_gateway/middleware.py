@@ -1,70 +1,90 @@
-"""What every request passes before it reaches a route: an id, the body limit, the key."""
+"""What every request passes before its route: an id, a log line, the body limit, the key."""
 
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import time
 import uuid
+from collections.abc import Sequence
+from typing import Any
+from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import BodyTooLargeError, EmbeddingServerError, UnauthorizedError
-from .responses import error_response
-from .settings import Settings
+from .responses import dialect_of, error_response
+from .service import EmbeddingService
 
 logger = logging.getLogger(__name__)
 
 REQUEST_ID_HEADER = "x-request-id"
-MAX_REQUEST_ID_LENGTH = 128
-OPEN_PATHS = ("/health", "/v1/health")
+REQUEST_ID = re.compile(r"[!-~]{1,128}")
+HEALTH_PATHS = ("/health", "/v1/health")
+# Pages that a browser opens without headers; they hold nothing but themselves.
+PAGES = ("/", "/docs", "/openapi.json")
+PAGE_FILES = "/swagger/"
 
 
-class RequestId:
-    """Give every answer an `X-Request-ID`, the caller's own where it sent one, and log a line."""
+class RequestLog:
+    """Give every answer an `X-Request-ID`, the caller's own where it sent one; log and count it."""
 
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, service: EmbeddingService) -> None:
         self._app = app
+        self._service = service
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        sent = Headers(scope=scope).get(REQUEST_ID_HEADER, "")
-        usable = sent.isprintable() and 0 < len(sent) <= MAX_REQUEST_ID_LENGTH
-        request_id = sent if usable else uuid.uuid4().hex
+        request_id = _request_id(Headers(scope=scope).get(REQUEST_ID_HEADER, ""))
         began, status = time.perf_counter(), 500
 
         async def send_with_id(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID_HEADER] = request_id
+                headers = MutableHeaders(scope=message)
+                headers[REQUEST_ID_HEADER] = request_id
+                if self._service.stopping:
+                    # Callers that keep connections open look for another gateway now.
+                    headers["connection"] = "close"
             await send(message)
 
         try:
             await self._app(scope, receive, send_with_id)
         finally:
-            level = logging.DEBUG if scope["path"].startswith(OPEN_PATHS) else logging.INFO
-            logger.log(
-                level,
-                "%s %s %d %.1f ms request_id=%s",
-                scope["method"],
-                scope["path"],
-                status,
-                (time.perf_counter() - began) * 1000,
-                request_id,
-            )
+            self._record(scope, status, request_id, time.perf_counter() - began)
+
+    def _record(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
+        # The route's own pattern, so that unknown paths do not make metrics without end.
+        route = getattr(scope.get("route"), "path", "unknown")
+        dialect = dialect_of(scope)
+        self._service.metrics.requests.labels(route, dialect.value, status).inc()
+        self._service.metrics.request_seconds.labels(route).observe(seconds)
+        fields: dict[str, Any] = {
+            "method": scope["method"],
+            "path": quote(scope["path"]),
+            "status": status,
+            "duration_ms": round(seconds * 1000, 1),
+            "request_id": request_id,
+            "dialect": dialect.value,
+            **scope.get("state", {}).get("log", {}),
+        }
+        level = logging.DEBUG if scope["path"].startswith(HEALTH_PATHS) else logging.INFO
+        line = " ".join(f"{name}={value}" for name, value in fields.items())
+        logger.log(level, line, extra=fields)
 
 
 class Guard:
     """Refuse what must not cost memory or time: bodies over the limit, callers without a key."""
 
-    def __init__(self, app: ASGIApp, settings: Settings) -> None:
+    def __init__(self, app: ASGIApp, *, keys: Sequence[str], max_body_bytes: int) -> None:
         self._app = app
-        self._max_body_bytes = settings.max_body_bytes
-        self._keys = [key.get_secret_value().encode() for key in settings.api_keys]
+        self._max_body_bytes = max_body_bytes
+        self._keys = [key.encode() for key in keys]
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -72,11 +92,11 @@ class Guard:
             return
         try:
             headers = Headers(scope=scope)
-            if not scope["path"].startswith(OPEN_PATHS):
+            if not _is_open(scope["method"], scope["path"]):
                 self._check_key(headers.get("authorization", ""))
             self._check_length(int(headers.get("content-length", 0)))
         except EmbeddingServerError as error:
-            await error_response(error)(scope, receive, send)
+            await error_response(error, dialect_of(scope))(scope, receive, send)
             return
         received = 0
 
@@ -107,3 +127,13 @@ class Guard:
         if not any(matches):
             msg = "Missing or wrong API key: send it as `Authorization: Bearer KEY`."
             raise UnauthorizedError(msg)
+
+
+def _request_id(sent: str) -> str:
+    """Take the caller's id where it can stand in a header and in a line of a log."""
+    return sent if REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+
+
+def _is_open(method: str, path: str) -> bool:
+    is_page = path in PAGES or path.startswith(PAGE_FILES)
+    return path.startswith(HEALTH_PATHS) or (method in {"GET", "HEAD"} and is_page)

@@ -5,13 +5,13 @@ Policy, each part a pure function or a few lines below:
 * **Work-conserving.** A batch leaves as soon as a slot is free and anything waits; no timer.
 * **Window.** The model's instances + 1 batches in flight: one always prepared, none piling up
   where it can no longer be reordered.
-* **Lanes.** Queries before documents; while both wait, every `QUERY_BATCHES_IN_A_ROW` batches of
-  queries let one of documents pass, so that neither starves.
+* **Lanes.** Queries before documents. Documents age by one with every batch of queries that
+  overtakes them, and at `OLD_AGE` go first, so that neither starves.
 * **Batches.** The oldest text of the lane is the anchor; texts of similar length join it, from
   whichever request they came, as long as the padding they cost is less than a batch of their own
   would (`similar_lengths`).
-* **Admission.** Waiting tokens are bounded; a request is queued whole or refused with the time
-  after which it would fit.
+* **Admission.** Requests under way and waiting tokens are bounded; a request is queued whole or
+  refused with the time after which it would fit.
 * **Once.** Equal texts that wait together are computed once.
 * **Alone.** A text whose vector is unusable, or whose batch the model refused, runs once more by
   itself, so that its neighbours get their vectors and the error names the right text.
@@ -25,7 +25,8 @@ import logging
 import math
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from enum import IntEnum
 from operator import attrgetter
@@ -41,16 +42,18 @@ from .errors import (
     EmbeddingServerError,
     QueueFullError,
 )
+from .metrics import LaneState, Metrics
 from .pooling import unusable_rows
-from .tensors import Float32Matrix, TokenizedText
+from .tensors import Float32Matrix, Float32Vector, TokenizedText
 
-Float32Vector: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float32]]
 # What makes two waiting texts the same one: their lane and their token ids.
 TextKey: TypeAlias = "tuple[Lane, bytes]"
 
 logger = logging.getLogger(__name__)
 
-QUERY_BATCHES_IN_A_ROW = 4
+# Batches of queries that may overtake waiting documents in a row: queries get four fifths of the
+# model when both lanes are full, documents never less than the last fifth.
+OLD_AGE = 4
 # What a batch costs before its first token (a round trip, kernel launches), in tokens.
 BATCH_OVERHEAD_TOKENS = 64
 DRAIN_SMOOTHING = 0.2
@@ -62,6 +65,10 @@ class Lane(IntEnum):
 
     QUERY = 1
     DOCUMENT = 2
+
+    @property
+    def label(self) -> str:
+        return self.name.lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +82,10 @@ class BatchLimits:
 
 @dataclass(eq=False, slots=True)
 class QueuedText:
-    """A text in the queue, and everyone who waits for its vector."""
+    """A text in the queue, and everyone who waits for its vector.
+
+    `origin` is whatever the first request gave to tell where the text came from.
+    """
 
     text: TokenizedText
     lane: Lane
@@ -84,6 +94,7 @@ class QueuedText:
     arrived: float
     deadline: float
     done: asyncio.Future[Float32Vector | EmbeddingServerError]
+    origin: object = None
     claims: int = 0
     alone: bool = False
     started: float = 0.0
@@ -95,7 +106,8 @@ class QueuedText:
         return self.text.length, self.serial
 
 
-RunBatch: TypeAlias = Callable[[Sequence[TokenizedText], Lane, float], Awaitable[Float32Matrix]]
+# Runs texts of one lane within so many seconds; the rows are theirs, in their order.
+RunBatch: TypeAlias = Callable[[Sequence[QueuedText], float], Awaitable[Float32Matrix]]
 
 
 _rank = attrgetter("rank")
@@ -182,11 +194,12 @@ def similar_lengths(lengths: Sequence[int], anchor: int, limits: BatchLimits) ->
     return range(start, stop)
 
 
-def choose_lane(queries: int, documents: int, query_batches_in_a_row: int) -> Lane:
-    """Choose the lane of the next batch from how many texts wait in each."""
-    if not documents:
-        return Lane.QUERY
-    if not queries or query_batches_in_a_row >= QUERY_BATCHES_IN_A_ROW:
+def choose_lane(queries: int, documents: int, age: int) -> Lane:
+    """Choose the lane of the next batch from how many texts wait in each, and the documents' age.
+
+    `age` counts the batches of queries that went before the documents that wait.
+    """
+    if documents and (not queries or age >= OLD_AGE):
         return Lane.DOCUMENT
     return Lane.QUERY
 
@@ -195,20 +208,31 @@ class Scheduler:
     """Form batches from all requests and run them through `run`, at most `window` at a time."""
 
     def __init__(
-        self, run: RunBatch, *, limits: BatchLimits, window: int, max_queue_tokens: int
+        self,
+        run: RunBatch,
+        *,
+        limits: BatchLimits,
+        window: int,
+        max_queue_tokens: int,
+        max_queue_requests: int,
+        metrics: Metrics,
     ) -> None:
         self._run = run
         self._limits = limits
         self._window = window
         self._max_queue_tokens = max_queue_tokens
+        self._max_queue_requests = max_queue_requests
+        self._metrics = metrics
         self._lanes = {lane: LaneQueue() for lane in Lane}
         self._alone: deque[QueuedText] = deque()
         self._waiting: dict[TextKey, QueuedText] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._queued_tokens = 0
-        self._query_batches_in_a_row = 0
+        self._requests = 0
+        self._documents_age = 0
         self._serial = 0
         self._tokens_per_second = 0.0
+        self.last_answer = 0.0
 
     @property
     def queued_tokens(self) -> int:
@@ -218,19 +242,49 @@ class Scheduler:
     def in_flight(self) -> int:
         return len(self._tasks)
 
+    @property
+    def requests_under_way(self) -> int:
+        return self._requests
+
+    def lane_states(self) -> list[LaneState]:
+        """Say what waits in each lane."""
+        now = asyncio.get_running_loop().time()
+        return [_lane_state(lane, queue.by_length, now) for lane, queue in self._lanes.items()]
+
+    @contextmanager
+    def request(self) -> Generator[None]:
+        """Count a request as under way, from before its body is read.
+
+        Raises:
+            QueueFullError: as many are under way as may be.
+        """
+        if self._requests >= self._max_queue_requests:
+            msg = (
+                f"{self._requests} requests are under way, which is the limit "
+                "(EMBED_MAX_QUEUE_REQUESTS)."
+            )
+            self._metrics.rejected_requests.labels("requests").inc()
+            # A request's share of the queue is what has to drain before one leaves.
+            raise self._full(msg, self._queued_tokens / self._requests)
+        self._requests += 1
+        try:
+            yield
+        finally:
+            self._requests -= 1
+
     async def submit(
-        self, texts: Sequence[TokenizedText], *, lane: Lane, deadline: float
+        self, texts: Sequence[TokenizedText], *, lane: Lane, deadline: float, origin: object = None
     ) -> list[QueuedText]:
         """Queue texts, wait for all, and give their entries, each done with a vector or an error.
 
-        `deadline` is in the event loop's time.
+        `deadline` is in the event loop's time; `origin` goes with the texts to the model's call.
 
         Raises:
             QueueFullError: the texts do not fit; none was queued.
             DeadlineExceededError: the deadline passed first.
         """
         self._admit(texts)
-        entries = [self._enqueue(text, lane, deadline) for text in texts]
+        entries = [self._enqueue(text, lane, deadline, origin) for text in texts]
         # Longest first: it becomes the anchor, and a request on its own is packed downwards.
         new = dict.fromkeys(entry for entry in entries if not entry.claims)
         fresh = sorted(new, key=lambda entry: -entry.text.length)
@@ -259,22 +313,29 @@ class Scheduler:
         tokens = sum(text.length for text in texts)
         if self._queued_tokens + tokens <= self._max_queue_tokens or not self._queued_tokens:
             return
-        excess = self._queued_tokens + tokens - self._max_queue_tokens
-        wait = math.ceil(excess / self._tokens_per_second) if self._tokens_per_second else 1
         msg = (
             f"{self._queued_tokens} tokens are waiting and this request adds {tokens}; the limit "
             f"is {self._max_queue_tokens} (EMBED_MAX_QUEUE_TOKENS)."
         )
-        raise QueueFullError(msg, retry_after_seconds=min(wait, MAX_RETRY_AFTER_SECONDS))
+        self._metrics.rejected_requests.labels("tokens").inc()
+        raise self._full(msg, self._queued_tokens + tokens - self._max_queue_tokens)
 
-    def _enqueue(self, text: TokenizedText, lane: Lane, deadline: float) -> QueuedText:
+    def _full(self, message: str, excess_tokens: float) -> QueueFullError:
+        """Refuse until `excess_tokens` will have drained."""
+        seconds = excess_tokens / self._tokens_per_second if self._tokens_per_second else 1
+        wait = min(max(1, math.ceil(seconds)), MAX_RETRY_AFTER_SECONDS)
+        return QueueFullError(message, retry_after_seconds=wait)
+
+    def _enqueue(
+        self, text: TokenizedText, lane: Lane, deadline: float, origin: object
+    ) -> QueuedText:
         key = (lane, text.input_ids.tobytes())
         entry = self._waiting.get(key)
         if entry is None:
             loop = asyncio.get_running_loop()
             self._serial += 1
             entry = QueuedText(
-                text, lane, key, self._serial, loop.time(), deadline, loop.create_future()
+                text, lane, key, self._serial, loop.time(), deadline, loop.create_future(), origin
             )
             self._waiting[key] = entry
             self._queued_tokens += text.length
@@ -286,6 +347,7 @@ class Scheduler:
         if entry.claims == 0 and self._waiting.get(entry.key) is entry:
             self._forget(entry)
             self._lanes[entry.lane].discard(entry)
+            self._metrics.abandoned_texts.inc()
 
     def _forget(self, entry: QueuedText) -> None:
         """Take an entry off the books of what waits."""
@@ -311,12 +373,11 @@ class Scheduler:
             if entry.claims:
                 return [entry]
         queries, documents = (self._lanes[lane] for lane in Lane)
-        lane = choose_lane(len(queries), len(documents), self._query_batches_in_a_row)
+        lane = choose_lane(len(queries), len(documents), self._documents_age)
         if not self._lanes[lane]:
             return []
-        self._query_batches_in_a_row += 1
-        if lane is Lane.DOCUMENT:
-            self._query_batches_in_a_row = 0
+        overtakes = lane is Lane.QUERY and len(documents) > 0
+        self._documents_age = self._documents_age + 1 if overtakes else 0
         batch = self._lanes[lane].take_batch(self._limits)
         for entry in batch:
             self._forget(entry)
@@ -327,10 +388,9 @@ class Scheduler:
         started = loop.time()
         timeout_seconds = max(entry.deadline for entry in batch) - started
         try:
-            vectors = await self._run(
-                [entry.text for entry in batch], batch[0].lane, max(timeout_seconds, 0.001)
-            )
+            vectors = await self._run(batch, max(timeout_seconds, 0.001))
         except EmbeddingServerError as error:
+            self._metrics.failed_batches.labels(error.code).inc()
             for entry in batch:
                 self._fail(entry, error)
         except Exception:  # a bug of ours must not leave the callers waiting
@@ -338,6 +398,7 @@ class Scheduler:
             for entry in batch:
                 self._fail(entry, EmbeddingServerError("Internal error; see the gateway's log."))
         else:
+            self.last_answer = loop.time()
             self._settle(batch, vectors)
             self._measure(sum(entry.text.length for entry in batch), loop.time() - started)
         for entry in batch:
@@ -357,6 +418,7 @@ class Scheduler:
         if isinstance(error, (BadVectorError, BackendError)) and not entry.alone:
             entry.alone = True
             self._alone.append(entry)
+            self._metrics.recomputed_texts.inc()
         else:
             entry.done.set_result(error)
 
@@ -365,3 +427,12 @@ class Scheduler:
         if self._tokens_per_second:
             rate = DRAIN_SMOOTHING * rate + (1 - DRAIN_SMOOTHING) * self._tokens_per_second
         self._tokens_per_second = rate
+
+
+def _lane_state(lane: Lane, waiting: Sequence[QueuedText], now: float) -> LaneState:
+    return LaneState(
+        lane=lane.label,
+        texts=len(waiting),
+        tokens=sum(entry.text.length for entry in waiting),
+        oldest_seconds=now - min((entry.arrived for entry in waiting), default=now),
+    )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import signal
+import ssl
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 
-import orjson
 import uvicorn
+from pythonjsonlogger.orjson import OrjsonFormatter
 
 from .app import create_app
 from .backends import choose_backend
@@ -18,24 +20,32 @@ from .bundled import with_bundled_model
 from .errors import StartupError
 from .service import EmbeddingService
 from .settings import Settings
+from .tracing import trace_requests
 
 logger = logging.getLogger(__name__)
 
-# Time for the answers under way after SIGTERM.
-GRACE_SECONDS = 30
+# Beside a request's own deadline, time to write its answer.
+GRACE_SECONDS = 5
 
 
 class GatewayServer(uvicorn.Server):
-    """A uvicorn server that ends with 0 after a drain and says where it listens."""
+    """A uvicorn server that drains before it ends, and ends with 0.
 
-    failure: str | None = None
+    SIGTERM comes from an orchestrator that may still send requests: the gateway stops being ready
+    at once and stops listening a moment later. SIGINT comes from a person, who wants it to end.
+    """
+
+    def __init__(self, config: uvicorn.Config, service: EmbeddingService) -> None:
+        super().__init__(config)
+        self._service = service
+        self.failure: str | None = None
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
         """Drain on SIGINT and SIGTERM; uvicorn's own version dies of the signal afterwards."""
         loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self.handle_exit, number, None)
+        loop.add_signal_handler(signal.SIGINT, self.handle_exit, signal.SIGINT, None)
+        loop.add_signal_handler(signal.SIGTERM, self._stop_soon)
         try:
             yield
         finally:
@@ -43,6 +53,15 @@ class GatewayServer(uvicorn.Server):
                 loop.remove_signal_handler(number)
                 # Nothing is left to drain: a second signal must not turn the clean end into 143.
                 signal.signal(number, signal.SIG_IGN)
+
+    def _stop_soon(self) -> None:
+        if self._service.stopping:
+            self.handle_exit(signal.SIGTERM, None)
+            return
+        self._service.stopping = True
+        delay = self._service.settings.shutdown_delay_seconds
+        logger.info("Not ready any more; listening for another %g s.", delay)
+        asyncio.get_running_loop().call_later(delay, self.handle_exit, signal.SIGTERM, None)
 
     def fail(self, message: str) -> None:
         """Stop serving because of `message`; `run_gateway` raises it."""
@@ -70,22 +89,32 @@ async def serve(settings: Settings) -> None:
     def stop(message: str) -> None:
         server.fail(message)
 
-    app = create_app(service, on_fatal=stop)
+    app, send_last_spans = trace_requests(create_app(service, on_fatal=stop), settings)
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
         log_config=None,
         access_log=False,
-        timeout_graceful_shutdown=GRACE_SECONDS,
+        timeout_graceful_shutdown=math.ceil(settings.timeout_seconds) + GRACE_SECONDS,
         server_header=False,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
     )
-    server = GatewayServer(config)
+    server = GatewayServer(config, service)
     try:
         await server.serve()
     except SystemExit:  # uvicorn logs why it cannot bind, and exits
         msg = f"Cannot listen on {settings.host}:{settings.port}; choose another port with --port."
         raise StartupError(msg) from None
+    except ssl.SSLError as error:
+        msg = (
+            f"EMBED_TLS_CERTIFICATE {settings.tls_certificate} and EMBED_TLS_KEY "
+            f"{settings.tls_key} are no PEM certificate and its key: {error.reason}."
+        )
+        raise StartupError(msg) from None
+    finally:
+        send_last_spans()
     if server.failure:
         raise StartupError(server.failure)
 
@@ -101,20 +130,8 @@ def configure_logging(settings: Settings) -> None:
 
 def _formatter(settings: Settings) -> logging.Formatter:
     if settings.log_format == "json":
-        return JsonFormatter()
+        names = {"asctime": "time", "levelname": "level", "name": "logger"}
+        return OrjsonFormatter(
+            "{asctime}{levelname}{name}{message}", style="{", rename_fields=names
+        )
     return logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        fields = {
-            "time": self.formatTime(record),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
-        return orjson.dumps(fields).decode()

@@ -7,39 +7,24 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass
 
-import numpy as np
-
 from .backends import Backend, ModelSpec
+from .canary import Canary
 from .embedder import Embedder
-from .errors import (
-    BackendError,
-    BackendUnavailableError,
-    BadVectorError,
-    EmbeddingServerError,
-    ModelNotFoundError,
-    StartupError,
-)
+from .errors import BackendUnavailableError, ModelNotFoundError, StartupError
 from .fingerprint import EmbeddingSpace
+from .metrics import GatewayState, Metrics
 from .prompts import PROMPT_VERSION
 from .settings import Settings
-from .tensors import Float32Matrix
 from .tokenization import TextTokenizer
 
 logger = logging.getLogger(__name__)
 
 CONNECT_INTERVAL_SECONDS = 0.5
 WAITING_LOG_SECONDS = 5.0
-WATCH_INTERVAL_SECONDS = 1.0
-# A canary run costs one short batch: often enough to notice swapped weights, rare enough not to
-# show in the load.
-CANARY_INTERVAL_SECONDS = 30.0
-CANARY_TIMEOUT_SECONDS = 10.0
+# With the second that a probe may take, readiness follows the model within two.
+WATCH_INTERVAL_SECONDS = 0.5
 # Requests have had their time when this begins (see `server`): what is left, nobody waits for.
 DRAIN_SECONDS = 5.0
-CANARY_TEXT = "The importance of a canary: it notices bad air before the miners do."
-# Equal weights on equal hardware agree to 1e-6 in float32 and 1e-4 in float16, whatever the batch;
-# other weights, another padding or a missing end token fall far below.
-CANARY_COSINE = 0.999
 # The family's sizes, told apart by their hidden size (model cards of Qwen3-Embedding).
 MODEL_IDS = {
     1024: "Qwen/Qwen3-Embedding-0.6B",
@@ -77,23 +62,34 @@ class EmbeddingService:
         if not self.tokenizer.appends_end_token:
             logger.warning("The tokenizer file appends no <|endoftext|>; the gateway does.")
         self.backend = backend
-        self.readiness = Readiness(ready=False, backend_ready=False, reason="starting")
+        self.metrics = Metrics()
+        self.metrics.observe_state(self.state)
+        self.stopping = False
+        self._readiness = Readiness(ready=False, backend_ready=False, reason="starting")
         self._embedder: Embedder | None = None
+        self._canary: Canary | None = None
+        self._early_check: asyncio.Task[Readiness] | None = None
         self._space: EmbeddingSpace | None = None
         self._model_id = settings.model_id or "unknown"
-        self._canary: Float32Matrix | None = None
-        self._canary_due = 0.0
-        self._check_lock = asyncio.Lock()
+
+    @property
+    def readiness(self) -> Readiness:
+        """Say how it stood when the model was asked last, less than two seconds ago."""
+        if self.stopping:
+            return Readiness(False, self._readiness.backend_ready, "the gateway is shutting down")
+        return self._readiness
 
     @property
     def embedder(self) -> Embedder:
         """Give the embedder while its vectors can be had and trusted.
 
+        A gateway that shuts down still answers those who did not hear of it yet.
+
         Raises:
             BackendUnavailableError: the model is away, or another than at start.
         """
-        if self._embedder is None or not self.readiness.ready:
-            raise BackendUnavailableError(f"Not ready: {self.readiness.reason}.")
+        if self._embedder is None or not self._readiness.ready:
+            raise BackendUnavailableError(f"Not ready: {self._readiness.reason}.")
         return self._embedder
 
     @property
@@ -105,12 +101,9 @@ class EmbeddingService:
         return self._model_id
 
     @property
-    def queued_tokens(self) -> int:
-        return self._embedder.scheduler.queued_tokens if self._embedder else 0
-
-    @property
-    def batches_in_flight(self) -> int:
-        return self._embedder.scheduler.in_flight if self._embedder else 0
+    def model_names(self) -> list[str]:
+        """Every name that a request may call the model by."""
+        return [self.model_id, *self.settings.model_aliases]
 
     def fingerprint(self, dimensions: int) -> str:
         """Name the embedding space of vectors cut to `dimensions`."""
@@ -123,12 +116,10 @@ class EmbeddingService:
         Raises:
             ModelNotFoundError: the name is neither the served model's id nor an alias.
         """
-        served = [self.model_id, *self.settings.model_aliases]
-        if model is None or model in served:
+        if model is None or model in self.model_names:
             return
-        msg = (
-            f"Model {model!r} is not served here; `model` can be {' or '.join(map(repr, served))}."
-        )
+        allowed = " or ".join(map(repr, self.model_names))
+        msg = f"Model {model!r} is not served here; `model` can be {allowed}."
         raise ModelNotFoundError(msg, param="model")
 
     async def connect(self) -> None:
@@ -142,16 +133,11 @@ class EmbeddingService:
         while True:
             try:
                 spec = await self.backend.connect()
-                self._accept(spec)
-                await self.check()
+                await self._accept(spec)
                 break
             except BackendUnavailableError as error:
-                self._embedder = None
-                self.readiness = Readiness(
-                    ready=False,
-                    backend_ready=False,
-                    reason=f"waiting for {self.backend.description}",
-                )
+                reason = f"waiting for {self.backend.description}"
+                self._readiness = Readiness(ready=False, backend_ready=False, reason=reason)
                 if loop.time() - logged >= WAITING_LOG_SECONDS:
                     logger.warning("Waiting for %s: %s", self.backend.description, error.message)
                     logged = loop.time()
@@ -168,19 +154,32 @@ class EmbeddingService:
     async def watch(self) -> None:
         """Keep `readiness` current until cancelled."""
         while True:
+            await self.check()
             await asyncio.sleep(WATCH_INTERVAL_SECONDS)
-            was = self.readiness
-            now = await self.check()
-            if was.ready != now.ready:
-                logger.warning("Ready again." if now.ready else f"Not ready: {now.reason}.")
+
+    async def check_soon(self) -> None:
+        """Check after a request found the model away; those who ask meanwhile share one check."""
+        if self._early_check is None or self._early_check.done():
+            self._early_check = asyncio.create_task(self.check())
+        await asyncio.shield(self._early_check)
 
     async def check(self) -> Readiness:
-        """Ask the backend, and where it is due the canary, and remember the answer."""
-        if self._embedder is None:
-            return self.readiness
-        async with self._check_lock:
-            self.readiness = await self._check(self._embedder)
-        return self.readiness
+        """Ask the backend and the canary, and remember the answer."""
+        if self._canary is None:
+            return self._readiness
+        was = self._readiness.ready
+        backend_ready = await self.backend.is_ready()
+        if backend_ready:
+            trouble = self._canary.check()
+        else:
+            self._canary.distrust()
+            trouble = f"{self.backend.description} is away"
+        self._readiness = Readiness(not trouble, backend_ready, trouble)
+        if was and trouble:
+            logger.warning("Not ready: %s.", trouble)
+        elif not was and not trouble:
+            logger.warning("Ready again.")
+        return self._readiness
 
     async def close(self) -> None:
         """Finish the batches in flight, then let go of the backend."""
@@ -190,7 +189,19 @@ class EmbeddingService:
                     await self._embedder.scheduler.drain()
         await self.backend.close()
 
-    def _accept(self, spec: ModelSpec) -> None:
+    def state(self) -> GatewayState:
+        """Say what waits, what runs and who answers now."""
+        scheduler = self._embedder.scheduler if self._embedder else None
+        return GatewayState(
+            lanes=scheduler.lane_states() if scheduler else [],
+            batches_in_flight=scheduler.in_flight if scheduler else 0,
+            requests_under_way=scheduler.requests_under_way if scheduler else 0,
+            cache_bytes=self._embedder.cache.used_bytes if self._embedder else 0,
+            ready=self.readiness.ready,
+            backends=self.backend.states,
+        )
+
+    async def _accept(self, spec: ModelSpec) -> None:
         output_dim = self.settings.output_dim
         if output_dim > spec.hidden_size:
             msg = (
@@ -207,48 +218,8 @@ class EmbeddingService:
             prompt_version=PROMPT_VERSION,
             dtype=spec.output.dtype.name,
         )
-        self._embedder = Embedder(self.backend, self.tokenizer, self.settings)
-
-    async def _check(self, embedder: Embedder) -> Readiness:
-        if not await self.backend.is_ready():
-            # Whoever comes back may have been started with other weights.
-            self._canary_due = 0.0
-            reason = f"{self.backend.description} is away"
-            return Readiness(ready=False, backend_ready=False, reason=reason)
-        loop = asyncio.get_running_loop()
-        if loop.time() < self._canary_due:
-            return Readiness(ready=True, backend_ready=True)
-        readiness = await self._sing(embedder)
-        if readiness.ready:
-            self._canary_due = loop.time() + CANARY_INTERVAL_SECONDS
-        return readiness
-
-    async def _sing(self, embedder: Embedder) -> Readiness:
-        """Embed the canary and compare it with its first vector."""
-        deadline = asyncio.get_running_loop().time() + CANARY_TIMEOUT_SECONDS
-        try:
-            answer, _ = await embedder.embed([CANARY_TEXT], deadline=deadline, input_type="query")
-        except (BadVectorError, BackendError) as error:
-            if self._canary is None:
-                msg = f"The model cannot embed a plain sentence: {error.message}"
-                raise StartupError(msg) from error
-            return Readiness(ready=False, backend_ready=True, reason=error.message)
-        except BackendUnavailableError:
-            if self._canary is None:
-                raise
-            reason = f"{self.backend.description} is away"
-            return Readiness(ready=False, backend_ready=False, reason=reason)
-        except EmbeddingServerError as error:
-            # A full queue or a missed deadline is load, and says nothing about the vectors.
-            logger.warning("The canary got no answer: %s", error.message)
-            return Readiness(ready=self._canary is not None, backend_ready=True)
-        if self._canary is None:
-            self._canary = answer.vectors
-        cosine = float(np.vdot(self._canary, answer.vectors))
-        if cosine >= CANARY_COSINE:
-            return Readiness(ready=True, backend_ready=True)
-        reason = (
-            f"the canary's vector has cosine {cosine:.4f} with the one at start: the model behind "
-            "the gateway was exchanged; restart the gateway to serve it"
-        )
-        return Readiness(ready=False, backend_ready=True, reason=reason)
+        embedder = Embedder(self.backend, self.tokenizer, self._space, self.settings, self.metrics)
+        canary = Canary(embedder)
+        await canary.start()
+        self._embedder, self._canary = embedder, canary
+        self._readiness = Readiness(ready=True, backend_ready=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -87,6 +88,18 @@ class Settings(BaseSettings):
         validation_alias="EMBED_MAX_QUEUE_TOKENS",
         description="Tokens waiting for the model; a request beyond that gets 429.",
     )
+    max_queue_requests: int = Field(
+        default=1024,
+        ge=1,
+        validation_alias="EMBED_MAX_QUEUE_REQUESTS",
+        description="Embedding requests under way at once; one more gets 429.",
+    )
+    cache_bytes: int = Field(
+        default=0,
+        ge=0,
+        validation_alias="EMBED_CACHE_BYTES",
+        description="Memory for vectors of texts seen before; 0 keeps none.",
+    )
     max_body_bytes: int = Field(
         default=8 * 1024 * 1024,
         ge=1024,
@@ -98,6 +111,26 @@ class Settings(BaseSettings):
         validation_alias="EMBED_API_KEYS",
         description="Keys that callers must show as 'Authorization: Bearer KEY', comma-separated.",
     )
+    api_keys_file: Path | None = Field(
+        default=None,
+        validation_alias="EMBED_API_KEYS_FILE",
+        description="File with more such keys, one a line; lines that begin with # are skipped.",
+    )
+    cors_origins: Annotated[list[str], NoDecode] = Field(
+        default_factory=list,
+        validation_alias="EMBED_CORS_ORIGINS",
+        description="Origins of web pages that may call the gateway, comma-separated; * for all.",
+    )
+    tls_certificate: Path | None = Field(
+        default=None,
+        validation_alias="EMBED_TLS_CERTIFICATE",
+        description="Certificate chain in PEM; with it and its key the gateway speaks HTTPS.",
+    )
+    tls_key: Path | None = Field(
+        default=None,
+        validation_alias="EMBED_TLS_KEY",
+        description="Private key of the certificate, in PEM.",
+    )
     host: str = Field(
         default="127.0.0.1", validation_alias="EMBED_HOST", description="Address to bind."
     )
@@ -108,18 +141,44 @@ class Settings(BaseSettings):
         validation_alias="EMBED_PORT",
         description="Port to bind; 0 takes a free one and prints it.",
     )
+    shutdown_delay_seconds: float = Field(
+        default=1.0,
+        ge=0,
+        validation_alias="EMBED_SHUTDOWN_DELAY_S",
+        description="Seconds after SIGTERM in which requests are still taken, no longer ready.",
+    )
+    otlp_endpoint: str | None = Field(
+        default=None,
+        validation_alias="OTEL_EXPORTER_OTLP_ENDPOINT",
+        description="OTLP collector for traces, http://host:4318; other OTEL_ variables hold too.",
+    )
     log_format: Literal["text", "json"] = Field(
         default="text",
         validation_alias="EMBED_LOG_FORMAT",
         description="Log lines as text or as JSON objects.",
     )
 
-    @field_validator("triton_url", "model_aliases", "api_keys", mode="before")
+    @field_validator("triton_url", "model_aliases", "api_keys", "cors_origins", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         if isinstance(value, str):
             return [part.strip() for part in value.split(",") if part.strip()]
         return value
+
+    @field_validator("api_keys_file", "tls_certificate", "tls_key")
+    @classmethod
+    def _readable(cls, path: Path | None) -> Path | None:
+        if path is not None and not os.access(path, os.R_OK):
+            msg = f"cannot read the file {path}"
+            raise ValueError(msg)
+        return path
+
+    @model_validator(mode="after")
+    def _certificate_and_key(self) -> Settings:
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            msg = "EMBED_TLS_CERTIFICATE and EMBED_TLS_KEY belong together: set both or neither."
+            raise ValueError(msg)
+        return self
 
     @model_validator(mode="after")
     def _one_backend(self) -> Settings:
@@ -127,3 +186,19 @@ class Settings(BaseSettings):
             msg = "TRITON_URL and EMBED_MODEL_DIR are both set: choose one of them."
             raise ValueError(msg)
         return self
+
+    def all_api_keys(self) -> list[str]:
+        """Give the keys of `EMBED_API_KEYS` and of the file; empty means that none is asked for.
+
+        Raises:
+            ValueError: the file holds no key, which would leave the gateway open by accident.
+        """
+        keys = [key.get_secret_value() for key in self.api_keys]
+        if self.api_keys_file is not None:
+            lines = [line.strip() for line in self.api_keys_file.read_text().splitlines()]
+            listed = [line for line in lines if line and not line.startswith("#")]
+            if not listed:
+                msg = f"{self.api_keys_file} holds no key; remove EMBED_API_KEYS_FILE or add one."
+                raise ValueError(msg)
+            keys += listed
+        return keys

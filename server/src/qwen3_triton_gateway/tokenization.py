@@ -3,19 +3,41 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, TypeAlias
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from .errors import StartupError
-from .tensors import TokenizedText
+from .tensors import TokenCount, TokenizedText
 
 # The family pools the state of this token, which is its pad token too. The `eos_token` of some
 # tokenizer configs, `<|im_end|>`, is another one and not what is appended (QwenLM/Qwen3-Embedding
 # issues 54 and 122).
 END_TOKEN = "<|endoftext|>"
+# Eight megabytes take seconds to tokenize, only to be cut. A text longer than this many characters
+# a token is tokenized up to there; should that give too few tokens, the whole text is.
+CHARACTERS_PER_TOKEN = 16
+# Between a letter and a separator before another letter, the family's pre-tokenizer always splits
+# and looks neither back nor ahead, so that the tokens of the two parts are those of the whole.
+_SPLIT = re.compile(r"(?<=[^\W\d_])(?=[ ,.;:!?，。、；：？！][^\W\d_])")
+
+CutSide: TypeAlias = Literal["end", "start"]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One token as `POST /tokenize` shows it; `start` and `stop` are characters of the text."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
 
 
 class TextTokenizer:
@@ -41,21 +63,57 @@ class TextTokenizer:
         self.digest = hashlib.sha256(file.read_bytes()).hexdigest()
         self.appends_end_token = self._tokenizer.encode("probe").ids[-1:] == [end_token_id]
 
-    def encode(self, texts: Sequence[str]) -> list[TokenizedText]:
-        """Tokenize without padding, cut to `max_length - 1` and append the end token.
+    def encode(self, texts: Sequence[str], *, cut: CutSide = "end") -> list[TokenizedText]:
+        """Tokenize without padding, cut one side to `max_length - 1` and append the end token.
 
         Special tokens of the file's own template are left out, so that the end token stands there
         exactly once and is never what truncation removes.
         """
-        encodings = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [self._close(encoding.ids) for encoding in encodings]
+        heads = [self._head(text) for text in texts] if cut == "end" else list(texts)
+        tokenized = self._encode_batch(heads, cut)
+        for index, (text, head) in enumerate(zip(texts, heads, strict=True)):
+            if len(head) == len(text):
+                continue
+            known = tokenized[index]
+            if known.count.truncated:
+                bound = TokenCount(known.count.kept, known.count.total, exact=False)
+                tokenized[index] = TokenizedText(known.input_ids, bound)
+            else:
+                tokenized[index] = self._encode_batch([text], cut)[0]
+        return tokenized
 
-    def _close(self, token_ids: list[int]) -> TokenizedText:
-        kept = token_ids[: self.max_length - 1]
+    def list_tokens(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[Token]]:
+        """List the tokens of texts, uncut, with the end token where it is asked for."""
+        end = [Token(self.end_token_id, END_TOKEN, special=True, start=None, stop=None)]
+        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
+        return [
+            [
+                Token(token_id, text[start:stop], special=False, start=start, stop=stop)
+                for token_id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
+            ]
+            + (end if add_special_tokens else [])
+            for text, encoding in zip(texts, encodings, strict=True)
+        ]
+
+    def _head(self, text: str) -> str:
+        """Keep what surely holds `max_length` tokens of a huge text, up to a sure split."""
+        enough = self.max_length * CHARACTERS_PER_TOKEN
+        if len(text) <= enough:
+            return text
+        split = _SPLIT.search(text, enough)
+        return text[: split.start()] if split else text
+
+    def _encode_batch(self, texts: list[str], cut: CutSide) -> list[TokenizedText]:
+        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        return [self._close(encoding.ids, cut) for encoding in encodings]
+
+    def _close(self, token_ids: list[int], cut: CutSide) -> TokenizedText:
+        room = self.max_length - 1
+        kept = token_ids[:room] if cut == "end" else token_ids[-room:]
         input_ids = np.empty(len(kept) + 1, dtype=np.int64)
         input_ids[:-1] = kept
         input_ids[-1] = self.end_token_id
-        return TokenizedText(input_ids, total_tokens=len(token_ids) + 1)
+        return TokenizedText(input_ids, TokenCount(len(input_ids), len(token_ids) + 1))
 
 
 def _load(file: Path) -> Tokenizer:

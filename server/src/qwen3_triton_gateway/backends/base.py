@@ -75,6 +75,11 @@ class Backend(Protocol):
         """Say in a few words where the model runs, for logs and `/info`."""
         ...
 
+    @property
+    def states(self) -> dict[str, bool]:
+        """Say for each place that runs the model whether it answered last, for metrics."""
+        ...
+
     async def connect(self) -> ModelSpec:
         """Learn the model.
 

@@ -49,6 +49,10 @@ class OnnxBackend:
     def description(self) -> str:
         return f"ONNX Runtime in this process, {self._path}"
 
+    @property
+    def states(self) -> dict[str, bool]:
+        return {"onnxruntime": self._session is not None}
+
     async def connect(self) -> ModelSpec:
         loop = asyncio.get_running_loop()
         spec = await loop.run_in_executor(self._executor, self._load)

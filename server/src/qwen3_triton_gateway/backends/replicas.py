@@ -5,23 +5,27 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 from ..errors import BackendUnavailableError, EmbeddingServerError, StartupError
 from ..tensors import HiddenStates, PooledStates, TokenBatch
 from .base import Backend, ModelSpec
+
+Answer: TypeAlias = HiddenStates | PooledStates
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(slots=True, eq=False)
 class Replica:
-    """One backend of the set, and how it is doing."""
+    """One backend of the set, and how it is doing; `lost` ends the batches under way on it."""
 
     backend: Backend
     in_flight: int = 0
     alive: bool = False
+    lost: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 class ReplicatedBackend:
@@ -39,6 +43,10 @@ class ReplicatedBackend:
     @property
     def description(self) -> str:
         return "; ".join(replica.backend.description for replica in self._replicas)
+
+    @property
+    def states(self) -> dict[str, bool]:
+        return {name: up for r in self._replicas for name, up in r.backend.states.items()}
 
     async def connect(self) -> ModelSpec:
         """Learn the model from every replica that answers; one is enough.
@@ -58,16 +66,17 @@ class ReplicatedBackend:
             raise failures[0]
         return self.spec
 
-    async def infer(
-        self, batch: TokenBatch, *, timeout_seconds: float, priority: int
-    ) -> HiddenStates | PooledStates:
+    async def infer(self, batch: TokenBatch, *, timeout_seconds: float, priority: int) -> Answer:
         tried: set[Replica] = set()
         while True:
             replica = self._least_busy(tried)
             replica.in_flight += 1
             try:
-                return await replica.backend.infer(
-                    batch, timeout_seconds=timeout_seconds, priority=priority
+                return await _unless_lost(
+                    replica,
+                    replica.backend.infer(
+                        batch, timeout_seconds=timeout_seconds, priority=priority
+                    ),
                 )
             except BackendUnavailableError as error:
                 # Inference is idempotent, so the batch may go to the next one.
@@ -113,9 +122,29 @@ class ReplicatedBackend:
             )
             raise StartupError(msg)
         replica.alive = True
+        replica.lost.clear()
 
     def _leave(self, replica: Replica, error: EmbeddingServerError | None) -> None:
         if replica.alive:
             reason = error.message if error else "not ready"
             logger.warning("%s is left out: %s", replica.backend.description, reason)
         replica.alive = False
+        replica.lost.set()
+
+
+async def _unless_lost(replica: Replica, call: Coroutine[Any, Any, Answer]) -> Answer:
+    """Wait for a call, or give it up when a probe finds that its replica hangs.
+
+    Raises:
+        BackendUnavailableError: the replica was lost meanwhile.
+    """
+    infer = asyncio.ensure_future(call)
+    lost = asyncio.ensure_future(replica.lost.wait())
+    try:
+        await asyncio.wait({infer, lost}, return_when=asyncio.FIRST_COMPLETED)
+        if infer.done():
+            return infer.result()
+        raise BackendUnavailableError(f"{replica.backend.description} stopped answering.")
+    finally:
+        infer.cancel()
+        lost.cancel()

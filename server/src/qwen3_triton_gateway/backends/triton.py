@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import time
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -20,6 +21,7 @@ from ..errors import (
     StartupError,
 )
 from ..tensors import HiddenStates, PooledStates, TokenBatch
+from ..tracing import trace_headers
 from .base import AnyArray, Feed, ModelSpec, TensorSpec, build_feed, describe_model, wrap_output
 
 DTYPES = {
@@ -79,6 +81,8 @@ class TritonBackend:
         self._model = model
         self._client: Any = None
         self._spec: ModelSpec | None = None
+        self._answered = False
+        self._last_answer = 0.0
 
     @property
     def spec(self) -> ModelSpec:
@@ -88,6 +92,10 @@ class TritonBackend:
     @property
     def description(self) -> str:
         return f"Triton at {self.address}, model {self._model}"
+
+    @property
+    def states(self) -> dict[str, bool]:
+        return {str(self.address): self._answered}
 
     async def connect(self) -> ModelSpec:
         client = self._open()
@@ -119,19 +127,28 @@ class TritonBackend:
             raise DeadlineExceededError(msg) from None
         except Exception as error:
             raise self._translate(error) from error
+        self._last_answer = time.monotonic()
         return wrap_output(self.spec, batch, values)
 
     async def is_ready(self) -> bool:
-        try:
-            async with asyncio.timeout(PROBE_SECONDS):
-                return bool(await self._open().is_model_ready(self._model))
-        except Exception:  # whatever it is, the model would not answer
-            return False
+        self._answered = await self._probe()
+        return self._answered
 
     async def close(self) -> None:
         if self._client is not None:
             await self._client.close()
             self._client = None
+
+    async def _probe(self) -> bool:
+        began = time.monotonic()
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                return bool(await self._open().is_model_ready(self._model))
+        except TimeoutError:
+            # Too busy to answer a probe, but not to run batches.
+            return self._last_answer > began
+        except Exception:  # whatever it is, the model would not answer
+            return False
 
     @property
     def _is_grpc(self) -> bool:
@@ -170,6 +187,7 @@ class TritonBackend:
         outputs = [protocol.InferRequestedOutput(self.spec.output.name)]
         # Triton drops a request that waited this long in its queue, where its policy allows it.
         options: dict[str, Any] = {"priority": priority, "timeout": int(timeout_seconds * 1e6)}
+        options["headers"] = trace_headers() or None
         if self._is_grpc:
             options["client_timeout"] = timeout_seconds
         result = await client.infer(self._model, inputs, outputs=outputs, **options)

@@ -2,84 +2,79 @@
 
 from __future__ import annotations
 
-import asyncio
-import time
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from ..embedder import EmbedTimings
-from ..encoding import encode_vectors
+from ..embedder import EmbedCall
 from ..errors import InvalidRequestError
-from ..responses import JsonResponse
-from ..schemas import EmbedRequest, EmbedResponse, ErrorResponse, parse_body
-from ..service import EmbeddingService
+from ..responses import Dialect
+from ..schemas import EmbedRequest, EmbedResponse, ErrorResponse, TeiEmbedRequest, validate
+from . import tei
 from .dependencies import ServiceDep
+from .embedding import Exchange, open_exchange
 
-router = APIRouter(tags=["embed"])
+router = APIRouter(tags=["native"])
 
 ERROR_STATUSES = (400, 401, 404, 413, 429, 502, 503, 504)
+ERRORS: dict[int | str, dict[str, Any]] = {
+    code: {"model": ErrorResponse} for code in ERROR_STATUSES
+}
 # The body is read as bytes and validated by pydantic's own JSON parser, so its schema is stated
 # here rather than in the signature.
 OPENAPI: dict[str, Any] = {
     "requestBody": {
         "required": True,
-        "content": {"application/json": {"schema": EmbedRequest.model_json_schema()}},
+        "content": {
+            "application/json": {
+                "schema": {
+                    "oneOf": [
+                        EmbedRequest.model_json_schema(),
+                        TeiEmbedRequest.model_json_schema(),
+                    ]
+                }
+            }
+        },
     }
 }
 
 
-@router.post(
-    "/embed",
-    response_model=EmbedResponse,
-    responses={status: {"model": ErrorResponse} for status in ERROR_STATUSES},
-    openapi_extra=OPENAPI,
-)
+@router.post("/embed", response_model=EmbedResponse, responses=ERRORS, openapi_extra=OPENAPI)
 async def embed(request: Request, service: ServiceDep) -> Response:
-    """Embed 1 to 2,048 texts; `embeddings[i]` belongs to `texts[i]` and has norm 1."""
-    deadline = asyncio.get_running_loop().time() + service.settings.timeout_seconds
-    body = parse_body(EmbedRequest, await request.body())
-    service.check_model_name(body.model)
-    if body.instruction is not None and body.input_type == "document":
-        msg = "`instruction` belongs to queries: send `input_type: query` with it, or leave it out."
-        raise InvalidRequestError(msg, param="instruction")
-    return await _answer(body, service, deadline)
+    """Embed 1 to 2,048 texts; `embeddings[i]` belongs to `texts[i]` and has norm 1.
+
+    With `inputs` instead of `texts` this is text-embeddings-inference's call, answered by a bare
+    array of vectors.
+    """
+    async with open_exchange(request, service) as exchange:
+        if "inputs" not in exchange.body:
+            return await _embed(exchange)
+        if "texts" in exchange.body:
+            msg = "`texts` and `inputs` came together: send `texts`, or TEI's `inputs` alone."
+            raise InvalidRequestError(msg, param="inputs")
+        return await tei.embed_inputs(exchange)
 
 
-async def _answer(body: EmbedRequest, service: EmbeddingService, deadline: float) -> Response:
-    embeddings, timings = await service.embedder.embed(
-        body.texts,
-        deadline=deadline,
-        input_type=body.input_type,
-        instruction=body.instruction,
-        dimensions=body.dimensions,
-        truncate=body.truncate,
+async def _embed(exchange: Exchange) -> Response:
+    exchange.speak(Dialect.NATIVE)
+    body = validate(EmbedRequest, exchange.body)
+    exchange.service.check_model_name(body.model)
+    answer = await exchange.embed(
+        EmbedCall(
+            body.texts,
+            input_type=body.input_type,
+            instruction=body.instruction,
+            dimensions=body.dimensions,
+            truncation="end" if body.truncate else "refuse",
+        )
     )
-    began = time.perf_counter()
-    dimensions = embeddings.vectors.shape[1]
-    fingerprint = service.fingerprint(dimensions)
-    answer = {
-        "embeddings": encode_vectors(embeddings.vectors, body.encoding_format),
-        "model": service.model_id,
-        "dimensions": dimensions,
-        "usage": {
-            "prompt_tokens": embeddings.prompt_tokens,
-            "total_tokens": embeddings.prompt_tokens,
-        },
-        "truncated": embeddings.truncated,
-        "fingerprint": fingerprint,
-    }
-    response = JsonResponse(answer, headers={"X-Embedding-Fingerprint": fingerprint})
-    response.headers["Server-Timing"] = server_timing(timings, time.perf_counter() - began)
-    return response
-
-
-def server_timing(timings: EmbedTimings, encode_seconds: float) -> str:
-    """Write the stages as a `Server-Timing` header, in milliseconds as the header wants them."""
-    stages = {
-        "tokenize": timings.tokenize_seconds,
-        "queue": timings.queue_seconds,
-        "infer": timings.infer_seconds,
-        "encode": encode_seconds,
-    }
-    return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())
+    return answer.respond(
+        {
+            "embeddings": await answer.render(body.encoding_format),
+            "model": exchange.service.model_id,
+            "dimensions": answer.dimensions,
+            "usage": answer.usage,
+            "truncated": answer.embeddings.truncated,
+            "fingerprint": answer.fingerprint,
+        }
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.responses import Response
 
 from .._version import __version__
 from ..prompts import DEFAULT_INSTRUCTION
@@ -21,7 +23,7 @@ OK, UNAVAILABLE = 200, 503
 @router.get("/health")
 async def health(service: ServiceDep) -> JsonResponse:
     """Say all: the runbook's seven fields and more; 200 when requests are answered, else 503."""
-    readiness = await service.check()
+    readiness, state = service.readiness, service.state()
     spec = service.spec
     body = {
         "status": "ok" if readiness.ready else "degraded",
@@ -32,10 +34,12 @@ async def health(service: ServiceDep) -> JsonResponse:
         "model_hidden_dim": spec.hidden_size if spec else 0,
         "requires_past_kv": bool(spec and spec.past_inputs),
         "backend": service.backend.description,
+        "backends": state.backends,
         "model": service.model_id,
         "reason": readiness.reason,
-        "queued_tokens": service.queued_tokens,
-        "batches_in_flight": service.batches_in_flight,
+        "queued_tokens": sum(lane.tokens for lane in state.lanes),
+        "batches_in_flight": state.batches_in_flight,
+        "requests_under_way": state.requests_under_way,
     }
     return JsonResponse(body, OK if readiness.ready else UNAVAILABLE)
 
@@ -49,16 +53,42 @@ async def live() -> dict[str, str]:
 @router.get("/health/ready")
 async def ready(service: ServiceDep) -> JsonResponse:
     """Say whether the backend answers and the canary still gives its start-up vector."""
-    readiness = await service.check()
+    readiness = service.readiness
     body = {"status": "ok" if readiness.ready else "degraded", "reason": readiness.reason}
     return JsonResponse(body, OK if readiness.ready else UNAVAILABLE)
+
+
+@router.get("/v1/health/live")
+async def nim_live() -> JsonResponse:
+    """Say that the process answers, in NVIDIA NIM's words."""
+    return _nim_health("live", "live", OK)
+
+
+@router.get("/v1/health/ready")
+async def nim_ready(service: ServiceDep) -> JsonResponse:
+    """Say whether requests are answered, in NVIDIA NIM's words."""
+    readiness = service.readiness
+    status = OK if readiness.ready else UNAVAILABLE
+    return _nim_health("ready", readiness.reason or "ready", status)
+
+
+@router.get("/metrics")
+async def metrics(service: ServiceDep) -> Response:
+    """Give the metrics in Prometheus' text format."""
+    return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/info")
 async def info(service: ServiceDep) -> dict[str, Any]:
     """Say what is served and within which limits; 503 until the model was reached."""
     embedder = service.embedder
-    return _describe(service) | {"fingerprint": service.fingerprint(embedder.default_dimensions)}
+    fingerprint = service.fingerprint(embedder.default_dimensions)
+    return _describe(service) | {"fingerprint": fingerprint} | _describe_as_tei(service)
+
+
+def _nim_health(state: str, message: str, status: int) -> JsonResponse:
+    body = {"object": "health.response", "message": message, state: status == OK}
+    return JsonResponse(body, status)
 
 
 def _describe(service: EmbeddingService) -> dict[str, Any]:
@@ -81,4 +111,19 @@ def _describe(service: EmbeddingService) -> dict[str, Any]:
         "max_body_bytes": settings.max_body_bytes,
         "default_instruction": DEFAULT_INSTRUCTION,
         "query_template": "Instruct: {instruction}\nQuery:{text}",
+    }
+
+
+def _describe_as_tei(service: EmbeddingService) -> dict[str, Any]:
+    """Name what text-embeddings-inference's `/info` names, where the words differ from ours."""
+    settings, spec = service.settings, service.backend.spec
+    return {
+        "model_id": service.model_id,
+        "model_sha": spec.weights_digest,
+        "model_dtype": spec.output.dtype.name,
+        "model_type": {"embedding": {"pooling": "last_token"}},
+        "max_input_length": settings.max_length,
+        "max_client_batch_size": MAX_TEXTS,
+        "max_concurrent_requests": settings.max_queue_requests,
+        "auto_truncate": True,
     }

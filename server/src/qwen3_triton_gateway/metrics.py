@@ -1,0 +1,158 @@
+"""What Prometheus can read of a gateway: every instrument, in one place."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
+
+from .tensors import TokenBatch
+
+# The time at which each series began is of no use here, and doubles the answer.
+disable_created_metrics()
+
+PREFIX = "qwen3_triton"
+# From a cached query on a GPU to a request of 2,048 texts on two cores.
+SECONDS_BUCKETS = (
+    0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120,
+)  # fmt: skip
+ROWS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
+
+
+@dataclass(frozen=True, slots=True)
+class LaneState:
+    """What waits in one lane now."""
+
+    lane: str
+    texts: int
+    tokens: int
+    oldest_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class GatewayState:
+    """What is read when Prometheus asks, rather than counted as it happens."""
+
+    lanes: Sequence[LaneState]
+    batches_in_flight: int
+    requests_under_way: int
+    cache_bytes: int
+    ready: bool
+    backends: dict[str, bool]
+
+
+class Metrics:
+    """The instruments of one gateway, in a registry of its own."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self.requests = self._counter(
+            "requests", "Answers by route, dialect and status.", "route", "dialect", "status"
+        )
+        self.request_seconds = self._histogram(
+            "request_seconds", "From the first byte in to the last out.", SECONDS_BUCKETS, "route"
+        )
+        self.stage_seconds = self._histogram(
+            "stage_seconds", "Where an embedding request's time went.", SECONDS_BUCKETS, "stage"
+        )
+        self.texts = self._counter("texts", "Texts embedded.", "input_type")
+        self.tokens = self._counter("tokens", "Tokens of those texts.", "input_type")
+        self.truncated_texts = self._counter("truncated_texts", "Texts cut to EMBED_MAX_LENGTH.")
+        self.rejected_requests = self._counter(
+            "rejected_requests", "Requests refused with 429, by the limit that they met.", "limit"
+        )
+        self.recomputed_texts = self._counter(
+            "recomputed_texts", "Texts computed once more, alone, after an unusable answer."
+        )
+        self.refused_vectors = self._counter(
+            "refused_vectors", "Texts refused with 502: no usable vector, alone either."
+        )
+        self.abandoned_texts = self._counter(
+            "abandoned_texts", "Texts that left the queue since nobody waited for them any more."
+        )
+        self.batch_rows = self._histogram("batch_rows", "Texts in a batch.", ROWS_BUCKETS, "lane")
+        self.batch_seconds = self._histogram(
+            "batch_seconds", "Round trip of a batch to the model.", SECONDS_BUCKETS, "lane"
+        )
+        self.batch_tokens = self._counter(
+            "batch_tokens", "Tokens sent to the model: of texts, and padding beside them.", "kind"
+        )
+        self.failed_batches = self._counter("failed_batches", "Batches without an answer.", "code")
+        self.cache_lookups = self._counter("cache_lookups", "Texts looked up.", "outcome")
+
+    def observe_batch(self, lane: str, batch: TokenBatch) -> None:
+        """Count a batch's rows, its tokens and the padding beside them."""
+        tokens = int(batch.attention_mask.sum())
+        self.batch_rows.labels(lane).observe(len(batch.input_ids))
+        self.batch_tokens.labels("text").inc(tokens)
+        self.batch_tokens.labels("padding").inc(batch.input_ids.size - tokens)
+
+    def observe_state(self, read: Callable[[], GatewayState]) -> None:
+        """Add the gauges that `read` gives whenever Prometheus asks."""
+        self.registry.register(_StateCollector(read))
+
+    def render(self) -> bytes:
+        """Write everything in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+    def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
+        return Counter(f"{PREFIX}_{name}", documentation, labels, registry=self.registry)
+
+    def _histogram(
+        self, name: str, documentation: str, buckets: Sequence[float], *labels: str
+    ) -> Histogram:
+        return Histogram(
+            f"{PREFIX}_{name}", documentation, labels, buckets=buckets, registry=self.registry
+        )
+
+
+class _StateCollector(Collector):
+    """Turn a `GatewayState` into gauges."""
+
+    def __init__(self, read: Callable[[], GatewayState]) -> None:
+        self._read = read
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        state = self._read()
+        texts = ((lane.lane, lane.texts) for lane in state.lanes)
+        tokens = ((lane.lane, lane.tokens) for lane in state.lanes)
+        oldest = ((lane.lane, lane.oldest_seconds) for lane in state.lanes)
+        yield _labelled("queue_texts", "Texts waiting for the model.", "lane", texts)
+        yield _labelled("queue_tokens", "Tokens waiting for the model.", "lane", tokens)
+        yield _labelled("queue_oldest_seconds", "Age of the oldest text.", "lane", oldest)
+        yield _gauge("batches_in_flight", "Batches at the model.", state.batches_in_flight)
+        yield _gauge("requests_under_way", "Embedding requests taken.", state.requests_under_way)
+        yield _gauge("cache_bytes", "Memory of cached vectors.", state.cache_bytes)
+        yield _gauge("ready", "Whether requests are answered, 1 or 0.", state.ready)
+        yield _labelled(
+            "backend_up", "Whether it answers, 1 or 0.", "backend", state.backends.items()
+        )
+
+
+def _gauge(name: str, documentation: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"{PREFIX}_{name}", documentation, value=float(value))
+
+
+def _labelled(
+    name: str,
+    documentation: str,
+    label: str,
+    values: Iterable[tuple[str, float]],
+) -> GaugeMetricFamily:
+    family = GaugeMetricFamily(f"{PREFIX}_{name}", documentation, labels=[label])
+    for key, value in values:
+        family.add_metric([key], float(value))
+    return family

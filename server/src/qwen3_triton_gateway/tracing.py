@@ -1,0 +1,90 @@
+"""Traces by OpenTelemetry: spans that cost nothing until they are sent somewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+from opentelemetry import propagate, trace
+from opentelemetry.trace import Link, Span, SpanContext, SpanKind
+from starlette.types import ASGIApp
+
+from ._version import __version__
+from .errors import StartupError
+from .settings import Settings
+from .tensors import TokenBatch
+
+SERVICE_NAME = "qwen3-triton-gateway"
+UNTRACED_PATHS = "health,metrics"
+
+_tracer = trace.get_tracer("qwen3_triton_gateway", __version__)
+
+
+def stage_span(name: str) -> AbstractContextManager[Span]:
+    """Time a stage of a request as a child of the request's span."""
+    return _tracer.start_as_current_span(name)
+
+
+def current_origin() -> SpanContext:
+    """Name the span under way, for the batch that its texts will join."""
+    return trace.get_current_span().get_span_context()
+
+
+def trace_headers() -> dict[str, str]:
+    """Give the headers that continue the trace elsewhere; none where nothing is traced."""
+    headers: dict[str, str] = {}
+    propagate.inject(headers)
+    return headers
+
+
+def batch_span(origins: Sequence[object], batch: TokenBatch) -> AbstractContextManager[Span]:
+    """Time a batch: a child of its first text's request, linked to the others.
+
+    The model's server gets this span as its parent.
+    """
+    contexts = dict.fromkeys(
+        origin for origin in origins if isinstance(origin, SpanContext) and origin.is_valid
+    )
+    first, *others = contexts or [trace.INVALID_SPAN_CONTEXT]
+    rows, length = batch.input_ids.shape
+    return _tracer.start_as_current_span(
+        "infer batch",
+        context=trace.set_span_in_context(trace.NonRecordingSpan(first)),
+        kind=SpanKind.CLIENT,
+        links=[Link(context) for context in others],
+        attributes={"batch.rows": rows, "batch.padded_length": length},
+    )
+
+
+def trace_requests(app: ASGIApp, settings: Settings) -> tuple[ASGIApp, Callable[[], None]]:
+    """Send a span for each request to the collector that the settings name, if they name one.
+
+    Gives the application to serve, and what sends the last spans when it ends. The SDK's own
+    `OTEL_` variables (headers, sampler, service name) hold as well.
+
+    Raises:
+        StartupError: the SDK is not installed.
+    """
+    if settings.otlp_endpoint is None:
+        return app, lambda: None
+    try:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+        from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+        from opentelemetry.sdk.resources import OTELResourceDetector, Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor
+    except ImportError as error:
+        msg = (
+            "OTEL_EXPORTER_OTLP_ENDPOINT is set, and traces need more packages: "
+            'pip install "qwen3-triton-gateway[otel]".'
+        )
+        raise StartupError(msg) from error
+    named = Resource({"service.name": SERVICE_NAME, "service.version": __version__})
+    provider = TracerProvider(resource=named.merge(OTELResourceDetector().detect()))
+    endpoint = settings.otlp_endpoint.rstrip("/") + "/v1/traces"
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
+    trace.set_tracer_provider(provider)
+    traced = OpenTelemetryMiddleware(
+        app, excluded_urls=UNTRACED_PATHS, exclude_spans=["receive", "send"]
+    )
+    return traced, provider.shutdown
