@@ -118,7 +118,7 @@ async def test_connecting_waits_for_a_model_that_is_away(tokenizer_dir: Path) ->
 
     service = make_service(tokenizer_dir, LateBackend())
     connecting = asyncio.create_task(service.connect())
-    while not service.readiness.reason.startswith("waiting for"):  # noqa: ASYNC110
+    while not service.readiness.reason.startswith("waiting for"):
         await asyncio.sleep(0)
     with pytest.raises(BackendUnavailableError, match="waiting for a fake"):
         _ = service.embedder

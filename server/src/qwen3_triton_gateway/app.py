@@ -6,6 +6,8 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
@@ -18,6 +20,7 @@ from .middleware import Guard, RequestLog
 from .responses import dialect_of, error_response
 from .routes import native, openai, ops, pages, tei
 from .service import EmbeddingService
+from .tracing import REQUEST_SPANS
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +60,7 @@ def create_app(service: EmbeddingService, *, on_fatal: Callable[[str], None]) ->
         # Their pages load scripts from the internet; `pages` has its own.
         docs_url=None,
         redoc_url=None,
+        telemetry=REQUEST_SPANS,
     )
     app.state.service = service
     for routes in (native, openai, tei, ops, pages):
@@ -67,7 +71,16 @@ def create_app(service: EmbeddingService, *, on_fatal: Callable[[str], None]) ->
     app.add_exception_handler(ClientDisconnect, _render_disconnect)
     app.add_exception_handler(Exception, _render_bug)
     _add_middleware(app, service)
+    app.openapi = partial(_describe_with_key, app)  # FastAPI's documented way to extend it
     return app
+
+
+def _describe_with_key(app: FastAPI) -> dict[str, Any]:
+    """Describe the interface, and how a key is sent: `Guard` checks it before any route."""
+    schema = FastAPI.openapi(app)
+    schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+    schema["security"] = [{"key": []}]
+    return schema
 
 
 def _add_middleware(app: FastAPI, service: EmbeddingService) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 
 import orjson
 
@@ -21,6 +22,11 @@ class EmbeddingSpace:
 
     def fingerprint(self, dimensions: int) -> str:
         """Digest the space and the number of dimensions into 16 hexadecimal digits."""
-        fields = asdict(self) | {"dimensions": dimensions}
-        canonical = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
-        return hashlib.sha256(canonical).hexdigest()[:16]
+        return _digest(self, dimensions)
+
+
+@lru_cache
+def _digest(space: EmbeddingSpace, dimensions: int) -> str:
+    fields = asdict(space) | {"dimensions": dimensions}
+    canonical = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
+    return hashlib.sha256(canonical).hexdigest()[:16]

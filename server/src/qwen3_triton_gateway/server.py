@@ -20,7 +20,7 @@ from .bundled import with_bundled_model
 from .errors import StartupError
 from .service import EmbeddingService
 from .settings import Settings
-from .tracing import trace_requests
+from .tracing import configure_tracing
 
 logger = logging.getLogger(__name__)
 
@@ -83,13 +83,14 @@ def run_gateway(settings: Settings) -> None:
 async def serve(settings: Settings) -> None:
     """Serve on the running event loop; see `run_gateway`."""
     settings = with_bundled_model(settings)
+    send_last_spans = configure_tracing(settings)
     service = EmbeddingService(settings, choose_backend(settings))
     server: GatewayServer
 
     def stop(message: str) -> None:
         server.fail(message)
 
-    app, send_last_spans = trace_requests(create_app(service, on_fatal=stop), settings)
+    app = create_app(service, on_fatal=stop)
     config = uvicorn.Config(
         app,
         host=settings.host,

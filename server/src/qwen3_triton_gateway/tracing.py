@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 
+from fastapi.telemetry import TelemetryConfig
 from opentelemetry import propagate, trace
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind
-from starlette.types import ASGIApp
 
 from ._version import __version__
 from .errors import StartupError
@@ -15,7 +15,16 @@ from .settings import Settings
 from .tensors import TokenBatch
 
 SERVICE_NAME = "qwen3-triton-gateway"
-UNTRACED_PATHS = "health,metrics"
+UNTRACED_PATHS = ("/health", "/v1/health", "/metrics")
+# FastAPI makes the span of each request once a provider is set. Its metrics are not ours, and its
+# logs would hold what callers sent.
+REQUEST_SPANS: TelemetryConfig = {
+    "metrics": False,
+    "logs": False,
+    "operation_spans": False,
+    "auto_configure": False,
+    "exclude": lambda scope: scope["path"].startswith(UNTRACED_PATHS),
+}
 
 _tracer = trace.get_tracer("qwen3_triton_gateway", __version__)
 
@@ -56,20 +65,19 @@ def batch_span(origins: Sequence[object], batch: TokenBatch) -> AbstractContextM
     )
 
 
-def trace_requests(app: ASGIApp, settings: Settings) -> tuple[ASGIApp, Callable[[], None]]:
-    """Send a span for each request to the collector that the settings name, if they name one.
+def configure_tracing(settings: Settings) -> Callable[[], None]:
+    """Send spans to the collector that the settings name, if they name one.
 
-    Gives the application to serve, and what sends the last spans when it ends. The SDK's own
-    `OTEL_` variables (headers, sampler, service name) hold as well.
+    Gives what sends the last spans when the gateway ends. The SDK's own `OTEL_` variables
+    (headers, sampler, service name) hold as well.
 
     Raises:
         StartupError: the SDK is not installed.
     """
     if settings.otlp_endpoint is None:
-        return app, lambda: None
+        return lambda: None
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
         from opentelemetry.sdk.resources import OTELResourceDetector, Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
@@ -84,7 +92,4 @@ def trace_requests(app: ASGIApp, settings: Settings) -> tuple[ASGIApp, Callable[
     endpoint = settings.otlp_endpoint.rstrip("/") + "/v1/traces"
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
     trace.set_tracer_provider(provider)
-    traced = OpenTelemetryMiddleware(
-        app, excluded_urls=UNTRACED_PATHS, exclude_spans=["receive", "send"]
-    )
-    return traced, provider.shutdown
+    return provider.shutdown

@@ -1,0 +1,303 @@
+"""What each dialect makes of the same model; real clients follow in the repository's tests."""
+
+import base64
+from typing import Any
+
+import numpy as np
+import pytest
+from starlette.testclient import TestClient
+
+from fake_backend import FakeBackend
+
+MODEL = "fake-embedding"
+LONG = "x" * 5000
+
+
+def native(client: TestClient, *texts: str, **body: Any) -> list[list[float]]:
+    answer = client.post("/embed", json={"texts": list(texts), **body})
+    assert answer.status_code == 200, answer.text
+    return answer.json()["embeddings"]
+
+
+def openai(client: TestClient, **body: Any) -> dict[str, Any]:
+    answer = client.post("/v1/embeddings", json={"model": MODEL} | body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def tei(client: TestClient, path: str = "/embed", **body: Any) -> list[list[float]]:
+    answer = client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
+    return answer.json()
+
+
+def test_openai_answers_in_its_own_shape(client: TestClient) -> None:
+    answer = openai(client, input=["a", "bc"], user="ignored", unknown="ignored")
+    assert answer["object"] == "list"
+    assert [item["index"] for item in answer["data"]] == [0, 1]
+    assert {item["object"] for item in answer["data"]} == {"embedding"}
+    assert [item["embedding"] for item in answer["data"]] == native(client, "a", "bc")
+    assert answer["usage"] == {"prompt_tokens": 5, "total_tokens": 5}
+    assert answer["model"] == MODEL
+
+
+def test_a_string_is_a_list_of_one_on_openai_and_tei(client: TestClient) -> None:
+    assert openai(client, input="a")["data"][0]["embedding"] == native(client, "a")[0]
+    assert tei(client, inputs="a") == native(client, "a")
+
+
+def test_openai_base64_holds_the_bits_of_the_floats(client: TestClient) -> None:
+    (item,) = openai(client, input="a", encoding_format="base64")["data"]
+    decoded = np.frombuffer(base64.b64decode(item["embedding"]), dtype="<f4")
+    assert decoded.tobytes() == np.array(native(client, "a")[0], dtype="<f4").tobytes()
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        pytest.param({"input_type": "query"}, {"input_type": "query"}, id="query"),
+        pytest.param({"input_type": "passage"}, {}, id="passage-is-nim-for-document"),
+        pytest.param({"model": f"{MODEL}-query"}, {"input_type": "query"}, id="suffix-query"),
+        pytest.param({"model": f"{MODEL}-passage"}, {}, id="suffix-passage"),
+        pytest.param(
+            {"input_type": "query", "instruction": "Find soup"},
+            {"input_type": "query", "instruction": "Find soup"},
+            id="instruction",
+        ),
+        pytest.param({"dimensions": 64}, {"dimensions": 64}, id="dimensions"),
+    ],
+)
+def test_openai_extensions_mean_what_the_native_fields_mean(
+    client: TestClient, body: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    (item,) = openai(client, input="soup", **body)["data"]
+    assert item["embedding"] == native(client, "soup", **expected)[0]
+
+
+@pytest.mark.parametrize("truncate", [True, "END"])
+def test_openai_cuts_where_it_is_asked_to_and_says_so(client: TestClient, truncate: object) -> None:
+    answer = openai(client, input=["short", LONG], truncate=truncate)
+    assert answer["truncated"] == [1]
+    assert answer["data"][1]["embedding"] == native(client, LONG)[0]
+
+
+def test_nim_cuts_the_start_where_it_is_asked_to(client: TestClient) -> None:
+    text = "y" * 2000 + "x" * 1023
+    (item,) = openai(client, input=text, truncate="START")["data"]
+    assert item["embedding"] == native(client, "x" * 1023)[0]
+
+
+@pytest.mark.parametrize(
+    ("body", "code", "param", "words"),
+    [
+        pytest.param({"input": LONG}, "text_too_long", "input[0]", "1024", id="too-long"),
+        pytest.param(
+            {"input": LONG, "truncate": "NONE"}, "text_too_long", "input[0]", "5001", id="none"
+        ),
+        pytest.param({"input": ["a", " "]}, "blank_text", "input[1]", "blank", id="blank"),
+        pytest.param({"input": ""}, "blank_text", "input[0]", "blank", id="empty-string"),
+        pytest.param({"input": []}, "invalid_request", "input", "empty", id="empty-list"),
+        pytest.param({}, "invalid_request", "input", "missing", id="no-input"),
+        pytest.param(
+            {"input": [1, 2]}, "token_ids", "input", "check_embedding_ctx_length", id="ids"
+        ),
+        pytest.param(
+            {"input": [[1], [2]]},
+            "token_ids",
+            "input",
+            "check_embedding_ctx_length",
+            id="id-lists",
+        ),
+        pytest.param({"input": 7}, "invalid_request", "input", "list", id="a-number"),
+        pytest.param({"input": ["a"] * 2049}, "too_many_texts", "input", "2048", id="2049-texts"),
+        pytest.param(
+            {"input": "a", "model": "gpt-4"}, "model_not_found", "model", "gpt-4", id="model"
+        ),
+        pytest.param(
+            {"input": "a", "dimensions": 1}, "invalid_request", "dimensions", "32", id="1-dim"
+        ),
+        pytest.param(
+            {"input": "a", "instruction": "x"},
+            "invalid_request",
+            "instruction",
+            "queries",
+            id="instruction-for-a-document",
+        ),
+        pytest.param(
+            {"input": "a", "model": f"{MODEL}-query", "input_type": "passage"},
+            "invalid_request",
+            "input_type",
+            "one of them",
+            id="contradiction",
+        ),
+        pytest.param(
+            {"input": "a", "input_type": "query", "truncate": "START"},
+            "invalid_request",
+            "truncate",
+            "instruction",
+            id="a-query-without-its-start",
+        ),
+    ],
+)
+def test_openai_errors_have_openais_envelope(
+    client: TestClient, body: dict[str, Any], code: str, param: str, words: str
+) -> None:
+    answer = client.post("/v1/embeddings", json=body)
+    assert answer.status_code == (404 if code == "model_not_found" else 400)
+    assert set(answer.json()) == {"error"}
+    error = answer.json()["error"]
+    assert (error["code"], error["param"]) == (code, param)
+    assert words in error["message"]
+
+
+def test_models_are_listed_and_found_by_every_name(start_gateway: Any) -> None:
+    client = start_gateway(EMBED_MODEL_ID="Qwen/Qwen3-Embedding-4B", EMBED_MODEL_ALIASES="embed")
+    listed = client.get("/v1/models").json()
+    assert [model["id"] for model in listed["data"]] == ["Qwen/Qwen3-Embedding-4B", "embed"]
+    assert client.get("/v1/models/Qwen/Qwen3-Embedding-4B").json()["object"] == "model"
+    unknown = client.get("/v1/models/gpt-4")
+    assert unknown.status_code == 404
+    assert unknown.json()["error"]["code"] == "model_not_found"
+
+
+@pytest.mark.parametrize("path", ["/", "/embed"])
+def test_tei_answers_a_bare_array(client: TestClient, path: str) -> None:
+    assert tei(client, path, inputs=["a", "b"], unknown="ignored") == native(client, "a", "b")
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        pytest.param({"prompt_name": "query"}, {"input_type": "query"}, id="query"),
+        pytest.param({"prompt_name": "document"}, {}, id="document"),
+        pytest.param({"prompt_name": None, "truncate": None}, {}, id="nulls"),
+        pytest.param({"dimensions": 64}, {"dimensions": 64}, id="dimensions"),
+        pytest.param({"encoding_format": "base64"}, {"encoding_format": "base64"}, id="base64"),
+    ],
+)
+def test_tei_fields_mean_what_the_native_ones_mean(
+    client: TestClient, body: dict[str, Any], expected: dict[str, Any]
+) -> None:
+    assert tei(client, inputs=["soup"], **body) == native(client, "soup", **expected)
+
+
+def test_tei_gives_vectors_as_the_model_made_them_where_it_is_asked_to(client: TestClient) -> None:
+    (raw,) = np.array(tei(client, inputs="soup", normalize=False), dtype=np.float64)
+    norm = np.linalg.norm(raw)
+    assert norm > 2
+    assert np.allclose(raw / norm, native(client, "soup")[0], atol=1e-6)
+
+
+def test_tei_reports_truncation_in_a_header(client: TestClient) -> None:
+    answer = client.post("/embed", json={"inputs": ["short", LONG, LONG]})
+    assert answer.headers["X-Embedding-Truncated"] == "1,2"
+    many = client.post("/embed", json={"inputs": [LONG] * 150})
+    assert many.headers["X-Embedding-Truncated"].endswith(",99,+50 more")
+    assert "X-Embedding-Truncated" not in client.post("/", json={"inputs": "a"}).headers
+
+
+def test_tei_cuts_the_left_where_it_is_asked_to(client: TestClient) -> None:
+    body = {"inputs": "y" * 2000 + "x" * 1023, "truncation_direction": "left"}
+    assert tei(client, **body) == native(client, "x" * 1023)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "words"),
+    [
+        pytest.param("/embed", {"inputs": ["a", ""]}, "Text 1 is blank", id="blank"),
+        pytest.param("/embed", {"inputs": LONG, "truncate": False}, "5001 tokens", id="too-long"),
+        pytest.param("/", {"inputs": [[1, 2]]}, "token ids", id="token-ids"),
+        pytest.param("/", {"text": "a"}, "`inputs` is missing", id="no-inputs"),
+        pytest.param("/", {"inputs": "a", "prompt_name": "sts"}, "prompt_name", id="prompt-name"),
+        pytest.param("/tokenize", {"inputs": []}, "empty", id="tokenize"),
+    ],
+)
+def test_tei_errors_have_teis_shape(
+    client: TestClient, path: str, body: dict[str, Any], words: str
+) -> None:
+    answer = client.post(path, json=body)
+    assert answer.status_code == 400
+    assert set(answer.json()) == {"error", "error_type"}
+    assert answer.json()["error_type"] == "validation"
+    assert words in answer.json()["error"]
+
+
+def test_a_bad_vector_is_refused_in_each_dialects_words(
+    client: TestClient, backend: FakeBackend
+) -> None:
+    backend.corrupt = lambda _, values: values * float("nan")
+    by_native = client.post("/embed", json={"texts": ["a"]})
+    by_openai = client.post("/v1/embeddings", json={"input": "a"})
+    by_tei = client.post("/", json={"inputs": "a"})
+    assert {by_native.status_code, by_openai.status_code, by_tei.status_code} == {502}
+    assert by_native.json()["error"]["param"] == "texts[0]"
+    assert by_openai.json()["error"]["param"] == "input[0]"
+    assert by_tei.json()["error_type"] == "backend"
+
+
+def test_tokens_end_with_the_end_token_unless_it_is_not_wanted(client: TestClient) -> None:
+    with_end, without = (
+        client.post("/tokenize", json={"inputs": "ab", "add_special_tokens": wanted}).json()[0]
+        for wanted in (True, False)
+    )
+    assert [token["text"] for token in with_end] == ["a", "b", "<|endoftext|>"]
+    assert with_end[:-1] == without
+    assert without[1] == {
+        "id": without[1]["id"],
+        "text": "b",
+        "special": False,
+        "start": 1,
+        "stop": 2,
+    }
+
+
+def test_the_cache_serves_the_same_bits_and_computes_once(
+    start_gateway: Any, backend: FakeBackend
+) -> None:
+    client = start_gateway(EMBED_CACHE_BYTES=100_000)
+    first = native(client, "a", "b")
+    batches = len(backend.calls)
+    assert native(client, "b", "a") == first[::-1]
+    assert len(backend.calls) == batches
+    assert native(client, "a", "c")[0] == first[0]
+    assert backend.calls[batches:] == [(1, backend.calls[-1][1])]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        pytest.param({"dimensions": 64}, id="dimensions"),
+        pytest.param({"input_type": "query"}, id="query"),
+        pytest.param({"input_type": "query", "instruction": "Find soup"}, id="instruction"),
+    ],
+)
+def test_the_cache_keeps_apart_what_changes_a_vector(
+    start_gateway: Any, other: dict[str, Any]
+) -> None:
+    cached = start_gateway(EMBED_CACHE_BYTES=100_000)
+    plain = native(cached, "soup")
+    assert native(cached, "soup", **other) != plain
+    assert native(cached, "soup", **other) == native(start_gateway(), "soup", **other)
+
+
+def test_a_cached_text_that_is_too_long_is_refused_all_the_same(start_gateway: Any) -> None:
+    client = start_gateway(EMBED_CACHE_BYTES=100_000)
+    native(client, LONG)
+    refused = client.post("/embed", json={"texts": ["a", LONG], "truncate": False})
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == "texts[1]"
+    assert client.post("/embed", json={"texts": [LONG]}).json()["truncated"] == [0]
+
+
+def test_the_cache_stays_within_its_bytes(start_gateway: Any, backend: FakeBackend) -> None:
+    client = start_gateway(EMBED_CACHE_BYTES=10_000)
+    native(client, *(f"text {number}" for number in range(50)))
+    used = next(
+        float(line.split()[1])
+        for line in client.get("/metrics").text.splitlines()
+        if line.startswith("qwen3_triton_cache_bytes ")
+    )
+    assert 4096 < used <= 10_000
+    batches = len(backend.calls)
+    native(client, "text 0")  # pushed out by later ones
+    assert len(backend.calls) == batches + 1
