@@ -13,6 +13,10 @@ PACKAGES := server $(wildcard packages/*)
 SOURCES := server packages tests bench examples conftest.py
 PYPROJECTS := $(addsuffix /pyproject.toml,$(PACKAGES))
 KEEP ?=
+BASELINE ?=
+ONLY ?=
+ROUNDS ?=
+MARKDOWN ?=
 
 .PHONY: help
 help: ## Show this list
@@ -51,6 +55,12 @@ lock: ## Compile the requirements files anew (versions and hashes, no registry a
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 		--custom-compile-command "make lock" --override requirements/parity-overrides.txt \
 		requirements/parity.in -o requirements/parity.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+		--custom-compile-command "make lock" requirements/bench-baseline.in -o requirements/bench-baseline.txt
+
+.PHONY: openapi
+openapi: install ## Renew docs/openapi.json after a change of the interface that is meant
+	@PYTHONPATH=server/tests $(BIN)/python server/tests/test_openapi.py
 
 # The product
 
@@ -96,9 +106,10 @@ $(VENV)-parity/.installed: requirements/parity.txt packages/qwen3-nano/pyproject
 	@touch $@
 
 .PHONY: bench
-bench: install ## Measure what the gateway costs over Triton alone
-	@PYTHONPATH=tests/support $(BIN)/python bench/gateway_cost.py
+bench: install ## Measure the gateway beside its ceiling (BASELINE=app.py: and beside another gateway)
+	@PYTHONPATH=tests/support $(BIN)/python bench/run.py $(if $(BASELINE),--baseline $(BASELINE)) \
+		$(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(MARKDOWN),--markdown $(MARKDOWN))
 
 .PHONY: clean
 clean: ## Remove the environments and caches of this checkout
-	@rm -rf $(VENV) $(VENV)-parity .pytest_cache .ruff_cache .hypothesis dist
+	@rm -rf $(VENV) $(VENV)-parity $(VENV)-baseline .pytest_cache .ruff_cache .hypothesis dist

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qwen3_triton_gateway import scheduler as scheduler_module
 from qwen3_triton_gateway.batching import bucket_length
 from qwen3_triton_gateway.errors import (
     BackendError,
@@ -16,6 +17,7 @@ from qwen3_triton_gateway.errors import (
 )
 from qwen3_triton_gateway.metrics import Metrics
 from qwen3_triton_gateway.scheduler import (
+    BATCH_SECONDS,
     OLD_AGE,
     BatchLimits,
     Lane,
@@ -23,6 +25,7 @@ from qwen3_triton_gateway.scheduler import (
     Scheduler,
     choose_lane,
     similar_lengths,
+    token_budget,
 )
 from qwen3_triton_gateway.tensors import Float32Matrix, TokenCount, TokenizedText
 
@@ -115,6 +118,21 @@ def test_the_lane_of_the_next_batch(queries: int, documents: int, age: int, lane
     assert choose_lane(queries, documents, age) is lane
 
 
+@pytest.mark.parametrize(
+    ("speed", "budget"),
+    [
+        pytest.param(0, 8192, id="not-known-yet"),
+        pytest.param(1_000_000, 8192, id="a-fast-model-meets-the-setting"),
+        pytest.param(10_000, round(10_000 * BATCH_SECONDS), id="a-slow-one-gets-short-batches"),
+        pytest.param(0.1, 1, id="never-nothing"),
+    ],
+)
+def test_a_batch_is_bounded_by_the_setting_and_by_the_models_speed(
+    speed: float, budget: int
+) -> None:
+    assert token_budget(8192, speed) == budget
+
+
 async def test_answers_keep_the_order_of_the_texts() -> None:
     lengths = np.random.default_rng(1).integers(1, 600, size=300)
     texts = [text(int(length), marker) for marker, length in enumerate(lengths)]
@@ -166,6 +184,30 @@ async def test_no_more_batches_are_in_flight_than_the_window() -> None:
     assert scheduler.in_flight == 3
     model.gate.set()
     await bulk
+
+
+async def test_the_last_slot_is_kept_for_queries_while_they_keep_coming(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = Model()
+    scheduler = make(model, window=2)
+    await scheduler.submit([text(9, 500)], lane=Lane.QUERY, deadline=deadline())
+    model.gate = asyncio.Event()
+    bulk = asyncio.create_task(
+        scheduler.submit([text(9, i) for i in range(80)], lane=Lane.DOCUMENT, deadline=deadline())
+    )
+    await asyncio.sleep(0)
+    assert scheduler.in_flight == 1
+    query = asyncio.create_task(
+        scheduler.submit([text(9, 501)], lane=Lane.QUERY, deadline=deadline())
+    )
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert [lane for lane, _ in model.batches[1:]] == [Lane.DOCUMENT, Lane.QUERY]
+    monkeypatch.setattr(scheduler_module, "QUERY_MEMORY_SECONDS", 0.0)
+    model.gate.set()
+    await asyncio.gather(bulk, query)
+    assert {lane for lane, _ in model.batches[3:]} == {Lane.DOCUMENT}
 
 
 async def test_equal_texts_are_computed_once() -> None:

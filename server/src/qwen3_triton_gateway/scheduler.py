@@ -4,12 +4,15 @@ Policy, each part a pure function or a few lines below:
 
 * **Work-conserving.** A batch leaves as soon as a slot is free and anything waits; no timer.
 * **Window.** The model's instances + 1 batches in flight: one always prepared, none piling up
-  where it can no longer be reordered.
+  where it can no longer be reordered. While queries keep coming, the one more is kept for them, so
+  that a query waits for the batch that runs and not for another behind it.
 * **Lanes.** Queries before documents. Documents age by one with every batch of queries that
   overtakes them, and at `OLD_AGE` go first, so that neither starves.
 * **Batches.** The oldest text of the lane is the anchor; texts of similar length join it, from
   whichever request they came, as long as the padding they cost is less than a batch of their own
   would (`similar_lengths`).
+* **Budget.** A batch holds no more padded tokens than the setting allows, and than the model does
+  in about `BATCH_SECONDS`: on a slow machine, too, a query waits for short batches only.
 * **Admission.** Requests under way and waiting tokens are bounded; a request is queued whole or
   refused with the time after which it would fit.
 * **Once.** Equal texts that wait together are computed once.
@@ -27,7 +30,7 @@ from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum
 from operator import attrgetter
 from typing import TypeAlias
@@ -56,7 +59,12 @@ logger = logging.getLogger(__name__)
 OLD_AGE = 4
 # What a batch costs before its first token (a round trip, kernel launches), in tokens.
 BATCH_OVERHEAD_TOKENS = 64
-DRAIN_SMOOTHING = 0.2
+# Long enough that throughput does not suffer: matrices fill a card or a core long before, and on
+# CPUs larger batches are slower (`bench/README.md`). Short enough for a query that waits for two.
+BATCH_SECONDS = 0.1
+# How long after a query the last slot stays free for the next one.
+QUERY_MEMORY_SECONDS = 2.0
+RATE_SMOOTHING = 0.2
 MAX_RETRY_AFTER_SECONDS = 60
 
 
@@ -204,6 +212,13 @@ def choose_lane(queries: int, documents: int, age: int) -> Lane:
     return Lane.QUERY
 
 
+def token_budget(max_batch_tokens: int, tokens_per_second: float) -> int:
+    """Bound a batch's padded tokens by the setting and by the model's speed, where it is known."""
+    if not tokens_per_second:
+        return max_batch_tokens
+    return max(1, min(max_batch_tokens, round(tokens_per_second * BATCH_SECONDS)))
+
+
 class Scheduler:
     """Form batches from all requests and run them through `run`, at most `window` at a time."""
 
@@ -230,8 +245,11 @@ class Scheduler:
         self._queued_tokens = 0
         self._requests = 0
         self._documents_age = 0
+        self._documents_in_flight = 0
+        self._last_query = -math.inf
         self._serial = 0
-        self._tokens_per_second = 0.0
+        # By lane: a lone query is over before the model gets up to speed.
+        self._tokens_per_second = dict.fromkeys(Lane, 0.0)
         self.last_answer = 0.0
 
     @property
@@ -284,6 +302,8 @@ class Scheduler:
             DeadlineExceededError: the deadline passed first.
         """
         self._admit(texts)
+        if lane is Lane.QUERY:
+            self._last_query = asyncio.get_running_loop().time()
         entries = [self._enqueue(text, lane, deadline, origin) for text in texts]
         # Longest first: it becomes the anchor, and a request on its own is packed downwards.
         new = dict.fromkeys(entry for entry in entries if not entry.claims)
@@ -322,8 +342,10 @@ class Scheduler:
 
     def _full(self, message: str, excess_tokens: float) -> QueueFullError:
         """Refuse until `excess_tokens` will have drained."""
-        seconds = excess_tokens / self._tokens_per_second if self._tokens_per_second else 1
-        wait = min(max(1, math.ceil(seconds)), MAX_RETRY_AFTER_SECONDS)
+        speed = max(self._tokens_per_second.values())
+        wait = min(
+            max(1, math.ceil(excess_tokens / speed)) if speed else 1, MAX_RETRY_AFTER_SECONDS
+        )
         return QueueFullError(message, retry_after_seconds=wait)
 
     def _enqueue(
@@ -359,6 +381,7 @@ class Scheduler:
             batch = self._next_batch()
             if not batch:
                 return
+            self._documents_in_flight += batch[0].lane is Lane.DOCUMENT
             task = asyncio.get_running_loop().create_task(self._run_batch(batch))
             self._tasks.add(task)
             task.add_done_callback(self._finish)
@@ -373,15 +396,22 @@ class Scheduler:
             if entry.claims:
                 return [entry]
         queries, documents = (self._lanes[lane] for lane in Lane)
-        lane = choose_lane(len(queries), len(documents), self._documents_age)
-        if not self._lanes[lane]:
+        startable = len(documents) if self._documents_in_flight < self._document_window() else 0
+        lane = choose_lane(len(queries), startable, self._documents_age)
+        if not (queries if lane is Lane.QUERY else startable):
             return []
         overtakes = lane is Lane.QUERY and len(documents) > 0
         self._documents_age = self._documents_age + 1 if overtakes else 0
-        batch = self._lanes[lane].take_batch(self._limits)
+        budget = token_budget(self._limits.max_batch_tokens, self._tokens_per_second[lane])
+        batch = self._lanes[lane].take_batch(replace(self._limits, max_batch_tokens=budget))
         for entry in batch:
             self._forget(entry)
         return batch
+
+    def _document_window(self) -> int:
+        """Say how many batches of documents may be in flight now."""
+        silence = asyncio.get_running_loop().time() - self._last_query
+        return self._window if silence > QUERY_MEMORY_SECONDS else max(1, self._window - 1)
 
     async def _run_batch(self, batch: list[QueuedText]) -> None:
         loop = asyncio.get_running_loop()
@@ -400,7 +430,8 @@ class Scheduler:
         else:
             self.last_answer = loop.time()
             self._settle(batch, vectors)
-            self._measure(sum(entry.text.length for entry in batch), loop.time() - started)
+            self._measure(batch, loop.time() - started)
+        self._documents_in_flight -= batch[0].lane is Lane.DOCUMENT
         for entry in batch:
             entry.started, entry.finished = started, loop.time()
 
@@ -422,11 +453,13 @@ class Scheduler:
         else:
             entry.done.set_result(error)
 
-    def _measure(self, tokens: int, seconds: float) -> None:
-        rate = tokens * self._window / max(seconds, 1e-6)
-        if self._tokens_per_second:
-            rate = DRAIN_SMOOTHING * rate + (1 - DRAIN_SMOOTHING) * self._tokens_per_second
-        self._tokens_per_second = rate
+    def _measure(self, batch: Sequence[QueuedText], seconds: float) -> None:
+        """Learn how fast the model works from a batch's round trip, others running beside it."""
+        tokens = sum(entry.text.length for entry in batch)
+        speed, known = tokens * len(self._tasks) / max(seconds, 1e-6), self._tokens_per_second
+        lane = batch[0].lane
+        smoothing = RATE_SMOOTHING if known[lane] else 1.0
+        known[lane] += smoothing * (speed - known[lane])
 
 
 def _lane_state(lane: Lane, waiting: Sequence[QueuedText], now: float) -> LaneState:

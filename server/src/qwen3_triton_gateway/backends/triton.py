@@ -36,6 +36,9 @@ TRITON_NAMES = {np.dtype(numpy): triton for triton, numpy in DTYPES.items()}
 # A model without a batch dimension in its config takes any number of rows; this bounds them.
 UNBATCHED_MAX_BATCH_SIZE = 32
 PROBE_SECONDS = 1.0
+# aiohttp offers gzip where it is not told otherwise, and Triton takes the offer: compressing
+# hidden states takes three times as long as computing them (`bench/README.md`).
+UNCOMPRESSED = {"Accept-Encoding": "identity"}
 # Reconnect within a second of Triton's return (gRPC's own backoff grows to two minutes), and
 # notice a peer that hangs. Message sizes are unlimited: hidden states run to tens of megabytes.
 GRPC_OPTIONS = [
@@ -187,7 +190,7 @@ class TritonBackend:
         outputs = [protocol.InferRequestedOutput(self.spec.output.name)]
         # Triton drops a request that waited this long in its queue, where its policy allows it.
         options: dict[str, Any] = {"priority": priority, "timeout": int(timeout_seconds * 1e6)}
-        options["headers"] = trace_headers() or None
+        options["headers"] = trace_headers() if self._is_grpc else trace_headers() | UNCOMPRESSED
         if self._is_grpc:
             options["client_timeout"] = timeout_seconds
         result = await client.infer(self._model, inputs, outputs=outputs, **options)

@@ -49,8 +49,6 @@ class LocalTriton:
     max_batch_size: int = 32
     instance_count: int = 1
     intra_op_threads: int = 0
-    max_queue_size: int = 1024
-    queue_timeout_seconds: float = 120.0
     grace_seconds: int = 5
     ready_timeout_seconds: float = 120.0
     log_path: Path | None = None
@@ -202,8 +200,6 @@ class LocalTriton:
             max_batch_size=self.max_batch_size,
             instance_count=self.instance_count,
             intra_op_threads=self.intra_op_threads,
-            max_queue_size=self.max_queue_size,
-            queue_timeout_seconds=self.queue_timeout_seconds,
         )
         return repository
 

@@ -34,18 +34,9 @@ backend: "python"
 max_batch_size: {max_batch_size}
 {tensors}
 instance_group [ {{ kind: KIND_CPU count: {instance_count} }} ]
-# Priority 1 is for queries, 2 for documents. No preferred sizes: an idle instance starts at once.
-# A request's own timeout is honored only while it is below the default, which must not be 0.
-dynamic_batching {{
-  priority_levels: 2
-  default_priority_level: 2
-  default_queue_policy {{
-    timeout_action: REJECT
-    default_timeout_microseconds: {queue_timeout_us}
-    allow_timeout_override: true
-    max_queue_size: {max_queue_size}
-  }}
-}}
+# Empty on purpose. Priority levels, or a queue policy with a timeout or a size, make Triton miss
+# the wake-up of about every tenth batch and let it lie for half a second, idle.
+dynamic_batching {{ }}
 parameters {{ key: "onnx_path" value {{ string_value: {onnx_path} }} }}
 parameters {{ key: "intra_op_threads" value {{ string_value: "{intra_op_threads}" }} }}
 # Read by the gateway for its fingerprint, which Triton's metadata could not tell.
@@ -74,21 +65,17 @@ def write_repository(
     max_batch_size: int = 32,
     instance_count: int = 1,
     intra_op_threads: int = 0,
-    max_queue_size: int = 1024,
-    queue_timeout_seconds: float = 120.0,
 ) -> Path:
     """Write `<repository>/<model_name>` for Triton's Python backend and return that folder.
 
     The ONNX file stays where it is (the model reads it by its absolute path), so gigabytes are
-    neither copied nor linked. `intra_op_threads` 0 means one thread for each core;
-    `max_queue_size` counts requests; `queue_timeout_seconds` is the longest wait in the queue, and
-    the ceiling for a timeout that a request brings itself.
+    neither copied nor linked. `intra_op_threads` 0 means one thread for each core.
 
     Raises:
         ModelFolderError: no ONNX file, or a graph that cannot be batched.
         ValueError: an option is out of its range.
     """
-    _check_options(model_name, max_batch_size, instance_count, queue_timeout_seconds)
+    _check_options(model_name, max_batch_size, instance_count)
     onnx_file = find_onnx_file(model_dir)
     signature = read_signature(onnx_file)
     config = _CONFIG.format(
@@ -96,8 +83,6 @@ def write_repository(
         max_batch_size=max_batch_size,
         tensors=_tensors(onnx_file, signature),
         instance_count=instance_count,
-        queue_timeout_us=round(queue_timeout_seconds * 1e6),
-        max_queue_size=max_queue_size,
         onnx_path=_quote(str(onnx_file)),
         intra_op_threads=intra_op_threads,
         digest=weights_digest(onnx_file),
@@ -110,17 +95,13 @@ def write_repository(
     return folder
 
 
-def _check_options(
-    model_name: str, max_batch_size: int, instance_count: int, queue_timeout_seconds: float
-) -> None:
+def _check_options(model_name: str, max_batch_size: int, instance_count: int) -> None:
     if not model_name or model_name.startswith(".") or "/" in model_name:
         raise ValueError(f"`model_name` must be a plain folder name, got {model_name!r}")
     if max_batch_size < 1:
         raise ValueError(f"`max_batch_size` must be at least 1, got {max_batch_size}")
     if instance_count < 1:
         raise ValueError(f"`instance_count` must be at least 1, got {instance_count}")
-    if queue_timeout_seconds <= 0:
-        raise ValueError(f"`queue_timeout_seconds` must be positive, got {queue_timeout_seconds}")
 
 
 def _tensors(onnx_file: Path, signature: OnnxSignature) -> str:

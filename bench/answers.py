@@ -1,0 +1,84 @@
+"""What writing an answer of 256 vectors costs in CPU: base64, JSON, and the usual way.
+
+The usual way is the runbook's: `tolist()`, a pydantic response model, FastAPI's own JSON. Each is
+the code that serves it, run in this process, so that neither inference nor a network is counted.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI
+from pydantic import BaseModel
+
+from qwen3_triton_gateway.encoding import EncodingFormat
+from qwen3_triton_gateway.responses import JsonResponse, render_vectors
+from qwen3_triton_gateway.tensors import Float32Matrix
+
+VECTORS, DIMENSIONS = 256, 1024
+REPEATS = 10
+
+
+class UsualResponse(BaseModel):
+    """The runbook's answer."""
+
+    embeddings: list[list[float]]
+    model: str
+
+
+def measure_answers() -> dict[str, float]:
+    """Give CPU seconds an answer, medians."""
+    vectors = np.random.default_rng(1).normal(size=(VECTORS, DIMENSIONS)).astype(np.float32)
+    usual = _usual_server(vectors)
+    return {
+        "base64": asyncio.run(_cpu_seconds(lambda: _render(vectors, "base64"))),
+        "float": asyncio.run(_cpu_seconds(lambda: _render(vectors, "float"))),
+        "usual": asyncio.run(_cpu_seconds(lambda: _call(usual))),
+    }
+
+
+async def _render(vectors: Float32Matrix, encoding_format: EncodingFormat) -> None:
+    JsonResponse({"embeddings": await render_vectors(vectors, encoding_format)})
+
+
+def _usual_server(vectors: Float32Matrix) -> FastAPI:
+    app = FastAPI()
+
+    @app.get("/embed", response_model=UsualResponse)
+    async def embed() -> UsualResponse:  # pyright: ignore[reportUnusedFunction]
+        return UsualResponse(embeddings=vectors.tolist(), model="usual")
+
+    return app
+
+
+async def _call(app: FastAPI) -> None:
+    scope: dict[str, Any] = {
+        "type": "http",
+        "method": "GET",
+        "path": "/embed",
+        "headers": [],
+        "query_string": b"",
+    }
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.request", "body": b""}
+
+    async def send(_: object) -> None:
+        pass
+
+    await app(scope, receive, send)
+
+
+async def _cpu_seconds(work: Callable[[], Awaitable[None]]) -> float:
+    await work()
+    times: list[float] = []
+    for _ in range(REPEATS):
+        began = time.process_time()
+        await work()
+        times.append(time.process_time() - began)
+    return statistics.median(times)
