@@ -136,8 +136,9 @@ def test_a_caller_that_goes_away_leaves_the_queue(own_triton: LocalTriton) -> No
                 httpx2.post(f"{gateway.url}/embed", json={"texts": TEXTS}, timeout=0.4)
             wait_for(lambda: gateway.metric("qwen3_triton_queue_texts") == 0, "an empty queue")
             assert gateway.metric("qwen3_triton_requests_under_way") == 0
-            # Two batches of eight were with Triton already.
-            assert gateway.metric("qwen3_triton_abandoned_texts_total") == len(TEXTS) - 16
+            # Two batches of eight were with Triton, or one where a slot is kept for queries.
+            abandoned = gateway.metric("qwen3_triton_abandoned_texts_total")
+            assert abandoned in {len(TEXTS) - 16, len(TEXTS) - 8}
             assert "status=499" in gateway.log
         finally:
             os.kill(own_triton.pid, signal.SIGCONT)
@@ -193,7 +194,9 @@ def test_a_gateway_started_before_triton_waits_and_says_for_what() -> None:
 def test_sigterm_finishes_what_is_in_flight_and_ends_with_0(triton: LocalTriton) -> None:
     with running_gateway(*triton_flags(triton.http_url)) as gateway:
         with ThreadPoolExecutor(1) as pool:
-            pending = pool.submit(post, gateway.url, texts=TEXTS * 20)
+            # Distinct ones: identical texts are computed once, and then it is over in no time.
+            texts = [f"{text} of {round_}" for round_ in range(40) for text in TEXTS]
+            pending = pool.submit(post, gateway.url, texts=texts)
             wait_for(lambda: _is_busy(gateway), "a request in flight")
             gateway.process.send_signal(signal.SIGTERM)
             assert pending.result().status_code == 200

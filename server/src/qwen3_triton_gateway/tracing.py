@@ -51,10 +51,12 @@ def batch_span(origins: Sequence[object], batch: TokenBatch) -> AbstractContextM
 
     The model's server gets this span as its parent.
     """
-    contexts = dict.fromkeys(
-        origin for origin in origins if isinstance(origin, SpanContext) and origin.is_valid
-    )
-    first, *others = contexts or [trace.INVALID_SPAN_CONTEXT]
+    contexts = {
+        (origin.trace_id, origin.span_id): origin
+        for origin in origins
+        if isinstance(origin, SpanContext) and origin.is_valid
+    }
+    first, *others = contexts.values() or [trace.INVALID_SPAN_CONTEXT]
     rows, length = batch.input_ids.shape
     return _tracer.start_as_current_span(
         "infer batch",
