@@ -57,6 +57,9 @@ lock: ## Compile the requirements files anew (versions and hashes, no registry a
 		requirements/parity.in -o requirements/parity.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 		--custom-compile-command "make lock" requirements/bench-baseline.in -o requirements/bench-baseline.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+		--custom-compile-command "make lock" --override requirements/parity-overrides.txt \
+		requirements/bench-infinity.in -o requirements/bench-infinity.txt
 
 .PHONY: openapi
 openapi: install ## Renew docs/openapi.json after a change of the interface that is meant
@@ -112,4 +115,4 @@ bench: install ## Measure the gateway beside its ceiling (BASELINE=app.py: and b
 
 .PHONY: clean
 clean: ## Remove the environments and caches of this checkout
-	@rm -rf $(VENV) $(VENV)-parity $(VENV)-baseline .pytest_cache .ruff_cache .hypothesis dist
+	@rm -rf $(VENV) $(VENV)-parity $(VENV)-baseline $(VENV)-infinity .pytest_cache .ruff_cache .hypothesis dist

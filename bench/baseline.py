@@ -5,29 +5,15 @@ from __future__ import annotations
 import os
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
 
 import httpx2
+from environments import environment_python
 
-REQUIREMENTS = Path(__file__).resolve().parents[1] / "requirements" / "bench-baseline.txt"
-ENVIRONMENT = Path(__file__).resolve().parents[1] / ".venv-baseline"
 START_SECONDS = 120.0
-
-
-def baseline_python() -> Path:
-    """Make the environment with the runbook's versions, once, and give its Python."""
-    python = ENVIRONMENT / "bin" / "python"
-    done = ENVIRONMENT / ".installed"
-    if not done.exists():
-        subprocess.run([sys.executable, "-m", "venv", ENVIRONMENT], check=True)
-        install = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
-        subprocess.run([python, *install, "--require-hashes", "-r", REQUIREMENTS], check=True)
-        done.touch()
-    return python
 
 
 @contextmanager
@@ -45,7 +31,14 @@ def running_baseline(
         "EMBED_MODEL_ID": model,
         "TRANSFORMERS_VERBOSITY": "error",
     }
-    command = [baseline_python(), "-m", "uvicorn", f"{app.stem}:app", "--port", str(port)]
+    command = [
+        environment_python("baseline"),
+        "-m",
+        "uvicorn",
+        f"{app.stem}:app",
+        "--port",
+        str(port),
+    ]
     process = subprocess.Popen(
         [*command, "--log-level", "warning", "--no-access-log"],
         cwd=app.parent,

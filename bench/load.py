@@ -67,6 +67,11 @@ class LoadClient:
         report.statuses[answer.status] += 1
         report.texts += len(texts) if answer.status == 200 else 0
 
+    async def post_texts(self, texts: list[str]) -> str:
+        """Embed texts and give the answer's body."""
+        async with self._session.post("/embed", json={"texts": texts}) as answer:
+            return await answer.text()
+
     async def get(self, path: str) -> str:
         async with self._session.get(path) as answer:
             return await answer.text()

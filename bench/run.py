@@ -10,6 +10,7 @@ Rounds alternate between the sides and medians are reported, since machines drif
 from __future__ import annotations
 
 import asyncio
+import json
 import statistics
 import sys
 import tempfile
@@ -19,12 +20,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
+import numpy as np
 from answers import measure_answers
 from baseline import running_baseline
 from ceiling import MAX_BATCH_SIZE, Ceiling
 from heavy import MODEL_NAME as HEAVY
 from heavy import write_heavy_model
 from load import LoadClient, Report, closed_loop, open_loop, until
+from peers import measure_peers
 from report import Row, show, spread, write_markdown
 from rich.console import Console
 from rich.progress import track
@@ -40,6 +43,8 @@ CLIENTS, TEXTS_PER_REQUEST = 8, 8
 QUERIES = 60
 QUERY_RATE = 3.0
 LANE_SECONDS = 12.0
+# Float32 by two runtimes; what differs is the order of summation.
+MIN_COSINE = 0.9999
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +212,33 @@ async def _document_batches(client: LoadClient) -> tuple[float, float]:
     return seconds, count
 
 
+async def peers(stack: Stack) -> list[Row]:
+    """Measure the gateway without Triton beside others on the same weights, in-process as well."""
+    texts = mixed_texts(HEAVY_TEXTS)
+    requests = chunks(texts, TEXTS_PER_REQUEST)
+    ours: list[float] = []
+    with running_gateway("--model-dir", str(stack.model_dir)) as gateway:
+        async with LoadClient(gateway.url) as client:
+            await closed_loop(client, requests[:8], CLIENTS)
+            for _ in range(stack.rounds):
+                ours.append((await closed_loop(client, requests, CLIENTS)).texts_per_second)
+            vector = json.loads(await client.post_texts(texts[:1]))["embeddings"][0]
+    rows: list[Row] = []
+    for name, peer in measure_peers(stack.model_dir, texts).items():
+        # The same model, or the comparison is none.
+        assert np.dot(vector, peer.first) > MIN_COSINE
+        rate = statistics.median(peer.texts_per_second)
+        rows.append(
+            Row(
+                f"{stack.model}: documents without Triton, {CLIENTS} callers over HTTP",
+                f"{statistics.median(ours):.1f} texts/s",
+                f"{name}, one call of {HEAVY_TEXTS}: {rate:.1f} texts/s",
+                spread([each / rate for each in ours]),
+            )
+        )
+    return rows
+
+
 async def answers(_: Stack) -> list[Row]:
     """Measure the CPU of writing 256 vectors."""
     cpu = await asyncio.to_thread(measure_answers)
@@ -255,6 +287,7 @@ NANO_PARTS: dict[str, Callable[[Stack], Awaitable[list[Row]]]] = {
 }
 HEAVY_PARTS: dict[str, Callable[[Stack], Awaitable[list[Row]]]] = {
     "heavy": lambda stack: documents(stack, HEAVY_TEXTS, 2),
+    "peers": peers,
 }
 
 

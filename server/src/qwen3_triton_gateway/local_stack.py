@@ -34,7 +34,7 @@ def run_stack(settings: Settings, triton: LocalTriton) -> None:
             triton.metrics_url,
         )
         pointed = {
-            # Three times as fast as HTTP with hidden states of megabytes (`bench/README.md`).
+            # A little less overhead than HTTP for each call (`bench/README.md`).
             "triton_url": [triton.grpc_url],
             "triton_model": triton.model_name,
             "tokenizer_path": settings.tokenizer_path or settings.model_dir,

@@ -80,7 +80,7 @@ class Settings(BaseSettings):
         default=8192,
         ge=1,
         validation_alias="EMBED_MAX_BATCH_TOKENS",
-        description="Padded tokens in one batch; a longer text is a batch of its own.",
+        description="Most padded tokens in one batch; fewer where those take the model over 0.1 s.",
     )
     max_queue_tokens: int = Field(
         default=4_194_304,

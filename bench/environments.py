@@ -1,0 +1,33 @@
+"""Environments of what is measured beside the gateway, apart from ours and from each other."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+# As for `make parity`: it finds a CPU build on machines that keep one for it.
+TORCH = "torch==2.13.0"
+
+
+def environment_python(name: str) -> Path:
+    """Give the Python with `requirements/bench-NAME.txt` installed; make it where it is missing."""
+    folder = ROOT / f".venv-{name}"
+    python, done = folder / "bin" / "python", folder / ".installed"
+    if not done.exists():
+        subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+        install = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+        requirements = ROOT / "requirements" / f"bench-{name}.txt"
+        if name == "infinity":
+            subprocess.run([*install, TORCH], check=True)
+        locked = ["--no-deps", "--require-hashes", "-r", requirements]
+        subprocess.run([*install, *locked], check=True)
+        done.touch()
+    return python
+
+
+def parity_python() -> Path | None:
+    """Give the Python of `make parity`, which has torch and sentence-transformers, once made."""
+    folder = ROOT / ".venv-parity"
+    return folder / "bin" / "python" if (folder / ".installed").exists() else None

@@ -1,0 +1,51 @@
+"""Other embedders on the gateway's weights, in environments of their own."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from environments import environment_python, parity_python
+
+SCRIPT = Path(__file__).with_name("peer_engines.py")
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """What one of them did: the rate of every round, and the first text's vector."""
+
+    texts_per_second: list[float]
+    first: list[float]
+
+
+def measure_peers(model_dir: Path, texts: Sequence[str]) -> dict[str, Peer]:
+    """Let sentence-transformers and infinity embed the texts, one after the other.
+
+    Raises:
+        RuntimeError: the environment of the parity tests was never made.
+    """
+    parity = parity_python()
+    if parity is None:
+        msg = "Comparing with sentence-transformers takes its environment: run `make parity` first."
+        raise RuntimeError(msg)
+    pythons = {"sentence-transformers": parity, "infinity": environment_python("infinity")}
+    with tempfile.TemporaryDirectory() as name:
+        checkpoint, listed = Path(name) / "checkpoint", Path(name) / "texts.json"
+        listed.write_text(json.dumps(list(texts)))
+        _run(parity, "checkpoint", model_dir, checkpoint)
+        return {
+            engine: Peer(**json.loads(_run(python, engine, checkpoint, listed)))
+            for engine, python in pythons.items()
+        }
+
+
+def _run(python: Path, *arguments: str | Path) -> str:
+    done = subprocess.run([python, SCRIPT, *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        msg = f"{arguments[0]} failed:\n{done.stderr[-2000:]}"
+        raise RuntimeError(msg)
+    return done.stdout
