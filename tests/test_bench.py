@@ -1,0 +1,40 @@
+"""The measuring scripts run; what they measure is in `bench/README.md`, never asserted here."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def run_script(name: str, *arguments: str) -> str:
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests" / "support"), "COLUMNS": "200"}
+    command = [sys.executable, str(ROOT / "bench" / name), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_load_generator_loads_both_lanes(gateway_url: str) -> None:
+    load = ("--clients", "2", "--texts-per-request", "4", "--query-rate", "5", "--seconds", "2")
+    lines = run_script("load.py", "--url", gateway_url, *load).splitlines()
+    for lane in ("documents", "queries"):
+        (row,) = (line for line in lines if lane in line)
+        assert "200: " in row
+
+
+def test_the_table_is_printed_and_written(tmp_path: Path) -> None:
+    table = tmp_path / "table.md"
+    printed = run_script("run.py", "--only", "answers", "--rounds", "1", "--markdown", str(table))
+    assert "CPU of writing 256 vectors as base64" in printed
+    assert table.read_text().count("\n| CPU of writing") == 2
+
+
+@pytest.mark.parametrize("script", ["run.py", "load.py", "memory.py", "recovery.py"])
+def test_each_script_says_what_it_does(script: str) -> None:
+    assert "--help" in run_script(script, "--help")
