@@ -18,6 +18,7 @@ from .app import create_app
 from .backends import choose_backend
 from .bundled import with_bundled_model
 from .errors import StartupError
+from .heap import keep_memory_flat
 from .service import EmbeddingService
 from .settings import Settings
 from .tracing import configure_tracing
@@ -82,6 +83,7 @@ def run_gateway(settings: Settings) -> None:
 
 async def serve(settings: Settings) -> None:
     """Serve on the running event loop; see `run_gateway`."""
+    keep_memory_flat()
     settings = with_bundled_model(settings)
     send_last_spans = configure_tracing(settings)
     service = EmbeddingService(settings, choose_backend(settings))
