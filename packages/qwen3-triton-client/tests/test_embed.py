@@ -1,7 +1,7 @@
 """Texts in, vectors out: whatever is between them."""
 
 import random
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 from fake_gateway import DIMENSIONS, FakeGateway, Fault, expected_vector, expected_vectors
@@ -171,6 +171,22 @@ async def test_an_asynchronous_stream_gives_indices_in_order(fake: FakeGateway) 
     async with AsyncEmbeddingClient(fake.url, batch_size=5, max_concurrency=2) as client:
         got = [(i, vector.tolist()) async for i, vector in client.aiter_embed(texts)]
     assert got == [(i, expected_vector(f"text {i}")) for i in range(100)]
+
+
+async def test_a_stream_may_be_asynchronous_itself(fake: FakeGateway) -> None:
+    read: list[int] = []
+
+    async def texts() -> AsyncIterator[str]:
+        for number in range(100):
+            read.append(number)
+            yield f"text {number}"
+
+    async with AsyncEmbeddingClient(fake.url, batch_size=5, max_concurrency=2) as client:
+        stream = client.aiter_embed(texts())
+        assert (await anext(stream))[0] == 0
+        assert len(read) == 40
+        got = [(i, vector.tolist()) async for i, vector in stream]
+    assert got == [(i, expected_vector(f"text {i}")) for i in range(1, 100)]
 
 
 def test_an_error_in_a_stream_counts_from_its_start(fake: FakeGateway) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from typing import Self
 
@@ -20,7 +20,7 @@ from .results import EmbeddingResult, Vector
 from .senders import AsyncSender
 from .settings import ClientSettings, InputType
 from .stats import StatsCounter
-from .streaming import shifted_errors, window_size, windows
+from .streaming import awindows, shifted_errors, window_size
 from .wire import BatchAnswer, WireRequest, build_request
 
 __all__ = ["AsyncEmbeddingClient", "AsyncObserve"]
@@ -92,17 +92,20 @@ class AsyncEmbeddingClient(ClientBase[httpx2.AsyncClient]):
         return job.result()
 
     async def aiter_embed(
-        self, texts: Iterable[str], *, input_type: InputType = "document"
+        self,
+        texts: Iterable[str] | AsyncIterable[str],
+        *,
+        input_type: InputType = "document",
     ) -> AsyncIterator[tuple[int, Vector]]:
         """Embed a stream of any length in bounded memory, giving `(index, vector)` in order.
 
-        See `EmbeddingClient.iter_embed`.
+        The stream may be asynchronous itself. See `EmbeddingClient.iter_embed`.
 
         Raises:
             EmbeddingError: Indices count from the start of the stream; `completed` holds what was
                 done and not yet given.
         """
-        for offset, window in windows(texts, window_size(self.settings)):
+        async for offset, window in awindows(texts, window_size(self.settings)):
             with shifted_errors(offset):
                 result = await self.embed(window, input_type=input_type)
             for item in enumerate(result.vectors, offset):

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import islice
 
 from .errors import EmbeddingError
 from .settings import ClientSettings
 
-__all__ = ["shifted_errors", "window_size", "windows"]
+__all__ = ["awindows", "shifted_errors", "window_size", "windows"]
 
 # Rounds of `max_concurrency` batches: enough to sort by length well, and to hide the wait for
 # the last batch of a window, while a few megabytes of vectors are held.
@@ -28,6 +28,24 @@ def windows(texts: Iterable[str], size: int) -> Iterator[tuple[int, list[str]]]:
     while window := list(islice(iterator, size)):
         yield offset, window
         offset += len(window)
+
+
+async def awindows(
+    texts: Iterable[str] | AsyncIterable[str], size: int
+) -> AsyncIterator[tuple[int, list[str]]]:
+    """Cut a stream of either kind into lists of `size` texts, each with the index of its first."""
+    if not isinstance(texts, AsyncIterable):
+        for item in windows(texts, size):
+            yield item
+        return
+    offset, window = 0, list[str]()
+    async for text in texts:
+        window.append(text)
+        if len(window) == size:
+            yield offset, window
+            offset, window = offset + size, []
+    if window:
+        yield offset, window
 
 
 @contextmanager
