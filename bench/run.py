@@ -24,6 +24,7 @@ import numpy as np
 from answers import measure_answers
 from baseline import running_baseline
 from ceiling import MAX_BATCH_SIZE, Ceiling
+from environments import parity_python
 from heavy import MODEL_NAME as HEAVY
 from heavy import write_heavy_model
 from load import LoadClient, Report, closed_loop, open_loop, until
@@ -312,6 +313,9 @@ def main(baseline: Path | None, rounds: int, only: str, markdown: Path | None) -
     rows: list[Row] = []
     if not baseline:
         console.print("No baseline was given: rows that compare with one are left out.")
+    if not parity_python():
+        console.print("Left out for want of the environment of `make parity`: peers.")
+        HEAVY_PARTS.pop("peers")
     with tempfile.TemporaryDirectory() as folder:
         for model, model_dir, parts in (
             (qwen3_nano.MODEL_ID, qwen3_nano.model_dir(), NANO_PARTS),
