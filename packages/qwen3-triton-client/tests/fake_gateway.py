@@ -15,6 +15,7 @@ import random
 import socket
 import struct
 import threading
+import time
 from array import array
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,15 @@ DIMENSIONS = 32
 FINGERPRINT = "fake-0001"
 
 Kind = Literal[
-    "status", "reset", "cut_body", "not_json", "drop_vector", "nan", "zero", "wrong_length"
+    "status",
+    "reset",
+    "cut_body",
+    "drip",
+    "not_json",
+    "drop_vector",
+    "nan",
+    "zero",
+    "wrong_length",
 ]
 
 
@@ -260,7 +269,19 @@ class _Handler(BaseHTTPRequestHandler):
         body = json.dumps(answer).encode()
         if fault is not None and fault.kind == "not_json":
             body = body[: len(body) // 2]
+        if fault is not None and fault.kind == "drip":
+            self._drip(body)
+            return
         self._send(200, body, {}, cut=fault is not None and fault.kind == "cut_body")
+
+    def _drip(self, body: bytes) -> None:
+        """Send byte by byte until the client hangs up, never silent for long."""
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        for byte in body:
+            self.wfile.write(bytes([byte]))
+            time.sleep(0.01)
 
     def _send(
         self, status: int, body: bytes, headers: dict[str, str], *, cut: bool = False

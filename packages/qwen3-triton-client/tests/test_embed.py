@@ -1,15 +1,14 @@
 """Texts in, vectors out: whatever is between them."""
 
 import random
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 
 import pytest
-from fake_gateway import DIMENSIONS, FakeGateway, Fault, expected_vector, expected_vectors
+from fake_gateway import DIMENSIONS, FakeGateway, expected_vector, expected_vectors
 
 from qwen3_triton_client import (
     AsyncEmbeddingClient,
     EmbeddingClient,
-    EmbeddingError,
     EmbeddingResult,
     InvalidRequestError,
 )
@@ -152,48 +151,3 @@ async def test_frameworks_get_python_floats_asynchronously(fake: FakeGateway) ->
         [vector] = await client.embed_documents(["x"])
         assert [vector, type(vector), type(vector[0])] == [expected_vector("x"), list, float]
         assert await client.embed_query("x") == expected_vector("x", input_type="query")
-
-
-def test_a_stream_is_read_in_windows(fake: FakeGateway) -> None:
-    texts = [f"text {i}" for i in range(100)]
-    read = iter(texts)
-    with EmbeddingClient(fake.url, batch_size=5, max_concurrency=2) as client:
-        stream = client.iter_embed(read)
-        assert next(stream)[0] == 0
-        assert next(read) == "text 40"
-        got = dict(stream)
-    assert got[39].tolist() == expected_vector("text 39")
-    assert got[98].tolist() == expected_vector("text 99")
-
-
-async def test_an_asynchronous_stream_gives_indices_in_order(fake: FakeGateway) -> None:
-    texts = (f"text {i}" for i in range(100))
-    async with AsyncEmbeddingClient(fake.url, batch_size=5, max_concurrency=2) as client:
-        got = [(i, vector.tolist()) async for i, vector in client.aiter_embed(texts)]
-    assert got == [(i, expected_vector(f"text {i}")) for i in range(100)]
-
-
-async def test_a_stream_may_be_asynchronous_itself(fake: FakeGateway) -> None:
-    read: list[int] = []
-
-    async def texts() -> AsyncIterator[str]:
-        for number in range(100):
-            read.append(number)
-            yield f"text {number}"
-
-    async with AsyncEmbeddingClient(fake.url, batch_size=5, max_concurrency=2) as client:
-        stream = client.aiter_embed(texts())
-        assert (await anext(stream))[0] == 0
-        assert len(read) == 40
-        got = [(i, vector.tolist()) async for i, vector in stream]
-    assert got == [(i, expected_vector(f"text {i}")) for i in range(1, 100)]
-
-
-def test_an_error_in_a_stream_counts_from_its_start(fake: FakeGateway) -> None:
-    fake.rule = lambda r: Fault(status=400) if "text 45" in r.texts else None
-    texts = [f"text {i}" for i in range(100)]
-    with EmbeddingClient(fake.url, batch_size=5, max_concurrency=2) as client:
-        stream = client.iter_embed(texts)
-        with pytest.raises(EmbeddingError, match="texts: 45-49") as caught:
-            list(stream)
-    assert min(caught.value.completed, default=40) >= 40

@@ -17,10 +17,12 @@ from .errors import (
     RequestTooLargeError,
 )
 from .planning import Batch
+from .progress import OnProgress
 from .results import EmbeddingResult, Vector
 from .retries import RetryDetails
 from .settings import ClientSettings, InputType
 from .stats import ClientStats
+from .streaming import OnFailure
 
 __all__ = [
     "AsyncEmbeddingClient",
@@ -39,6 +41,8 @@ __all__ = [
     "InputType",
     "InvalidRequestError",
     "ModelNotFoundError",
+    "OnFailure",
+    "OnProgress",
     "OverloadedError",
     "RequestTooLargeError",
     "RetryDetails",

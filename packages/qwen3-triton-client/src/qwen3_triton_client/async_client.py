@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    AsyncIterator,
+    Callable,
+    Iterable,
+    Sequence,
+)
+from contextlib import AbstractAsyncContextManager, aclosing, closing, nullcontext
 from typing import Self
 
 import httpx2
 from tenacity import AsyncRetrying
 
-from .base import ClientBase, Finished, OnRetry
+from .base import PROBE, ClientBase, Finished, Hooks, report_on
+from .batch_call import BatchCall
 from .errors import EmbeddingError
 from .fingerprints import FingerprintGuard
 from .job import EmbedJob, OnError
 from .planning import Batch
+from .progress import Progress, ProgressReport
 from .results import EmbeddingResult, Vector
 from .senders import AsyncSender
 from .settings import ClientSettings, InputType
-from .stats import StatsCounter
-from .streaming import awindows, shifted_errors, window_size
-from .wire import BatchAnswer, WireRequest, build_request
+from .streaming import Arrived, Ended, OnFailure, TextStream, awindows
+from .wire import BatchAnswer, EmbedOptions
 
 __all__ = ["AsyncEmbeddingClient", "AsyncObserve"]
 
@@ -44,13 +51,15 @@ class AsyncEmbeddingClient(ClientBase[httpx2.AsyncClient]):
         ...     query = await client.embed_query("What is lava made of when it cools?")
     """
 
-    async def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
+    async def embed_documents(
+        self, texts: Sequence[str], *, progress: Progress = False
+    ) -> list[list[float]]:
         """Embed texts to be found. Returns one list of floats for each, in their order.
 
         Raises:
             EmbeddingError: Some text has no vector; `completed` holds those that were done.
         """
-        return (await self.embed(texts)).to_lists()
+        return (await self.embed(texts, progress=progress)).to_lists()
 
     async def embed_query(self, text: str) -> list[float]:
         """Embed a text to search by, with the instruction before it. Returns a list of floats.
@@ -69,6 +78,7 @@ class AsyncEmbeddingClient(ClientBase[httpx2.AsyncClient]):
         dimensions: int | None = None,
         truncate: bool | None = None,
         on_error: OnError = "raise",
+        progress: Progress = False,
         observe: AsyncObserve | None = None,
     ) -> EmbeddingResult:
         """Embed texts and return their vectors with all that the gateway said about them.
@@ -80,36 +90,57 @@ class AsyncEmbeddingClient(ClientBase[httpx2.AsyncClient]):
             EmbeddingError: Some text has no vector; `completed` holds those that were done.
             TypeError: `texts` is no sequence of strings.
         """
-        job = self._job(
-            texts,
+        options = self._options(
             input_type=input_type,
             instruction=instruction,
             dimensions=dimensions,
             truncate=truncate,
-            on_error=on_error,
         )
-        await self._run(job, observe or _unobserved)
-        return job.result()
+        with closing(report_on(texts, progress)) as report:
+            job = self._job(texts, options, on_error, report)
+            await self._run(job, observe or _unobserved)
+            return job.result()
 
-    async def aiter_embed(
+    def aiter_embed(
         self,
         texts: Iterable[str] | AsyncIterable[str],
         *,
         input_type: InputType = "document",
+        instruction: str | None = None,
+        dimensions: int | None = None,
+        truncate: bool | None = None,
+        in_order: bool = True,
+        on_failure: OnFailure | None = None,
+        progress: Progress = False,
     ) -> AsyncIterator[tuple[int, Vector]]:
-        """Embed a stream of any length in bounded memory, giving `(index, vector)` in order.
+        """Embed a stream of any length in bounded memory, giving `(index, vector)`.
 
-        The stream may be asynchronous itself. See `EmbeddingClient.iter_embed`.
+        The arguments are those of `EmbeddingClient.iter_embed`, and `texts` may be asynchronous
+        too. Closing the iterator, or cancelling whoever waits for it, cancels the requests.
 
         Raises:
             EmbeddingError: Indices count from the start of the stream; `completed` holds what was
                 done and not yet given.
         """
-        async for offset, window in awindows(texts, window_size(self.settings)):
-            with shifted_errors(offset):
-                result = await self.embed(window, input_type=input_type)
-            for item in enumerate(result.vectors, offset):
-                yield item
+        options = self._options(
+            input_type=input_type,
+            instruction=instruction,
+            dimensions=dimensions,
+            truncate=truncate,
+        )
+        on_error: OnError = "isolate" if on_failure else "raise"
+        stream = TextStream(in_order=in_order, on_failure=on_failure)
+        return self._stream(texts, stream, options, on_error, report_on(texts, progress))
+
+    async def fingerprint(self) -> str:
+        """Return the digest that names the embedding space; see `EmbeddingClient.fingerprint`.
+
+        Raises:
+            EmbeddingError: The gateway does not answer.
+        """
+        if not self._fingerprint:
+            self._fingerprint = (await self.embed([PROBE])).fingerprint
+        return self._fingerprint
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop; a later call opens new ones."""
@@ -125,11 +156,10 @@ class AsyncEmbeddingClient(ClientBase[httpx2.AsyncClient]):
         self,
         settings: ClientSettings,
         guard: FingerprintGuard,
-        stats: StatsCounter,
         http_client: httpx2.AsyncClient | None,
-        on_retry: OnRetry | None,
+        hooks: Hooks,
     ) -> None:
-        super()._set_up(settings, guard, stats, http_client, on_retry)
+        super()._set_up(settings, guard, http_client, hooks)
         self._sender = AsyncSender(settings, http_client)
 
     async def _run(self, job: EmbedJob, observe: AsyncObserve) -> None:
@@ -162,21 +192,70 @@ class AsyncEmbeddingClient(ClientBase[httpx2.AsyncClient]):
 
     async def _request(self, job: EmbedJob, batch: Batch) -> BatchAnswer:
         """Send one batch, again and again where that may help."""
-        request = build_request(self._settings, job.options, batch.texts)
-        retrying = AsyncRetrying(**self._retry_arguments(batch), sleep=asyncio.sleep)
-        try:
-            return await retrying(self._try_once, job, batch, request)
-        except EmbeddingError as error:
-            error.tries = int(retrying.statistics["attempt_number"])
-            raise
+        call = self._batch_call(job, batch)
+        retrying = AsyncRetrying(**call.retry_arguments(self._retried), sleep=asyncio.sleep)
+        with call.counted(self._count):
+            return await retrying(self._try_once, call)
 
-    async def _try_once(self, job: EmbedJob, batch: Batch, request: WireRequest) -> BatchAnswer:
-        start = time.perf_counter()
+    async def _try_once(self, call: BatchCall) -> BatchAnswer:
+        return call.answer(await self._sender.send(call.request, call.tries))
+
+    async def _stream(
+        self,
+        texts: Iterable[str] | AsyncIterable[str],
+        stream: TextStream,
+        options: EmbedOptions,
+        on_error: OnError,
+        report: ProgressReport,
+    ) -> AsyncGenerator[tuple[int, Vector]]:
+        def make_job(window: Sequence[str], first: int) -> EmbedJob:
+            return self._job(window, options, on_error, report, first=first)
+
+        events: asyncio.Queue[Arrived | Ended] = asyncio.Queue()
+        tasks: set[asyncio.Task[None]] = set()
+        async with aclosing(awindows(texts, self._settings)) as source:
+            with closing(report):
+                try:
+                    while True:
+                        while stream.has_room and (window := await anext(source, None)):
+                            offset, job = stream.open_window(window, make_job)
+                            tasks.add(asyncio.create_task(self._run_window(offset, job, events)))
+                        if not stream.is_running:
+                            return
+                        stream.take(await events.get())
+                        for item in stream.give():
+                            yield item
+                except EmbeddingError as error:
+                    await _cancel(tasks)
+                    while not events.empty():
+                        stream.wind_down(events.get_nowait())
+                    error.completed = stream.held()
+                    raise
+                finally:
+                    await _cancel(tasks)
+
+    async def _run_window(
+        self, offset: int, job: EmbedJob, events: asyncio.Queue[Arrived | Ended]
+    ) -> None:
+        def observe(batch: Batch) -> AbstractAsyncContextManager[Finished]:
+            return nullcontext(
+                lambda vectors: events.put_nowait(Arrived(offset, batch.indices, vectors))
+            )
+
         try:
-            response = await self._sender.send(request)
-        finally:
-            self._stats.add(requests=1, request_seconds=time.perf_counter() - start)
-        return self._answer(response, batch, job.options)
+            await self._run(job, observe)
+        except Exception as error:
+            events.put_nowait(Ended(offset, error))
+        else:
+            events.put_nowait(Ended(offset))
+
+
+async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
+    """Cancel tasks and wait for their end."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    tasks.clear()
 
 
 def _unobserved(_: Batch) -> AbstractAsyncContextManager[Finished]:

@@ -2,26 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass
 from typing import Any, Generic, Self, TypeVar
 
 from . import settings as defaults
-from .errors import EmbeddingError
+from .batch_call import BatchCall
 from .fingerprints import FingerprintGuard
 from .job import EmbedJob, OnError
 from .planning import Batch
+from .progress import Progress, ProgressReport
 from .results import Vector
-from .retries import RetryArguments, RetryDetails, retry_arguments
+from .retries import RetryDetails
 from .settings import ClientSettings, InputType
 from .stats import ClientStats, StatsCounter
-from .statuses import raise_for_status
-from .wire import BatchAnswer, EmbedOptions, WireResponse, parse_answer
+from .wire import EmbedOptions
 
-__all__ = ["ClientBase", "Finished", "OnRetry"]
+__all__ = ["PROBE", "ClientBase", "Finished", "Hooks", "OnRetry", "OnStats", "report_on"]
 
 HttpClient = TypeVar("HttpClient")
 Finished = Callable[[Sequence[Vector]], None]
 OnRetry = Callable[[RetryDetails], None]
+OnStats = Callable[[ClientStats], None]
+
+PROBE = "fingerprint"  # any text has the fingerprint of its embedding space
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """Hold what the user wants to be told, by whichever thread or task is at it."""
+
+    on_retry: OnRetry | None = None
+    on_stats: OnStats | None = None
 
 
 class ClientBase(Generic[HttpClient]):
@@ -45,6 +57,7 @@ class ClientBase(Generic[HttpClient]):
         backoff_seconds: float = defaults.DEFAULT_BACKOFF_SECONDS,
         http_client: HttpClient | None = None,
         on_retry: OnRetry | None = None,
+        on_stats: OnStats | None = None,
     ) -> None:
         """Make a client. Nothing is sent before the first call.
 
@@ -60,12 +73,13 @@ class ClientBase(Generic[HttpClient]):
             batch_size: Most texts in one request, 1 to 2048.
             max_batch_bytes: Most bytes of text in one request.
             max_concurrency: Most requests in flight, over all threads or all tasks of a loop.
-            timeout: Seconds for one try to connect, to send, and to go without hearing anything.
+            timeout: Seconds for one try.
             max_retries: Further tries after the first.
-            deadline_seconds: Seconds after which a request is not tried again.
+            deadline_seconds: Seconds for all tries of a request and the waits between them.
             backoff_seconds: Longest wait before the first further try; doubles with each.
             http_client: Your own httpx2 client. It is neither closed nor pickled with this one.
             on_retry: Called before each further try; from worker threads too.
+            on_stats: Called after each batch with what its requests did; from worker threads too.
 
         Raises:
             ValueError: A setting is out of range.
@@ -85,7 +99,7 @@ class ClientBase(Generic[HttpClient]):
             deadline_seconds=deadline_seconds,
             backoff_seconds=backoff_seconds,
         )
-        self._set_up(settings, FingerprintGuard(), StatsCounter(), http_client, on_retry)
+        self._set_up(settings, FingerprintGuard(), http_client, Hooks(on_retry, on_stats))
 
     @classmethod
     def from_settings(
@@ -93,11 +107,11 @@ class ClientBase(Generic[HttpClient]):
         settings: ClientSettings,
         *,
         http_client: HttpClient | None = None,
-        on_retry: OnRetry | None = None,
+        hooks: Hooks = Hooks(),
     ) -> Self:
         """Make a client of settings that are already checked."""
         client = cls.__new__(cls)
-        client._set_up(settings, FingerprintGuard(), StatsCounter(), http_client, on_retry)
+        client._set_up(settings, FingerprintGuard(), http_client, hooks)
         return client
 
     @property
@@ -119,41 +133,39 @@ class ClientBase(Generic[HttpClient]):
         return f"{type(self).__name__}({self._settings!r})"
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"settings": self._settings, "guard": self._guard, "on_retry": self._on_retry}
+        return {"settings": self._settings, "guard": self._guard, "hooks": self._hooks}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._set_up(state["settings"], state["guard"], StatsCounter(), None, state["on_retry"])
+        self._set_up(state["settings"], state["guard"], None, state["hooks"])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # A copy may share what a pickle cannot carry: the user's own HTTP client and callback.
+        # A copy may share what a pickle cannot carry: the user's own HTTP client and callbacks.
         return type(self).from_settings(
-            self._settings, http_client=self._http_client, on_retry=self._on_retry
+            self._settings, http_client=self._http_client, hooks=self._hooks
         )
 
     def _set_up(
         self,
         settings: ClientSettings,
         guard: FingerprintGuard,
-        stats: StatsCounter,
         http_client: HttpClient | None,
-        on_retry: OnRetry | None,
+        hooks: Hooks,
     ) -> None:
         self._settings = settings
         self._guard = guard
-        self._stats = stats
+        self._stats = StatsCounter()
         self._http_client = http_client
-        self._on_retry = on_retry
+        self._hooks = hooks
+        self._fingerprint = ""
 
-    def _job(
+    def _options(
         self,
-        texts: Sequence[str],
         *,
         input_type: InputType,
         instruction: str | None,
         dimensions: int | None,
         truncate: bool | None,
-        on_error: OnError,
-    ) -> EmbedJob:
+    ) -> EmbedOptions:
         if input_type not in {"document", "query"}:
             msg = f"`input_type` must be 'document' or 'query', not {input_type!r}"
             raise ValueError(msg)
@@ -161,33 +173,47 @@ class ClientBase(Generic[HttpClient]):
             msg = "`instruction` belongs to queries: documents are embedded as they are"
             raise ValueError(msg)
         settings = self._settings
-        options = EmbedOptions(
+        if instruction is None and input_type == "query":
+            instruction = settings.instruction
+        return EmbedOptions(
             input_type=input_type,
-            instruction=(instruction or settings.instruction) if input_type == "query" else None,
-            dimensions=dimensions or settings.dimensions,
+            instruction=instruction,
+            dimensions=settings.dimensions if dimensions is None else dimensions,
             truncate=settings.truncate if truncate is None else truncate,
         )
+
+    def _job(
+        self,
+        texts: Sequence[str],
+        options: EmbedOptions,
+        on_error: OnError,
+        report: ProgressReport,
+        *,
+        first: int = 0,
+    ) -> EmbedJob:
         return EmbedJob(
-            texts, settings=settings, options=options, guard=self._guard, on_error=on_error
+            texts,
+            settings=self._settings,
+            options=options,
+            guard=self._guard,
+            report=report,
+            on_error=on_error,
+            first=first,
         )
 
-    def _retry_arguments(self, batch: Batch) -> RetryArguments:
-        def on_retry(details: RetryDetails) -> None:
-            self._stats.add(retries=1)
-            if self._on_retry is not None:
-                self._on_retry(details)
+    def _batch_call(self, job: EmbedJob, batch: Batch) -> BatchCall:
+        return BatchCall(self._settings, job, batch)
 
-        return retry_arguments(self._settings, len(batch.texts), on_retry)
+    def _retried(self, details: RetryDetails) -> None:
+        if self._hooks.on_retry is not None:
+            self._hooks.on_retry(details)
 
-    def _answer(self, response: WireResponse, batch: Batch, options: EmbedOptions) -> BatchAnswer:
-        """Turn a response into an answer, or into the error that it stands for."""
-        count = len(batch.texts)
-        try:
-            raise_for_status(response, self._settings, count)
-            answer = parse_answer(response, count=count, dimensions=options.dimensions)
-        except EmbeddingError as error:
-            error.status = response.status
-            error.request_id = response.headers.get("x-request-id")
-            raise
-        self._stats.add(texts=count, prompt_tokens=answer.prompt_tokens)
-        return answer
+    def _count(self, stats: ClientStats) -> None:
+        self._stats.add(stats)
+        if self._hooks.on_stats is not None:
+            self._hooks.on_stats(stats)
+
+
+def report_on(texts: object, progress: Progress) -> ProgressReport:
+    """Make a report on a list, or on a stream of unknown length."""
+    return ProgressReport(progress, len(texts) if isinstance(texts, Sized) else None)

@@ -2,28 +2,29 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, closing, nullcontext
 from contextvars import copy_context
+from queue import SimpleQueue
 from typing import Self
 
 import httpx2
 from tenacity import Retrying
 
 from .async_client import AsyncEmbeddingClient
-from .base import ClientBase, Finished, OnRetry
+from .base import PROBE, ClientBase, Finished, Hooks, report_on
+from .batch_call import BatchCall
 from .errors import EmbeddingError
 from .fingerprints import FingerprintGuard
 from .job import EmbedJob, OnError
 from .planning import Batch
+from .progress import Progress, ProgressReport
 from .results import EmbeddingResult, Vector
 from .senders import SyncSender
 from .settings import ClientSettings, InputType
-from .stats import StatsCounter
-from .streaming import shifted_errors, window_size, windows
-from .wire import BatchAnswer, WireRequest, build_request
+from .streaming import Arrived, Ended, OnFailure, TextStream, windows
+from .wire import BatchAnswer, EmbedOptions
 
 __all__ = ["EmbeddingClient", "Observe"]
 
@@ -42,13 +43,15 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
         ...     query = client.embed_query("What is lava made of when it cools?")
     """
 
-    def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
+    def embed_documents(
+        self, texts: Sequence[str], *, progress: Progress = False
+    ) -> list[list[float]]:
         """Embed texts to be found. Returns one list of floats for each, in their order.
 
         Raises:
             EmbeddingError: Some text has no vector; `completed` holds those that were done.
         """
-        return self.embed(texts).to_lists()
+        return self.embed(texts, progress=progress).to_lists()
 
     def embed_query(self, text: str) -> list[float]:
         """Embed a text to search by, with the instruction before it. Returns a list of floats.
@@ -67,6 +70,7 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
         dimensions: int | None = None,
         truncate: bool | None = None,
         on_error: OnError = "raise",
+        progress: Progress = False,
         observe: Observe | None = None,
     ) -> EmbeddingResult:
         """Embed texts and return their vectors with all that the gateway said about them.
@@ -80,6 +84,7 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
             on_error: "raise" ends the call at the first error, and waits for the requests in
                 flight to end. "isolate" halves a batch that failed until the text that cannot be
                 embedded is alone, and lets the rest through: see `EmbeddingResult.failed`.
+            progress: True shows a bar; a function is called with the texts done and all there are.
             observe: Called with each batch for a context manager that is open while the batch is
                 sent, in the thread that sends it; it is handed a function to call with the vectors.
 
@@ -87,38 +92,76 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
             EmbeddingError: Some text has no vector; `completed` holds those that were done.
             TypeError: `texts` is no sequence of strings.
         """
-        job = self._job(
-            texts,
+        options = self._options(
             input_type=input_type,
             instruction=instruction,
             dimensions=dimensions,
             truncate=truncate,
-            on_error=on_error,
         )
-        self._run(job, observe or _unobserved)
-        return job.result()
+        with closing(report_on(texts, progress)) as report:
+            job = self._job(texts, options, on_error, report)
+            self._run(job, observe or _unobserved)
+            return job.result()
 
     def iter_embed(
-        self, texts: Iterable[str], *, input_type: InputType = "document"
+        self,
+        texts: Iterable[str],
+        *,
+        input_type: InputType = "document",
+        instruction: str | None = None,
+        dimensions: int | None = None,
+        truncate: bool | None = None,
+        in_order: bool = True,
+        on_failure: OnFailure | None = None,
+        progress: Progress = False,
     ) -> Iterator[tuple[int, Vector]]:
-        """Embed a stream of any length in bounded memory, giving `(index, vector)` in order.
+        """Embed a stream of any length in bounded memory, giving `(index, vector)`.
 
-        Texts are read some `batch_size * max_concurrency` at a time; nothing runs while the
-        caller holds a vector.
+        A window of texts is read and embedded while the one before it is given, so the next
+        vectors are computed while the caller is at work. Closing the iterator ends the requests.
+
+        Args:
+            texts: Any iterable; it is read in the caller's thread, some thousands at a time.
+            input_type: As for `embed`, and so the next three.
+            instruction: What the queries are for.
+            dimensions: Length of the vectors.
+            truncate: Whether texts that are too long are cut or refused.
+            in_order: Whether vectors are given in the order of the texts, or as they come.
+            on_failure: Called with the index of each text that cannot be embedded, and the error;
+                the others go on. Without it the first such text ends the stream.
+            progress: As for `embed`.
 
         Raises:
             EmbeddingError: Indices count from the start of the stream; `completed` holds what was
                 done and not yet given.
         """
-        for offset, window in windows(texts, window_size(self.settings)):
-            with shifted_errors(offset):
-                result = self.embed(window, input_type=input_type)
-            yield from enumerate(result.vectors, offset)
+        options = self._options(
+            input_type=input_type,
+            instruction=instruction,
+            dimensions=dimensions,
+            truncate=truncate,
+        )
+        on_error: OnError = "isolate" if on_failure else "raise"
+        stream = TextStream(in_order=in_order, on_failure=on_failure)
+        return self._stream(texts, stream, options, on_error, report_on(texts, progress))
+
+    def fingerprint(self) -> str:
+        """Return the digest that names the embedding space of this client's vectors.
+
+        Use it to name a cache or an index: vectors of different fingerprints cannot be compared.
+        The gateway is asked once.
+
+        Raises:
+            EmbeddingError: The gateway does not answer.
+        """
+        if not self._fingerprint:
+            self._fingerprint = self.embed([PROBE]).fingerprint
+        return self._fingerprint
 
     def as_async(self, *, http_client: httpx2.AsyncClient | None = None) -> AsyncEmbeddingClient:
         """Return the asynchronous client with the same settings, statistics and fingerprint."""
         twin = AsyncEmbeddingClient.from_settings(
-            self._settings, http_client=http_client, on_retry=self._on_retry
+            self._settings, http_client=http_client, hooks=self._hooks
         )
         twin.share(self._guard, self._stats)
         return twin
@@ -137,11 +180,10 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
         self,
         settings: ClientSettings,
         guard: FingerprintGuard,
-        stats: StatsCounter,
         http_client: httpx2.Client | None,
-        on_retry: OnRetry | None,
+        hooks: Hooks,
     ) -> None:
-        super()._set_up(settings, guard, stats, http_client, on_retry)
+        super()._set_up(settings, guard, http_client, hooks)
         self._sender = SyncSender(settings, http_client)
 
     def _run(self, job: EmbedJob, observe: Observe) -> None:
@@ -176,28 +218,63 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
 
     def _request(self, job: EmbedJob, batch: Batch) -> BatchAnswer:
         """Send one batch, again and again where that may help."""
-        request = build_request(self._settings, job.options, batch.texts)
+        call = self._batch_call(job, batch)
 
         def sleep(seconds: float) -> None:
             job.stopped.wait(seconds)
 
-        retrying = Retrying(**self._retry_arguments(batch), sleep=sleep)
-        try:
-            return retrying(self._try_once, job, batch, request)
-        except EmbeddingError as error:
-            error.tries = int(retrying.statistics["attempt_number"])
-            raise
+        retrying = Retrying(**call.retry_arguments(self._retried), sleep=sleep)
+        with call.counted(self._count):
+            return retrying(self._try_once, job, call)
 
-    def _try_once(self, job: EmbedJob, batch: Batch, request: WireRequest) -> BatchAnswer:
+    def _try_once(self, job: EmbedJob, call: BatchCall) -> BatchAnswer:
         if job.stopped.is_set():
             msg = "the call had failed or was interrupted before this batch was sent"
             raise EmbeddingError(msg)
-        start = time.perf_counter()
+        return call.answer(self._sender.send(call.request, call.tries))
+
+    def _stream(
+        self,
+        texts: Iterable[str],
+        stream: TextStream,
+        options: EmbedOptions,
+        on_error: OnError,
+        report: ProgressReport,
+    ) -> Generator[tuple[int, Vector]]:
+        def make_job(window: Sequence[str], first: int) -> EmbedJob:
+            return self._job(window, options, on_error, report, first=first)
+
+        source = windows(texts, self._settings)
+        events: SimpleQueue[Arrived | Ended] = SimpleQueue()
+        with closing(report), ThreadPoolExecutor(thread_name_prefix="qwen3-triton-client") as pool:
+            try:
+                while True:
+                    while stream.has_room and (window := next(source, None)):
+                        offset, job = stream.open_window(window, make_job)
+                        pool.submit(copy_context().run, self._run_window, offset, job, events)
+                    if not stream.is_running:
+                        return
+                    stream.take(events.get())
+                    yield from stream.give()
+            except EmbeddingError as error:
+                stream.stop()
+                while stream.is_running:
+                    stream.wind_down(events.get())
+                error.completed = stream.held()
+                raise
+            finally:
+                stream.stop()
+
+    def _run_window(self, offset: int, job: EmbedJob, events: SimpleQueue[Arrived | Ended]) -> None:
+        def observe(batch: Batch) -> AbstractContextManager[Finished]:
+            return nullcontext(lambda vectors: events.put(Arrived(offset, batch.indices, vectors)))
+
         try:
-            response = self._sender.send(request)
-        finally:
-            self._stats.add(requests=1, request_seconds=time.perf_counter() - start)
-        return self._answer(response, batch, job.options)
+            self._run(job, observe)
+        except BaseException as error:  # for the thread that waits for the event to raise
+            events.put(Ended(offset, error))
+        else:
+            events.put(Ended(offset))
 
 
 def _unobserved(_: Batch) -> AbstractContextManager[Finished]:

@@ -18,8 +18,10 @@ from .errors import (
 )
 from .fingerprints import FingerprintGuard
 from .planning import Batch, checked_sizes, plan_batches, split_batch
+from .progress import ProgressReport
 from .results import EmbeddingResult, Vector
 from .settings import ClientSettings
+from .stats import ClientStats
 from .wire import BatchAnswer, EmbedOptions
 
 __all__ = ["EmbedJob", "OnError"]
@@ -39,6 +41,8 @@ _NOT_ABOUT_A_TEXT = (
 class EmbedJob:
     """Hand out the batches of one call and collect their answers; safe to share by threads.
 
+    The texts may be a window of a stream: then `first` is the index of its first one there.
+
     Raises:
         TypeError: `texts` is no sequence of strings.
         InvalidRequestError: A text is blank or no Unicode text, and `on_error` is "raise".
@@ -51,13 +55,17 @@ class EmbedJob:
         settings: ClientSettings,
         options: EmbedOptions,
         guard: FingerprintGuard,
+        report: ProgressReport,
         on_error: OnError = "raise",
+        first: int = 0,
     ) -> None:
         self.options = options
         self.stopped = threading.Event()
         self._count = len(texts)
         self._isolate = on_error == "isolate"
         self._guard = guard
+        self._report = report
+        self._stats = ClientStats()
         self._lock = threading.Lock()
         self._error: EmbeddingError | None = None
         self._completed: dict[int, Vector] = {}
@@ -65,7 +73,7 @@ class EmbedJob:
         self._truncated: list[int] = []
         self._prompt_tokens = 0
         self._last: BatchAnswer | None = None
-        self._queue = deque(self._plan(texts, settings))
+        self._queue = deque(self._plan(texts, settings, first))
 
     @property
     def pending(self) -> int:
@@ -89,21 +97,30 @@ class EmbedJob:
             self._truncated.extend(batch.indices[position] for position in answer.truncated)
             self._prompt_tokens += answer.prompt_tokens
             self._last = answer
+        self._report.advance(len(batch.indices))
 
     def reject(self, batch: Batch, error: EmbeddingError) -> None:
-        """Settle a batch that failed: halve it, set its text aside, or let the call fail."""
+        """Settle a batch that failed: cut it up, set its text aside, or let the call fail."""
         with self._lock:
-            if self._can_halve(batch, error):
-                self._queue.extendleft(reversed(split_batch(batch)))
+            if self._can_split(batch, error):
+                self._queue.extendleft(reversed(split_batch(batch, error.positions)))
                 return
             indices = [batch.indices[position] for position in error.positions] or batch.indices
             error.failed_indices = tuple(sorted(indices))
-            if self._isolate and not isinstance(error, _NOT_ABOUT_A_TEXT):
+            isolated = self._isolate and not isinstance(error, _NOT_ABOUT_A_TEXT)
+            if isolated:
                 self._failed[batch.indices[0]] = error
-                return
-            if self._error is None:
+            elif self._error is None:
                 self._error = error
-        self.stop()
+        if isolated:
+            self._report.advance(1)
+        else:
+            self.stop()
+
+    def count(self, stats: ClientStats) -> None:
+        """Add what the requests for a batch did."""
+        with self._lock:
+            self._stats += stats
 
     def stop(self) -> None:
         """Hand out nothing more and wake whoever waits to try again."""
@@ -128,15 +145,17 @@ class EmbedJob:
             fingerprint=last.fingerprint if last else "",
             prompt_tokens=self._prompt_tokens,
             truncated=tuple(sorted(self._truncated)),
+            stats=self._stats,
         )
 
-    def _plan(self, texts: Sequence[str], settings: ClientSettings) -> list[Batch]:
-        sizes, refused = checked_sizes(texts)
+    def _plan(self, texts: Sequence[str], settings: ClientSettings, first: int) -> list[Batch]:
+        sizes, refused = checked_sizes(texts, first=first)
         if refused and not self._isolate:
             error = next(iter(refused.values()))
             error.failed_indices = tuple(refused)
             raise error
         self._failed.update(refused)
+        self._report.advance(len(refused))
         return plan_batches(
             texts,
             sizes,
@@ -145,7 +164,7 @@ class EmbedJob:
             max_bytes=settings.max_batch_bytes,
         )
 
-    def _can_halve(self, batch: Batch, error: EmbeddingError) -> bool:
+    def _can_split(self, batch: Batch, error: EmbeddingError) -> bool:
         if len(batch.indices) == 1 or self.stopped.is_set():
             return False
         if isinstance(error, RequestTooLargeError):

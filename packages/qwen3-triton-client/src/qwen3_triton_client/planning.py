@@ -19,8 +19,12 @@ class Batch:
     texts: tuple[str, ...]
 
 
-def checked_sizes(texts: Sequence[str]) -> tuple[list[int], dict[int, InvalidRequestError]]:
+def checked_sizes(
+    texts: Sequence[str], *, first: int = 0
+) -> tuple[list[int], dict[int, InvalidRequestError]]:
     """Return the size of each text in bytes of UTF-8, and an error for each that has none.
+
+    Messages count the texts from `first`.
 
     Raises:
         TypeError: `texts` is a string, or one of them is not.
@@ -32,12 +36,15 @@ def checked_sizes(texts: Sequence[str]) -> tuple[list[int], dict[int, InvalidReq
     refused: dict[int, InvalidRequestError] = {}
     for index, text in enumerate(texts):
         if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance] - unchecked callers
-            msg = f"`texts[{index}]` must be a string, not {type(text).__name__}"
+            msg = f"`texts[{first + index}]` must be a string, not {type(text).__name__}"
             raise TypeError(msg)
+        if text.isascii() and not text.isspace() and text:  # nearly all of them
+            sizes.append(len(text))
+            continue
         size, problem = _measure(text)
         sizes.append(size)
         if problem:
-            refused[index] = error = InvalidRequestError(f"`texts[{index}]` {problem}")
+            refused[index] = error = InvalidRequestError(f"`texts[{first + index}]` {problem}")
             error.failed_indices = (index,)
     return sizes, refused
 
@@ -60,7 +67,7 @@ def plan_batches(
     batches: list[Batch] = []
     current: list[int] = []
     current_bytes = 0
-    for index in sorted(indices, key=lambda i: -sizes[i]):
+    for index in sorted(indices, key=sizes.__getitem__, reverse=True):
         if current and (len(current) == max_texts or current_bytes + sizes[index] > max_bytes):
             batches.append(_batch(texts, current))
             current, current_bytes = [], 0
@@ -70,13 +77,19 @@ def plan_batches(
     return batches
 
 
-def split_batch(batch: Batch) -> tuple[Batch, Batch]:
-    """Halve a batch of at least two texts."""
-    middle = len(batch.indices) // 2
-    return (
-        Batch(batch.indices[:middle], batch.texts[:middle]),
-        Batch(batch.indices[middle:], batch.texts[middle:]),
-    )
+def split_batch(batch: Batch, suspects: Sequence[int] = ()) -> list[Batch]:
+    """Cut a batch of at least two texts in two: the suspects and the others, or else halves.
+
+    `suspects` are positions in the batch; none, or all, say nothing.
+    """
+    everything = range(len(batch.indices))
+    apart = set(suspects) if len(suspects) < len(everything) else set[int]()
+    first = apart or set(everything[: len(everything) // 2])
+    parts = ([i for i in everything if i in first], [i for i in everything if i not in first])
+    return [
+        Batch(tuple(batch.indices[i] for i in part), tuple(batch.texts[i] for i in part))
+        for part in parts
+    ]
 
 
 def _batch(texts: Sequence[str], indices: Sequence[int]) -> Batch:
@@ -88,6 +101,6 @@ def _measure(text: str) -> tuple[int, str | None]:
     if not text or text.isspace():
         return 0, "is blank: it has no embedding, leave it out"
     try:
-        return len(text) if text.isascii() else len(text.encode()), None
+        return len(text.encode()), None
     except UnicodeEncodeError:
         return 0, "holds half of a surrogate pair, which is not text; decode its source anew"

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeAlias
 
+from .stats import ClientStats
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -39,6 +41,8 @@ class EmbeddingResult:
     """Tokens that the model read, over all texts."""
     truncated: tuple[int, ...]
     """Indices of the texts that were cut to the model's maximum length, ascending."""
+    stats: ClientStats = field(default_factory=ClientStats)
+    """What the requests of this call did."""
 
     @property
     def vectors(self) -> list[Vector]:

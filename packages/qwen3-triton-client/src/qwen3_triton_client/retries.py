@@ -6,18 +6,18 @@ import email.utils
 import logging
 import random
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TypedDict
 
-from tenacity import RetryCallState, retry_if_exception, stop_after_attempt, stop_any
+from tenacity import RetryCallState, retry_if_exception
 from tenacity.retry import retry_base
-from tenacity.stop import stop_base, stop_before_delay
 
-from .errors import EmbeddingError
+from .errors import EmbeddingError, EmbeddingTimeoutError
 from .settings import ClientSettings
 
-__all__ = ["RetryDetails", "parse_retry_after", "retry_arguments", "wait_seconds"]
+__all__ = ["RetryDetails", "Tries", "parse_retry_after", "retry_arguments", "wait_seconds"]
 
 MAX_BACKOFF_SECONDS = 16.0
 MAX_RETRY_AFTER_SECONDS = 60.0
@@ -41,10 +41,48 @@ class RetryDetails:
     """What the last try ended with."""
 
 
+class Tries:
+    """The tries of one request: how many, how long, and when the last may begin."""
+
+    def __init__(self, settings: ClientSettings) -> None:
+        self._settings = settings
+        self._end: float | None = None
+        self.count = 0
+        self.seconds = 0.0
+
+    @contextmanager
+    def one(self) -> Generator[float]:
+        """Count a try and yield the seconds that it may take.
+
+        The deadline runs from the first of them: waiting for a slot is no failure.
+
+        Raises:
+            EmbeddingTimeoutError: No time is left for it.
+        """
+        began = time.monotonic()
+        if self._end is None:
+            self._end = began + self._settings.deadline_seconds
+        left = self._end - began
+        if left <= 0:
+            msg = f"`deadline_seconds` of {self._settings.deadline_seconds:g} s passed"
+            raise EmbeddingTimeoutError(msg)
+        self.count += 1
+        try:
+            yield min(left, self._settings.timeout)
+        finally:
+            self.seconds += time.monotonic() - began
+
+    def may_follow(self, wait_seconds: float) -> bool:
+        """Tell whether there may be another one in so many seconds."""
+        if self._end is None or self.count > self._settings.max_retries:
+            return False
+        return time.monotonic() + wait_seconds < self._end
+
+
 class RetryArguments(TypedDict):
     """Name what `tenacity.Retrying` and `tenacity.AsyncRetrying` are given alike."""
 
-    stop: stop_base
+    stop: Callable[[RetryCallState], bool]
     wait: Callable[[RetryCallState], float]
     retry: retry_base
     before_sleep: Callable[[RetryCallState], None]
@@ -52,9 +90,15 @@ class RetryArguments(TypedDict):
 
 
 def retry_arguments(
-    settings: ClientSettings, texts: int, on_retry: Callable[[RetryDetails], None]
+    settings: ClientSettings,
+    tries: Tries,
+    texts: int,
+    on_retry: Callable[[RetryDetails], None],
 ) -> RetryArguments:
     """Return the policy for one request of `texts` texts: exactly `max_retries + 1` tries."""
+
+    def stop(state: RetryCallState) -> bool:
+        return not tries.may_follow(state.upcoming_sleep)
 
     def wait(state: RetryCallState) -> float:
         return wait_seconds(settings, state.attempt_number, _error(state).retry_after_seconds)
@@ -73,10 +117,7 @@ def retry_arguments(
         on_retry(details)
 
     return RetryArguments(
-        stop=stop_any(
-            stop_after_attempt(settings.max_retries + 1),
-            stop_before_delay(settings.deadline_seconds),
-        ),
+        stop=stop,
         wait=wait,
         retry=retry_if_exception(_is_retryable),
         before_sleep=before_sleep,

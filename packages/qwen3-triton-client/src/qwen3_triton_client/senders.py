@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import functools
+import ssl
 import threading
+import time
 import weakref
 from collections.abc import AsyncGenerator, Generator
 from contextlib import contextmanager
@@ -13,10 +16,14 @@ import httpx2
 
 from .errors import EmbeddingConnectionError, EmbeddingTimeoutError
 from .forking import start_afresh_in_children
+from .retries import Tries
 from .settings import ClientSettings
 from .wire import WireRequest, WireResponse
 
 __all__ = ["AsyncSender", "SyncSender"]
+
+# A gateway that is there accepts at once; one that is away need not be waited for as for a model.
+CONNECT_SECONDS = 10.0
 
 
 class SyncSender:
@@ -38,20 +45,28 @@ class SyncSender:
         self._slots = threading.BoundedSemaphore(self._settings.max_concurrency)
         self._http: httpx2.Client | None = None
 
-    def send(self, request: WireRequest) -> WireResponse:
+    def send(self, request: WireRequest, tries: Tries) -> WireResponse:
         """Send when fewer than `max_concurrency` requests are in flight.
 
         Raises:
-            EmbeddingConnectionError: No whole answer came back.
+            EmbeddingConnectionError: No whole answer came back in time.
         """
-        with self._slots, _mapped_errors(self._settings.base_url):
-            response = self._client().post(
+        with self._slots, _mapped_errors(self._settings.base_url), tries.one() as seconds:
+            end = time.monotonic() + seconds
+            with self._client().stream(
+                "POST",
                 request.url,
                 content=request.content,
                 headers=request.headers,
-                timeout=self._settings.timeout,
-            )
-        return _wire_response(response)
+                timeout=_timeout(seconds),
+            ) as response:
+                chunks: list[bytes] = []
+                for chunk in response.iter_bytes():
+                    chunks.append(chunk)
+                    # The library's own limit is on the wait for each chunk.
+                    if time.monotonic() > end:
+                        raise httpx2.ReadTimeout(f"the answer took more than {seconds:g} s")
+        return _wire_response(response, b"".join(chunks))
 
     def close(self) -> None:
         """Close the connections; a later `send` opens new ones. The user's own client stays."""
@@ -65,7 +80,7 @@ class SyncSender:
             return self._given
         with self._lock:
             if self._http is None:
-                self._http = httpx2.Client(limits=_limits(self._settings))
+                self._http = httpx2.Client(limits=_limits(self._settings), verify=_tls())
                 self._finalizer = weakref.finalize(self, self._http.close)
             return self._http
 
@@ -95,22 +110,23 @@ class AsyncSender:
         """
         self._lock = threading.Lock()
 
-    async def send(self, request: WireRequest) -> WireResponse:
+    async def send(self, request: WireRequest, tries: Tries) -> WireResponse:
         """Send when fewer than `max_concurrency` requests of this event loop are in flight.
 
         Raises:
-            EmbeddingConnectionError: No whole answer came back.
+            EmbeddingConnectionError: No whole answer came back in time.
         """
         state = await self._state()
         async with state.slots:
-            with _mapped_errors(self._settings.base_url):
-                response = await state.http.post(
-                    request.url,
-                    content=request.content,
-                    headers=request.headers,
-                    timeout=self._settings.timeout,
-                )
-        return _wire_response(response)
+            with _mapped_errors(self._settings.base_url), tries.one() as seconds:
+                async with asyncio.timeout(seconds):
+                    response = await state.http.post(
+                        request.url,
+                        content=request.content,
+                        headers=request.headers,
+                        timeout=_timeout(seconds),
+                    )
+        return _wire_response(response, response.content)
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop; a later `send` opens new ones."""
@@ -127,7 +143,7 @@ class AsyncSender:
                 return state
             for dead in [other for other in self._states if other.is_closed()]:
                 del self._states[dead]
-            http = self._given or httpx2.AsyncClient(limits=_limits(self._settings))
+            http = self._given or httpx2.AsyncClient(limits=_limits(self._settings), verify=_tls())
             slots = asyncio.Semaphore(self._settings.max_concurrency)
             closer = _closed_with_loop(http, keep_open=self._given is not None)
             state = self._states[loop] = _LoopState(http, slots, closer)
@@ -156,16 +172,28 @@ def _limits(settings: ClientSettings) -> httpx2.Limits:
     )
 
 
-def _wire_response(response: httpx2.Response) -> WireResponse:
+def _timeout(seconds: float) -> httpx2.Timeout:
+    return httpx2.Timeout(seconds, connect=min(seconds, CONNECT_SECONDS))
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """Read the machine's certificates, once: that takes longer than a query."""
+    return httpx2.create_ssl_context()
+
+
+def _wire_response(response: httpx2.Response, content: bytes) -> WireResponse:
     headers = {name.lower(): value for name, value in response.headers.items()}
-    return WireResponse(response.status_code, headers, response.content)
+    return WireResponse(response.status_code, headers, content)
 
 
 @contextmanager
 def _mapped_errors(base_url: str) -> Generator[None]:
     try:
         yield
-    except httpx2.TimeoutException as error:
+    except (httpx2.TimeoutException, TimeoutError) as error:
+        if isinstance(error, EmbeddingTimeoutError):
+            raise
         msg = f"no answer from the gateway at {base_url} in time ({type(error).__name__})"
         raise EmbeddingTimeoutError(msg, retryable=True) from error
     except (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError) as error:

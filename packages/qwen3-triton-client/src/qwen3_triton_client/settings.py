@@ -22,8 +22,11 @@ BASE_URL_VARIABLE = "QWEN3_TRITON_URL"
 API_KEY_VARIABLE = "QWEN3_TRITON_API_KEY"
 DEFAULT_BASE_URL = "http://localhost:8101"
 MAX_TEXTS_PER_REQUEST = 2048  # the gateway refuses more
-DEFAULT_BATCH_SIZE = 32
-DEFAULT_MAX_BATCH_BYTES = 1 << 20
+# A request costs the client as much as some twenty short texts, so short texts share one in
+# greater number. Long ones are bounded by their bytes, some 16,000 tokens, so that a request ends
+# well before the gateway's deadline.
+DEFAULT_BATCH_SIZE = 128
+DEFAULT_MAX_BATCH_BYTES = 1 << 16
 DEFAULT_MAX_CONCURRENCY = 8
 # Above the gateway's own limit of 120 s, so that its 504 ends a slow request and not our hanging
 # up, after which it would still be computing what we ask for again.
@@ -69,11 +72,11 @@ class ClientSettings:
     max_concurrency: int = DEFAULT_MAX_CONCURRENCY
     """Most requests in flight at once, over all threads or all tasks of an event loop."""
     timeout: float = DEFAULT_TIMEOUT_SECONDS
-    """Seconds for one try to connect, to send, and to go without hearing anything."""
+    """Seconds for one try, from its first byte to its last."""
     max_retries: int = DEFAULT_MAX_RETRIES
     """Further tries after the first."""
     deadline_seconds: float = DEFAULT_DEADLINE_SECONDS
-    """Seconds after which a request is not tried again, waits included."""
+    """Seconds for all tries of a request and the waits between them."""
     backoff_seconds: float = DEFAULT_BACKOFF_SECONDS
     """Longest wait before the first further try, in seconds; doubles with each."""
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from .forking import start_afresh_in_children
 
 __all__ = ["ClientStats", "StatsCounter"]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ClientStats:
-    """Hold the totals of a client since it was made."""
+    """Hold what requests did: of a client since it was made, of one call, or of one batch."""
 
     requests: int = 0
     """Requests sent, further tries included."""
@@ -24,6 +24,15 @@ class ClientStats:
     """Tokens that the model read for them."""
     request_seconds: float = 0.0
     """Seconds spent in requests, added up over those that ran at the same time."""
+
+    def __add__(self, other: ClientStats) -> ClientStats:
+        return ClientStats(
+            requests=self.requests + other.requests,
+            retries=self.retries + other.retries,
+            texts=self.texts + other.texts,
+            prompt_tokens=self.prompt_tokens + other.prompt_tokens,
+            request_seconds=self.request_seconds + other.request_seconds,
+        )
 
 
 class StatsCounter:
@@ -43,23 +52,7 @@ class StatsCounter:
         """Forget a lock that another thread held when this process was forked."""
         self._lock = threading.Lock()
 
-    def add(
-        self,
-        *,
-        requests: int = 0,
-        retries: int = 0,
-        texts: int = 0,
-        prompt_tokens: int = 0,
-        request_seconds: float = 0.0,
-    ) -> None:
+    def add(self, stats: ClientStats) -> None:
         """Add to the totals."""
         with self._lock:
-            now = self._total
-            self._total = replace(
-                now,
-                requests=now.requests + requests,
-                retries=now.retries + retries,
-                texts=now.texts + texts,
-                prompt_tokens=now.prompt_tokens + prompt_tokens,
-                request_seconds=now.request_seconds + request_seconds,
-            )
+            self._total += stats
