@@ -17,7 +17,12 @@ from pydantic import (
     model_validator,
 )
 
-from qwen3_triton_client import AsyncEmbeddingClient, ClientSettings, EmbeddingClient
+from qwen3_triton_client import (
+    AsyncEmbeddingClient,
+    ClientSettings,
+    ClientStats,
+    EmbeddingClient,
+)
 from qwen3_triton_client.settings import (
     API_KEY_VARIABLE,
     BASE_URL_VARIABLE,
@@ -67,6 +72,8 @@ class Qwen3TritonEmbeddings(BaseModel, Embeddings):
             Seconds for one try.
         max_retries: int
             Further tries after the first.
+        show_progress_bar: bool
+            Whether documents are counted on a bar; needs `langchain-qwen3-triton[progress]`.
 
     Instantiate:
         .. code-block:: python
@@ -124,6 +131,9 @@ class Qwen3TritonEmbeddings(BaseModel, Embeddings):
     max_retries: int = Field(
         default=DEFAULT_MAX_RETRIES, ge=0, description="Further tries after the first."
     )
+    show_progress_bar: bool = Field(
+        default=False, description="Whether documents are counted on a bar."
+    )
     http_client: SkipValidation[httpx2.Client | None] = Field(
         default=None, exclude=True, repr=False, description="Your own client; never pickled."
     )
@@ -145,7 +155,7 @@ class Qwen3TritonEmbeddings(BaseModel, Embeddings):
         Raises:
             EmbeddingError: Some text has no vector; `completed` holds those that were done.
         """
-        return self._clients()[0].embed_documents(texts)
+        return self._clients()[0].embed_documents(texts, progress=self.show_progress_bar)
 
     def embed_query(self, text: str) -> list[float]:
         """Embed a text to search by, with the instruction before it.
@@ -161,7 +171,7 @@ class Qwen3TritonEmbeddings(BaseModel, Embeddings):
         Raises:
             EmbeddingError: Some text has no vector; `completed` holds those that were done.
         """
-        return await self._clients()[1].embed_documents(texts)
+        return await self._clients()[1].embed_documents(texts, progress=self.show_progress_bar)
 
     async def aembed_query(self, text: str) -> list[float]:
         """Embed a text to search by, with the instruction before it, without blocking.
@@ -170,6 +180,27 @@ class Qwen3TritonEmbeddings(BaseModel, Embeddings):
             EmbeddingError: There is no vector for it.
         """
         return await self._clients()[1].embed_query(text)
+
+    def fingerprint(self) -> str:
+        """Return the digest that names the embedding space; name caches and tables by it.
+
+        Raises:
+            EmbeddingError: The gateway does not answer.
+        """
+        return self._clients()[0].fingerprint()
+
+    async def afingerprint(self) -> str:
+        """Return the digest that names the embedding space, without blocking.
+
+        Raises:
+            EmbeddingError: The gateway does not answer.
+        """
+        return await self._clients()[1].fingerprint()
+
+    @property
+    def stats(self) -> ClientStats:
+        """Return what was done so far: requests, retries, texts, tokens and seconds."""
+        return self._clients()[0].stats
 
     def __getstate__(self) -> dict[Any, Any]:
         state = super().__getstate__()

@@ -9,7 +9,12 @@ import httpx2
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, SkipValidation, model_validator
 
-from qwen3_triton_client import AsyncEmbeddingClient, ClientSettings, EmbeddingClient
+from qwen3_triton_client import (
+    AsyncEmbeddingClient,
+    ClientSettings,
+    ClientStats,
+    EmbeddingClient,
+)
 from qwen3_triton_client.settings import (
     API_KEY_VARIABLE,
     BASE_URL_VARIABLE,
@@ -141,6 +146,27 @@ class Qwen3TritonEmbedding(BaseEmbedding):
             async_client = client.as_async(http_client=self.http_async_client)
             self._client, self._async_client = client, async_client
         return client, async_client
+
+    def fingerprint(self) -> str:
+        """Return the digest that names the embedding space; name caches and tables by it.
+
+        Raises:
+            EmbeddingError: The gateway does not answer.
+        """
+        return self.clients()[0].fingerprint()
+
+    async def afingerprint(self) -> str:
+        """Return the digest that names the embedding space, without blocking.
+
+        Raises:
+            EmbeddingError: The gateway does not answer.
+        """
+        return await self.clients()[1].fingerprint()
+
+    @property
+    def stats(self) -> ClientStats:
+        """Return what was done so far: requests, retries, texts, tokens and seconds."""
+        return self.clients()[0].stats
 
     def get_query_embedding(self, query: str) -> Embedding:
         """Embed a text to search by, with the instruction before it.
