@@ -105,6 +105,10 @@ def test_result_says_what_the_gateway_said(embed: Embed) -> None:
     assert result.prompt_tokens == sum(len(text.split()) for text in texts)
 
 
+def test_a_result_is_shown_without_its_vectors(embed: Embed) -> None:
+    assert len(repr(embed([f"text {i}" for i in range(100)]))) < 500
+
+
 def test_numpy_output_is_float32_in_order(embed: Embed) -> None:
     array = embed(TEXTS, batch_size=4).to_numpy()
     assert (array.dtype, array.shape) == ("float32", (50, DIMENSIONS))

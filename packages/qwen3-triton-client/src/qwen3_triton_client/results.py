@@ -27,7 +27,7 @@ class EmbeddingResult:
 
     count: int
     """Number of texts of the call."""
-    completed: Mapping[int, Vector]
+    completed: Mapping[int, Vector] = field(repr=False)  # asyncio writes results into its log
     """Vector by index of its text, for every text that has one."""
     failed: Mapping[int, EmbeddingError] = field(default_factory=dict[int, "EmbeddingError"])
     """Error by index of its text; never filled unless the call said `on_error="isolate"`."""

@@ -1,0 +1,64 @@
+"""Streams of any length take no more memory than short ones."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Generator
+
+import pytest
+
+from gateway_process import GatewayProcess, running_gateway
+
+COUNT = 200_000
+DISTINCT = 2_000
+MAX_RESIDENT_KIB = 300 * 1024
+CACHE_BYTES = 64_000_000  # holds the distinct ones, so that the model is not what is waited for
+
+STREAM = """
+import asyncio, resource, sys
+from qwen3_triton_client import AsyncEmbeddingClient, EmbeddingClient
+
+url, kind, count, distinct = sys.argv[1], sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+texts = (f"text number {i % distinct}" for i in range(count))
+first, given = {}, 0
+
+def check(index, vector):
+    global given
+    assert index == given
+    given += 1
+    if index < distinct and index % 50 == 0:
+        first[index] = vector.tobytes()
+    elif index % distinct in first:
+        assert vector.tobytes() == first[index % distinct]
+
+def stream():
+    with EmbeddingClient(url) as client:
+        for index, vector in client.iter_embed(texts):
+            check(index, vector)
+
+async def astream():
+    async with AsyncEmbeddingClient(url) as client:
+        async for index, vector in client.aiter_embed(texts):
+            check(index, vector)
+
+stream() if kind == "sync" else asyncio.run(astream())
+assert given == count
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.fixture(name="caching_gateway", scope="module")
+def _caching_gateway() -> Generator[GatewayProcess]:
+    with running_gateway("--cache-bytes", str(CACHE_BYTES)) as gateway:
+        yield gateway
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_two_hundred_thousand_texts_stream_in_bounded_memory(
+    caching_gateway: GatewayProcess, kind: str
+) -> None:
+    command = [sys.executable, "-c", STREAM, caching_gateway.url, kind, str(COUNT), str(DISTINCT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) < MAX_RESIDENT_KIB
