@@ -39,24 +39,26 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-HEADER = ("", "the gateway", "beside it", "measured", "target", "")
+SIDES = ("", "the gateway", "beside it")
+RESULT = ("measured", "target", "")
 
 
-def show(rows: Sequence[Row], console: Console) -> None:
+def show(rows: Sequence[Row], console: Console, header: Sequence[str] = SIDES) -> None:
     """Print the rows as a table."""
-    table = Table(*HEADER)
+    table = Table(*header, *RESULT)
     for row in rows:
         table.add_row(row.what, row.ours, row.other, row.result, row.target, row.verdict)
     console.print(table)
 
 
-def write_markdown(rows: Sequence[Row], path: Path) -> None:
+def write_markdown(rows: Sequence[Row], path: Path, header: Sequence[str] = SIDES) -> None:
     """Write the rows with the machine and the commit."""
+    titles = (*header, *RESULT)
     lines = [
         machine(),
         "",
-        "| " + " | ".join(HEADER) + " |",
-        "|" + "---|" * len(HEADER),
+        "| " + " | ".join(titles) + " |",
+        "|" + "---|" * len(titles),
     ]
     for row in rows:
         cells = (row.what, row.ours, row.other, row.result, row.target, row.verdict)
