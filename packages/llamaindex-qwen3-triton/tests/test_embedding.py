@@ -89,9 +89,9 @@ def test_queries_and_documents_are_cached_apart(fake: FakeGateway, asynchronous:
     for _ in range(2):
         assert get("get_text_embedding", "x") == expected_vector("x")
         assert get("get_query_embedding", "x") == expected_vector("x", input_type="query")
-    assert len(fake.requests) == 2
+    assert [request.texts for request in fake.requests[1:]] == [["x"], ["x"]]  # after the probe
     assert get("get_text_embedding_batch", ["y", "x", "z"]) == expected_vectors(["y", "x", "z"])
-    assert fake.requests[2].texts == ["y", "z"]
+    assert fake.requests[3].texts == ["y", "z"]
 
 
 def test_the_cache_keeps_other_settings_apart(fake: FakeGateway) -> None:
@@ -101,6 +101,21 @@ def test_the_cache_keeps_other_settings_apart(fake: FakeGateway) -> None:
             base_url=fake.url, dimensions=dimensions, embeddings_cache=store
         )
         assert len(model.get_text_embedding("x")) == dimensions
+
+
+def test_the_cache_forgets_vectors_of_another_model_at_the_same_address(fake: FakeGateway) -> None:
+    store = SimpleKVStore()
+    for fingerprint in ("one", "another", "one"):
+        fake.fingerprint = fingerprint
+        Qwen3TritonEmbedding(base_url=fake.url, embeddings_cache=store).get_text_embedding("x")
+    assert [r.texts for r in fake.requests].count(["x"]) == 2
+
+
+def test_the_cache_knows_a_model_that_has_moved(fake: FakeGateway) -> None:
+    store = SimpleKVStore()
+    for url in (fake.url, fake.url.replace("127.0.0.1", "localhost")):
+        Qwen3TritonEmbedding(base_url=url, embeddings_cache=store).get_text_embedding("x")
+    assert [r.texts for r in fake.requests].count(["x"]) == 1
 
 
 def test_an_error_names_texts_as_the_caller_counts_them(fake: FakeGateway) -> None:

@@ -126,6 +126,15 @@ class FakeGateway:
         """Keep the requests for which `which` is true waiting until `release`."""
         self._held = which
 
+    @property
+    def open_connections(self) -> int:
+        return len(self._server.open)
+
+    def notify(self) -> None:
+        """Let whoever waits look again."""
+        with self._changed:
+            self._changed.notify_all()
+
     def release(self) -> None:
         with self._changed:
             self._held = None
@@ -177,6 +186,10 @@ class FakeGateway:
             return Fault(status=413, message="the body is too large")
         return self.rule(recorded)
 
+    def fingerprint_of(self, dimensions: int) -> str:
+        """Another one for each number of dimensions, as the gateway's."""
+        return self.fingerprint + (f"-{dimensions}" if dimensions != DIMENSIONS else "")
+
     def answer(self, recorded: Recorded) -> dict[str, Any]:
         body = recorded.body
         dimensions = body.get("dimensions", DIMENSIONS)
@@ -196,7 +209,7 @@ class FakeGateway:
             "dimensions": dimensions,
             "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
             "truncated": [i for i, text in enumerate(recorded.texts) if text.startswith("long")],
-            "fingerprint": self.fingerprint,
+            "fingerprint": self.fingerprint_of(dimensions),
         }
 
 
@@ -231,8 +244,9 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.gateway.connections += 1
 
     def finish(self) -> None:
-        self.server.open.discard(self.connection)
         super().finish()
+        self.server.open.discard(self.connection)
+        self.server.gateway.notify()
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
         pass

@@ -162,9 +162,8 @@ def test_a_changed_fingerprint_in_mid_run_is_refused(embed: Embed, fake: FakeGat
 
 def test_each_number_of_dimensions_has_its_own_fingerprint(fake: FakeGateway) -> None:
     with EmbeddingClient(fake.url) as client:
-        client.embed(["x"])
-        fake.fingerprint = "fake-16"
-        assert client.embed(["x"], dimensions=16).fingerprint == "fake-16"
+        assert client.embed(["x"]).fingerprint == fake.fingerprint
+        assert client.embed(["x"], dimensions=16).fingerprint == fake.fingerprint_of(16)
 
 
 def test_an_address_where_nobody_listens_is_named() -> None:

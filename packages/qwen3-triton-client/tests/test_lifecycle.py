@@ -5,6 +5,7 @@ import copy
 import gc
 import multiprocessing
 import pickle
+import threading
 from collections.abc import Callable
 
 import httpx2
@@ -80,6 +81,24 @@ def test_a_client_that_nobody_closes_leaves_no_open_connection(fake: FakeGateway
     """An open socket would be a ResourceWarning, which is an error in these tests."""
     EmbeddingClient(fake.url).embed_query("x")
     asyncio.run(AsyncEmbeddingClient(fake.url).embed_query("x"))
+    gc.collect()
+
+
+def test_a_client_collected_by_another_thread_than_its_loops_leaves_no_open_connection(
+    fake: FakeGateway,
+) -> None:
+    """As langchain-postgres works: its event loop runs in a thread of its own."""
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    client = AsyncEmbeddingClient(fake.url)
+    asyncio.run_coroutine_threadsafe(client.embed_query("x"), loop).result()
+    del client
+    gc.collect()
+    fake.wait_until(lambda g: g.open_connections == 0)
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join()
+    loop.close()
     gc.collect()
 
 

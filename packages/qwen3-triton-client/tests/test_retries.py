@@ -122,5 +122,5 @@ def test_a_retry_is_logged_without_the_text(
 ) -> None:
     fake.then(busy())
     assert embed(["very private"]).to_lists() == [expected_vector("very private")]
-    assert "retry 1 of 6 for a batch of 1 texts" in caplog.text
+    assert "retry 1 of 8 for a batch of 1 texts" in caplog.text
     assert "private" not in caplog.text

@@ -202,6 +202,14 @@ class Qwen3TritonEmbeddings(BaseModel, Embeddings):
         """Return what was done so far: requests, retries, texts, tokens and seconds."""
         return self._clients()[0].stats
 
+    def close(self) -> None:
+        """Close the connections of synchronous calls; a later call opens new ones."""
+        self._clients()[0].close()
+
+    async def aclose(self) -> None:
+        """Close the connections of the running event loop; a later call opens new ones."""
+        await self._clients()[1].aclose()
+
     def __getstate__(self) -> dict[Any, Any]:
         state = super().__getstate__()
         kept = {**state["__dict__"], "http_client": None, "http_async_client": None}

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import AsyncGenerator, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import httpx2
 
@@ -90,6 +91,7 @@ class _LoopState:
     http: httpx2.AsyncClient
     slots: asyncio.Semaphore
     closer: AsyncGenerator[None]
+    finalizer: weakref.finalize[..., Any]
 
 
 class AsyncSender:
@@ -108,6 +110,8 @@ class AsyncSender:
 
         The connections belong to the parent's event loops, which do not run here.
         """
+        for state in self._states.values():
+            state.finalizer.detach()
         self._lock = threading.Lock()
 
     async def send(self, request: WireRequest, tries: Tries) -> WireResponse:
@@ -133,6 +137,7 @@ class AsyncSender:
         with self._lock:
             state = self._states.pop(asyncio.get_running_loop(), None)
         if state is not None:
+            state.finalizer.detach()
             await state.closer.aclose()
 
     async def _state(self) -> _LoopState:
@@ -142,11 +147,13 @@ class AsyncSender:
             if state is not None and not state.http.is_closed:
                 return state
             for dead in [other for other in self._states if other.is_closed()]:
-                del self._states[dead]
+                self._states.pop(dead).finalizer.detach()
             http = self._given or httpx2.AsyncClient(limits=_limits(self._settings), verify=_tls())
             slots = asyncio.Semaphore(self._settings.max_concurrency)
             closer = _closed_with_loop(http, keep_open=self._given is not None)
-            state = self._states[loop] = _LoopState(http, slots, closer)
+            finalizer = weakref.finalize(self, _close_in, loop, closer)
+            finalizer.atexit = False
+            state = self._states[loop] = _LoopState(http, slots, closer, finalizer)
         # Runs up to the `yield` without a pause, and makes the loop take note of the generator.
         await anext(closer)
         return state
@@ -156,13 +163,23 @@ async def _closed_with_loop(http: httpx2.AsyncClient, *, keep_open: bool) -> Asy
     """Close `http` when the event loop shuts down its asynchronous generators.
 
     A client that is never closed by hand, as a framework adapter's, so leaves no connection
-    behind, neither at the end of `asyncio.run` nor when it is garbage-collected before.
+    behind at the end of `asyncio.run`; see `_close_in` for one that is collected before.
     """
     try:
         yield
     finally:
         if not keep_open:
             await http.aclose()
+
+
+def _close_in(loop: asyncio.AbstractEventLoop, closer: AsyncGenerator[None]) -> None:
+    """Close connections whose sender was garbage-collected, perhaps by another thread."""
+    if not loop.is_closed():
+        loop.call_soon_threadsafe(lambda: loop.create_task(_aclose(closer)))
+
+
+async def _aclose(closer: AsyncGenerator[None]) -> None:
+    await closer.aclose()
 
 
 def _limits(settings: ClientSettings) -> httpx2.Limits:

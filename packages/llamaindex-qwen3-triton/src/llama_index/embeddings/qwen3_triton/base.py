@@ -168,6 +168,14 @@ class Qwen3TritonEmbedding(BaseEmbedding):
         """Return what was done so far: requests, retries, texts, tokens and seconds."""
         return self.clients()[0].stats
 
+    def close(self) -> None:
+        """Close the connections of synchronous calls; a later call opens new ones."""
+        self.clients()[0].close()
+
+    async def aclose(self) -> None:
+        """Close the connections of the running event loop; a later call opens new ones."""
+        await self.clients()[1].aclose()
+
     def get_query_embedding(self, query: str) -> Embedding:
         """Embed a text to search by, with the instruction before it.
 

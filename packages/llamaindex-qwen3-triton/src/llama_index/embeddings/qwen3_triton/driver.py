@@ -48,8 +48,11 @@ def run(
     show_progress: bool = False,
 ) -> Embeddings:
     """Embed texts from any thread, with all that LlamaIndex attaches to it."""
-    call = _Call(model, texts, input_type, show_progress=show_progress)
     client, _ = model.clients()
+    cache = None
+    if model.embeddings_cache is not None:
+        cache = _cache(model, input_type, client.fingerprint())
+    call = _Call(model, texts, cache, show_progress=show_progress)
     with call.progress:
         call.take_known(call.cache.get(texts) if call.cache else {})
         with _renumbered(call.missing):
@@ -65,8 +68,11 @@ async def arun(
     show_progress: bool = False,
 ) -> Embeddings:
     """Embed texts in an event loop, with all that LlamaIndex attaches to it."""
-    call = _Call(model, texts, input_type, show_progress=show_progress)
     _, client = model.clients()
+    cache = None
+    if model.embeddings_cache is not None:
+        cache = _cache(model, input_type, await client.fingerprint())
+    call = _Call(model, texts, cache, show_progress=show_progress)
     with call.progress:
         call.take_known(await call.cache.aget(texts) if call.cache else {})
         with _renumbered(call.missing):
@@ -81,7 +87,7 @@ class _Call:
         self,
         model: Qwen3TritonEmbedding,
         texts: Sequence[str],
-        input_type: InputType,
+        cache: EmbeddingCache | None,
         *,
         show_progress: bool,
     ) -> None:
@@ -89,7 +95,7 @@ class _Call:
         self._texts = texts
         self._done: dict[int, list[float]] = {}
         self._lock = threading.Lock()  # batches end in threads; stores and bars are not made for it
-        self.cache = _cache(model, input_type)
+        self.cache = cache
         self.progress = _Progress(len(texts), show=show_progress)
         self.missing: list[int] = list(range(len(texts)))
 
@@ -165,13 +171,12 @@ class _Progress:
             self._bar.close()
 
 
-def _cache(model: Qwen3TritonEmbedding, input_type: InputType) -> EmbeddingCache | None:
-    if model.embeddings_cache is None:
-        return None
-    identity = model.to_dict()
+def _cache(model: Qwen3TritonEmbedding, input_type: InputType, fingerprint: str) -> EmbeddingCache:
+    # The fingerprint, not the address: the same model may move, and another one come to its place.
+    identity: dict[str, Any] = {"fingerprint": fingerprint, "truncate": model.truncate}
     if input_type == "query":
+        identity["instruction"] = model.instruction
         return EmbeddingCache(model.embeddings_cache, identity, "query_embeddings")
-    del identity["instruction"]  # changes queries only
     return EmbeddingCache(model.embeddings_cache, identity, "text_embeddings")
 
 
