@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import secrets
 from collections.abc import Generator
 
+import psycopg
 import pytest
+from psycopg.sql import SQL, Identifier
 
 import qwen3_nano
+from demo.embedded_postgres import embedded_postgres
 from gateway_process import GatewayProcess, running_gateway, triton_flags
 from qwen3_triton_gateway.local_triton import LocalTriton
 
@@ -58,3 +62,20 @@ def _in_process_gateway() -> Generator[GatewayProcess]:
 def _any_gateway(request: pytest.FixtureRequest) -> GatewayProcess:
     """Each kind of gateway in turn."""
     return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(name="postgres_uri", scope="session")
+def _postgres_uri() -> Generator[str]:
+    """A real PostgreSQL with pgvector, for tests that each take a database of their own."""
+    with embedded_postgres(0) as uri:
+        yield uri
+
+
+@pytest.fixture(name="database_url")
+def _database_url(postgres_uri: str) -> Generator[str]:
+    """The libpq URI of an empty database, dropped after the test."""
+    name = f"test_{secrets.token_hex(4)}"
+    with psycopg.connect(postgres_uri, autocommit=True) as connection:
+        connection.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
+        yield f"{postgres_uri.rpartition('/')[0]}/{name}"
+        connection.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))

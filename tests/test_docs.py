@@ -1,56 +1,108 @@
-"""Every code block of the documentation runs, against the real gateway and the real Triton."""
+"""Every code block of the documentation runs, against the real gateway, Triton and PostgreSQL."""
 
 from __future__ import annotations
 
+import gc
+import os
 import re
 import subprocess
+import sys
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from psql import PARADEDB_SHIM, psql
 from qwen3_triton_gateway.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
 PATTERNS = ("*.md", "docs/*.md", "packages/*/README.md", "server/README.md")
 PAGES = sorted(page for pattern in PATTERNS for page in ROOT.glob(pattern))
 DEFAULT_URL = "http://localhost:8101"
-BLOCK = re.compile(r"^```(python|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
+BLOCK = re.compile(r"^```(python|sql|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
-def blocks_of(page: Path, language: str) -> list[tuple[int, str]]:
-    """Find the code blocks of a page with the number of their first line."""
+def blocks_of(page: Path, *languages: str) -> list[tuple[str, int, str]]:
+    """Find the code blocks of a page: language, number of the first line, text."""
     text = page.read_text()
     return [
-        (text.count("\n", 0, match.start(2)), match[2])
+        (match[1], text.count("\n", 0, match.start(2)), match[2])
         for match in BLOCK.finditer(text)
-        if match[1] == language
+        if match[1] in languages
     ]
 
 
-def pages_with(language: str) -> list[Any]:
-    return [pytest.param(page, id=name(page)) for page in PAGES if blocks_of(page, language)]
+def pages_with(*languages: str) -> list[Any]:
+    return [pytest.param(page, id=name(page)) for page in PAGES if blocks_of(page, *languages)]
 
 
 def name(page: Path) -> str:
     return str(page.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", pages_with("python"))
-def test_the_python_blocks_of_a_page_run_one_after_another(
-    page: Path, gateway_url: str, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture(name="reader", autouse=True)
+def _reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stand where readers stand, at the root of the repository, and keep it free of their files."""
+    (tmp_path / "examples").symlink_to(ROOT / "examples")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(name="database")
+def _database(
+    page: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> str | None:
+    """An empty database for a page that works with one."""
+    if "DATABASE_URL" not in page.read_text():
+        return None
+    url = request.getfixturevalue("database_url")
+    monkeypatch.setenv("DATABASE_URL", url)
+    if page.stem == "paradedb":
+        psql(url, PARADEDB_SHIM.read_text(), {})
+    return url
+
+
+@pytest.fixture(name="names")
+def _names(page: Path) -> Generator[dict[str, Any]]:
+    """The variables of a page, LlamaIndex's global settings among them."""
+    names: dict[str, Any] = {}
+    with pytest.MonkeyPatch.context() as patch:
+        if "llama_index" in page.read_text():
+            from llama_index.core import Settings
+
+            patch.setattr(Settings, "_embed_model", None)
+            patch.setattr(Settings, "_llm", None)
+        yield names
+    names.clear()
+    gc.collect()  # so that what the page left open is its own test's failure
+
+
+@pytest.mark.parametrize("page", pages_with("python", "sql"))
+def test_the_python_and_sql_blocks_of_a_page_run_one_after_another(
+    page: Path,
+    gateway_url: str,
+    database: str | None,
+    names: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("QWEN3_TRITON_URL", gateway_url)
-    names: dict[str, Any] = {}
-    for line, block in blocks_of(page, "python"):
+    for language, line, block in blocks_of(page, "python", "sql"):
         source = block.replace(DEFAULT_URL, gateway_url)
-        code = compile("\n" * line + source, str(page), "exec")  # so that errors name the line
-        exec(code, names)
+        if language == "sql":
+            assert database is not None
+            psql(database, source, names)  # its variables are those of the Python blocks
+        else:
+            code = compile("\n" * line + source, str(page), "exec")  # so that errors name the line
+            exec(code, names)
 
 
 @pytest.mark.parametrize("page", pages_with("bash"))
-def test_the_bash_blocks_of_a_page_run(page: Path, gateway_url: str) -> None:
-    for _, block in blocks_of(page, "bash"):
+def test_the_bash_blocks_of_a_page_run(
+    page: Path, gateway_url: str, database: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QWEN3_TRITON_URL", gateway_url)
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    for _, _, block in blocks_of(page, "bash"):
         script = block.replace(DEFAULT_URL, gateway_url)
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", script],
