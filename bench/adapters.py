@@ -3,9 +3,9 @@
     python bench/adapters.py
     python bench/adapters.py --rounds 9 --markdown table.md
 
-Speed: as many documents through each, with the model at work, and with a gateway that answers from
-its cache, where nothing but the adapter is left. CPU: of this process, for the same call. Sides take
-turns within a round, and a row holds the median of the rounds' ratios.
+Speed: as many documents through each, with the model at work, and with a gateway that answers
+from its cache, where nothing but the adapter is left. CPU: of this process, for the same call.
+Sides take turns within a round, and a row holds the median of the rounds' ratios.
 """
 
 from __future__ import annotations
