@@ -35,6 +35,6 @@ def test_the_table_is_printed_and_written(tmp_path: Path) -> None:
     assert table.read_text().count("\n| CPU of writing") == 2
 
 
-@pytest.mark.parametrize("script", ["run.py", "load.py", "memory.py", "recovery.py"])
+@pytest.mark.parametrize("script", ["adapters.py", "run.py", "load.py", "memory.py", "recovery.py"])
 def test_each_script_says_what_it_does(script: str) -> None:
     assert "--help" in run_script(script, "--help")

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 import tomllib
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +18,12 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDERS = [ROOT / "server", *sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))]
+SUITES = ROOT / "tests" / "support"
 MAX_NANO_WHEEL_BYTES = 16 * 1024 * 1024
 HEAVY = {"torch", "onnx", "onnxruntime", "transformers", "sentence_transformers", "pandas", "ray"}
-# distribution, what to import, and what its framework loads by itself
-IMPORTS = [
-    pytest.param("qwen3-triton-gateway", "qwen3_triton_gateway.cli", "click", id="gateway"),
-    pytest.param("qwen3-triton-client", "qwen3_triton_client", "httpx2", id="client"),
+# What an adapter has no use for by itself, beyond those; a framework may load them.
+NUMERIC = HEAVY | {"numpy", "scipy", "sklearn", "tensorflow", "jax", "nltk", "tiktoken", "tqdm"}
+ADAPTERS = [
     pytest.param(
         "langchain-qwen3-triton",
         "langchain_qwen3_triton",
@@ -31,6 +36,12 @@ IMPORTS = [
         "llama_index.core.base.embeddings.base",
         id="llamaindex",
     ),
+]
+# distribution, what to import, and what its framework loads by itself
+IMPORTS = [
+    pytest.param("qwen3-triton-gateway", "qwen3_triton_gateway.cli", "click", id="gateway"),
+    pytest.param("qwen3-triton-client", "qwen3_triton_client", "httpx2", id="client"),
+    *ADAPTERS,
     pytest.param("qwen3-nano", "qwen3_nano", "json", id="nano"),
 ]
 PROBE = """
@@ -47,9 +58,11 @@ def project(folder: Path) -> dict[str, Any]:
     return tomllib.loads((folder / "pyproject.toml").read_text())["project"]
 
 
-def run(*command: str | Path) -> str:
-    done = subprocess.run([*map(str, command)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-3000:]
+def run(*command: str | Path, **options: Any) -> str:
+    done = subprocess.run(
+        [*map(str, command)], capture_output=True, text=True, check=False, **options
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     return done.stdout
 
 
@@ -61,16 +74,26 @@ def _wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def install(distribution: str, wheels: Path, folder: Path) -> Path:
-    """Install a wheel and only what it declares, at the locked versions; give the Python."""
-    python = folder / "bin" / "python"
-    run(sys.executable, "-m", "uv", "venv", "--quiet", "--python", sys.executable, folder)
-    run(
-        *(sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python),
-        *("--no-sources", "--no-verify-hashes", "--find-links", wheels),
-        *("--constraint", ROOT / "requirements" / "dev.txt", distribution),
-    )
-    return python
+Install = Callable[..., Path]
+
+
+@pytest.fixture(name="install", scope="session")
+def _install(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Install:
+    """Give the Python of an environment with a wheel, only what it declares, and test tools."""
+
+    @cache
+    def install(distribution: str, *tools: str) -> Path:
+        folder = tmp_path_factory.mktemp("env")
+        python = folder / "bin" / "python"
+        run(sys.executable, "-m", "uv", "venv", "--quiet", "--python", sys.executable, folder)
+        run(
+            *(sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python),
+            *("--no-sources", "--no-verify-hashes", "--find-links", wheels),
+            *("--constraint", ROOT / "requirements" / "dev.txt", distribution, *tools),
+        )
+        return python
+
+    return install
 
 
 def test_all_distributions_have_one_version_and_the_changelog_tells_it() -> None:
@@ -86,26 +109,78 @@ def test_all_distributions_state_licence_floor_and_readme() -> None:
         assert (folder / stated["readme"]).is_file()
 
 
+Probe = Callable[..., tuple[list[str], list[str]]]
+
+
+@pytest.fixture(name="probe", scope="session")
+def _probe(install: Install) -> Probe:
+    """Tell which packages a module loads beyond its framework, and its public names."""
+
+    @cache
+    def probe(distribution: str, module: str, framework: str) -> tuple[list[str], list[str]]:
+        return json.loads(run(install(distribution), "-c", PROBE, framework, module))
+
+    return probe
+
+
 @pytest.mark.parametrize(("distribution", "module", "framework"), IMPORTS)
 def test_a_wheel_imports_with_its_declared_dependencies_only(
-    wheels: Path, tmp_path: Path, distribution: str, module: str, framework: str
+    install: Install, probe: Probe, distribution: str, module: str, framework: str
 ) -> None:
-    python = install(distribution, wheels, tmp_path / "env")
-    loaded, public = json.loads(run(python, "-c", PROBE, framework, module))
+    loaded, public = probe(distribution, module, framework)
     assert HEAVY.isdisjoint(loaded)
     assert public == sorted(public)
-    folder = next(tmp_path.glob("env/lib/*/site-packages")) / module.replace(".cli", "").replace(
-        ".", "/"
-    )
+    packages = next(install(distribution).parents[1].glob("lib/*/site-packages"))
+    folder = packages / module.replace(".cli", "").replace(".", "/")
     assert (folder / "py.typed").is_file()
 
 
-def test_importing_an_adapter_loads_no_numpy_of_its_own(wheels: Path, tmp_path: Path) -> None:
-    python = install("langchain-qwen3-triton", wheels, tmp_path / "env")
-    loaded, _ = json.loads(
-        run(python, "-c", PROBE, "langchain_core.embeddings", "langchain_qwen3_triton")
-    )
-    assert "numpy" not in loaded
+@pytest.mark.parametrize(("distribution", "module", "framework"), ADAPTERS)
+def test_importing_an_adapter_loads_nothing_numeric_that_its_framework_does_not(
+    probe: Probe, distribution: str, module: str, framework: str
+) -> None:
+    loaded, _ = probe(distribution, module, framework)
+    assert NUMERIC.isdisjoint(loaded)
+
+
+@pytest.mark.parametrize(
+    ("suite", "requirements", "settings"),
+    [
+        pytest.param(
+            "langchain_suite.py",
+            ("langchain-qwen3-triton", "pytest", "langchain-tests"),
+            "asyncio_mode = auto\nasyncio_default_fixture_loop_scope = function",
+            id="langchain",
+        ),
+        pytest.param(
+            "llamaindex_suite.py",
+            ("llama-index-embeddings-qwen3-triton", "pytest"),
+            "",
+            id="llamaindex",
+        ),
+    ],
+)
+def test_a_frameworks_own_suite_passes_from_the_wheel(
+    suite: str, requirements: tuple[str, ...], settings: str, from_the_wheels: Callable[..., str]
+) -> None:
+    shown = from_the_wheels(suite, requirements, settings)
+    assert re.search(r"^\d+ passed in", shown, re.MULTILINE), shown
+
+
+@pytest.fixture(name="from_the_wheels")
+def _from_the_wheels(
+    install: Install, gateway_url: str, tmp_path: Path
+) -> Callable[[str, tuple[str, ...], str], str]:
+    """Run a file of tests against a real gateway, away from this repository and its settings."""
+
+    def from_the_wheels(suite: str, requirements: tuple[str, ...], settings: str) -> str:
+        shutil.copy(SUITES / suite, tmp_path)
+        (tmp_path / "pytest.ini").write_text(f"[pytest]\nfilterwarnings = error\n{settings}\n")
+        environment = {"PATH": os.environ["PATH"], "GATEWAY_URL": gateway_url}
+        python = install(*requirements)
+        return run(python, "-m", "pytest", "-q", suite, cwd=tmp_path, env=environment)
+
+    return from_the_wheels
 
 
 def test_the_nano_models_wheel_is_small(wheels: Path) -> None:

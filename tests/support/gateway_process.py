@@ -81,6 +81,12 @@ class GatewayProcess:
         finally:
             self.log_path.unlink(missing_ok=True)
 
+    def kill(self) -> None:
+        """End it as a crash does: nothing is finished."""
+        self.process.kill()
+        self.process.wait()
+        self.log_path.unlink(missing_ok=True)
+
     def _find_url(self) -> bool:
         found = LISTENING.search(self.log)
         if found:

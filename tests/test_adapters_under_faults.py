@@ -1,0 +1,484 @@
+"""The client and both adapters behind a proxy that breaks things, before the real gateway.
+
+Every text gets its own vector, or the call ends with one error that says what has none.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+
+from embed_call import cosines, embed
+from embedding_faces import FACES, Face
+from fault_proxy import (
+    BEARABLE,
+    PASSING,
+    Fault,
+    FaultProxy,
+    RandomPlan,
+    busy,
+    fault_proxy,
+    first_tries,
+    poison,
+)
+from gateway_process import running_gateway, triton_flags
+from polling import wait_for
+from qwen3_triton_client import (
+    AsyncEmbeddingClient,
+    BadAnswerError,
+    EmbeddingClient,
+    EmbeddingConnectionError,
+    EmbeddingError,
+    EmbeddingTimeoutError,
+    GatewayError,
+    InvalidRequestError,
+    OverloadedError,
+)
+from qwen3_triton_gateway.local_triton import LocalTriton
+from tolerances import FLOAT32_COSINE
+
+# Distinct, and of many lengths, so that batches are not what the order of the texts suggests.
+TEXTS = [f"{'filler ' * (7 * index % 19)}text number {index}" for index in range(240)]
+FEW = TEXTS[:40]
+BATCH_SIZE = 8
+SOME_TEXT = FEW[20]
+SEEDS = (1, 2, 3)
+BOUND = 3
+CACHE_BYTES = 100_000_000
+
+MakeFace = Callable[..., Face]
+Right = Callable[[Sequence[str], Iterable[Any]], bool]
+
+
+@pytest.fixture(autouse=True)
+def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("QWEN3_TRITON_URL", raising=False)
+    monkeypatch.delenv("QWEN3_TRITON_API_KEY", raising=False)
+
+
+@pytest.fixture(name="gateway_url", scope="module")
+def _gateway_url(triton: LocalTriton) -> Generator[str]:
+    """One that remembers vectors: the tests ask for the same texts many hundred times."""
+    flags = (*triton_flags(triton.http_url), "--cache-bytes", str(CACHE_BYTES))
+    with running_gateway(*flags) as gateway:
+        yield gateway.url
+
+
+@pytest.fixture(name="proxy")
+def _proxy(gateway_url: str) -> Generator[FaultProxy]:
+    with fault_proxy(gateway_url) as proxy:
+        yield proxy
+
+
+@pytest.fixture(name="right", scope="module")
+def _right(gateway_url: str) -> Right:
+    """Compare with what the gateway itself says, with nothing between."""
+    known = dict(zip(TEXTS, embed(gateway_url, TEXTS), strict=True))
+
+    def right(texts: Sequence[str], vectors: Iterable[Any]) -> bool:
+        rows = np.array(list(vectors), dtype=np.float32)
+        expected = np.stack([known[text] for text in texts])
+        return rows.shape == expected.shape and cosines(rows, expected).min() >= FLOAT32_COSINE
+
+    return right
+
+
+@pytest.fixture(name="make", params=FACES)
+def _make(request: pytest.FixtureRequest, proxy: FaultProxy) -> MakeFace:
+    """Make one of the client and the adapters, with the options they share."""
+
+    def make(**options: Any) -> Face:
+        defaults = {"batch_size": BATCH_SIZE, "max_concurrency": BOUND, "max_retries": 3}
+        return FACES[request.param](proxy.url, **{**defaults, **options})
+
+    return make
+
+
+@pytest.fixture(name="asynchronous", params=[False, True], ids=["sync", "async"])
+def _asynchronous(request: pytest.FixtureRequest) -> bool:
+    return request.param
+
+
+def quiet(proxy: FaultProxy) -> bool:
+    return proxy.in_flight == 0
+
+
+def client_threads() -> list[str]:
+    names = [thread.name for thread in threading.enumerate()]
+    return [name for name in names if name.startswith("qwen3-triton-client")]
+
+
+# Faults that pass
+
+
+@pytest.mark.parametrize("fault", [*PASSING.values()], ids=[*PASSING])
+def test_a_fault_that_passes_costs_one_try_of_one_batch(
+    make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right, fault: Fault
+) -> None:
+    proxy.rule = first_tries(SOME_TEXT, fault)
+    assert right(FEW, make().run(FEW, asynchronous=asynchronous))
+    assert proxy.tries == {
+        batch: 2 if SOME_TEXT in batch else 1 for batch in {r.texts for r in proxy.requests}
+    }
+    assert sorted(text for batch in proxy.tries for text in batch) == sorted(FEW)
+
+
+@pytest.mark.parametrize("fault", [*BEARABLE.values()], ids=[*BEARABLE])
+def test_a_slow_answer_is_waited_for(
+    make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right, fault: Fault
+) -> None:
+    proxy.rule = first_tries(SOME_TEXT, fault)
+    assert right(FEW, make().run(FEW, asynchronous=asynchronous))
+    assert set(proxy.tries.values()) == {1}
+
+
+def test_a_query_is_tried_again_too(
+    make: MakeFace, asynchronous: bool, proxy: FaultProxy, gateway_url: str
+) -> None:
+    proxy.rule = first_tries(SOME_TEXT, busy(), busy(429))
+    face = make()
+    vector = asyncio.run(face.aquery(SOME_TEXT)) if asynchronous else face.query(SOME_TEXT)
+    expected = embed(gateway_url, [SOME_TEXT], input_type="query")
+    assert cosines(np.array([vector]), expected).min() >= FLOAT32_COSINE
+    assert proxy.tries == {(SOME_TEXT,): 3}
+
+
+def test_answers_in_reverse_order_of_arrival_reach_their_texts(
+    make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right
+) -> None:
+    proxy.answer_in_reverse(BOUND)
+    assert right(TEXTS, make().run(TEXTS, asynchronous=asynchronous))
+    first = proxy.requests[:BOUND]
+    assert sorted(first, key=lambda request: request.ended) == first[::-1]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_all_faults_at_once_cost_tries_and_no_vector(
+    make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right, seed: int
+) -> None:
+    proxy.rule = plan = RandomPlan(seed, [*PASSING.values(), *BEARABLE.values()])
+    proxy.answer_in_reverse(6)
+    face = make(max_concurrency=6, max_retries=plan.most_tries - 1)
+    assert right(TEXTS, face.run(TEXTS, asynchronous=asynchronous))
+    assert proxy.tries == {batch: plan.tries(batch) for batch in proxy.tries}
+    assert sum(proxy.tries.values()) > 30
+    assert proxy.most_in_flight == 6
+
+
+# Faults that stay
+
+
+@dataclass(frozen=True)
+class Lasting:
+    fault: Fault
+    kind: type[EmbeddingError]
+    status: int
+    tries: int
+
+
+LASTING = {
+    "503": Lasting(busy(503), OverloadedError, 503, 3),
+    "429": Lasting(busy(429), OverloadedError, 429, 3),
+    "500": Lasting(busy(500), GatewayError, 500, 3),
+    "504": Lasting(busy(504), EmbeddingTimeoutError, 504, 3),
+    "400": Lasting(busy(400), InvalidRequestError, 400, 1),
+    "one-vector-short": Lasting(Fault("drop_vector"), BadAnswerError, 200, 1),
+}
+BROKEN = ["reset", "reset_in_body", "cut_body", "cut_json"]
+
+
+@pytest.mark.parametrize("lasting", [*LASTING.values()], ids=[*LASTING])
+def test_a_fault_that_stays_is_one_typed_error_that_tells_all(
+    make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right, lasting: Lasting
+) -> None:
+    proxy.rule = poison([SOME_TEXT], lasting.fault)
+    with pytest.raises(lasting.kind, match="texts: ") as caught:
+        make(max_concurrency=1, max_retries=2).run(FEW, asynchronous=asynchronous)
+    error, last = caught.value, proxy.requests[-1]
+    assert type(error) is lasting.kind
+    assert (error.status, error.request_id) == (lasting.status, last.request_id)
+    assert proxy.tries[last.texts] == error.tries == lasting.tries
+    assert {FEW[index] for index in error.failed_indices} == set(last.texts)
+    assert {FEW[index] for index in error.completed} == proxy.answered()
+    assert right([FEW[index] for index in error.completed], error.completed.values())
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_an_answer_that_never_arrives_whole_is_a_connection_error(
+    make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right, kind: Any
+) -> None:
+    proxy.rule = poison([SOME_TEXT], Fault(kind))
+    with pytest.raises(EmbeddingConnectionError, match="tries: 2") as caught:
+        make(max_concurrency=1, max_retries=1).run(FEW, asynchronous=asynchronous)
+    error, last = caught.value, proxy.requests[-1]
+    assert proxy.tries[last.texts] == error.tries == 2
+    assert {FEW[index] for index in error.failed_indices} == set(last.texts)
+    assert right([FEW[index] for index in error.completed], error.completed.values())
+
+
+def test_a_vector_with_nan_fails_its_own_text_and_no_other(
+    make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right
+) -> None:
+    proxy.rule = poison([SOME_TEXT], Fault("nan"))
+    with pytest.raises(BadAnswerError, match="holds NaN") as caught:
+        make(max_concurrency=1).run(FEW, asynchronous=asynchronous)
+    error, last = caught.value, proxy.requests[-1]
+    assert [FEW[index] for index in error.failed_indices] == [last.texts[-1]]
+    assert error.request_id == last.request_id
+    assert proxy.tries[last.texts] == 1
+
+
+def test_a_gateway_that_says_nothing_is_a_timeout_after_all_tries(
+    make: MakeFace, asynchronous: bool, proxy: FaultProxy
+) -> None:
+    proxy.rule = poison([SOME_TEXT], Fault("hang"))
+    face = make(timeout=0.2, max_retries=1)
+    with pytest.raises(EmbeddingTimeoutError, match="tries: 2"):
+        face.run([SOME_TEXT], asynchronous=asynchronous)
+    assert proxy.tries == {(SOME_TEXT,): 2}
+    wait_for(lambda: quiet(proxy), "the client hung up")
+
+
+def test_an_answer_that_trickles_on_without_end_is_a_timeout(
+    make: MakeFace, asynchronous: bool, proxy: FaultProxy
+) -> None:
+    proxy.rule = poison([SOME_TEXT], Fault("trickle"))
+    face = make(timeout=0.3, max_retries=0)
+    with pytest.raises(EmbeddingTimeoutError, match="in time"):
+        face.run([SOME_TEXT], asynchronous=asynchronous)
+    wait_for(lambda: quiet(proxy), "the client hung up")
+
+
+# Nothing is left running
+
+
+async def test_the_first_error_cancels_what_is_in_flight(make: MakeFace, proxy: FaultProxy) -> None:
+    # The longest text is in the first batch.
+    texts = [SOME_TEXT + " and more" * 50, *FEW]
+    proxy.rule = poison(texts[:1], Fault(status=400))
+    proxy.hold(lambda request: texts[0] not in request.texts or proxy.in_flight < BOUND)
+    before = asyncio.all_tasks()
+    with pytest.raises(InvalidRequestError, match="answered 400"):
+        await make().aembed(texts)
+    assert asyncio.all_tasks() == before
+    await asyncio.to_thread(wait_for, lambda: quiet(proxy), "no request in flight")
+    assert len(proxy.requests) == BOUND
+    assert sum(request.hung_up for request in proxy.requests) == BOUND - 1
+
+
+def test_after_the_first_error_no_thread_and_no_request_is_left(
+    make: MakeFace, proxy: FaultProxy
+) -> None:
+    longest = SOME_TEXT + " and more" * 50
+    proxy.rule = poison([longest], Fault(status=400))
+    with pytest.raises(InvalidRequestError, match="answered 400"):
+        make().embed([longest, *TEXTS])
+    sent = len(proxy.requests)
+    assert client_threads() == []
+    wait_for(lambda: quiet(proxy), "no request in flight")
+    assert len(proxy.requests) == sent < len(TEXTS) // BATCH_SIZE
+
+
+async def test_a_cancelled_call_hangs_up_and_the_next_one_works(
+    make: MakeFace, proxy: FaultProxy, right: Right
+) -> None:
+    proxy.hold(lambda _: True)
+    face = make()
+    before = asyncio.all_tasks()
+    call = asyncio.create_task(face.aembed(TEXTS))
+    await asyncio.to_thread(wait_for, lambda: proxy.in_flight == BOUND, "requests in flight")
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert asyncio.all_tasks() == before
+    await asyncio.to_thread(wait_for, lambda: quiet(proxy), "no request in flight")
+    assert [request.hung_up for request in proxy.requests] == [True] * BOUND
+    proxy.release()
+    assert right(FEW, await face.aembed(FEW))
+
+
+async def test_a_call_cancelled_while_it_waits_to_try_again_sends_nothing_more(
+    make: MakeFace, proxy: FaultProxy
+) -> None:
+    proxy.rule = lambda _: Fault(headers={"Retry-After": "60"})
+    before = asyncio.all_tasks()
+    call = asyncio.create_task(make().aembed(FEW))
+    await asyncio.to_thread(
+        wait_for, lambda: len(proxy.requests) == BOUND and quiet(proxy), "refusals"
+    )
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert asyncio.all_tasks() == before
+    assert len(proxy.requests) == BOUND
+
+
+async def test_a_cancelled_call_of_several_leaves_the_others_right(
+    make: MakeFace, proxy: FaultProxy, right: Right
+) -> None:
+    parts = [TEXTS[start::4] for start in range(4)]
+    proxy.hold(lambda _: True)
+    face = make()
+    calls = [asyncio.create_task(face.aembed(part)) for part in parts]
+    await asyncio.to_thread(wait_for, lambda: proxy.in_flight == BOUND, "requests in flight")
+    calls[0].cancel()
+    calls[2].cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await calls[0]
+    proxy.release()
+    assert right(parts[1], await calls[1])
+    assert right(parts[3], await calls[3])
+
+
+def test_an_interrupt_ends_a_call_after_what_is_in_flight(
+    make: MakeFace, proxy: FaultProxy
+) -> None:
+    proxy.hold(lambda _: True)
+
+    def interrupt() -> None:
+        wait_for(lambda: proxy.in_flight == BOUND, "requests in flight")
+        os.kill(os.getpid(), signal.SIGINT)
+        proxy.release()
+
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            make().embed(TEXTS)
+        pending.result()
+    assert client_threads() == []
+    # Each thread may have taken one more batch before the interrupt got through.
+    assert len(proxy.requests) <= 2 * BOUND
+
+
+# Shared by threads, tasks and event loops
+
+
+@pytest.mark.parametrize("bound", [1, 2, 5])
+def test_requests_in_flight_reach_the_bound_and_never_pass_it(
+    make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right, bound: int
+) -> None:
+    proxy.rule = RandomPlan(bound, [busy(), Fault("slow")])
+    proxy.answer_in_reverse(bound)
+    assert right(FEW, make(max_concurrency=bound).run(FEW, asynchronous=asynchronous))
+    assert proxy.most_in_flight == bound
+
+
+def test_threads_share_one_bound_and_each_gets_its_vectors(
+    make: MakeFace, proxy: FaultProxy, right: Right
+) -> None:
+    parts = [TEXTS[start::6] for start in range(6)]
+    proxy.rule = plan = RandomPlan(0, [busy(), busy(429), Fault("slow")])
+    proxy.answer_in_reverse(BOUND)
+    face = make(max_retries=plan.most_tries - 1)
+    with ThreadPoolExecutor(6) as pool:
+        results = list(pool.map(face.embed, parts))
+    assert all(right(part, vectors) for part, vectors in zip(parts, results, strict=True))
+    assert proxy.tries == {batch: plan.tries(batch) for batch in proxy.tries}
+    assert proxy.most_in_flight == BOUND
+
+
+async def test_gathered_calls_share_one_bound_and_each_gets_its_vectors(
+    make: MakeFace, proxy: FaultProxy, right: Right
+) -> None:
+    parts = [TEXTS[start::12] for start in range(12)]
+    proxy.rule = plan = RandomPlan(0, [busy(), busy(429), Fault("slow")])
+    proxy.answer_in_reverse(BOUND)
+    face = make(max_retries=plan.most_tries - 1)
+    results = await asyncio.gather(*(face.aembed(part) for part in parts))
+    assert all(right(part, vectors) for part, vectors in zip(parts, results, strict=True))
+    assert proxy.tries == {batch: plan.tries(batch) for batch in proxy.tries}
+    assert proxy.most_in_flight == BOUND
+
+
+async def test_a_gathered_call_that_fails_leaves_the_others_right(
+    make: MakeFace, proxy: FaultProxy, right: Right
+) -> None:
+    parts = [TEXTS[start::6] for start in range(6)]
+    proxy.rule = poison([parts[3][0]], busy(500))
+    calls = [make().aembed(part) for part in parts]
+    results = await asyncio.gather(*calls, return_exceptions=True)
+    assert isinstance(results.pop(3), GatewayError)
+    del parts[3]
+    assert all(right(part, vectors) for part, vectors in zip(parts, results, strict=True))  # pyright: ignore[reportArgumentType]
+
+
+def test_a_second_event_loop_is_served_after_faults_in_the_first(
+    make: MakeFace, proxy: FaultProxy, right: Right
+) -> None:
+    face = make()
+    for part in (FEW[:20], FEW[20:]):
+        proxy.rule = first_tries(part[3], Fault("reset_in_body"), busy())
+        assert right(part, asyncio.run(face.aembed(part)))
+
+
+def test_event_loops_in_several_threads_share_one_adapter(
+    make: MakeFace, proxy: FaultProxy, right: Right
+) -> None:
+    parts = [TEXTS[start::4] for start in range(4)]
+    proxy.rule = RandomPlan(0, [busy(), busy(429), Fault("slow")])
+    face = make()
+    with ThreadPoolExecutor(4) as pool:
+        results = list(pool.map(lambda part: asyncio.run(face.aembed(part)), parts))
+    assert all(right(part, vectors) for part, vectors in zip(parts, results, strict=True))
+
+
+def test_a_copy_pickled_in_the_middle_of_a_call_works_and_so_does_the_call(
+    make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right
+) -> None:
+    first, second = FEW[:20], FEW[20:]
+    proxy.hold(lambda request: request.texts[0] in first)
+    face = make()
+    with ThreadPoolExecutor(1) as pool:
+        pending = pool.submit(face.run, first, asynchronous=asynchronous)
+        wait_for(lambda: proxy.in_flight == BOUND, "requests in flight")
+        copied = pickle.loads(pickle.dumps(face))
+        assert right(second, copied.run(second, asynchronous=asynchronous))
+        proxy.release()
+        assert right(first, pending.result())
+
+
+# One bad text among many
+
+
+@pytest.mark.parametrize("status", [400, 500])
+def test_two_poison_texts_among_200_are_set_aside_and_198_get_their_vectors(
+    proxy: FaultProxy, right: Right, asynchronous: bool, status: int
+) -> None:
+    texts, bad = TEXTS[:200], {37: TEXTS[37], 141: TEXTS[141]}
+    proxy.rule = poison(bad.values(), busy(status))
+    if asynchronous:
+        client = AsyncEmbeddingClient(proxy.url, batch_size=32, max_retries=1)
+        result = asyncio.run(client.embed(texts, on_error="isolate"))
+    else:
+        with EmbeddingClient(proxy.url, batch_size=32, max_retries=1) as client:
+            result = client.embed(texts, on_error="isolate")
+    assert list(result.failed) == list(bad)
+    assert all(error.status == status for error in result.failed.values())
+    assert right([texts[index] for index in result.completed], result.completed.values())
+    assert len(result.completed) == 198
+    tries = 1 if status == 400 else 2
+    assert proxy.tries == {
+        batch: 1 if bad.keys().isdisjoint(map(texts.index, batch)) else tries
+        for batch in proxy.tries
+    }
+
+
+def test_nothing_is_isolated_where_the_gateway_is_away(proxy: FaultProxy) -> None:
+    proxy.rule = lambda _: busy(503)
+    with (
+        EmbeddingClient(proxy.url, max_concurrency=1, max_retries=1) as client,
+        pytest.raises(OverloadedError, match="answered 503"),
+    ):
+        client.embed(FEW, on_error="isolate")
+    assert set(proxy.tries.values()) == {2}
+    assert len(proxy.tries) == 1
