@@ -113,6 +113,12 @@ def test_waits_double_up_to_a_bound_and_jitter_down_to_nothing() -> None:
     assert wait_seconds(SETTINGS, 5, None, uniform=lambda low, _: low) == 0
 
 
+def test_retry_after_is_doubled_where_it_comes_over_and_over() -> None:
+    waits = [wait_seconds(ClientSettings(), attempt, 1.0, min) for attempt in range(1, 11)]
+    assert waits == [1, 1, 1, 1, 2, 4, 8, 16, 16, 16]
+    assert wait_seconds(ClientSettings(), 9, 30.0, min) == 30
+
+
 def test_retry_after_is_capped() -> None:
     assert wait_seconds(SETTINGS, 1, 86_400, uniform=lambda low, _: low) == 60
 
@@ -122,5 +128,5 @@ def test_a_retry_is_logged_without_the_text(
 ) -> None:
     fake.then(busy())
     assert embed(["very private"]).to_lists() == [expected_vector("very private")]
-    assert "retry 1 of 8 for a batch of 1 texts" in caplog.text
+    assert "retry 1 of 10 for a batch of 1 texts" in caplog.text
     assert "private" not in caplog.text

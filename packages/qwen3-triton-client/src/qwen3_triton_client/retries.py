@@ -21,6 +21,9 @@ __all__ = ["RetryDetails", "Tries", "parse_retry_after", "retry_arguments", "wai
 
 MAX_BACKOFF_SECONDS = 16.0
 MAX_RETRY_AFTER_SECONDS = 60.0
+# A gateway whose Triton is away says "one second" each time, and a model of gigabytes takes a
+# minute to load: after so many tries its word is doubled each time.
+TRIES_BY_ITS_WORD = 4
 # Batches that were turned away together should not all come back in the same instant.
 RETRY_AFTER_SPREAD = 0.25
 
@@ -133,12 +136,14 @@ def wait_seconds(
 ) -> float:
     """Return the seconds to wait after try number `attempt`, counted from 1.
 
-    What the gateway asks for is obeyed, up to a minute. Otherwise full jitter: anything between
-    zero and a bound that doubles with each try
+    What the gateway asks for is obeyed, up to a minute, and more than that where it keeps asking.
+    Otherwise full jitter: anything between zero and a bound that doubles with each try
     (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/).
     """
     if retry_after_seconds is not None:
-        seconds = min(retry_after_seconds, MAX_RETRY_AFTER_SECONDS)
+        asked = min(retry_after_seconds, MAX_RETRY_AFTER_SECONDS)
+        doubled = asked * 2.0 ** max(0, attempt - TRIES_BY_ITS_WORD)
+        seconds = max(asked, min(doubled, MAX_BACKOFF_SECONDS))
         return seconds * uniform(1.0, 1.0 + RETRY_AFTER_SPREAD)
     bound = settings.backoff_seconds * 2.0 ** min(attempt - 1, 32)
     return uniform(0.0, min(bound, max(MAX_BACKOFF_SECONDS, settings.backoff_seconds)))

@@ -32,9 +32,10 @@ DEFAULT_MAX_CONCURRENCY = 8
 # up, after which it would still be computing what we ask for again.
 DEFAULT_TIMEOUT_SECONDS = 130.0
 DEFAULT_DEADLINE_SECONDS = 300.0
-# The waits are random: up to 0.5, 1, 2 ... 16, 16 and 16 s, half of that on average. So 99.7 % of
-# batches outlast a restart of the gateway that takes 10 s, and all but one in 20,000 one of 5 s.
-DEFAULT_MAX_RETRIES = 8
+# Where the gateway itself is away, waits are random: up to 0.5, 1, 2 ... 16, 16 s, half of that on
+# average, so all but one batch in 3,000 outlast a restart that takes 15 s. Where only its Triton
+# is, they add up to 66 s at least.
+DEFAULT_MAX_RETRIES = 10
 DEFAULT_BACKOFF_SECONDS = 0.5
 
 
