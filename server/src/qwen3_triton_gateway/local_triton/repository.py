@@ -6,9 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
+from ..onnx_file import OnnxFileError, OnnxSignature, TensorSignature, read_signature
 from ..weights import weights_digest
 from .errors import ModelFolderError
-from .onnx_signature import OnnxSignature, TensorSignature, read_signature
 
 MODEL_SOURCE = Path(__file__).with_name("python_backend_model.py")
 
@@ -77,7 +77,7 @@ def write_repository(
     """
     _check_options(model_name, max_batch_size, instance_count)
     onnx_file = find_onnx_file(model_dir)
-    signature = read_signature(onnx_file)
+    signature = _read(onnx_file)
     config = _CONFIG.format(
         name=_quote(model_name),
         max_batch_size=max_batch_size,
@@ -102,6 +102,13 @@ def _check_options(model_name: str, max_batch_size: int, instance_count: int) ->
         raise ValueError(f"`max_batch_size` must be at least 1, got {max_batch_size}")
     if instance_count < 1:
         raise ValueError(f"`instance_count` must be at least 1, got {instance_count}")
+
+
+def _read(onnx_file: Path) -> OnnxSignature:
+    try:
+        return read_signature(onnx_file)
+    except OnnxFileError as error:
+        raise ModelFolderError(str(error)) from error
 
 
 def _tensors(onnx_file: Path, signature: OnnxSignature) -> str:

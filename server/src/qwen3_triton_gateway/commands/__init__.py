@@ -1,0 +1,1 @@
+"""The commands beside `serve`, `triton` and `up`, a file each; what they do stands elsewhere."""

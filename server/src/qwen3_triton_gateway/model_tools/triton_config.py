@@ -1,0 +1,232 @@
+"""Write a `config.pbtxt` for Triton's ONNX Runtime backend, each setting with its reason."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ..onnx_file import TensorSignature
+from .errors import ModelToolError
+from .gpu_plan import MemoryPlan
+from .warmup import WarmupSample, is_past, warmup_file
+
+# ONNX TensorProto.DataType -> Triton's DataType, for what the gateway can feed and read.
+_TYPES = {1: "TYPE_FP32", 7: "TYPE_INT64", 10: "TYPE_FP16"}
+_COMMENT_WIDTH = 110
+# The gateway's default deadline, in Triton's microseconds.
+_QUEUE_TIMEOUT_MICROSECONDS = 120_000_000
+_MAX_QUEUE_SIZE = 256
+
+
+@dataclass(frozen=True, slots=True)
+class TritonConfig:
+    """Everything that the file says."""
+
+    name: str
+    source: str
+    inputs: tuple[TensorSignature, ...]
+    output: TensorSignature
+    hidden_size: int
+    unlisted_outputs: int
+    plan: MemoryPlan
+    instances: int
+    gpu: str
+    strict_layer_norm: bool
+    samples: list[WarmupSample]
+    weights_digest: str | None
+    queue_policy: bool
+
+
+def render_config(config: TritonConfig) -> str:
+    """Write the configuration in protocol buffers' text format."""
+    sections = [
+        _head(config),
+        _tensors(config),
+        _instances(config),
+        _batching(config),
+        _optimization(config),
+        _parameters(config),
+        _warmup(config),
+    ]
+    return "\n\n".join(filter(None, sections)) + "\n"
+
+
+def _head(config: TritonConfig) -> str:
+    machine = "a CPU" if config.gpu == "cpu" else f"one {config.gpu.upper()}"
+    return "\n".join(
+        [
+            *_comment(
+                f"{config.source}; for {machine}. Written by "
+                "`qwen3-triton model repository` from the file's own inputs and outputs."
+            ),
+            f"name: {_quote(config.name)}",
+            'backend: "onnxruntime"',
+            *_comment(f"Rows of a batch at most. {config.plan.reason}"),
+            f"max_batch_size: {config.plan.max_batch_size}",
+            *_comment("One version, named: a second folder beside it changes nothing by accident."),
+            "version_policy { specific { versions: [ 1 ] } }",
+        ]
+    )
+
+
+def _tensors(config: TritonConfig) -> str:
+    inputs = [_tensor(tensor, (tensor.shape or ())[1:]) for tensor in config.inputs]
+    dims = (*(config.output.shape or ())[1:-1], config.hidden_size)
+    lines = ["input [", ",\n".join(inputs), "]"]
+    reason = "Name, type and size are the file's own; Triton refuses to load the model otherwise."
+    if config.unlisted_outputs:
+        reason += (
+            f" The file's {config.unlisted_outputs} other outputs are left out: Triton computes "
+            "and copies every output listed here for every request."
+        )
+    return "\n".join([*lines, *_comment(reason), "output [", _tensor(config.output, dims), "]"])
+
+
+def _tensor(tensor: TensorSignature, dims: tuple[int, ...]) -> str:
+    data_type = triton_type(tensor)
+    sizes = ", ".join(map(str, dims))
+    return f"  {{ name: {_quote(tensor.name)} data_type: {data_type} dims: [ {sizes} ] }}"
+
+
+def triton_type(tensor: TensorSignature) -> str:
+    """Name a tensor's type as Triton does.
+
+    Raises:
+        ModelToolError: the gateway could not feed or read it.
+    """
+    if tensor.element_type not in _TYPES:
+        msg = f"`{tensor.name}` has a type that the gateway does not know: run `model inspect`."
+        raise ModelToolError(msg)
+    return _TYPES[tensor.element_type]
+
+
+def _instances(config: TritonConfig) -> str:
+    kind = "KIND_CPU" if config.gpu == "cpu" else "KIND_GPU"
+    reason = "Each instance holds its own copy of the weights."
+    return "\n".join(
+        [*_comment(reason), f"instance_group [ {{ kind: {kind} count: {config.instances} }} ]"]
+    )
+
+
+def _batching(config: TritonConfig) -> str:
+    if config.queue_policy:
+        comment = (
+            "A queue policy, as asked for. With it Triton (2.51, measured) misses the wake-up of "
+            "about every tenth batch and lets it lie for half a second; `dynamic_batching { }` "
+            "does not. The gateway orders and bounds its queue itself. A request's own timeout "
+            "counts only where it is below a default that is not 0."
+        )
+        policy = (
+            "{ timeout_action: REJECT "
+            f"default_timeout_microseconds: {_QUEUE_TIMEOUT_MICROSECONDS} "
+            f"allow_timeout_override: true max_queue_size: {_MAX_QUEUE_SIZE} }}"
+        )
+        body = [
+            "dynamic_batching {",
+            "  # 1 for queries, 2 for documents, as the gateway sends them.",
+            "  priority_levels: 2",
+            "  default_priority_level: 2",
+            f"  default_queue_policy {policy}",
+            "}",
+        ]
+        return "\n".join([*_comment(comment), *body])
+    comment = (
+        "The gateway forms the batches, orders them and bounds the queue; Triton merges what is of "
+        "equal shape and never waits for more. Empty on purpose: with priority levels, or a queue "
+        "policy with a timeout or a size, Triton (2.51, measured) misses the wake-up of about "
+        "every tenth batch and lets it lie for half a second. No preferred sizes: sizes below the "
+        "queue's length split it."
+    )
+    return "\n".join([*_comment(comment), "dynamic_batching { }"])
+
+
+def _optimization(config: TritonConfig) -> str:
+    if not config.strict_layer_norm:
+        return ""
+    comment = (
+        "Float16 needs strict layer norms on ONNX Runtime before 1.27 (Triton before 26.07): the "
+        "fused one sums squares in float16, overflows and zeroes whole rows "
+        "(microsoft/onnxruntime#29034)."
+    )
+    entry = 'parameters { key: "enable_skip_layer_norm_strict_mode" value: "1" }'
+    return "\n".join(
+        [
+            *_comment(comment),
+            "optimization {",
+            "  execution_accelerators {",
+            f'    gpu_execution_accelerator : [ {{ name: "cuda" {entry} }} ]',
+            "  }",
+            "}",
+        ]
+    )
+
+
+def _parameters(config: TritonConfig) -> str:
+    lines: list[str] = []
+    if config.plan.arena_bytes:
+        lines += _comment(
+            "Memory settings stand here and not in the accelerator's block, whose values for them "
+            "the backend overwrites. The arena may take its share of the card, so that a batch too "
+            "large fails alone and leaves room for CUDA itself."
+        )
+        lines.append(_parameter("gpu_mem_limit", str(config.plan.arena_bytes)))
+        lines += _comment("Grow the arena by what is asked for, not to the next power of two.")
+        lines.append(_parameter("arena_extend_strategy", "1"))
+    if config.weights_digest:
+        lines += _comment(
+            "Digest of the ONNX file and its weights: the gateway puts it into its fingerprint, "
+            "which Triton's metadata could not tell."
+        )
+        lines.append(_parameter("weights_digest", config.weights_digest))
+    return "\n".join(lines)
+
+
+def _parameter(key: str, value: str) -> str:
+    return f'parameters {{ key: "{key}" value {{ string_value: "{value}" }} }}'
+
+
+def _warmup(config: TritonConfig) -> str:
+    comment = (
+        "Run before the model is called ready, one sample for each length, with the largest batch "
+        "that the gateway sends: memory is claimed at the start, and the first callers do not wait "
+        "for kernels to be chosen. From files, since random bytes are ids that no vocabulary has."
+    )
+    samples = ",\n".join(_sample(config, sample) for sample in config.samples)
+    return "\n".join([*_comment(comment), "model_warmup [", samples, "]"])
+
+
+def _sample(config: TritonConfig, sample: WarmupSample) -> str:
+    inputs = "\n".join(f"    {line}" for line in _sample_inputs(config, sample))
+    return (
+        f'  {{\n    name: "{sample.length} tokens"\n    batch_size: {sample.rows}\n{inputs}\n  }}'
+    )
+
+
+def _sample_inputs(config: TritonConfig, sample: WarmupSample) -> Iterator[str]:
+    for tensor in config.inputs:
+        sizes = (tensor.shape or ())[1:]
+        if is_past(tensor):
+            dims, source = [max(size, 0) for size in sizes], "zero_data: true"
+        else:
+            dims = [sample.length]
+            source = f'input_data_file: "{warmup_file(tensor.name, sample)}"'
+        value = f"data_type: {triton_type(tensor)} dims: [ {', '.join(map(str, dims))} ] {source}"
+        yield f"inputs {{ key: {_quote(tensor.name)} value {{ {value} }} }}"
+
+
+def _comment(text: str) -> list[str]:
+    return textwrap.wrap(
+        text,
+        width=_COMMENT_WIDTH,
+        initial_indent="# ",
+        subsequent_indent="# ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _quote(text: str) -> str:
+    """Quote for protocol buffers' text format, whose escapes are those of JSON."""
+    return json.dumps(text, ensure_ascii=False)

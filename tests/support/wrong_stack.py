@@ -1,0 +1,272 @@
+"""A small gateway of its own around the nano model, right unless one of its stages is replaced.
+
+It shares no code with the product: http.server, ONNX Runtime and a tokenizer. Each replacement
+below is a mistake that somebody's deployment has made.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+import qwen3_nano
+
+END_ID = 0  # `<|endoftext|>` in the nano model's vocabulary, its pad token too
+IMPORT_ID = 7644  # `import`
+DEFAULT_DIMENSIONS = 1024
+DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+# Short, so that filling it and the golden texts below it cost little.
+MAX_LENGTH = 56
+SHIFT = 1000
+
+Ids = list[int]
+Array = np.ndarray[Any, np.dtype[Any]]
+
+
+@cache
+def session() -> onnxruntime.InferenceSession:
+    path = qwen3_nano.model_dir() / "model.onnx"
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1  # texts of a few tokens: a second thread only spins
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+@cache
+def tokenizer() -> Tokenizer:
+    return Tokenizer.from_file(str(qwen3_nano.model_dir() / "tokenizer.json"))
+
+
+def token_ids(text: str) -> Ids:
+    return tokenizer().encode(text, add_special_tokens=False).ids
+
+
+def shifted_token_ids(text: str) -> Ids:
+    """Another vocabulary: the same pieces under other numbers."""
+    size = tokenizer().get_vocab_size()
+    return [(token - 1 + SHIFT) % (size - 1) + 1 if token else token for token in token_ids(text)]
+
+
+def with_end_token(ids: Ids) -> Ids:
+    return [*ids[: MAX_LENGTH - 1], END_ID]
+
+
+def without_end_token(ids: Ids) -> Ids:
+    return ids[:MAX_LENGTH]
+
+
+def with_end_token_cut_off(ids: Ids) -> Ids:
+    return [*ids, END_ID][:MAX_LENGTH]
+
+
+def pool_right(rows: Sequence[Ids]) -> Array:
+    return _pool(rows, left=False)
+
+
+def pool_left_as_if_right(rows: Sequence[Ids]) -> Array:
+    """The runbook's: padded left, and pooled at the number of tokens less one."""
+    return _pool(rows, left=True)
+
+
+def _pool(rows: Sequence[Ids], *, left: bool) -> Array:
+    length = max(map(len, rows))
+    ids = np.full((len(rows), length), END_ID, dtype=np.int64)
+    mask = np.zeros_like(ids)
+    for index, row in enumerate(rows):
+        place = slice(length - len(row), length) if left else slice(0, len(row))
+        ids[index, place], mask[index, place] = row, 1
+    positions = np.where(mask > 0, np.cumsum(mask, axis=1) - 1, 0)
+    feed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    (hidden,) = session().run(["last_hidden_state"], feed)
+    return hidden[np.arange(len(rows)), mask.sum(axis=1) - 1]
+
+
+def overflow(pooled: Array, rows: Sequence[Ids]) -> Array:
+    """Activations that leave float16 on texts which begin with `import`, as the 8B model's do."""
+    huge = np.array([[1e6 if row[:1] == [IMPORT_ID] else 1.0] for row in rows])
+    with np.errstate(over="ignore", invalid="ignore"):
+        return (pooled * huge).astype(np.float16).astype(np.float32)
+
+
+def pool_with_nan(rows: Sequence[Ids]) -> Array:
+    values = overflow(pool_right(rows), rows)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def pool_with_zeros(rows: Sequence[Ids]) -> Array:
+    values = overflow(pool_right(rows), rows)
+    return np.where(np.isfinite(values).all(axis=1, keepdims=True), values, 0.0)
+
+
+def instructed(text: str, instruction: str) -> str:
+    return f"Instruct: {instruction}\nQuery:{text}"
+
+
+def instructed_with_a_space(text: str, instruction: str) -> str:
+    return f"Instruct: {instruction}\nQuery: {text}"
+
+
+def not_instructed(text: str, instruction: str) -> str:
+    del instruction
+    return text
+
+
+def by_default_instructed(text: str, instruction: str) -> str:
+    del instruction
+    return instructed(text, DEFAULT_INSTRUCTION)
+
+
+def normalized(vectors: Array, dimensions: int) -> Array:
+    cut = vectors[:, :dimensions]
+    norms = np.linalg.norm(cut, axis=1, keepdims=True)
+    return cut / np.where(norms > 0, norms, 1.0)
+
+
+def not_normalized(vectors: Array, dimensions: int) -> Array:
+    return vectors[:, :dimensions]
+
+
+def cut_after_normalizing(vectors: Array, dimensions: int) -> Array:
+    return normalized(vectors, DEFAULT_DIMENSIONS)[:, :dimensions]
+
+
+def in_order(vectors: Array, rows: Sequence[Ids]) -> Array:
+    del rows
+    return vectors
+
+
+def sorted_by_length(vectors: Array, rows: Sequence[Ids]) -> Array:
+    return vectors[np.argsort([len(row) for row in rows], kind="stable")]
+
+
+def without_the_last(vectors: Array, rows: Sequence[Ids]) -> Array:
+    return vectors[:-1] if len(rows) > 1 else vectors
+
+
+@dataclass(frozen=True)
+class Stack:
+    """The stages of a gateway; `talks` says whether it lists and counts tokens at all."""
+
+    tokenize: Callable[[str], Ids] = token_ids
+    close: Callable[[Ids], Ids] = with_end_token
+    pool: Callable[[Sequence[Ids]], Array] = pool_right
+    prompt: Callable[[str, str], str] = instructed
+    finish: Callable[[Array, int], Array] = normalized
+    arrange: Callable[[Array, Sequence[Ids]], Array] = in_order
+    talks: bool = True
+    knows_its_length: bool = True
+    reports_cuts: bool = True
+
+    def embed(self, body: dict[str, Any]) -> tuple[int, dict[str, Any]]:
+        texts: list[str] = body["texts"]
+        if body.get("input_type") == "query":
+            instruction = body.get("instruction") or DEFAULT_INSTRUCTION
+            texts = [self.prompt(text, instruction) for text in texts]
+        tokens = [self.tokenize(text) for text in texts]
+        rows = [self.close(ids) for ids in tokens]
+        long = [index for index, ids in enumerate(tokens) if len(ids) > MAX_LENGTH - 1]
+        if long and body.get("truncate") is False:
+            return 400, {"detail": f"Text {long[0]} is too long."}
+        dimensions = body.get("dimensions", DEFAULT_DIMENSIONS)
+        vectors = self.arrange(self.finish(self.pool(rows), dimensions), rows)
+        answer: dict[str, Any] = {"embeddings": vectors.tolist(), "model": qwen3_nano.MODEL_ID}
+        if self.reports_cuts:
+            answer["truncated"] = long
+        if self.talks:
+            answer["usage"] = {"prompt_tokens": sum(map(len, rows))}
+        return 200, answer
+
+    def list_tokens(self, body: dict[str, Any]) -> tuple[int, Any]:
+        # It says what it should send, as servers do that list tokens and embed in two places.
+        return 200, [
+            [{"id": token} for token in with_end_token(self.tokenize(text))]
+            for text in body["inputs"]
+        ]
+
+    def info(self) -> dict[str, Any]:
+        known = {"max_length": MAX_LENGTH} if self.knows_its_length else {}
+        return {"model": qwen3_nano.MODEL_ID, "hidden_size": 1152, "dimensions": 1024} | known
+
+
+RIGHT = Stack()
+# Each with the check that must fail, and words of the cause that must be named.
+WRONG: dict[str, tuple[Stack, str, str]] = {
+    "left-padding": (replace(RIGHT, pool=pool_left_as_if_right), "batch invariance", "padded left"),
+    "no-end-token": (replace(RIGHT, close=without_end_token), "end token", "<|endoftext|>"),
+    "end-token-cut-off": (replace(RIGHT, close=with_end_token_cut_off), "long text", "end token"),
+    "other-tokenizer": (
+        replace(RIGHT, tokenize=shifted_token_ids),
+        "tokenizer",
+        "another model's",
+    ),
+    "nan": (replace(RIGHT, pool=pool_with_nan), "float16 overflow", "float16"),
+    "zeros": (replace(RIGHT, pool=pool_with_zeros), "float16 overflow", "float16"),
+    "not-normalized": (replace(RIGHT, finish=not_normalized), "norm", "not normalized"),
+    "cut-after-normalizing": (
+        replace(RIGHT, finish=cut_after_normalizing),
+        "dimensions",
+        "not scaled again",
+    ),
+    "sorted": (replace(RIGHT, arrange=sorted_by_length), "order", "another order"),
+    "one-vector-short": (replace(RIGHT, arrange=without_the_last), "order", "dropped"),
+    "no-instruction": (replace(RIGHT, prompt=not_instructed), "instruction", "without"),
+    "space-after-query": (
+        replace(RIGHT, prompt=instructed_with_a_space),
+        "instruction",
+        "space after",
+    ),
+    "own-instruction-ignored": (
+        replace(RIGHT, prompt=by_default_instructed),
+        "own instruction",
+        "`instruction` is ignored",
+    ),
+    "silent-cut": (replace(RIGHT, reports_cuts=False), "long text", "cut silently"),
+}
+
+
+@contextmanager
+def serving(stack: Stack, *, api_key: str = "") -> Generator[str]:
+    """Serve a stack on a free port, and give its URL."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._answer(200 if self.path == "/info" else 404, stack.info())
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            if api_key and self.headers["authorization"] != f"Bearer {api_key}":
+                self._answer(401, {"error": {"message": "A key is needed."}})
+            elif self.path == "/embed":
+                self._answer(*stack.embed(body))
+            elif self.path == "/tokenize" and stack.talks:
+                self._answer(*stack.list_tokens(body))
+            else:
+                self._answer(404, {"detail": "Not Found"})
+
+        def _answer(self, status: int, content: Any) -> None:
+            data = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("content-length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: Any) -> None:
+            """Keep the tests' output clean."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
