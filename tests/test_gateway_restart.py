@@ -38,8 +38,9 @@ DIMENSIONS = 1024
 # Enough for seconds of work, so that the middle is not missed.
 TEXTS = [f"{'some words more ' * (7 * number % 19)}and number {number}" for number in range(200)]
 PART = 50
-# As users get it, but small requests and few at a time: they end well after the gateway's death.
-CLIENT = {"max_concurrency": 2}
+# Few requests at a time, so that all end soon after the restart; and more tries than the default,
+# which is made for a restart of ten seconds, as a busy machine may take longer.
+CLIENT = {"max_concurrency": 2, "max_retries": 12}
 SYNC, ASYNC = "filled_sync", "filled_async"
 # What `index()` makes of a document with a modern hash is longer than the default's UUID.
 TEXT_ID = Column("langchain_id", "TEXT", nullable=False)
@@ -51,13 +52,18 @@ class MortalGateway:
     def __init__(self, *flags: str) -> None:
         self._flags = flags
         self._process = GatewayProcess(*flags)
-        self._process.wait_ready()
-        self.url = self._process.url
+
+    @property
+    def url(self) -> str:
+        return self._process.url
 
     @property
     def texts(self) -> float:
         """How many texts it has embedded since its start."""
         return self._process.metric("qwen3_triton_texts_total")
+
+    def wait_ready(self) -> None:
+        self._process.wait_ready()
 
     def kill(self) -> None:
         self._process.kill()
@@ -79,6 +85,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 def _mortal(triton: LocalTriton) -> Generator[MortalGateway]:
     gateway = MortalGateway(*triton_flags(triton.http_url))
     try:
+        gateway.wait_ready()
         yield gateway
     finally:
         gateway.stop()
@@ -142,22 +149,26 @@ def _engine(database_url: str) -> Generator[PGEngine]:
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
     engine = PGEngine.from_engine(create_async_engine(asyncpg_url(database_url)), loop)
-    for table in (SYNC, ASYNC):
-        engine.init_vectorstore_table(table, DIMENSIONS, id_column=TEXT_ID)
-    yield engine
-    asyncio.run(engine.close())
-    asyncio.run_coroutine_threadsafe(loop.shutdown_asyncgens(), loop).result()
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join()
-    loop.close()
+    try:
+        for table in (SYNC, ASYNC):
+            engine.init_vectorstore_table(table, DIMENSIONS, id_column=TEXT_ID)
+        yield engine
+    finally:
+        asyncio.run(engine.close())
+        asyncio.run_coroutine_threadsafe(loop.shutdown_asyncgens(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 @asynccontextmanager
 async def running_engine(database_url: str) -> AsyncGenerator[PGEngine]:
     """Give an engine that works in the running event loop."""
     engine = PGEngine.from_engine(create_async_engine(asyncpg_url(database_url)))
-    yield engine
-    await engine.close()
+    try:
+        yield engine
+    finally:
+        await engine.close()
 
 
 def asyncpg_url(database_url: str) -> str:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -13,6 +13,9 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from ._version import __version__
+from .commands.doctor import doctor
+from .commands.model import model
+from .commands.output import plain_errors
 from .errors import StartupError
 from .settings import Settings
 
@@ -38,6 +41,10 @@ def main() -> None:
           --tokenizer-path /models/qwen3-embedding-4b
       curl localhost:8101/embed -H 'content-type: application/json' -d '{"texts": ["hello"]}'
     """
+
+
+main.add_command(model)
+main.add_command(doctor)
 
 
 def _setting_options(command: Command) -> Command:
@@ -221,13 +228,7 @@ def _progress(sentence: str) -> None:
     click.echo(sentence, err=True)
 
 
-@contextmanager
-def _plain_errors() -> Generator[None]:
-    """End with exit code 1 and the message alone where something was expected to go wrong."""
+def _plain_errors() -> AbstractContextManager[None]:
     from .local_triton import LocalTritonError
 
-    try:
-        yield
-    except (StartupError, LocalTritonError) as error:
-        click.echo(f"Error: {error}", err=True)
-        sys.exit(1)
+    return plain_errors(StartupError, LocalTritonError)

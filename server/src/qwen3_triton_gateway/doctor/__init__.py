@@ -1,0 +1,1 @@
+"""What is wrong with this machine or a running stack, and how to mend it."""

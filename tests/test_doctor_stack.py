@@ -1,0 +1,398 @@
+"""`qwen3-triton doctor` before a real Triton, gateway and PostgreSQL, well and broken."""
+
+from __future__ import annotations
+
+import json
+import math
+import socket
+import threading
+from collections.abc import Callable, Generator
+from contextlib import closing, contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import onnx
+import psycopg
+import pytest
+from click.testing import CliRunner
+
+import qwen3_nano
+from gateway_process import GatewayProcess, running_gateway, triton_flags
+from polling import wait_for
+from qwen3_nano.graph import build_graph
+from qwen3_nano.weights import load_weights
+from qwen3_triton_gateway.cli import main
+from qwen3_triton_gateway.local_triton import LocalTriton, ensure_runtime, write_repository
+from qwen3_triton_gateway.local_triton.command import server_command
+from qwen3_triton_gateway.local_triton.health import answers_ok
+from qwen3_triton_gateway.local_triton.ports import Ports, choose_ports
+from qwen3_triton_gateway.local_triton.process import TritonProcess
+from qwen3_triton_gateway.local_triton.repository import MODEL_SOURCE
+
+NANO = qwen3_nano.MODEL_ID
+HOST = "127.0.0.1"
+# What the `onnxruntime` backend does when it loads a model: tell Triton the file's own types. The
+# refusal that follows is Triton's, in the words that users of that backend see.
+TELLS_ITS_TYPES = '''
+    @staticmethod
+    def auto_complete_config(config):
+        """Tell the types of the ONNX file."""
+        config.add_output(
+            {"name": "last_hidden_state", "data_type": "TYPE_FP32", "dims": [-1, 1152]}
+        )
+        return config
+'''
+KEY = "a-secret-key"
+
+
+def doctor(*arguments: str) -> tuple[int, dict[str, dict[str, str]], str]:
+    """Run the command; give its exit code, its checks by name, and its output."""
+    result = CliRunner().invoke(main, ["doctor", "--json", *arguments])
+    checks: list[dict[str, str]] = json.loads(result.stdout)["checks"]
+    return result.exit_code, {check["name"]: check for check in checks}, result.stdout
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as listener:
+        listener.bind((HOST, 0))
+        return int(listener.getsockname()[1])
+
+
+@contextmanager
+def answering(reply: Callable[[str, dict[str, Any]], object]) -> Generator[str]:
+    """Run a small HTTP server that answers with what `reply(path, body)` gives, as JSON."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            size = int(self.headers.get("Content-Length", 0))
+            body = json.loads(self.rfile.read(size)) if size else {}
+            answer = reply(self.path, body)
+            content = json.dumps(answer).encode()
+            self.send_response(404 if answer is None else 200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def do_POST(self) -> None:
+            self.do_GET()
+
+        def log_message(self, *_arguments: object) -> None:
+            """Say nothing."""
+
+    with ThreadingHTTPServer((HOST, 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://{HOST}:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+@contextmanager
+def forgiving_triton(repository: Path, log_file: Path) -> Generator[str]:
+    """Run a Triton that stays up when models do not load, and give its URL."""
+    runtime = ensure_runtime(print)
+    ports = choose_ports(HOST, Ports(0, 0, 0))
+    command = server_command(
+        runtime,
+        repository=repository,
+        host=HOST,
+        ports=ports,
+        shm_prefix=f"doctor{ports.http}",
+        exit_timeout_seconds=1,
+        complete_config=True,
+    )
+    process = TritonProcess(
+        ["--exit-on-error=false" if part == "--exit-on-error=true" else part for part in command],
+        environment=runtime.environment(),
+        log_file=log_file,
+        shm_prefix=f"doctor{ports.http}",
+        work_dir=None,
+        grace_seconds=2,
+    )
+    try:
+        wait_for(lambda: answers_ok(HOST, ports.http, "/v2/health/live"), "a live Triton")
+        yield f"http://{HOST}:{ports.http}"
+    finally:
+        process.stop()
+
+
+@pytest.fixture(name="broken_repository", scope="module")
+def _broken_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One model for each fault that keeps Triton from loading it, and one that loads."""
+    folder = tmp_path_factory.mktemp("models")
+    repository = tmp_path_factory.mktemp("repository")
+    weights = load_weights(qwen3_nano.model_dir() / "model.onnx")
+
+    def write(name: str, **options: Any) -> Path:
+        source = folder / name
+        source.mkdir()
+        external = name == "no_data"
+        onnx.save_model(
+            build_graph(weights, **options),
+            source / "model.onnx",
+            save_as_external_data=external,
+            location="model.onnx_data" if external else None,
+        )
+        return write_repository(source, repository, model_name=name, intra_op_threads=1)
+
+    write("half", float16_output=True)
+    written = write("wrong_dtype")
+    config = written / "config.pbtxt"
+    config.write_text(config.read_text().replace("TYPE_FP32", "TYPE_FP16"))
+    (written / "1" / "model.py").write_text(MODEL_SOURCE.read_text() + TELLS_ITS_TYPES)
+    write("no_data")
+    (folder / "no_data" / "model.onnx_data").unlink()
+    narrow = write("narrow_ids") / "config.pbtxt"
+    narrow.write_text(narrow.read_text().replace("TYPE_INT64", "TYPE_INT32"))
+    return repository
+
+
+@pytest.fixture(name="broken_triton", scope="module")
+def _broken_triton(
+    broken_repository: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Generator[str]:
+    with forgiving_triton(broken_repository, tmp_path_factory.mktemp("log") / "log") as url:
+        yield url
+
+
+def test_a_stack_that_is_well_ends_with_0(
+    triton: LocalTriton, gateway: GatewayProcess, database_url: str
+) -> None:
+    with psycopg.connect(database_url) as connection:
+        connection.execute("CREATE EXTENSION vector")
+        connection.execute("CREATE TABLE chunks (embedding vector(1024))")
+        connection.execute(
+            "CREATE INDEX nearest ON chunks USING hnsw (embedding vector_cosine_ops)"
+        )
+    flags = ["--url", gateway.url, "--triton-url", triton.http_url, "--triton-model", NANO]
+    code, checks, output = doctor(*flags, "--database-url", database_url)
+    assert code == 0, output
+    assert checks["gateway"]["outcome"] == "ok"
+    assert checks["Triton"]["outcome"] == "ok"
+    assert checks["gRPC"]["outcome"] in {"ok", "skipped"}  # its port is not always HTTP's next
+    assert checks["inference"]["seen"] == "a batch of two runs, all numbers finite"
+    assert "1024 dimensions, norm 1.0000" in checks["embedding"]["seen"]
+    assert checks["batches"]["outcome"] == "ok"
+    assert checks["queries"]["outcome"] == "ok"
+    assert checks["column public.chunks.embedding"]["seen"] == "vector(1024)"
+    assert checks["index nearest"]["outcome"] == "ok"
+
+
+def test_triton_is_found_by_what_the_gateway_says(gateway: GatewayProcess) -> None:
+    code, checks, _ = doctor("--url", gateway.url)
+    assert code == 0
+    assert checks[f"model {NANO}"]["seen"].startswith("READY")
+    assert "last_hidden_state" in checks["interface"]["seen"]
+
+
+def test_the_grpc_address_of_triton_is_asked_the_same(triton: LocalTriton) -> None:
+    code, checks, _ = doctor("--triton-url", triton.grpc_url)
+    assert code == 0
+    assert "container 24.10" in checks["Triton's version"]["seen"]
+    assert checks["Triton's version"]["outcome"] == "warning"
+    assert "CVE-2025-23310" in checks["Triton's version"]["seen"]
+    assert checks["inference"]["outcome"] == "ok"
+
+
+def test_more_dimensions_than_the_model_has_are_told(triton: LocalTriton) -> None:
+    code, checks, _ = doctor("--triton-url", triton.http_url, "--output-dim", "2560")
+    assert code == 1
+    assert checks["interface"]["seen"].endswith("EMBED_OUTPUT_DIM is 2560")
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_a_triton_that_is_named_and_down_is_a_failure(scheme: str) -> None:
+    code, checks, _ = doctor("--triton-url", f"{scheme}://{HOST}:{free_port()}")
+    assert code == 1
+    assert checks["Triton"]["outcome"] == "failed"
+    assert "docker start triton" in checks["Triton"]["remedy"]
+    assert "nothing listens" in checks["Triton"]["seen"] or "gRPC" in checks["Triton"]["seen"]
+
+
+def test_a_model_that_triton_has_not_is_named_beside_those_that_it_has(
+    triton: LocalTriton,
+) -> None:
+    code, checks, _ = doctor("--triton-url", triton.http_url, "--triton-model", "qwen3_typo")
+    assert code == 1
+    assert checks["model qwen3_typo"]["seen"] == f"Triton does not have it; it has: {NANO}"
+    assert "TRITON_MODEL" in checks["model qwen3_typo"]["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("model", "cause", "remedy"),
+    [
+        ("wrong_dtype", "config.pbtxt and the ONNX file disagree about a dtype", "TYPE_FP16"),
+        ("no_data", "external data, the file with the weights, is missing", "model.onnx_data"),
+    ],
+)
+def test_a_model_that_does_not_load_is_explained_by_tritons_own_words(
+    broken_triton: str, model: str, cause: str, remedy: str
+) -> None:
+    code, checks, _ = doctor("--triton-url", broken_triton, "--triton-model", model)
+    check = checks[f"model {model}"]
+    assert code == 1
+    assert check["outcome"] == "failed"
+    assert check["seen"].startswith(cause)
+    assert "Triton says UNAVAILABLE: " in check["seen"]
+    assert remedy in check["remedy"]
+    assert checks["Triton"]["seen"].endswith("a model is loading or did not load")
+
+
+def test_an_input_of_another_type_than_the_gateway_sends_is_named(broken_triton: str) -> None:
+    code, checks, _ = doctor("--triton-url", broken_triton, "--triton-model", "narrow_ids")
+    assert code == 1
+    assert "input `input_ids` as int32" in checks["interface"]["seen"]
+
+
+def test_float16_over_json_is_explained_beside_a_model_that_works(broken_triton: str) -> None:
+    _, checks, _ = doctor("--triton-url", broken_triton, "--triton-model", "half")
+    check = checks["float16 over JSON"]
+    assert checks["inference"]["outcome"] == "ok"
+    assert check["outcome"] == "warning"
+    assert "sending FP16 data via JSON is not supported" in check["seen"]
+    assert "binary_data=True" in check["remedy"]
+
+
+def test_the_files_of_those_models_tell_the_same_without_a_triton(broken_repository: Path) -> None:
+    code, checks, output = doctor("--model-repository", str(broken_repository))
+    assert code == 1
+    assert "is TYPE_FP16 in config.pbtxt and TYPE_FP32 in the ONNX file" in output
+    assert "is TYPE_INT32 in config.pbtxt and TYPE_INT64 in the ONNX file" in output
+    assert checks["weights model.onnx_data"]["seen"].endswith(
+        "is missing: model.onnx keeps its weights there"
+    )
+
+
+def test_a_gateway_that_is_named_and_down_is_a_failure() -> None:
+    code, checks, _ = doctor("--url", f"http://{HOST}:{free_port()}")
+    assert code == 1
+    assert "nothing listens" in checks["gateway"]["seen"]
+    assert "docker logs -n 200 embed-gateway" in checks["gateway"]["remedy"]
+
+
+def test_tritons_port_given_for_the_gateways_is_told(triton: LocalTriton) -> None:
+    code, checks, _ = doctor("--url", triton.http_url)
+    assert code == 1
+    assert "is Triton, not the gateway" in checks["gateway"]["seen"]
+
+
+def test_something_else_at_the_gateways_port_is_told() -> None:
+    other = {"status": "ok", "version": "1.2"}
+    with answering(lambda path, _: other if path == "/health" else None) as url:
+        code, checks, _ = doctor("--url", url)
+    assert code == 1
+    assert "something else answers" in checks["gateway"]["seen"]
+    port = url.rpartition(":")[2]
+    assert "which is not the gateway" in checks[f"port {port}"]["seen"]
+
+
+def test_the_gateways_port_given_for_tritons_is_told(gateway: GatewayProcess) -> None:
+    code, checks, _ = doctor("--triton-url", gateway.url)
+    assert code == 1
+    assert "it is not Triton" in checks["Triton"]["seen"]
+
+
+def test_a_missing_and_a_wrong_key_are_told_apart_and_never_shown() -> None:
+    with running_gateway("--api-keys", KEY) as gateway:
+        code, checks, _ = doctor("--url", gateway.url)
+        assert code == 1
+        assert checks["API key"]["seen"] == "401: it wants an API key"
+        code, checks, output = doctor("--url", gateway.url, "--api-key", "hunter2")
+        assert code == 1
+        assert "not one of its keys" in checks["API key"]["seen"]
+        assert "hunter2" not in output
+        code, checks, output = doctor("--url", gateway.url, "--api-key", KEY)
+        assert code == 0, output
+        assert checks["embedding"]["outcome"] == "ok"
+        assert KEY not in output
+
+
+def test_a_gateway_without_its_triton_is_degraded_and_says_why() -> None:
+    waiting = GatewayProcess(*triton_flags(f"http://{HOST}:{free_port()}"))
+    try:
+        waiting.wait_listening()
+        code, checks, _ = doctor("--url", waiting.url)
+    finally:
+        waiting.kill()
+    assert code == 1
+    assert checks["gateway"]["seen"].startswith("degraded: waiting for Triton")
+    assert "resumes by itself" in checks["gateway"]["remedy"]
+
+
+def test_the_runbooks_gateway_is_recognized_by_its_answers_and_its_vectors() -> None:
+    health = {
+        "status": "ok",
+        "triton_status": 200,
+        "triton_model": "qwen3_embed_4b_onnx",
+        "tokenizer_path": "/models/qwen3-embedding-4b-zhiqing",
+        "embed_output_dim": 1024,
+        "model_hidden_dim": 2560,
+        "requires_past_kv": False,
+    }
+
+    def app(path: str, body: dict[str, Any]) -> object:
+        if path == "/health":
+            return health
+        if path != "/embed":
+            return None
+        # In a mixed batch it pools the short text at a padding token.
+        longest = max(len(text) for text in body["texts"])
+        angles = [len(text) if len(text) == longest else 99 for text in body["texts"]]
+        rows = [[math.cos(a), math.sin(a), *[0.0] * 1022] for a in angles]
+        return {"embeddings": rows, "model": "Qwen/Qwen3-Embedding-4B"}
+
+    with answering(app) as url:
+        code, checks, _ = doctor("--url", url)
+    assert code == 1
+    assert "no fingerprint: this is the runbook's app.py" in checks["gateway's kind"]["seen"]
+    assert "another vector" in checks["batches"]["seen"]
+    assert checks["queries"]["outcome"] == "warning"
+
+
+def test_vectors_that_are_no_numbers_are_a_failure() -> None:
+    health = dict.fromkeys(("triton_status", "triton_model", "tokenizer_path"), "x")
+    health |= {"status": "ok", "embed_output_dim": "1024"}
+    rows = {"embeddings": [[None] * 1024], "fingerprint": "0123456789abcdef"}
+    with answering(lambda path, _: {"/health": health, "/embed": rows}.get(path)) as url:
+        code, checks, _ = doctor("--url", url)
+    assert code == 1
+    assert "norm nan, which is not 1" in checks["embedding"]["seen"]
+
+
+def test_the_runbooks_gateway_without_its_triton_is_recognized() -> None:
+    # Its /health ends with an exception then.
+    title = {"info": {"title": "Qwen3 Embedding Gateway"}}
+    with answering(lambda path, _: title if path == "/openapi.json" else None) as url:
+        code, checks, _ = doctor("--url", url)
+    assert code == 1
+    assert "its Triton does not answer" in checks["gateway"]["seen"]
+
+
+def test_a_column_of_other_dimensions_than_the_gateways_is_a_failure(
+    gateway: GatewayProcess, database_url: str
+) -> None:
+    with psycopg.connect(database_url) as connection:
+        connection.execute("CREATE EXTENSION vector")
+        connection.execute("CREATE TABLE old (embedding vector(768), any_size vector)")
+        connection.execute("CREATE INDEX far ON old USING hnsw (embedding vector_l2_ops)")
+    code, checks, _ = doctor("--url", gateway.url, "--database-url", database_url)
+    assert code == 1
+    column = checks["column public.old.embedding"]
+    assert column["seen"] == "vector(768), and the gateway's vectors have 1024 dimensions"
+    assert checks["column public.old.any_size"]["outcome"] == "warning"
+    assert "do not use it" in checks["index far"]["seen"]
+    assert checks["pgvector"]["outcome"] == "ok"
+
+
+def test_a_database_without_pgvector_or_without_an_answer_is_a_failure(database_url: str) -> None:
+    code, checks, _ = doctor("--database-url", database_url)
+    assert code == 1
+    assert checks["pgvector"]["remedy"] == "CREATE EXTENSION vector"
+    lost = f"postgresql://me:hunter2@{HOST}:{free_port()}/rag"
+    code, checks, output = doctor("--database-url", lost)
+    assert code == 1
+    assert "start PostgreSQL" in checks["database"]["remedy"]
+    assert "hunter2" not in output
