@@ -1,0 +1,199 @@
+"""Alert rules and the dashboard ask for what the gateway and Triton really measure."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Generator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+import yaml
+from prometheus_client import Metric
+from prometheus_client.metrics import MetricWrapperBase
+
+from qwen3_triton_gateway.local_triton import LocalTriton
+from qwen3_triton_gateway.metrics import GatewayState, LaneState, Metrics
+from qwen3_triton_gateway.settings import Settings
+
+OBSERVABILITY = Path(__file__).resolve().parents[1] / "deploy" / "observability"
+ALERTS: dict[str, Any] = yaml.safe_load((OBSERVABILITY / "alerts.yaml").read_text())
+RULES: list[dict[str, Any]] = [rule for group in ALERTS["groups"] for rule in group["rules"]]
+DASHBOARD: dict[str, Any] = json.loads(
+    (OBSERVABILITY / "grafana" / "dashboards" / "qwen3-triton.json").read_text()
+)
+# What a Triton with a card shows beside the local one (its user guide, "Metrics").
+CARD = {
+    "nv_gpu_power_usage",
+    "nv_gpu_power_limit",
+    "nv_gpu_utilization",
+    "nv_gpu_memory_total_bytes",
+    "nv_gpu_memory_used_bytes",
+}
+SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
+# Grafana fills these in; the parser wants what they become.
+FILLED = {"$__rate_interval": "1m", "$gateway": ".*"}
+
+
+def series_names(family: Metric) -> list[str]:
+    return [family.name + suffix for suffix in SUFFIXES.get(family.type, ("",))]
+
+
+def gateway_series() -> dict[str, set[str]]:
+    """Every series of a gateway, with its labels."""
+    metrics = Metrics()
+    lane = LaneState(lane="query", texts=0, tokens=0, oldest_seconds=0)
+    state = GatewayState([lane], 0, 0, 0, ready=True, backends={"grpc://triton:8001": True})
+    metrics.observe_state(lambda: state)
+    series = {
+        name: {label for sample in family.samples for label in sample.labels}
+        for family in metrics.registry.collect()
+        for name in series_names(family)
+    }
+    for instrument in vars(metrics).values():
+        if isinstance(instrument, MetricWrapperBase):
+            for family in instrument.describe():
+                for name in series_names(family):
+                    series[name] = set(instrument._labelnames) | {"le"}
+    return series
+
+
+@pytest.fixture(name="series", scope="module")
+def _series(triton: LocalTriton) -> dict[str, set[str]]:
+    """Every series that there is, and its labels beside those that a scrape adds."""
+    answer = httpx2.get(triton.metrics_url).text
+    # By hand: the parser would append `_total` to Triton's counters, which do without.
+    samples = re.findall(r"^(\w+)(?:\{(.*)\})? ", answer, re.MULTILINE)
+    of_triton = {name: set(re.findall(r'(\w+)="', labels)) for name, labels in samples}
+    assert "nv_inference_count" in of_triton
+    return gateway_series() | of_triton | {name: {"gpu_uuid"} for name in CARD}
+
+
+def dashboard_expressions() -> Iterator[str]:
+    for panel in DASHBOARD["panels"]:
+        for target in panel.get("targets", []):
+            yield target["expr"]
+
+
+EXPRESSIONS = [*(rule["expr"] for rule in RULES), *dashboard_expressions()]
+
+
+def filled(expression: str) -> str:
+    for variable, value in FILLED.items():
+        expression = expression.replace(variable, value)
+    return expression
+
+
+def selectors(expression: str) -> Generator[tuple[str, set[str]]]:
+    """Find the series that an expression names and the labels that it asks them for."""
+    for match in re.finditer(r"\b((?:qwen3_triton|nv|process)_\w+)(?:\{([^}]*)\})?", expression):
+        yield match[1], set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", match[2] or ""))
+
+
+def test_every_expression_names_only_series_and_labels_that_exist(
+    series: dict[str, set[str]],
+) -> None:
+    for expression in EXPRESSIONS:
+        found = list(selectors(expression))
+        assert found, expression
+        for name, labels in found:
+            assert name in series, expression
+            assert labels <= series[name] | {"instance"}, expression
+
+
+def test_every_expression_is_promql() -> None:
+    promql_parser = pytest.importorskip("promql_parser")
+    for expression in EXPRESSIONS:
+        promql_parser.parse(filled(expression))
+
+
+def test_what_the_expressions_say_of_labels_are_values_that_the_gateway_writes() -> None:
+    source = "".join(
+        path.read_text() for path in (Path(__file__).parents[1] / "server" / "src").rglob("*.py")
+    )
+    for expression in EXPRESSIONS:
+        for value in re.findall(r'(?:kind|lane|outcome)="(\w+)"', expression):
+            assert re.search(rf'"{value}"|\b{value.upper()} = ', source), value
+
+
+def test_every_rule_says_how_bad_it_is_what_happened_and_what_to_do() -> None:
+    names = [rule["alert"] for rule in RULES]
+    assert len(set(names)) == len(names)
+    for rule in RULES:
+        assert rule["labels"]["severity"] in {"page", "ticket"}
+        assert rule["annotations"].keys() == {"summary", "description"}
+
+
+def test_the_rules_know_the_gateways_limits() -> None:
+    near, slow = (
+        next(rule["expr"] for rule in RULES if rule["alert"] == name)
+        for name in ("EmbeddingQueueNearItsBound", "EmbeddingQueueSlowToDrain")
+    )
+    assert near.endswith(f"> 0.8 * {Settings().max_queue_tokens}")
+    assert slow.strip().endswith(f"> {Settings().timeout_seconds:.0f}")
+
+
+@pytest.mark.skipif(not shutil.which("promtool"), reason="needs promtool of Prometheus")
+def test_the_rules_fire_when_they_should() -> None:
+    for arguments in (["check", "rules", "alerts.yaml"], ["test", "rules", "alerts.test.yaml"]):
+        subprocess.run(["promtool", *arguments], cwd=OBSERVABILITY, check=True)
+
+
+def test_the_dashboard_has_panels_that_do_not_overlap_and_one_source() -> None:
+    panels = DASHBOARD["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    cells = [
+        (x, y)
+        for place in (panel["gridPos"] for panel in panels)
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(set(cells)) == len(cells)
+    assert max(x for x, _ in cells) == 23
+    drawn = [panel for panel in panels if panel["type"] != "row"]
+    assert all(panel["description"] and panel["fieldConfig"]["defaults"]["unit"] for panel in drawn)
+    assert {panel["datasource"]["uid"] for panel in drawn} == {"${datasource}"}
+
+
+def test_the_dashboard_joins_the_gateways_view_with_tritons() -> None:
+    def kinds(panel: dict[str, Any]) -> set[str]:
+        names = [name for t in panel.get("targets", []) for name, _ in selectors(t["expr"])]
+        return {name.partition("_")[0] for name in names}
+
+    assert sum(kinds(panel) == {"qwen3", "nv"} for panel in DASHBOARD["panels"]) >= 3
+
+
+def test_prometheus_scrapes_what_compose_runs_with_the_key_that_it_is_given() -> None:
+    compose = yaml.safe_load((OBSERVABILITY.parent / "compose.yaml").read_text())["services"]
+    prometheus = yaml.safe_load((OBSERVABILITY / "prometheus.yml").read_text())
+    gateway, triton = prometheus["scrape_configs"]
+    for job in (gateway, triton):
+        (discovery,) = job["dns_sd_configs"]
+        (host,) = discovery["names"]
+        assert set(compose[host]["networks"]) & set(compose["prometheus"]["networks"])
+    key = gateway["authorization"]["credentials_file"]
+    assert key.removeprefix("/run/secrets/") in compose["prometheus"]["secrets"]
+    mounted = [volume.split(":")[1] for volume in compose["prometheus"]["volumes"]]
+    assert set(prometheus["rule_files"]) <= set(mounted)
+
+
+def test_grafana_finds_prometheus_and_the_dashboard() -> None:
+    compose = yaml.safe_load((OBSERVABILITY.parent / "compose.yaml").read_text())["services"]
+    provisioning = OBSERVABILITY / "grafana" / "provisioning"
+    (source,) = yaml.safe_load((provisioning / "datasources" / "prometheus.yaml").read_text())[
+        "datasources"
+    ]
+    assert source["url"] == "http://prometheus:9090"
+    (provider,) = yaml.safe_load((provisioning / "dashboards" / "qwen3-triton.yaml").read_text())[
+        "providers"
+    ]
+    mounts = dict(
+        reversed(volume.removesuffix(":ro").rsplit(":", 1))
+        for volume in compose["grafana"]["volumes"]
+    )
+    folder = OBSERVABILITY.parent / mounts[provider["options"]["path"]]
+    assert [path.name for path in folder.iterdir()] == ["qwen3-triton.json"]
