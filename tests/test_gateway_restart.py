@@ -38,9 +38,8 @@ DIMENSIONS = 1024
 # Enough for seconds of work, so that the middle is not missed.
 TEXTS = [f"{'some words more ' * (7 * number % 19)}and number {number}" for number in range(200)]
 PART = 50
-# Few requests at a time, so that all end soon after the restart; and more tries than the default,
-# which is made for a restart of ten seconds, as a busy machine may take longer.
-CLIENT = {"max_concurrency": 2, "max_retries": 12}
+# As users get it, but for few requests at a time, so that all end soon after the restart.
+CLIENT = {"max_concurrency": 2}
 SYNC, ASYNC = "filled_sync", "filled_async"
 # What `index()` makes of a document with a modern hash is longer than the default's UUID.
 TEXT_ID = Column("langchain_id", "TEXT", nullable=False)
