@@ -425,3 +425,15 @@ def test_an_input_that_is_no_tensor_is_refused_by_name(tmp_path: Path) -> None:
     model.graph.input.append(helper.make_tensor_sequence_value_info("words", TensorProto.INT64, []))
     [error] = of_severity(inspect_tiny(tmp_path, model), "error")
     assert "`words`" in error.message
+
+
+def test_a_hidden_size_that_the_graph_leaves_open_is_the_configurations(tmp_path: Path) -> None:
+    """Exports that pool and normalize in the graph lose it on the way."""
+    path = write_export(tmp_path)
+    model = onnx.load(path, load_external_data=False)
+    model.graph.output[0].type.tensor_type.shape.dim[2].dim_param = "Div_dim_1"
+    onnx.save(model, path)
+    inspection = inspect_model(path)
+    assert (inspection.is_servable, inspection.hidden_size) == (True, HIDDEN_SIZE)
+    (tmp_path / "config.json").unlink()
+    assert not inspect_model(path).is_servable

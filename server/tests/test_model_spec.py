@@ -120,6 +120,14 @@ def test_a_model_that_cannot_be_served_is_refused(
         describe(inputs, outputs)
 
 
+def test_a_hidden_size_that_pooling_lost_is_that_of_the_states_beside_it() -> None:
+    lost = TensorSpec("sentence_embedding", FLOAT32, (-1, -1))
+    spec = describe([IDS, MASK], [TensorSpec("token_embeddings", FLOAT32, (-1, -1, 640)), lost])
+    assert (spec.output.name, spec.hidden_size, spec.pooling) == (lost.name, 640, "in_graph")
+    with pytest.raises(StartupError, match="with the hidden size fixed is needed"):
+        describe([IDS, MASK], [lost])
+
+
 def test_a_pooled_answer_is_named_so() -> None:
     states = wrap_output(describe([IDS, MASK], [POOLED]), BATCH, np.zeros((2, 1280)))
     assert isinstance(states, PooledStates)

@@ -7,7 +7,7 @@ serve; from then on it turns a `TokenBatch` into `HiddenStates` or `PooledStates
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -190,6 +190,18 @@ def _names(specs: Sequence[TensorSpec]) -> str:
     return ", ".join(f"`{spec.name}`" for spec in specs) or "none"
 
 
+def _with_hidden_size(output: TensorSpec, outputs: Sequence[TensorSpec]) -> TensorSpec:
+    """Fill in a hidden size that the graph leaves open, as the states beside it tell it.
+
+    Exports that pool and normalize in the graph lose it on the way. The answer's shape is checked.
+    """
+    if not output.shape or output.shape[-1] > 0:
+        return output
+    sizes = [spec.shape[-1] for spec in outputs if len(spec.shape) == HIDDEN_RANK]
+    known = next((size for size in sizes if size > 0), output.shape[-1])
+    return replace(output, shape=(*output.shape[:-1], known))
+
+
 def _check_token_input(model: str, spec: TensorSpec) -> None:
     if spec.dtype != np.dtype(np.int64) or len(spec.shape) != TOKEN_RANK:
         msg = (
@@ -222,6 +234,7 @@ def _choose_output(model: str, outputs: Sequence[TensorSpec]) -> TensorSpec:
             f"{_names(outputs)}. Export it with the task feature-extraction."
         )
         raise StartupError(msg)
+    output = _with_hidden_size(output, outputs)
     rank_fits = len(output.shape) in (POOLED_RANK, HIDDEN_RANK)
     if output.dtype not in FLOAT_DTYPES or not rank_fits or output.shape[-1] <= 0:
         msg = (

@@ -71,7 +71,7 @@ def inspect_model(path: Path) -> Inspection:
     spec, findings = check_interface(model)
     output = choose_output(model)
     config = read_config(path)
-    hidden_size = _hidden_size(output)
+    hidden_size = spec.hidden_size if spec else _hidden_size(output)
     rows = embedding_rows(model)
     files = list_external_files(model)
     precision = read_precision(model, proto.element_name(output.element_type) if output else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -10,7 +11,9 @@ import orjson
 
 from ..backends.base import (
     HIDDEN_OUTPUT,
+    HIDDEN_RANK,
     POOLED_OUTPUT,
+    POOLED_RANK,
     TOKEN_INPUTS,
     ModelSpec,
     TensorSpec,
@@ -34,11 +37,30 @@ def describe_interface(model: OnnxModel) -> ModelSpec:
     return describe_model(
         name=model.path.name,
         inputs=[_tensor_spec(tensor) for tensor in model.signature.inputs],
-        outputs=[_tensor_spec(tensor) for tensor in model.signature.outputs],
+        outputs=_output_specs(model),
         max_batch_size=_ANY_BATCH_SIZE,
         instance_count=1,
         weights_digest="",
     )
+
+
+def _output_specs(model: OnnxModel) -> list[TensorSpec]:
+    """Describe the outputs; a hidden size that no output tells is the configuration's.
+
+    Where a runtime serves the file, its shape inference tells it.
+    """
+    specs = [_tensor_spec(tensor) for tensor in model.signature.outputs]
+    size = read_config(model.path).get("hidden_size")
+    if any(len(spec.shape) == HIDDEN_RANK and spec.shape[-1] > 0 for spec in specs):
+        return specs
+    if not isinstance(size, int):
+        return specs
+    return [
+        replace(spec, shape=(*spec.shape[:-1], size))
+        if len(spec.shape) in (POOLED_RANK, HIDDEN_RANK) and spec.shape[-1] <= 0
+        else spec
+        for spec in specs
+    ]
 
 
 def check_interface(model: OnnxModel) -> tuple[ModelSpec | None, list[Finding]]:
