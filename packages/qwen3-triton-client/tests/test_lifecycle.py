@@ -8,6 +8,7 @@ import pickle
 import threading
 from collections.abc import Callable
 
+import httpx
 import httpx2
 import pytest
 from fake_gateway import FakeGateway, expected_vector, expected_vectors
@@ -100,6 +101,16 @@ def test_a_client_collected_by_another_thread_than_its_loops_leaves_no_open_conn
     thread.join()
     loop.close()
     gc.collect()
+
+
+@pytest.mark.parametrize("kind", [EmbeddingClient, AsyncEmbeddingClient])
+def test_a_client_of_another_library_is_refused_by_name(
+    kind: type[EmbeddingClient | AsyncEmbeddingClient],
+) -> None:
+    other = httpx.Client()
+    with pytest.raises(TypeError, match=r"`http_client` must be an httpx2\.\w+, not httpx\.Client"):
+        kind(http_client=other)  # type: ignore[arg-type]
+    other.close()
 
 
 def test_the_users_own_client_is_used_and_left_open(fake: FakeGateway) -> None:

@@ -31,6 +31,7 @@ class SyncSender:
     """Send requests from any thread through one pool of connections, so many at a time."""
 
     def __init__(self, settings: ClientSettings, http_client: httpx2.Client | None) -> None:
+        _check_client(http_client, httpx2.Client)
         self._settings = settings
         self._given = http_client
         self._finalizer: weakref.finalize[[], SyncSender] | None = None
@@ -98,6 +99,7 @@ class AsyncSender:
     """Send requests from any event loop, each with a pool of connections of its own."""
 
     def __init__(self, settings: ClientSettings, http_client: httpx2.AsyncClient | None) -> None:
+        _check_client(http_client, httpx2.AsyncClient)
         self._settings = settings
         self._given = http_client
         self._states: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopState]
@@ -187,6 +189,14 @@ def _limits(settings: ClientSettings) -> httpx2.Limits:
         max_connections=settings.max_concurrency,
         max_keepalive_connections=settings.max_concurrency,
     )
+
+
+def _check_client(given: object, kind: type[httpx2.Client | httpx2.AsyncClient]) -> None:
+    """Refuse a client of httpx, whose errors and time limits are other classes."""
+    if given is not None and not isinstance(given, kind):
+        there = f"{type(given).__module__.partition('.')[0]}.{type(given).__qualname__}"
+        msg = f"`http_client` must be an httpx2.{kind.__name__}, not {there}"
+        raise TypeError(msg)
 
 
 def _timeout(seconds: float) -> httpx2.Timeout:
