@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..local_triton import LocalTritonError, find_onnx_file
+from ..plain_http import host_and_port, is_local
 from .checks import Check, Section, failed, skipped
 from .database import check_database
 from .docker import check_docker
@@ -16,7 +17,6 @@ from .machine import check_machine
 from .model_files import check_model_dir, check_tokenizer, model_size
 from .model_repository import check_repository
 from .triton_server import check_triton
-from .web import host_and_port, is_local
 
 DEFAULT_TRITON = "http://localhost:8200"
 

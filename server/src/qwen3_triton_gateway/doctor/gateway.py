@@ -6,9 +6,9 @@ import math
 from dataclasses import dataclass, field
 from typing import Any, cast
 
+from ..plain_http import Reply, UnreachableError, ask
 from .checks import Check, absent, failed, ok, skipped, warning
 from .known_problems import explain
-from .web import Reply, UnreachableError, ask
 
 OK, UNAUTHORIZED, UNAVAILABLE = 200, 401, 503
 RUNBOOK_FIELDS = {"status", "triton_status", "triton_model", "tokenizer_path", "embed_output_dim"}

@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from typing import Any
 
+from ..plain_http import UnreachableError, ask, listens
 from .checks import Check, failed, ok
 from .programs import run_program
-from .web import UnreachableError, ask, listens
 
 GATEWAY_PORT = 8101
 TRITON_PORTS = {8200: "http", 8201: "grpc", 8202: "metrics"}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from ..backends.triton import TritonAddress
-from .web import UnreachableError, ask
+from ..plain_http import UnreachableError, ask
 
 OK = 200
 

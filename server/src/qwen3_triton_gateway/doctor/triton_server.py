@@ -10,13 +10,13 @@ import numpy as np
 from ..backends.base import ModelSpec
 from ..backends.triton import TritonAddress, TritonBackend
 from ..errors import EmbeddingServerError, StartupError
+from ..plain_http import UnreachableError, ask, host_and_port, is_local
 from ..tensors import HiddenStates, PooledStates, TokenBatch
 from .checks import Check, absent, failed, ok, skipped, warning
 from .known_problems import explain
 from .listening import is_grpc_alive
 from .triton_facts import ModelState, TritonFacts, ask_triton
 from .triton_releases import check_release
-from .web import UnreachableError, ask, host_and_port, is_local
 
 # Any tokens do: the shape and the numbers are looked at, not the meaning. Two rows of unlike
 # lengths, as the gateway pads them.

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -12,6 +10,7 @@ from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 
+from .. import plain_http
 from ..prompts import InputType
 
 Float64Matrix: TypeAlias = np.ndarray[tuple[int, int], np.dtype[np.float64]]
@@ -74,12 +73,7 @@ class GatewayClient:
         """Name the server by its base URL; the key is sent as `Authorization: Bearer`."""
         self.url = url.rstrip("/")
         self._timeout_seconds = timeout_seconds
-        self._headers = {"content-type": "application/json"}
-        if api_key:
-            self._headers["authorization"] = f"Bearer {api_key}"
-        # Straight there: a proxy for the internet is of no use on the way to a gateway of one's
-        # own, and none at all on the way to this machine.
-        self._opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
     def describe(self) -> ServedModel:
         """Ask `/info`, else `/health`, which the runbook's gateway has too.
@@ -141,19 +135,21 @@ class GatewayClient:
             raise BrokenAnswerError(msg) from None
 
     def _call(self, method: Method, path: str, body: dict[str, Any] | None = None) -> Any:
-        data = None if body is None else json.dumps(body).encode()
         try:
-            request = urllib.request.Request(self.url + path, data, self._headers, method=method)
-            with self._opener.open(request, timeout=self._timeout_seconds) as response:
-                return json.loads(response.read())
-        except urllib.error.HTTPError as error:
-            with error:
-                hint = KEY_HINT if error.code == HTTPStatus.UNAUTHORIZED else ""
-                raise RefusedError(error.code, _message(error.read()) + hint) from None
-        except (OSError, urllib.error.URLError) as error:
-            reason = getattr(error, "reason", None) or error
-            msg = f"{self.url} gives no answer to {method} {path}: {reason}"
+            reply = plain_http.ask(
+                self.url + path,
+                body=body,
+                headers=self._headers,
+                timeout_seconds=self._timeout_seconds,
+            )
+        except plain_http.UnreachableError as error:
+            msg = f"{self.url} gives no answer to {method} {path}: {error}"
             raise UnreachableError(msg) from None
+        if reply.status >= HTTPStatus.BAD_REQUEST:
+            hint = KEY_HINT if reply.status == HTTPStatus.UNAUTHORIZED else ""
+            raise RefusedError(reply.status, _message(reply.body) + hint)
+        try:
+            return json.loads(reply.body)
         except ValueError as error:
             msg = f"{method} {self.url}{path} answered no JSON: {error}"
             raise BrokenAnswerError(msg) from None
