@@ -433,3 +433,18 @@ def test_a_failed_replacement_leaves_the_old_model(
 def _refuse(*_arguments: object) -> None:
     """A file system without hard links."""
     raise OSError
+
+
+def test_files_that_tritons_account_cannot_read_are_named(tmp_path: Path) -> None:
+    """A hard link has the rights of the original; nobody's, as we may be of the same number."""
+    write_export(tmp_path / "export")
+    weights = tmp_path / "export" / "model.onnx_data"
+    for mode, closed in ((0o000, True), (0o644, False)):
+        weights.chmod(mode)
+        arguments = ["--model-name", "m", "--gpu", "a10", "--force", "--no-digest"]
+        result = CliRunner().invoke(
+            main,
+            ["model", "repository", str(weights.parent), "-o", str(tmp_path / "r"), *arguments],
+        )
+        assert result.exit_code == 0, result.output
+        assert ("cannot read model.onnx_data: chmod -R a+rX" in result.output) is closed

@@ -162,6 +162,7 @@ def _report(written: WrittenRepository, out: Path, name: str, *, as_json: bool) 
                 "reason": plan.reason,
                 "hidden_size": written.inspection.hidden_size,
                 "pooled": written.inspection.is_pooled,
+                "closed_to_triton": written.closed,
             }
         )
         return
@@ -170,6 +171,11 @@ def _report(written: WrittenRepository, out: Path, name: str, *, as_json: bool) 
     for finding in written.inspection.findings:
         if finding.severity == "warning":
             click.echo(f"  {finding.message} {finding.remedy}")
+    if written.closed:
+        click.echo(
+            f"  Triton's image runs as uid 1000 and cannot read {', '.join(written.closed)}: "
+            f"chmod -R a+rX {out}"
+        )
     tokenizer = written.tokenizer or "FOLDER_OF_TOKENIZER_JSON"
     click.echo("Run Triton on it, and the gateway before Triton:")
     click.echo(f"  tritonserver --model-repository {out} --disable-auto-complete-config")

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import os
-import stat
 from pathlib import Path
 
 from ..errors import StartupError
 from ..local_triton import LocalTritonError, find_onnx_file
+from ..model_tools.rights import TRITON_USER, is_readable_for_triton
 from ..onnx_file import OnnxFileError, OnnxModel, OnnxSignature, read_model
 from ..tokenization import END_TOKEN, TextTokenizer
 from .checks import Check, failed, ok, readable_size, skipped, warning
 
-# The user that Triton runs as by NVIDIA's secure deployment guide, in KServe and in Helm charts.
-TRITON_USER = 1000
 LFS_POINTER = b"version https://git-lfs"
 LFS_REMEDY = "git lfs install && git lfs pull in the clone, or `qwen3-triton model pull`"
 MAX_LENGTH = 32
@@ -83,7 +81,7 @@ def check_readable(files: list[Path], user_id: int, *, served: bool) -> Check:
     """Say whether Triton's user can read the files, and whether `user_id` may change them."""
     name = "file rights"
     folder = files[0].parent
-    closed = [path.name for path in files if not _readable_for_triton(path)]
+    closed = [path.name for path in files if not is_readable_for_triton(path)]
     remedy = f'sudo chown -R "$USER":"$USER" {folder} && chmod -R a+rX {folder}'
     if closed:
         seen = f"Triton's user (uid {TRITON_USER}) cannot read {', '.join(closed)} in {folder}"
@@ -145,20 +143,6 @@ def model_size(onnx_file: Path) -> int:
 def _user_id() -> int:
     """Give this user's id; where there is none, as on Windows, nothing belongs to another."""
     return os.geteuid() if hasattr(os, "geteuid") else 0
-
-
-def _readable_for_triton(path: Path) -> bool:
-    return _allows(path, stat.S_IRUSR) and _allows(path.parent, stat.S_IXUSR)
-
-
-def _allows(path: Path, user_bit: int) -> bool:
-    """Read a permission bit as the kernel does for Triton's user and its group of the same id."""
-    status = path.stat()
-    if status.st_uid == TRITON_USER:
-        return bool(status.st_mode & user_bit)
-    if status.st_gid == TRITON_USER:
-        return bool(status.st_mode & user_bit >> 3)
-    return bool(status.st_mode & user_bit >> 6)
 
 
 def _interface(signature: OnnxSignature) -> str:

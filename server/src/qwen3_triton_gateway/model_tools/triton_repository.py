@@ -16,6 +16,7 @@ from .gpu_plan import CARDS, MemoryPlan, learn_shape, plan_cpu, plan_gpu
 from .inspection import Inspection, inspect_model
 from .interface import describe_interface
 from .real_files import Transfer, bring_external_data, bring_file, bring_tokenizer
+from .rights import is_readable_for_triton
 from .triton_config import TritonConfig, render_config
 from .warmup import plan_samples, write_warmup_files
 
@@ -52,6 +53,8 @@ class WrittenRepository:
     tokenizer: Path | None
     plan: MemoryPlan
     inspection: Inspection
+    closed: tuple[str, ...]
+    """Files that Triton's account may not read: a hard link has the rights of the original."""
 
 
 def write_triton_repository(
@@ -80,7 +83,9 @@ def write_triton_repository(
     with _replaced(folder) as unfinished:
         _write_model(inspection, config, unfinished, options.transfer)
     tokenizer = _bring_tokenizer(model_path, repository, options) if inspection.tokenizer else None
-    return WrittenRepository(folder, tokenizer, plan, inspection)
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    closed = tuple(path.name for path in files if not is_readable_for_triton(path))
+    return WrittenRepository(folder, tokenizer, plan, inspection, closed)
 
 
 def _write_model(
