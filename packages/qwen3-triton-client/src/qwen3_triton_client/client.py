@@ -191,11 +191,13 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
         if workers <= 1:
             self._work(job, observe)
             return
-        with ThreadPoolExecutor(workers, "qwen3-triton-client") as pool:
+        with ThreadPoolExecutor(workers - 1, "qwen3-triton-client") as pool:
             futures = [
-                pool.submit(copy_context().run, self._work, job, observe) for _ in range(workers)
+                pool.submit(copy_context().run, self._work, job, observe)
+                for _ in range(workers - 1)
             ]
             try:
+                self._work(job, observe)  # to wait only would cost one thread more
                 for future in futures:
                     future.result()
             except BaseException:  # also an interrupt while waiting: let the workers wind down

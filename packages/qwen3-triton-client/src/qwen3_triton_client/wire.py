@@ -158,7 +158,7 @@ def _vector(row: object, position: int) -> Vector:
     """Decode base64 of little-endian float32, or take a list of numbers."""
     try:
         if isinstance(row, str):
-            vector = array("f", pybase64.b64decode(row))
+            vector = array("f", pybase64.b64decode(row, validate=True))
             if sys.byteorder == "big":
                 vector.byteswap()
             return vector
