@@ -6,6 +6,7 @@ import gc
 import multiprocessing
 import pickle
 import threading
+import weakref
 from collections.abc import Callable
 
 import httpx
@@ -101,6 +102,23 @@ def test_a_client_collected_by_another_thread_than_its_loops_leaves_no_open_conn
     thread.join()
     loop.close()
     gc.collect()
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_vectors_go_with_the_last_who_needs_them(fake: FakeGateway, kind: str) -> None:
+    """And do not wait for a garbage collection, which would be most of a stream's memory."""
+    gc.collect()
+    gc.disable()
+    try:
+        if kind == "sync":
+            result = EmbeddingClient(fake.url, batch_size=1).embed(["a", "b"])
+        else:
+            result = asyncio.run(AsyncEmbeddingClient(fake.url, batch_size=1).embed(["a", "b"]))
+        vectors = [weakref.ref(vector) for vector in result.vectors]
+        del result
+        assert [vector() for vector in vectors] == [None, None]
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("kind", [EmbeddingClient, AsyncEmbeddingClient])

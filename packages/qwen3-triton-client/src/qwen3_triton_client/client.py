@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
@@ -222,10 +223,9 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
         """Send one batch, again and again where that may help."""
         call = self._batch_call(job, batch)
 
-        def sleep(seconds: float) -> None:
-            job.stopped.wait(seconds)
-
-        retrying = Retrying(**call.retry_arguments(self._retried), sleep=sleep)
+        # tenacity's object is part of a cycle: if it knew the job, vectors would wait for a garbage
+        # collection when nobody needs them any more.
+        retrying = Retrying(**call.retry_arguments(self._retried), sleep=_pause(job.stopped))
         with call.counted(self._count):
             return retrying(self._try_once, job, call)
 
@@ -248,12 +248,15 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
 
         source = windows(texts, self._settings)
         events: SimpleQueue[Arrived | Ended] = SimpleQueue()
-        with closing(report), ThreadPoolExecutor(thread_name_prefix="qwen3-triton-client") as pool:
+        workers = self._settings.max_concurrency
+        # The same threads for all windows: each new one would claim memory of its own.
+        with closing(report), ThreadPoolExecutor(workers, "qwen3-triton-client") as pool:
             try:
                 while True:
                     while stream.has_room and (window := next(source, None)):
-                        offset, job = stream.open_window(window, make_job)
-                        pool.submit(copy_context().run, self._run_window, offset, job, events)
+                        run = _WindowRun(*stream.open_window(window, make_job), events, workers)
+                        for _ in range(run.workers):
+                            pool.submit(copy_context().run, self._work_on_window, run)
                     if not stream.is_running:
                         return
                     stream.take(events.get())
@@ -267,16 +270,56 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
             finally:
                 stream.stop()
 
-    def _run_window(self, offset: int, job: EmbedJob, events: SimpleQueue[Arrived | Ended]) -> None:
-        def observe(batch: Batch) -> AbstractContextManager[Finished]:
-            return nullcontext(lambda vectors: events.put(Arrived(offset, batch.indices, vectors)))
-
+    def _work_on_window(self, run: _WindowRun) -> None:
         try:
-            self._run(job, observe)
+            self._work(run.job, run.observe)
         except BaseException as error:  # for the thread that waits for the event to raise
-            events.put(Ended(offset, error))
+            run.leave(error)
         else:
-            events.put(Ended(offset))
+            run.leave()
+
+
+class _WindowRun:
+    """A window of a stream under way, and the threads that are at it."""
+
+    def __init__(
+        self,
+        offset: int,
+        job: EmbedJob,
+        events: SimpleQueue[Arrived | Ended],
+        max_workers: int,
+    ) -> None:
+        self.job = job
+        self.workers = max(1, min(max_workers, job.pending))
+        self._offset = offset
+        self._events = events
+        self._lock = threading.Lock()
+        self._at_work = self.workers
+        self._error: BaseException | None = None
+
+    def observe(self, batch: Batch) -> AbstractContextManager[Finished]:
+        """Report the vectors of a batch as an event."""
+        return nullcontext(
+            lambda vectors: self._events.put(Arrived(self._offset, batch.indices, vectors))
+        )
+
+    def leave(self, error: BaseException | None = None) -> None:
+        """Note that a thread is done with the window; the last one reports its end."""
+        with self._lock:
+            self._error = self._error or error
+            self._at_work -= 1
+            ended = not self._at_work
+        if ended:
+            self._events.put(Ended(self._offset, self._error))
+
+
+def _pause(stopped: threading.Event) -> Callable[[float], None]:
+    """Make a sleep that ends when the call does."""
+
+    def pause(seconds: float) -> None:
+        stopped.wait(seconds)
+
+    return pause
 
 
 def _unobserved(_: Batch) -> AbstractContextManager[Finished]:
