@@ -25,6 +25,7 @@ from .results import EmbeddingResult, Vector
 from .senders import SyncSender
 from .settings import ClientSettings, InputType
 from .streaming import Arrived, Ended, OnFailure, TextStream, windows
+from .window_run import WindowRun
 from .wire import BatchAnswer, EmbedOptions
 
 __all__ = ["EmbeddingClient", "Observe"]
@@ -254,7 +255,7 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
             try:
                 while True:
                     while stream.has_room and (window := next(source, None)):
-                        run = _WindowRun(*stream.open_window(window, make_job), events, workers)
+                        run = WindowRun(*stream.open_window(window, make_job), events, workers)
                         for _ in range(run.workers):
                             pool.submit(copy_context().run, self._work_on_window, run)
                     if not stream.is_running:
@@ -270,47 +271,13 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
             finally:
                 stream.stop()
 
-    def _work_on_window(self, run: _WindowRun) -> None:
+    def _work_on_window(self, run: WindowRun) -> None:
         try:
             self._work(run.job, run.observe)
         except BaseException as error:  # for the thread that waits for the event to raise
             run.leave(error)
         else:
             run.leave()
-
-
-class _WindowRun:
-    """A window of a stream under way, and the threads that are at it."""
-
-    def __init__(
-        self,
-        offset: int,
-        job: EmbedJob,
-        events: SimpleQueue[Arrived | Ended],
-        max_workers: int,
-    ) -> None:
-        self.job = job
-        self.workers = max(1, min(max_workers, job.pending))
-        self._offset = offset
-        self._events = events
-        self._lock = threading.Lock()
-        self._at_work = self.workers
-        self._error: BaseException | None = None
-
-    def observe(self, batch: Batch) -> AbstractContextManager[Finished]:
-        """Report the vectors of a batch as an event."""
-        return nullcontext(
-            lambda vectors: self._events.put(Arrived(self._offset, batch.indices, vectors))
-        )
-
-    def leave(self, error: BaseException | None = None) -> None:
-        """Note that a thread is done with the window; the last one reports its end."""
-        with self._lock:
-            self._error = self._error or error
-            self._at_work -= 1
-            ended = not self._at_work
-        if ended:
-            self._events.put(Ended(self._offset, self._error))
 
 
 def _pause(stopped: threading.Event) -> Callable[[float], None]:
