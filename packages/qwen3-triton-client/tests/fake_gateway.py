@@ -166,9 +166,14 @@ class FakeGateway:
                 self._changed.notify_all()
                 self._wait(lambda: not self._expected and self._waiting[-1] is recorded)
 
-    def left(self, recorded: Recorded) -> None:
+    def answering(self) -> None:
+        """Count a request as done before its answer goes out: a client may then send more."""
         with self._changed:
             self.in_flight -= 1
+            self._changed.notify_all()
+
+    def left(self, recorded: Recorded) -> None:
+        with self._changed:
             if recorded in self._waiting:
                 self._waiting.remove(recorded)
             self._changed.notify_all()
@@ -260,6 +265,7 @@ class _Handler(BaseHTTPRequestHandler):
         gateway.entered(recorded)
         try:
             fault = gateway.fault_for(recorded)
+            gateway.answering()
             self._respond(gateway, recorded, fault)
         finally:
             gateway.left(recorded)
