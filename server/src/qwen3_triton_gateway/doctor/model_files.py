@@ -7,8 +7,9 @@ from pathlib import Path
 
 from ..errors import StartupError
 from ..local_triton import LocalTritonError, find_onnx_file
+from ..model_tools.external_data import list_external_files
 from ..model_tools.rights import TRITON_USER, is_readable_for_triton
-from ..onnx_file import OnnxFileError, OnnxModel, OnnxSignature, read_model
+from ..onnx_file import OnnxFileError, OnnxSignature, read_model
 from ..tokenization import END_TOKEN, TextTokenizer
 from .checks import Check, failed, ok, readable_size, skipped, warning
 
@@ -44,12 +45,12 @@ def check_onnx_file(onnx_file: Path, *, served: bool) -> tuple[list[Check], Onnx
     except OnnxFileError as error:
         remedy = "fetch it again: `git lfs pull`, or `qwen3-triton model pull`"
         return [failed("model.onnx", str(error), remedy)], None
-    signature, beside = model.signature, external_files(model)
-    files = [onnx_file, *(onnx_file.parent / location for location in beside)]
+    signature, beside = model.signature, list_external_files(model)
+    files = [onnx_file, *(onnx_file.parent / file.location for file in beside)]
     checks = [ok("model.onnx", f"{onnx_file}, {_interface(signature)}")]
     checks += [
-        check_external_file(onnx_file.parent / location, size, served=served)
-        for location, size in sorted(beside.items())
+        check_external_file(onnx_file.parent / file.location, file.needed_bytes, served=served)
+        for file in beside
     ]
     there = [path for path in files if path.exists()]
     checks.append(check_readable(there, _user_id(), served=served))
@@ -119,23 +120,11 @@ def is_lfs_pointer(path: Path) -> bool:
         return False
 
 
-def external_files(model: OnnxModel) -> dict[str, int]:
-    """Name the files that hold a model's weights, each with the size that it must have."""
-    sizes: dict[str, int] = {}
-    for weight in model.weights:
-        if weight.external:
-            end = weight.external.offset + weight.external.length
-            location = weight.external.location
-            sizes[location] = max(end, sizes.get(location, 0))
-    return sizes
-
-
 def model_size(onnx_file: Path) -> int:
     """Add up the bytes of an ONNX file and of what lies beside it; 0 where it cannot be read."""
     try:
-        names = external_files(read_model(onnx_file))
-        files = [onnx_file, *(onnx_file.parent / name for name in names)]
-        return sum(path.stat().st_size for path in files if path.exists())
+        beside = list_external_files(read_model(onnx_file))
+        return onnx_file.stat().st_size + sum(file.size_bytes or 0 for file in beside)
     except (OSError, OnnxFileError):
         return 0
 
