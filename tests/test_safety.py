@@ -82,6 +82,7 @@ def test_without_a_key_every_dialect_refuses_in_its_own_shape(
         ("/openapi.json", 200),
         ("/metrics", 401),
         ("/info", 401),
+        ("/tokenizer", 401),
         ("/v1/models", 401),
         ("/nothing", 401),
     ],

@@ -1,4 +1,6 @@
 import asyncio
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +196,37 @@ def test_readiness_follows_the_backend_and_liveness_does_not(
     refused = client.post("/embed", json={"texts": ["a"]})
     assert refused.status_code == 503
     assert refused.headers["Retry-After"] == "1"
+
+
+def test_the_tokenizer_is_given_as_it_was_read(
+    start_gateway: Callable[..., TestClient], tokenizer_dir: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "tokenizer.json"
+    content = (tokenizer_dir / "tokenizer.json").read_bytes()
+    file.write_bytes(content)
+    client = start_gateway(TOKENIZER_PATH=tmp_path)
+    file.write_text("another one")
+    answer = client.get("/tokenizer")
+    assert answer.content == content
+    assert answer.headers["content-type"] == "application/json"
+    assert answer.headers["etag"] == f'"{hashlib.sha256(content).hexdigest()}"'
+
+
+def test_a_tokenizer_that_the_caller_has_is_not_sent_again(client: TestClient) -> None:
+    etag = client.get("/tokenizer").headers["etag"]
+    for known in (etag, f"W/{etag}", f'"other", {etag}', "*"):
+        answer = client.get("/tokenizer", headers={"If-None-Match": known})
+        assert (answer.status_code, answer.content) == (304, b"")
+        assert answer.headers["etag"] == etag
+    assert client.get("/tokenizer", headers={"If-None-Match": '"other"'}).status_code == 200
+
+
+def test_the_tokenizer_is_given_while_the_model_is_away(
+    client: TestClient, backend: FakeBackend
+) -> None:
+    backend.ready = False
+    wait_for_status(client, "/health/ready", 503)
+    assert client.get("/tokenizer").status_code == 200
 
 
 def test_info_tells_the_limits(client: TestClient) -> None:

@@ -50,7 +50,9 @@ class TextTokenizer:
             StartupError: the file is missing or unreadable, or does not know `<|endoftext|>`.
         """
         file = path / "tokenizer.json" if path.is_dir() else path
-        self._tokenizer = _load(file)
+        # Kept as read: the file may be another one by the time that it is asked for.
+        self.file_content = _read(file)
+        self._tokenizer = _load(file, self.file_content)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         end_token_id = self._tokenizer.token_to_id(END_TOKEN)
@@ -60,7 +62,7 @@ class TextTokenizer:
         self.path = path
         self.max_length = max_length
         self.end_token_id: int = end_token_id
-        self.digest = hashlib.sha256(file.read_bytes()).hexdigest()
+        self.digest = hashlib.sha256(self.file_content).hexdigest()
         self.appends_end_token = self._tokenizer.encode("probe").ids[-1:] == [end_token_id]
 
     def encode(self, texts: Sequence[str], *, cut: CutSide = "end") -> list[TokenizedText]:
@@ -116,7 +118,7 @@ class TextTokenizer:
         return TokenizedText(input_ids, TokenCount(len(input_ids), len(token_ids) + 1))
 
 
-def _load(file: Path) -> Tokenizer:
+def _read(file: Path) -> bytes:
     if not file.is_file():
         msg = (
             f"No tokenizer at {file}. Set TOKENIZER_PATH to the folder that holds the model's "
@@ -124,7 +126,15 @@ def _load(file: Path) -> Tokenizer:
         )
         raise StartupError(msg)
     try:
-        return Tokenizer.from_file(str(file))
+        return file.read_bytes()
+    except OSError as error:
+        msg = f"{file} cannot be read ({error.strerror}). Let the gateway's user read it."
+        raise StartupError(msg) from error
+
+
+def _load(file: Path, content: bytes) -> Tokenizer:
+    try:
+        return Tokenizer.from_buffer(content)
     except Exception as error:  # tokenizers raises plain Exception
         msg = f"{file} is not a tokenizer file ({error}). Fetch the model's tokenizer.json again."
         raise StartupError(msg) from error

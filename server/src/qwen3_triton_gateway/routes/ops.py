@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
@@ -17,7 +17,11 @@ from .dependencies import ServiceDep
 
 router = APIRouter(tags=["operations"])
 
-OK, UNAVAILABLE = 200, 503
+OK, NOT_MODIFIED, UNAVAILABLE = 200, 304, 503
+TOKENIZER_ANSWERS: dict[int | str, dict[str, Any]] = {
+    OK: {"content": {"application/json": {"schema": {"type": "object"}}}},
+    NOT_MODIFIED: {"description": "The caller has it: `If-None-Match` named its `ETag`."},
+}
 
 
 @router.get("/health")
@@ -84,6 +88,17 @@ async def info(service: ServiceDep) -> dict[str, Any]:
     embedder = service.embedder
     fingerprint = service.fingerprint(embedder.default_dimensions)
     return _describe(service) | {"fingerprint": fingerprint} | _describe_as_tei(service)
+
+
+@router.get("/tokenizer", response_class=Response, responses=TOKENIZER_ANSWERS)
+async def tokenizer(request: Request, service: ServiceDep) -> Response:
+    """Give the `tokenizer.json` that texts are counted with, for callers that cut texts to fit."""
+    etag = f'"{service.tokenizer.digest}"'
+    known = [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]
+    if {etag, f"W/{etag}", "*"}.intersection(known):
+        return Response(status_code=NOT_MODIFIED, headers={"ETag": etag})
+    content = service.tokenizer.file_content
+    return Response(content, media_type="application/json", headers={"ETag": etag})
 
 
 def _nim_health(state: str, message: str, status: int) -> JsonResponse:
