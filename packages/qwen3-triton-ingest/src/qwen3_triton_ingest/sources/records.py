@@ -1,0 +1,137 @@
+"""A record of any format to a document: which column is the text, the id, the metadata."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from contextlib import suppress
+from typing import Any, cast
+
+from qwen3_triton_client import Vector
+
+from ..config import ReadOptions
+from ..documents import BadRecord, Document, Metadata, Origin, text_digest
+from .plain_values import UnreadableError, checked_id, checked_metadata, checked_text
+from .vectors import vector_of
+
+__all__ = ["ID_COLUMN", "RecordReader", "missing_column"]
+
+ID_COLUMN = "id"
+_SHOWN_COLUMNS = 20
+_MISSING = object()
+
+
+class RecordReader:
+    """Make documents of records."""
+
+    def __init__(self, options: ReadOptions, dimensions: int | None) -> None:
+        self._options = options
+        self.dimensions = dimensions
+
+    def read(
+        self, record: Mapping[str, Any], origin: Origin, *, vector: Vector | None = None
+    ) -> Document | BadRecord:
+        """Return the document that a record holds, or why it holds none.
+
+        Args:
+            record: Values by column; those of nested records are reached by `outer.inner`.
+            origin: Where it stands.
+            vector: Of the vector column, where the format has it as float32; already checked.
+        """
+        doc_id: str | None = None
+        try:
+            id_column = self._id_column(record)
+            if id_column is not None:
+                doc_id = checked_id(self._id(record, id_column), self._options)
+            text = self._text(record)
+            if doc_id is None:
+                doc_id = f"{origin.path}#{text_digest(text).hex()}"
+            if vector is None and self._options.vector_column is not None:
+                column = self._options.vector_column
+                vector = vector_of(_look_up(record, column), self.dimensions)
+            metadata = checked_metadata(self._metadata(record, id_column), self._options)
+        except UnreadableError as error:
+            return BadRecord(origin, str(error), doc_id=doc_id)
+        return Document(doc_id, text, origin, metadata, vector=vector)
+
+    def refuse(self, record: object, origin: Origin, reason: str) -> BadRecord:
+        """Report a record that cannot be read, with its id where that can be."""
+        doc_id: str | None = None
+        if isinstance(record, Mapping):
+            known = cast("Mapping[str, Any]", record)
+            id_column = self._id_column(known)
+            with suppress(UnreadableError):
+                doc_id = (
+                    checked_id(self._id(known, id_column), self._options) if id_column else None
+                )
+        return BadRecord(origin, reason, doc_id=doc_id)
+
+    def _text(self, record: Mapping[str, Any]) -> str:
+        column = self._options.text_column
+        text = _look_up(record, column)
+        if text is _MISSING:
+            raise UnreadableError(missing_column("text", column, list(record)))
+        if not isinstance(text, str):
+            kind = "null" if text is None else f"of the type {type(text).__name__}"
+            msg = (
+                f"the text column {column!r} is {kind}, not a string: name another by "
+                "`--text-column`"
+            )
+            raise UnreadableError(msg)
+        return checked_text(text, self._options)
+
+    def _id_column(self, record: Mapping[str, Any]) -> str | None:
+        """Return the column of the id, None where a digest of the text is the id."""
+        if self._options.id_column is not None:
+            return self._options.id_column
+        value = record.get(ID_COLUMN)
+        usable = isinstance(value, str | int | uuid.UUID) and not isinstance(value, bool)
+        return ID_COLUMN if usable and value != "" else None
+
+    def _id(self, record: Mapping[str, Any], column: str) -> str:
+        value = _look_up(record, column)
+        if value is _MISSING:
+            raise UnreadableError(missing_column("id", column, list(record)))
+        if isinstance(value, bool) or not isinstance(value, str | int | uuid.UUID):
+            kind = "null" if value is None else f"of the type {type(value).__name__}"
+            raise UnreadableError(f"the id column {column!r} is {kind}, not a string or integer")
+        return str(value)
+
+    def _metadata(self, record: Mapping[str, Any], id_column: str | None) -> Metadata:
+        options = self._options
+        if options.metadata_columns is not None:
+            chosen = {name: _look_up(record, name) for name in options.metadata_columns}
+            return {name: value for name, value in chosen.items() if value is not _MISSING}
+        rest: Mapping[str, Any] = record
+        for column in (options.text_column, id_column, options.vector_column):
+            if column is not None:
+                rest = _without(rest, column)
+        return rest
+
+
+def missing_column(what: str, column: str, columns: list[str]) -> str:
+    """Say that a column is not there, which ones are, and how another is chosen."""
+    names = ", ".join(repr(name) for name in columns[:_SHOWN_COLUMNS])
+    names += f" and {len(columns) - _SHOWN_COLUMNS:,} more" if len(columns) > _SHOWN_COLUMNS else ""
+    known = f"the columns are {names}" if columns else "there are no columns"
+    return f"there is no {what} column {column!r}; {known}: name one by `--{what}-column`"
+
+
+def _look_up(record: Mapping[str, Any], column: str) -> Any:
+    if column in record:
+        return record[column]
+    outer, dot, inner = column.partition(".")
+    nested = record.get(outer)
+    if dot and isinstance(nested, Mapping):
+        return _look_up(cast("Mapping[str, Any]", nested), inner)
+    return _MISSING
+
+
+def _without(record: Mapping[str, Any], column: str) -> dict[str, Any]:
+    if column in record:
+        return {name: value for name, value in record.items() if name != column}
+    outer, dot, inner = column.partition(".")
+    nested = record.get(outer)
+    if dot and isinstance(nested, Mapping):
+        return {**record, outer: _without(cast("Mapping[str, Any]", nested), inner)}
+    return dict(record)

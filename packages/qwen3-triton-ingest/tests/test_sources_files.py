@@ -1,0 +1,240 @@
+"""Files of text, Markdown, HTML and PDF: what is read, and what is said of those that cannot be."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from qwen3_triton_ingest.config import ReadOptions
+from qwen3_triton_ingest.documents import BadRecord, Document
+from qwen3_triton_ingest.sources import plan_shards, read_shard
+
+ARTICLE = "The pump loses pressure when the seal is worn. " * 12
+
+
+def read(path: Path, **options: object) -> Document | BadRecord:
+    chosen = ReadOptions(**options)  # pyright: ignore[reportArgumentType]
+    (item,) = (
+        item for shard in plan_shards([str(path)], chosen) for item in read_shard(shard, chosen)
+    )
+    assert item.origin.path == str(path)
+    assert item.doc_id == str(path)
+    return item
+
+
+def text_of(path: Path, **options: object) -> str:
+    item = read(path, **options)
+    assert isinstance(item, Document), item
+    return item.text
+
+
+def reason(path: Path, **options: object) -> str:
+    item = read(path, **options)
+    assert isinstance(item, BadRecord), item
+    return item.reason
+
+
+def pdf(*pages: str, title: str = "") -> bytes:
+    """Write the smallest PDF with a line of text on each page."""
+    kids = " ".join(f"{4 + 2 * index} 0 R" for index in range(len(pages)))
+    bodies = [
+        "<< /Type /Catalog /Pages 2 0 R >>",
+        f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>",
+        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
+    ]
+    for index, text in enumerate(pages):
+        stream = f"BT /F1 12 Tf 72 700 Td ({text}) Tj ET" if text else ""
+        bodies.append(
+            "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] "
+            f"/Resources << /Font << /F1 3 0 R >> >> /Contents {5 + 2 * index} 0 R >>"
+        )
+        bodies.append(f"<< /Length {len(stream)} >>\nstream\n{stream}\nendstream")
+    bodies.append(f"<< /Title ({title}) >>")
+    content, offsets = b"%PDF-1.4\n", list[int]()
+    for number, body in enumerate(bodies, start=1):
+        offsets.append(len(content))
+        content += f"{number} 0 obj\n{body}\nendobj\n".encode()
+    table = "".join(f"{offset:010} 00000 n \n" for offset in offsets)
+    content += f"xref\n0 {len(bodies) + 1}\n0000000000 65535 f \n{table}trailer\n".encode()
+    start = content.rindex(b"xref\n0")
+    info = f"<< /Size {len(bodies) + 1} /Root 1 0 R /Info {len(bodies)} 0 R >>"
+    return content + f"{info}\nstartxref\n{start}\n%%EOF".encode()
+
+
+def test_text_is_read_as_it_stands(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"\xef\xbb\xbfone\r\n\r\ntw\xc3\xb6\n")
+    item = read(path)
+    assert isinstance(item, Document)
+    assert item.text == "one\r\n\r\ntwö\n"
+    assert item.metadata == {"source": str(path)}
+    assert item.markup == "text"
+
+
+def test_texts_are_shown_nowhere(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("confidential")
+    assert "confidential" not in repr(read(path))
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "latin-1", "gb18030"])
+def test_other_encodings_are_read_where_they_are_named(tmp_path: Path, encoding: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("größer", encoding=encoding)
+    assert text_of(path, encoding=encoding) == "größer"
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "the file is empty"),
+        (b" \n\t\xe3\x80\x80", "the text is empty or blank"),
+        (b"\x7fELF\0\0\0", "the file holds NUL bytes: it is binary and no text"),
+        (b"ab\xff", "byte 2 is not valid utf-8: name the right one by `--encoding`"),
+        ("hello".encode("utf-16"), "byte 0 is not valid utf-8; it looks like `--encoding utf-16`"),
+        (b"x" * 1001, "the file has 1,001 bytes; the limit (`max_document_bytes`) is 1,000"),
+    ],
+)
+@pytest.mark.parametrize("name", ["a.txt", "a.md"])
+def test_what_is_no_text_is_refused_with_a_reason(
+    tmp_path: Path, name: str, content: bytes, words: str
+) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    assert reason(path, max_document_bytes=1000) == words
+
+
+def test_nul_characters_are_replaced_where_that_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"a\0b")
+    assert text_of(path, replace_nul=True) == "a\ufffdb"
+
+
+def test_the_neighbors_of_a_bad_file_are_read(tmp_path: Path) -> None:
+    for name, content in {"a.txt": b"a", "b.txt": b"\xff", "c.txt": b"c"}.items():
+        (tmp_path / name).write_bytes(content)
+    options = ReadOptions()
+    (shard,) = plan_shards([str(tmp_path)], options)
+    (tmp_path / "c.txt").unlink()
+    (tmp_path / "d.txt").write_bytes(b"not planned")
+    items = list(read_shard(shard, options))
+    assert [type(item) for item in items] == [Document, BadRecord, BadRecord]
+    assert isinstance(items[2], BadRecord)
+    assert items[2].reason == "cannot be read: No such file or directory"
+    assert items[2].doc_id == str(tmp_path / "c.txt")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_without_rights_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_text("x")
+    path.chmod(0)
+    assert reason(path) == "cannot be read: Permission denied"
+
+
+def test_markdown_gives_up_its_front_matter_but_for_the_title(tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_text('---\ntitle: "On pumps"\ntags: [a]\n---\n# Pumps\n\n---\n\nText')
+    item = read(path)
+    assert isinstance(item, Document)
+    assert item.text == "# Pumps\n\n---\n\nText"
+    assert item.metadata == {"source": str(path), "title": "On pumps"}
+    assert item.markup == "markdown"
+    path.write_text("---\nno end of it\n")
+    assert text_of(path) == "---\nno end of it\n"
+
+
+def test_html_gives_its_main_content_as_markdown(tmp_path: Path) -> None:
+    path = tmp_path / "a.html"
+    path.write_text(
+        '<?xml version="1.0" encoding="utf-8"?><html><head><title> On\n pumps </title></head>'
+        f"<body><nav><a href='/'>Menu entry</a></nav><article><h1>Pumps</h1><p>{ARTICLE}</p>"
+        "<h2>Größe</h2><ul><li>one</li><li>two</li></ul></article><script>var x</script></body>"
+    )
+    item = read(path)
+    assert isinstance(item, Document)
+    assert item.text.startswith("# Pumps\n\nThe pump loses")
+    assert "## Größe" in item.text
+    assert "- two" in item.text
+    assert "Menu entry" not in item.text
+    assert "var x" not in item.text
+    assert item.metadata["title"] == "On pumps"
+    assert item.markup == "markdown"
+
+
+@pytest.mark.parametrize(
+    ("declared", "written"),
+    [("windows-1251", "cp1251"), ("iso-8859-1", "cp1252"), ("gb2312", "gb18030"), ("utf-8",) * 2],
+)
+def test_html_is_decoded_as_it_says(tmp_path: Path, declared: str, written: str) -> None:
+    word = {"cp1251": "Насос", "cp1252": "Maß €", "gb18030": "水泵", "utf-8": "Maß"}[written]
+    path = tmp_path / "a.html"
+    page = f"<html><head><meta charset='{declared}'></head><body><p>{word} {ARTICLE}</p></body>"
+    path.write_text(page, encoding=written)
+    assert word in text_of(path)
+
+
+def test_html_without_main_content_gives_all_its_text(tmp_path: Path) -> None:
+    path = tmp_path / "a.htm"
+    path.write_text("<title>T</title><nav><a>Menu</a> <b>entry</b></nav><style>x</style>")
+    item = read(path)
+    assert isinstance(item, Document)
+    assert (item.text, item.markup) == ("Menu\nentry", "text")
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "the file is empty"),
+        (b"<!-- nothing -->", "the page has no text"),
+        (b"<html><body><script>var x</script></body></html>", "the text is empty or blank"),
+        (b"<p>ab\xff</p>", "byte 5 is not valid utf-8: name the right one by `--encoding`"),
+        (b"GIF89a\0\0", "the file holds NUL bytes: it is binary and no HTML"),
+    ],
+)
+def test_a_page_without_text_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "a.html"
+    path.write_bytes(content)
+    assert reason(path) == words
+
+
+def test_pdf_gives_the_text_of_its_pages(tmp_path: Path) -> None:
+    path = tmp_path / "a.pdf"
+    path.write_bytes(pdf("First page", "Second page", title="On pumps"))
+    item = read(path)
+    assert isinstance(item, Document)
+    assert item.text == "First page\n\nSecond page"
+    assert item.metadata == {"source": str(path), "title": "On pumps"}
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "the file is empty"),
+        (b"no PDF", "the PDF is broken or is none"),
+        (pdf("x")[:200], "the PDF is broken or is none"),
+        (pdf("", ""), "the PDF has no text: scanned pages need OCR first"),
+        (pdf("x" * 5000), "the limit (`max_document_bytes`) is 4,000"),
+    ],
+)
+def test_a_pdf_without_text_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+    path = tmp_path / "a.pdf"
+    path.write_bytes(content)
+    assert words in reason(path, max_document_bytes=4000)
+
+
+def test_an_encrypted_pdf_is_refused(tmp_path: Path) -> None:
+    # The entries of a password's hash, which no empty password gives.
+    plain = pdf("secret")
+    encrypt = (
+        b"/Encrypt << /Filter /Standard /V 1 /R 2 /Length 40 /P -4 /O <"
+        + b"ab" * 32
+        + b"> /U <"
+        + b"cd" * 32
+        + b"> >> /ID [<0123456789abcdef0123456789abcdef> <0123456789abcdef0123456789abcdef>] "
+    )
+    path = tmp_path / "a.pdf"
+    path.write_bytes(plain.replace(b"/Root 1 0 R", encrypt + b"/Root 1 0 R"))
+    assert reason(path) == "the PDF is encrypted: save it without its password"

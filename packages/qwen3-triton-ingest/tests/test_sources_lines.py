@@ -1,0 +1,142 @@
+"""JSONL and CSV: lines of any length and content, in parts of any size."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from qwen3_triton_ingest.documents import BadRecord, Document
+from qwen3_triton_ingest.sources import planning
+from record_files import good, read, reasons
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        (b"{not json", "the line is not JSON: "),
+        (b'["a"]', "the line is no JSON object but one array: .*jq -c"),
+        (b"5", "no JSON object but one int"),
+        (b'{"text": "\xff"}', "byte 24 is not valid utf-8: name the right one by `--encoding`"),
+        (b'{"text": "\\ud800"}', "the line is not JSON: .*surrogate"),
+        (b'{"text": "' + b"x" * 3000 + b'"}', "the line is longer than 1,000 bytes"),
+    ],
+)
+def test_a_bad_line_does_not_take_its_neighbors_with_it(
+    tmp_path: Path, line: bytes, words: str
+) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"text": "a"}\n' + line + b'\n\n{"text": "b"}')
+    items = read(path, max_document_bytes=1000)
+    assert [type(item) for item in items] == [Document, BadRecord, Document]
+    assert re.search(words, reasons(items)[0])
+    assert "not json" not in reasons(items)[0].removeprefix("the line is not JSON")
+    # The position leads to the line.
+    begin = items[1].origin.position
+    assert path.read_bytes()[begin - 1 :].startswith(line)
+
+
+@given(
+    lines=st.lists(st.binary(max_size=30).map(lambda b: b.replace(b"\n", b"")), max_size=20),
+    ended=st.booleans(),
+    shard_bytes=st.integers(1, 70),
+)
+@settings(max_examples=200, deadline=None)
+def test_shards_give_every_line_once_whatever_their_size(
+    tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], ended: bool, shard_bytes: int
+) -> None:
+    texts = [line.hex() for line in lines]
+    content = "\n".join(json.dumps({"text": text or "-"}) for text in texts)
+    path = tmp_path_factory.mktemp("lines") / "a.jsonl"
+    path.write_text(content + ("\n" if ended else ""))
+    before, planning.SHARD_BYTES = planning.SHARD_BYTES, shard_bytes
+    try:
+        items = read(path)
+    finally:
+        planning.SHARD_BYTES = before
+    if not path.stat().st_size or path.stat().st_size == 1:
+        return
+    assert [document.text for document in good(items)] == [text or "-" for text in texts]
+    positions = [document.origin.position for document in good(items)]
+    assert positions == sorted(set(positions))
+
+
+def test_a_line_of_a_gigabyte_costs_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    with path.open("wb") as file:
+        file.write(b'{"text": "before"}\n' + b"\n" * 9000)
+        file.truncate(1 << 30)  # zeros that take no room on the disk
+        file.seek(0, 2)
+        file.write(b'\n{"text": "after"}\n')
+    script = f"""
+from qwen3_triton_ingest.config import ReadOptions
+from qwen3_triton_ingest.sources import plan_shards, read_shard
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+options = ReadOptions(max_document_bytes=8 << 20)
+before = peak()
+for shard in plan_shards([{str(path)!r}], options):
+    for item in read_shard(shard, options):
+        print(getattr(item, "text", None) or item.reason)
+print((peak() - before) // 1024)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, timeout=200
+    )
+    *items, grown_mib = done.stdout.splitlines()
+    assert items == [
+        "before",
+        "the line is longer than 8,388,608 bytes (`max_document_bytes`): write one document a line",
+        "after",
+    ]
+    assert int(grown_mib) < 64
+
+
+def test_csv_says_what_is_wrong_with_a_record_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_bytes(
+        b"\xef\xbb\xbfid,text\n1,one\n2,two,three\n\n3\n"
+        b'4,"four\nlines"\n5,f\xffve\n6,"six"x\n7,seven\n8,' + b"x" * 5000 + b"\n9,nine\n"
+    )
+    items = read(path, max_document_bytes=4000)
+    assert {item.doc_id: item.text for item in items if isinstance(item, Document)} == {
+        "1": "one",
+        "4": "four\nlines",
+        "7": "seven",
+        "9": "nine",
+    }
+    bad = {item.origin.position: item.reason for item in items if isinstance(item, BadRecord)}
+    assert bad[3] == "the record has 3 fields where the header has 2"
+    assert bad[5] == "the record has 1 fields where the header has 2"
+    assert bad[8].startswith("byte 50 is not valid utf-8")
+    assert "expected after" in bad[9]
+    assert bad[11] == "a line is longer than 4,000 bytes (`max_document_bytes`)"
+    assert len(bad) == 5
+
+
+def test_a_quote_without_an_end_is_reported(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text('id,text\n1,one\n2,"two\n3,three\n')
+    items = read(path)
+    assert [item.doc_id for item in items] == ["1", None]
+    assert reasons(items) == ["unexpected end of data"]
+
+
+def test_csv_has_fields_of_megabytes(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("text\n" + "x" * 3_000_000 + "\n")
+    assert len(good(read(path))[0].text) == 3_000_000
+
+
+def test_record_files_may_be_in_other_encodings(tmp_path: Path) -> None:
+    for kind, content in (("csv", "text\ngrößer\n"), ("jsonl", '{"text": "größer"}\n')):
+        path = tmp_path / f"a.{kind}"
+        path.write_text(content, encoding="latin-1")
+        assert good(read(path, encoding="latin-1"))[0].text == "größer"

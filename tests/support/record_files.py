@@ -1,0 +1,53 @@
+"""Files of records to write, and what the loader's sources read of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+from pyarrow import parquet
+
+from qwen3_triton_ingest.config import ReadOptions
+from qwen3_triton_ingest.documents import BadRecord, Document
+from qwen3_triton_ingest.sources import plan_shards, read_shard
+
+Records: TypeAlias = Sequence[Mapping[str, Any]]
+
+
+def read(
+    path: Path, *, dimensions: int | None = None, **options: Any
+) -> list[Document | BadRecord]:
+    chosen = ReadOptions(**options)
+    return [
+        item
+        for shard in plan_shards([str(path)], chosen)
+        for item in read_shard(shard, chosen, dimensions=dimensions)
+    ]
+
+
+def write(folder: Path, kind: str, records: Records) -> Path:
+    path = folder / f"a.{kind}"
+    if kind == "jsonl":
+        path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    elif kind == "parquet":
+        parquet.write_table(pa.Table.from_pylist(list(records)), path)
+    else:
+        names = list(records[0])
+        rows = [names, *([record[name] for name in names] for record in records)]
+        quoted = ('"' + str(value).replace('"', '""') + '"' for row in rows for value in row)
+        cells = iter(quoted)
+        separator = "\t" if kind == "tsv" else ","
+        path.write_text("".join(separator.join(next(cells) for _ in names) + "\n" for _ in rows))
+    return path
+
+
+def good(items: list[Document | BadRecord]) -> list[Document]:
+    assert all(isinstance(item, Document) for item in items), items
+    return [item for item in items if isinstance(item, Document)]
+
+
+def reasons(items: list[Document | BadRecord]) -> list[str]:
+    return [item.reason for item in items if isinstance(item, BadRecord)]
