@@ -1,0 +1,205 @@
+"""Building an index: as fast as the server can, watched, and safe to interrupt."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from typing import NamedTuple, TypeAlias
+
+import psycopg
+from psycopg import sql
+
+from ..config import IndexOptions
+from ..database import Connection, connect, explain
+from ..errors import TableError
+from ..layouts import Table
+from .catalog import VectorIndex, drop_invalid, find_vector_indexes
+from .placing import drop_if_there, final_name, put_in_place
+from .progress import IndexProgress, index_progress
+from .server import choose_memory, choose_workers, set_up_session, table_workers
+from .statement import BuildStatement, fit_name, vector_index_statement
+
+__all__ = ["OnIndexProgress", "OnNotice", "build_index", "build_vector_index"]
+
+OnIndexProgress: TypeAlias = Callable[[IndexProgress], None]
+OnNotice: TypeAlias = Callable[[str], None]
+
+POLL_SECONDS = 0.5
+_CANCEL_SECONDS = 30.0
+_MIB = 1024**2
+_OUTGROWN = re.compile(r"hnsw graph no longer fits into maintenance_work_mem after (\d+) tuples")
+_UNDER_CONSTRUCTION = "_building"
+
+
+def build_vector_index(
+    dsn: str,
+    table: Table,
+    options: IndexOptions,
+    *,
+    on_progress: OnIndexProgress | None = None,
+    on_notice: OnNotice | None = None,
+) -> VectorIndex:
+    """Build the table's HNSW index for cosine distance, and return it.
+
+    The default for our own layout is an index on half precision, `((embedding)::halfvec(1024))`,
+    which serves queries that repeat the cast. LangChain's and LlamaIndex' stores query the plain
+    column, so their tables get an index on that; see `uses_halfvec`. An index of the same kind
+    serves searches until the new one is ready, and is dropped then. An interrupt or a lost
+    connection leaves the table as it was, to be built again.
+
+    Args:
+        dsn: Where the table is; two connections are opened.
+        table: What to index.
+        options: How. Without `concurrently`, writers wait until it is done; readers never do.
+        on_progress: Called every half second, in this thread.
+        on_notice: Called with what a person should know, such as that memory was short.
+
+    Raises:
+        ValueError: An option is out of range.
+        TableError: The vectors are too long for an index, or this user does not own the table.
+        BusyError: Another session is building an index, or the table is never free.
+        psycopg.OperationalError: The connection was lost.
+    """
+    statement = vector_index_statement(table, options)
+    build_index(dsn, table, statement, options, on_progress=on_progress, on_notice=on_notice)
+    with connect(dsn, autocommit=True) as connection:
+        found = find_vector_indexes(connection, table)
+        name = final_name(connection, table, statement.name)
+    return next(index for index in reversed(found) if index.name == name)
+
+
+def build_index(
+    dsn: str,
+    table: Table,
+    statement: BuildStatement,
+    options: IndexOptions,
+    *,
+    replaces: bool = True,
+    on_progress: OnIndexProgress | None = None,
+    on_notice: OnNotice | None = None,
+) -> None:
+    """Make the index that a statement describes; else as `build_vector_index`.
+
+    It takes the place of one with the same name, and where it `replaces`, of the same kind.
+    """
+    with connect(dsn, autocommit=True) as connection:
+        set_up_session(connection)
+        drop_invalid(connection, table)
+        name = final_name(connection, table, statement.name)
+        temporary = fit_name(name, _UNDER_CONSTRUCTION)
+        drop_if_there(connection, table, temporary)
+        plan = _Plan(
+            statement.compose(table, temporary, concurrently=options.concurrently),
+            table,
+            choose_workers(connection, options),
+            options.concurrently,
+        )
+        memory = choose_memory(connection, table, statement, options)
+        if on_notice is not None:
+            _surface_notices(connection, memory, on_notice)
+        _build(dsn, connection, plan, on_progress, on_notice)
+        put_in_place(connection, table, temporary, name, replaces=replaces)
+
+
+class _Plan(NamedTuple):
+    create: sql.Composed
+    table: Table
+    workers: int
+    concurrently: bool
+
+
+def _build(
+    dsn: str,
+    connection: Connection,
+    plan: _Plan,
+    on_progress: OnIndexProgress | None,
+    on_notice: OnNotice | None,
+) -> None:
+    try:
+        _watched(dsn, connection, plan, on_progress)
+    except psycopg.errors.InsufficientPrivilege as error:
+        msg = (
+            f"the user `{connection.info.user}` may not build an index on {plan.table} "
+            f"({explain(error)}). Connect as the table's owner, or leave it out with `--index none`"
+        )
+        raise TableError(msg) from None
+    except psycopg.Error as error:
+        if plan.workers == 0 or not _is_shared_memory_short(error):
+            raise
+        if on_notice is not None:
+            on_notice(
+                f"the server has too little shared memory for parallel workers ({explain(error)}); "
+                "the index is built without them, which takes longer. Of a container raise "
+                "`--shm-size` above `maintenance_work_mem`, else enlarge /dev/shm"
+            )
+        drop_invalid(connection, plan.table)
+        _watched(dsn, connection, plan._replace(workers=0), on_progress)
+
+
+def _watched(
+    dsn: str, connection: Connection, plan: _Plan, on_progress: OnIndexProgress | None
+) -> None:
+    """Execute in a thread, so that this one can watch, and be interrupted."""
+    with ThreadPoolExecutor(1, "qwen3-index") as pool:
+        future = pool.submit(_execute, connection, plan)
+        try:
+            if on_progress is not None:
+                _watch(dsn, plan.table, future, on_progress)
+            future.result()
+        except BaseException:  # an interrupt, or an error of the callback
+            if not future.done():
+                _cancel(connection, future)
+                _clean_up(dsn, plan)
+            raise
+
+
+def _execute(connection: Connection, plan: _Plan) -> None:
+    if plan.concurrently:
+        with table_workers(connection, plan.table, plan.workers):
+            connection.execute(plan.create)
+        return
+    with (
+        connection.transaction(),
+        table_workers(connection, plan.table, plan.workers),
+    ):
+        connection.execute(plan.create)
+
+
+def _watch(dsn: str, table: Table, future: Future[None], on_progress: OnIndexProgress) -> None:
+    with contextlib.suppress(psycopg.Error), connect(dsn, autocommit=True) as connection:
+        while not wait([future], POLL_SECONDS).done:
+            if progress := index_progress(connection, table):
+                on_progress(progress)
+
+
+def _cancel(connection: Connection, future: Future[None]) -> None:
+    with contextlib.suppress(psycopg.Error):
+        connection.cancel_safe(timeout=_CANCEL_SECONDS)
+    wait([future], _CANCEL_SECONDS)
+
+
+def _clean_up(dsn: str, plan: _Plan) -> None:
+    """Remove what a cancelled `CONCURRENTLY` left; where that fails, the next build does it."""
+    if plan.concurrently:
+        with contextlib.suppress(Exception), connect(dsn, autocommit=True) as connection:
+            drop_invalid(connection, plan.table)
+
+
+def _surface_notices(connection: Connection, memory: int, on_notice: OnNotice) -> None:
+    def tell(diagnostic: psycopg.errors.Diagnostic) -> None:
+        found = _OUTGROWN.search(diagnostic.message_primary or "")
+        if found:
+            on_notice(
+                f"`maintenance_work_mem` of {memory // _MIB} MB held {int(found[1]):,} rows of the "
+                "index; the others are added on disk, which is slower. Give it more with "
+                "`--maintenance-work-mem`, in proportion to the rows"
+            )
+
+    connection.add_notice_handler(tell)
+
+
+def _is_shared_memory_short(error: psycopg.Error) -> bool:
+    # The segment's name stands in the message in every language.
+    return isinstance(error, psycopg.errors.DiskFull) and "/PostgreSQL." in str(error)

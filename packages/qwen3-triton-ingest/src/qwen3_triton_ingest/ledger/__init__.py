@@ -1,0 +1,77 @@
+"""What was loaded, kept in PostgreSQL beside the tables that it speaks of."""
+
+from .dead_letters import (
+    DeadLetter,
+    add_dead_letters,
+    clear_dead_letters,
+    drop_stale_dead_letters,
+    list_dead_letters,
+)
+from .documents import (
+    KnownDocument,
+    LedgerEntry,
+    insert_documents,
+    known_documents,
+    lock_documents,
+    mark_seen,
+    update_documents,
+)
+from .records import (
+    Space,
+    TableHold,
+    TableRecord,
+    check_space,
+    claim_table,
+    create_ledger,
+    find_record,
+)
+from .runs import (
+    Counts,
+    Run,
+    RunState,
+    add_counts,
+    begin_shard,
+    finish_run,
+    finish_shard,
+    has_open_shards,
+    last_run,
+    open_run,
+    run_counts,
+)
+from .vanished import Vanished, count_vanished, remove_vanished
+
+__all__ = [
+    "Counts",
+    "DeadLetter",
+    "KnownDocument",
+    "LedgerEntry",
+    "Run",
+    "RunState",
+    "Space",
+    "TableHold",
+    "TableRecord",
+    "Vanished",
+    "add_counts",
+    "add_dead_letters",
+    "begin_shard",
+    "check_space",
+    "claim_table",
+    "clear_dead_letters",
+    "count_vanished",
+    "create_ledger",
+    "drop_stale_dead_letters",
+    "find_record",
+    "finish_run",
+    "finish_shard",
+    "has_open_shards",
+    "insert_documents",
+    "known_documents",
+    "last_run",
+    "list_dead_letters",
+    "lock_documents",
+    "mark_seen",
+    "open_run",
+    "remove_vanished",
+    "run_counts",
+    "update_documents",
+]

@@ -1,0 +1,365 @@
+"""Load sources into a table: the whole of a run, from the first look to the index."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain, islice
+
+import psycopg
+from psycopg import sql
+
+from . import ledger
+from .config import LoadOptions
+from .database import Connection, Session, explain, keep_trying
+from .documents import text_digest
+from .engines import map_shards, open_engine
+from .errors import IngestError, TableError
+from .gateway import open_client, served_space
+from .index import (
+    IndexProgress,
+    VectorIndex,
+    build_vector_index,
+    decide,
+    drop_vector_indexes,
+    find_vector_indexes,
+)
+from .layouts import Table
+from .ledger import Counts, Run, Space, TableHold, TableRecord, Vanished
+from .progress import LoadProgress, OnProgress
+from .search import create_text_index
+from .shard import ShardTask, ingest_shard, splitter_for
+from .sources import Shard, plan_shards, source_name
+from .tables import prepare_table, version_warning
+
+__all__ = ["LoadReport", "load"]
+
+# Shards that are planned ahead, so that the progress has an end to count to.
+_PLANNED_AHEAD = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class LoadReport:
+    """Say what a load did."""
+
+    table: str
+    fingerprint: str
+    counts: Counts
+    """Over the whole run; what was done before it was interrupted included."""
+    removed: int
+    """Documents that had vanished from their source."""
+    vanished_kept: tuple[Vanished, ...]
+    """Sources whose vanished documents were left against the policy, and how many there are."""
+    resumed: bool
+    index: str
+    """What became of the vector index: "built", "kept" or "none"."""
+    seconds: float
+    skipped_files: dict[str, int]
+    """Files of a kind that is not loaded, by their extension."""
+
+
+def load(
+    sources: Sequence[str | os.PathLike[str]],
+    *,
+    dsn: str,
+    table: str,
+    options: LoadOptions | None = None,
+    on_progress: OnProgress | None = None,
+    on_notice: Callable[[str], None] | None = None,
+) -> LoadReport:
+    """Bring sources into a table of PostgreSQL: read, split, embed, write, index.
+
+    Do it again whenever you like: what is in the table already is skipped, what changed is
+    replaced, what was interrupted goes on where it stopped.
+
+    Args:
+        sources: Files, folders, globs; or, with `options.read.query`, URIs of databases.
+        dsn: libpq URI or keywords of the database.
+        table: Name of the table, made where it is missing; `schema.name` too.
+        options: All else.
+        on_progress: Called some times a second with what is done, over all workers.
+        on_notice: Called with what is worth knowing and no error.
+
+    Raises:
+        IngestError: It could not go on; the message says what to do. Documents that cannot be
+            loaded raise nothing: they are in the ledger's dead letters.
+        EmbeddingError: The gateway cannot be reached or refuses everything.
+        ValueError: An option is out of range.
+    """
+    with ExitStack() as stack:
+        places = [os.fspath(source) for source in sources]
+        options = options or LoadOptions()
+        return _Load(places, dsn, table, options, stack, on_progress, on_notice).run()
+
+
+class _Load:
+    """One load under way."""
+
+    def __init__(  # noqa: PLR0917 - called once, above
+        self,
+        sources: Sequence[str],
+        dsn: str,
+        table_name: str,
+        options: LoadOptions,
+        stack: ExitStack,
+        on_progress: OnProgress | None,
+        on_notice: Callable[[str], None] | None,
+    ) -> None:
+        self._places = sources
+        self._sources = [source_name(place) for place in sources]  # without passwords
+        self._dsn = dsn
+        self._table_name = table_name
+        self._options = options
+        self._on_progress = on_progress or _say_nothing
+        self._on_notice = on_notice or _say_nothing
+        self._stack = stack
+        self._began = time.monotonic()
+        self._progress = LoadProgress("load")
+        self._skipped: dict[str, int] = {}
+        self._session = stack.enter_context(
+            Session(dsn, retry_seconds=options.retry_seconds, on_pause=self._wait_for_postgres)
+        )
+
+    def run(self) -> LoadReport:
+        space = self._space()
+        table, record = self._session.run(lambda connection: self._prepare(connection, space))
+        hold = self._stack.enter_context(
+            TableHold(self._dsn, record, table, retry_seconds=self._options.retry_seconds)
+        )
+        splitter_version = self._splitter_version()
+        run = self._open_run(table, record, splitter_version)
+        task = self._task(table, record, run, splitter_version)
+        self._ingest(task, run, hold)
+        kept = self._settle_vanished(table, record, run)
+        index = self._build_indexes(table)
+        finished = self._session.run(lambda connection: ledger.finish_run(connection, run.id))
+        counts, _ = self._session.run(lambda connection: ledger.run_counts(connection, run.id))
+        return LoadReport(
+            table=str(table),
+            fingerprint=space.fingerprint,
+            counts=counts,
+            removed=finished.removed,
+            vanished_kept=kept,
+            resumed=run.resumed,
+            index=index,
+            seconds=time.monotonic() - self._began,
+            skipped_files=self._skipped,
+        )
+
+    def _space(self) -> Space:
+        """Ask the gateway what it serves, or take the user's word for vectors of his own."""
+        options = self._options
+        if options.read.vector_column is None:
+            with open_client(options.gateway) as client:
+                return served_space(client, options.gateway)
+        if not options.fingerprint or not options.gateway.dimensions:
+            raise IngestError(
+                "vectors that were computed before need `--fingerprint` and `--dimensions`: the "
+                "embedding space that they are of, as the gateway's /info names it"
+            )
+        return Space(options.fingerprint, "", options.gateway.dimensions)
+
+    def _prepare(self, connection: Connection, space: Space) -> tuple[Table, TableRecord]:
+        try:
+            table = prepare_table(
+                connection, self._table_name, self._options.layout, space.dimensions
+            )
+            if warning := version_warning(connection):
+                self._on_notice(warning)
+            ledger.create_ledger(connection)
+            record = ledger.claim_table(connection, table, space, adopt=self._options.adopt)
+        except psycopg.errors.InsufficientPrivilege as error:
+            raise TableError(f"PostgreSQL refused: {explain(error)}") from None
+        return table, record
+
+    def _splitter_version(self) -> str:
+        if self._options.read.vector_column is not None:
+            return "vectors computed before"
+        return splitter_for(self._options.split, self._options.gateway).version
+
+    def _open_run(self, table: Table, record: TableRecord, splitter_version: str) -> Run:
+        options = self._options
+        recipe = text_digest(
+            record.space.fingerprint,
+            splitter_version,
+            repr((self._sources, options.read, sorted(options.labels.items()))),
+        )
+        count = sql.SQL("SELECT count(*) FROM {}").format(table.identifier)
+
+        def work(connection: Connection) -> Run:
+            row = connection.execute(count).fetchone()
+            return ledger.open_run(
+                connection,
+                record.id,
+                sources=self._sources,
+                recipe=recipe,
+                rows_before=row[0] if row else 0,
+            )
+
+        return self._session.run(work)
+
+    def _task(
+        self, table: Table, record: TableRecord, run: Run, splitter_version: str
+    ) -> ShardTask:
+        options = self._options
+        # Threads share one client and with it the bound; workers elsewhere get a part each.
+        parts = 1 if options.engine == "threads" else options.workers
+        gateway = replace(
+            options.gateway, max_concurrency=max(1, options.gateway.max_concurrency // parts)
+        )
+        return ShardTask(
+            dsn=self._dsn,
+            source_dsns={
+                name: self._dsn if place == name else place
+                for place, name in zip(self._places, self._sources, strict=True)
+            },
+            table=table,
+            table_id=record.id,
+            run_id=run.id,
+            fingerprint=record.space.fingerprint,
+            read=options.read,
+            split=options.split,
+            splitter_version=splitter_version,
+            gateway=gateway,
+            labels=options.labels,
+            retry_seconds=options.retry_seconds,
+        )
+
+    def _ingest(self, task: ShardTask, run: Run, hold: TableHold) -> None:
+        self._work_on_shards(task, run, hold)
+        if self._session.run(lambda connection: ledger.has_open_shards(connection, run.id)):
+            # Documents whose ids stood in other files the last time: now all files were read.
+            self._work_on_shards(replace(task, settle=True), run, hold)
+
+    def _work_on_shards(self, task: ShardTask, run: Run, hold: TableHold) -> None:
+        options = self._options
+        work = partial(ingest_shard, task)
+        with open_engine(
+            options.engine, work, workers=options.workers, address=options.engine_address
+        ) as engine:
+            for _ in map_shards(engine, self._shards(), workers=options.workers):
+                hold.renew(self._wait_for_postgres)
+                self._look(task, run)
+
+    def _shards(self) -> Iterator[Shard]:
+        self._skipped.clear()
+        shards = plan_shards(self._places, self._options.read, on_skip=self._note_skipped)
+        ahead = list(islice(shards, _PLANNED_AHEAD))
+        if len(ahead) < _PLANNED_AHEAD:
+            self._progress = replace(self._progress, shards_planned=len(ahead))
+        return chain(ahead, shards)
+
+    def _look(self, task: ShardTask, run: Run) -> None:
+        """See how far the run is, show it, and drop the index once it costs more than it gives."""
+
+        def work(connection: Connection) -> tuple[Counts, int, list[VectorIndex]]:
+            return (
+                *ledger.run_counts(connection, run.id),
+                find_vector_indexes(connection, task.table),
+            )
+
+        counts, done, indexes = self._session.run(work)
+        self._show(counts=counts, shards_done=done, waiting_for=None)
+        plan = decide(
+            self._options.index.policy,
+            rows_before=run.rows_before,
+            rows_added=counts.chunks_written,
+            index_exists=bool(indexes),
+        )
+        if plan == "drop and rebuild":
+            self._session.run(lambda connection: drop_vector_indexes(connection, task.table))
+            self._on_notice(
+                "the vector index was dropped: so many rows are faster without it. It is built "
+                "again after the load; until then searches are exact and slow"
+            )
+
+    def _settle_vanished(self, table: Table, record: TableRecord, run: Run) -> tuple[Vanished, ...]:
+        """Remove the documents that a complete run did not come upon, unless they are too many."""
+        kept: list[Vanished] = []
+        for source in self._sources:
+            vanished = self._session.run(
+                partial(_count_vanished, table_id=record.id, run_id=run.id, source=source)
+            )
+            if not vanished.vanished:
+                continue
+            if self._options.vanished == "keep":
+                continue
+            if self._must_stay(vanished):
+                kept.append(vanished)
+                continue
+            self._show(phase="vanished")
+            remove = partial(
+                _remove_vanished, table=table, table_id=record.id, run_id=run.id, source=source
+            )
+            while self._session.run(remove):
+                pass
+        self._session.run(
+            lambda connection: ledger.drop_stale_dead_letters(
+                connection, record.id, run.id, self._sources
+            )
+        )
+        return tuple(kept)
+
+    def _must_stay(self, vanished: Vanished) -> bool:
+        return vanished.nameless > 0 or vanished.fraction > self._options.max_vanished_fraction
+
+    def _build_indexes(self, table: Table) -> str:
+        options = self._options.index
+        if options.policy == "none":
+            return "none"
+        valid = self._session.run(
+            lambda connection: [
+                index for index in find_vector_indexes(connection, table) if index.valid
+            ]
+        )
+        if not valid:
+            self._show(phase="index")
+            build = partial(
+                build_vector_index,
+                self._dsn,
+                table,
+                options,
+                on_progress=self._show_index,
+                on_notice=self._on_notice,
+            )
+            seconds = self._options.retry_seconds
+            keep_trying(build, seconds=seconds, on_pause=self._wait_for_postgres)
+        if (backend := options.text) != "none":
+            self._session.run(
+                lambda connection: create_text_index(
+                    connection, table, backend, options.text_search_config
+                )
+            )
+        return "kept" if valid else "built"
+
+    def _note_skipped(self, extension: str) -> None:
+        self._skipped[extension] = self._skipped.get(extension, 0) + 1
+
+    def _wait_for_postgres(self, reason: str) -> None:
+        self._show(waiting_for=f"PostgreSQL: {reason}")
+
+    def _show_index(self, progress: IndexProgress) -> None:
+        self._show(index=progress)
+
+    def _show(self, **changes: object) -> None:
+        seconds = time.monotonic() - self._began
+        self._progress = replace(self._progress, seconds=seconds, **changes)  # pyright: ignore[reportArgumentType]
+        self._on_progress(self._progress)
+
+
+def _count_vanished(connection: Connection, *, table_id: int, run_id: int, source: str) -> Vanished:
+    return ledger.count_vanished(connection, table_id, run_id, source)
+
+
+def _remove_vanished(
+    connection: Connection, *, table: Table, table_id: int, run_id: int, source: str
+) -> int:
+    return ledger.remove_vanished(connection, table, table_id, run_id, source)
+
+
+def _say_nothing(_: object) -> None:
+    pass

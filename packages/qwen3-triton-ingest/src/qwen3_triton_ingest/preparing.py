@@ -1,0 +1,145 @@
+"""What a document needs: nothing, other metadata, or vectors for some of its chunks. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, TypeAlias
+
+from qwen3_triton_client import Vector
+
+from .documents import (
+    BadRecord,
+    Chunk,
+    Document,
+    EmbeddedChunk,
+    chunk_ids,
+    metadata_digest,
+    text_digest,
+)
+from .ledger import KnownDocument, LedgerEntry
+
+__all__ = ["PreparedDocument", "Verdict", "compare", "content_digest", "prepare"]
+
+Verdict: TypeAlias = Literal["done", "unchanged", "duplicate", "contested", "write"]
+
+
+@dataclass(slots=True, eq=False)
+class PreparedDocument:
+    """Hold a document that is to be written, and the vectors of its new chunks as they come."""
+
+    document: Document
+    entry: LedgerEntry
+    base: KnownDocument | None
+    """What the ledger said when it was compared; the table must still agree at the writing."""
+    chunks: list[Chunk] = field(repr=False)
+    new: list[int] = field(repr=False)
+    """Positions of the chunks that are not in the table."""
+    vectors: dict[int, Vector] = field(default_factory=dict[int, Vector], repr=False)
+    """By position."""
+    bad: BadRecord | None = None
+
+    @property
+    def is_ready(self) -> bool:
+        """Tell whether each new chunk has a vector, or is known to get none."""
+        return self.bad is not None or len(self.vectors) == len(self.new)
+
+    def embedded(self) -> list[EmbeddedChunk]:
+        """Return the rows that are new."""
+        return [EmbeddedChunk(self.chunks[at], self.vectors[at]) for at in self.new]
+
+    def moved(self) -> list[Chunk]:
+        """Return the rows that stay and get other metadata, or another place."""
+        if self.base is None:
+            return []
+        former = {chunk_id: seq for seq, chunk_id in enumerate(self.base.chunk_ids)}
+        same_metadata = self.base.metadata_hash == self.entry.metadata_hash
+        return [
+            chunk
+            for chunk in self.chunks
+            if chunk.id in former and not (same_metadata and former[chunk.id] == chunk.seq)
+        ]
+
+    def kept(self) -> int:
+        """Count the chunks whose vectors were there."""
+        return len(self.chunks) - len(self.new)
+
+
+def compare(
+    document: Document,
+    known: KnownDocument | None,
+    *,
+    run_id: int,
+    splitter_version: str,
+    settle: bool = False,
+) -> Verdict:
+    """Say what a document needs, by what the ledger holds of it.
+
+    "done": this run did it before it was interrupted; "duplicate": another record of this run
+    with the same id stands before it; "contested": one did in an earlier run, in another file. It
+    may be gone, or another worker is still to read it: only after all others can that be told.
+
+    Args:
+        document: What was read.
+        known: What the ledger holds under its id.
+        run_id: Of this run.
+        splitter_version: What the document would be cut with.
+        settle: Whether all others were read, so that nothing is contested any more.
+    """
+    if known is None:
+        return "write"
+    same = known.content_hash == content_digest(
+        document, splitter_version
+    ) and known.metadata_hash == metadata_digest(document.metadata)
+    if known.run_id == run_id and known.origin != document.origin:
+        if known.origin < document.origin:
+            return "duplicate"
+        return "unchanged" if same else "write"
+    if known.run_id == run_id and same:
+        return "done"
+    if not (same or settle or known.run_id == run_id) and _file(known) < _file(document):
+        return "contested"
+    return "unchanged" if same else "write"
+
+
+def _file(record: Document | KnownDocument) -> tuple[str, str]:
+    return record.origin.source, record.origin.path
+
+
+def prepare(
+    document: Document,
+    known: KnownDocument | None,
+    *,
+    split: Callable[[Document], Sequence[str]],
+    splitter_version: str,
+) -> PreparedDocument:
+    """Cut a document into chunks and see which of them need a vector."""
+    texts = [document.text] if document.vector is not None else split(document)
+    ids = chunk_ids(document.doc_id, texts)
+    chunks = [
+        Chunk(chunk_id, document.doc_id, seq, text, document.metadata)
+        for seq, (chunk_id, text) in enumerate(zip(ids, texts, strict=True))
+    ]
+    entry = LedgerEntry(
+        document.doc_id,
+        content_digest(document, splitter_version),
+        metadata_digest(document.metadata),
+        tuple(ids),
+        document.origin,
+    )
+    there = set(known.chunk_ids) if known else set[object]()
+    if document.vector is not None:
+        # The text may be the same and the vector another.
+        return PreparedDocument(document, entry, known, chunks, [0], {0: document.vector})
+    new = [at for at, chunk in enumerate(chunks) if chunk.id not in there]
+    return PreparedDocument(document, entry, known, chunks, new)
+
+
+def content_digest(document: Document, splitter_version: str) -> bytes:
+    """Return 16 bytes that change with all that a document's chunks and vectors depend on.
+
+    But for the embedding space: there is one a table, see `ledger.check_space`.
+    """
+    if document.vector is not None:
+        return text_digest(splitter_version, document.text, document.vector.tobytes())
+    return text_digest(splitter_version, document.text)

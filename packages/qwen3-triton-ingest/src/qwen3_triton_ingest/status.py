@@ -1,0 +1,108 @@
+"""How far a table is: what the ledger says, what PostgreSQL says, what could not be loaded."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from psycopg import sql
+
+from . import ledger
+from .database import Connection, Session
+from .index import IndexProgress, VectorIndex, find_vector_indexes, index_progress
+from .layouts import LayoutName, Table
+from .ledger import Counts, DeadLetter, Run, Space
+from .tables import find_table
+
+__all__ = ["TableStatus", "status"]
+
+
+@dataclass(frozen=True, slots=True)
+class TableStatus:
+    """Say how a table stands."""
+
+    table: str
+    layout: str
+    dimensions: int
+    rows: int
+    size_bytes: int
+    """With its indexes."""
+    space: Space | None
+    """None for a table that this package did not load."""
+    documents: int
+    run: Run | None
+    """The latest."""
+    counts: Counts
+    """Of the latest run."""
+    shards_done: int
+    dead_letters: int
+    latest_dead_letters: tuple[DeadLetter, ...]
+    indexes: tuple[VectorIndex, ...]
+    index_progress: IndexProgress | None
+    """Of an index that is being built at this moment."""
+
+
+def status(
+    dsn: str,
+    table: str,
+    *,
+    layout: LayoutName | None = None,
+    max_dead_letters: int = 20,
+    retry_seconds: float = 10.0,
+) -> TableStatus:
+    """Look at a table and its ledger; from any machine, also while a load is at work.
+
+    Raises:
+        TableError: There is no such table.
+        DatabaseError: PostgreSQL cannot be reached.
+    """
+    with Session(dsn, retry_seconds=retry_seconds) as session:
+        return session.run(lambda connection: _look(connection, table, layout, max_dead_letters))
+
+
+def _look(
+    connection: Connection, name: str, layout: LayoutName | None, max_dead_letters: int
+) -> TableStatus:
+    table = find_table(connection, name, layout)
+    record = ledger.find_record(connection, table)
+    run = ledger.last_run(connection, record.id) if record else None
+    counts, shards_done = ledger.run_counts(connection, run.id) if run else (Counts(), 0)
+    letters = (
+        ledger.list_dead_letters(connection, record.id, limit=max_dead_letters) if record else []
+    )
+    rows, size_bytes = _size(connection, table)
+    documents, dead = _totals(connection, record.id) if record else (0, 0)
+    return TableStatus(
+        table=str(table),
+        layout=table.layout.name,
+        dimensions=table.dimensions,
+        rows=rows,
+        size_bytes=size_bytes,
+        space=record.space if record else None,
+        documents=documents,
+        run=run,
+        counts=counts,
+        shards_done=shards_done,
+        dead_letters=dead,
+        latest_dead_letters=tuple(letters),
+        indexes=tuple(find_vector_indexes(connection, table)),
+        index_progress=index_progress(connection, table),
+    )
+
+
+def _size(connection: Connection, table: Table) -> tuple[int, int]:
+    query = sql.SQL("SELECT count(*), pg_total_relation_size({}) FROM {}").format(
+        sql.Literal(table.identifier.as_string(connection)), table.identifier
+    )
+    row = connection.execute(query).fetchone()
+    assert row is not None
+    return row[0], row[1]
+
+
+def _totals(connection: Connection, table_id: int) -> tuple[int, int]:
+    row = connection.execute(
+        "SELECT (SELECT count(*) FROM qwen3_ingest.documents WHERE table_id = %(id)s), "
+        "(SELECT count(*) FROM qwen3_ingest.dead_letters WHERE table_id = %(id)s)",
+        {"id": table_id},
+    ).fetchone()
+    assert row is not None
+    return row[0], row[1]

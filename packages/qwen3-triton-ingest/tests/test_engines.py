@@ -1,0 +1,243 @@
+"""Threads, Ray and Dask do the same work, under the same bounds, and fail in the same words."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from fault_proxy import Fault, FaultProxy
+from gateway_process import GatewayProcess
+from ingest_corpus import LoadedRow, assert_same_rows, assert_true_ledger, rows_of, write_corpus
+from polling import wait_for
+from qwen3_triton_ingest.engines import map_shards, open_engine
+from qwen3_triton_ingest.errors import SourceError
+from qwen3_triton_ingest.sources import Shard
+
+COMMAND = Path(sys.executable).with_name("qwen3-triton-ingest")
+FILES, DOCUMENTS = 12, 20
+FLAGS = (
+    *("--chunk-tokens", "48", "--overlap-tokens", "8", "--workers", "2"),
+    *("--index", "none", "--text-index", "none"),
+)
+ENGINES = ("threads", "ray", "dask")
+
+
+@pytest.fixture(name="corpus", scope="module")
+def _corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"), files=FILES, documents=DOCUMENTS)
+
+
+@contextmanager
+def command(
+    dsn: str, gateway_url: str, *arguments: str, program: tuple[str, ...] = (str(COMMAND),)
+) -> Generator[subprocess.Popen[str]]:
+    """Run `load` as users do; end it, and what it began, where the test fails."""
+    variables = {"DATABASE_URL": dsn, "QWEN3_TRITON_URL": gateway_url, "TERM": "dumb"}
+    process = subprocess.Popen(
+        [*program, "load", *arguments, "--table", "chunks", *FLAGS],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, **variables},
+        start_new_session=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def run(dsn: str, gateway_url: str, *arguments: str, **options: tuple[str, ...]) -> tuple[int, str]:
+    with command(dsn, gateway_url, *arguments, **options) as process:
+        output, _ = process.communicate(timeout=200)
+    return process.returncode, output
+
+
+@pytest.fixture(name="expected", scope="module")
+def _expected(
+    corpus: Path, postgres_uri: str, in_process_gateway: GatewayProcess
+) -> dict[str, LoadedRow]:
+    code, output = run(postgres_uri, in_process_gateway.url, str(corpus), "--workers", "1")
+    assert code == 0, output
+    return rows_of(postgres_uri, "chunks")
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_every_engine_makes_the_same_table(
+    corpus: Path,
+    expected: dict[str, LoadedRow],
+    database_url: str,
+    in_process_gateway: GatewayProcess,
+    engine: str,
+) -> None:
+    arguments = (str(corpus), "--engine", engine)
+    code, output = run(database_url, in_process_gateway.url, *arguments)
+    assert code == 0, output
+    assert_same_rows(rows_of(database_url, "chunks"), expected)
+    assert_true_ledger(database_url, "chunks", documents=FILES * DOCUMENTS)
+    assert "240 documents written" in output
+    assert "usage stats" not in output.lower()
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_requests_under_way_are_bounded_over_all_workers(
+    corpus: Path, database_url: str, in_process_gateway: GatewayProcess, engine: str
+) -> None:
+    proxy = FaultProxy(in_process_gateway.url)
+    proxy.rule = lambda _: Fault("slow")  # so that requests overlap
+    try:
+        arguments = (str(corpus), "--engine", engine, "--max-concurrency", "4")
+        code, output = run(database_url, proxy.url, *arguments)
+    finally:
+        proxy.close()
+    assert code == 0, output
+    assert 1 < proxy.most_in_flight <= 4
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_error_in_a_shard_is_told_in_its_own_words(
+    database_url: str, in_process_gateway: GatewayProcess, engine: str
+) -> None:
+    arguments = (database_url, "--query", "SELECT 1/0 AS id, 'a' AS text", "--engine", engine)
+    code, output = run(database_url, in_process_gateway.url, *arguments)
+    assert code == 1, output
+    assert output.strip().splitlines()[-1].startswith("Error: the query of "), output
+    assert "division by zero" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(("engine", "library"), [("ray", "ray"), ("dask", "distributed")])
+def test_missing_library_is_named(
+    corpus: Path, database_url: str, in_process_gateway: GatewayProcess, engine: str, library: str
+) -> None:
+    hidden = (
+        f"import sys; sys.modules['{library}'] = None\n"
+        "from qwen3_triton_ingest.cli import main\nmain()"
+    )
+    code, output = run(
+        database_url,
+        in_process_gateway.url,
+        *(str(corpus), "--engine", engine),
+        program=(sys.executable, "-c", hidden),
+    )
+    assert code == 1
+    assert f"pip install 'qwen3-triton-ingest[{engine}]'" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize(
+    ("engine", "address"), [("ray", "127.0.0.1:9"), ("dask", "tcp://127.0.0.1:9")]
+)
+def test_missing_cluster_is_named(
+    corpus: Path, database_url: str, in_process_gateway: GatewayProcess, engine: str, address: str
+) -> None:
+    arguments = (str(corpus), "--engine", engine, "--engine-address", address)
+    code, output = run(database_url, in_process_gateway.url, *arguments)
+    assert code == 1, output
+    assert "--engine-address" in output
+    assert "Traceback" not in output
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_interrupt_ends_soon_and_the_run_goes_on(
+    tmp_path: Path, database_url: str, in_process_gateway: GatewayProcess, engine: str
+) -> None:
+    corpus = write_corpus(tmp_path / "corpus", files=60, documents=30)
+
+    def documents() -> int:
+        with psycopg.connect(database_url) as connection:
+            exists = connection.execute("SELECT to_regclass('qwen3_ingest.documents')").fetchone()
+            if exists == (None,):
+                return 0
+            row = connection.execute("SELECT count(*) FROM qwen3_ingest.documents").fetchone()
+            return row[0] if row else 0
+
+    arguments = (str(corpus), "--engine", engine)
+    with command(database_url, in_process_gateway.url, *arguments) as process:
+        wait_for(lambda: documents() > 0 or process.poll() is not None, "documents are loaded")
+        assert process.poll() is None
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=60)
+        seconds = time.monotonic() - began
+    assert process.returncode in {1, 130}, output
+    assert seconds < 20, output
+    assert "Traceback" not in output
+    assert 0 < documents() < 1800
+    code, output = run(database_url, in_process_gateway.url, str(corpus))
+    assert code == 0, output
+    assert "An interrupted run was resumed" in output
+    assert documents() == 1800
+
+
+def shards(count: int) -> Generator[Shard]:
+    for number in range(count):
+        yield Shard("here", f"part {number}", number.to_bytes(2, "big"), "text")
+
+
+def test_no_more_shards_than_workers_are_under_way() -> None:
+    lock, under_way, most = threading.Lock(), 0, 0
+    taken: list[Shard] = []
+
+    def work(shard: Shard, _: Callable[[], bool]) -> None:
+        nonlocal under_way, most
+        with lock:
+            under_way += 1
+            most = max(most, under_way)
+            taken.append(shard)
+        time.sleep(0.005)
+        with lock:
+            under_way -= 1
+
+    planned = 0
+
+    def plan() -> Iterator[Shard]:
+        nonlocal planned
+        for shard in shards(40):
+            planned += 1
+            assert planned <= len(taken) + 3, "shards are planned far ahead"
+            yield shard
+
+    with open_engine("threads", work, workers=3) as engine:
+        assert sum(map_shards(engine, plan(), workers=3)) == 40
+    assert most == 3
+    assert taken[0].name == "part 0"
+    assert len({shard.key for shard in taken}) == 40
+
+
+def test_failing_shard_stops_the_rest() -> None:
+    begun: list[str] = []
+    stopped: list[str] = []
+
+    def work(shard: Shard, is_stopped: Callable[[], bool]) -> None:
+        begun.append(shard.name)
+        if shard.name == "part 3":
+            raise SourceError("no more")
+        end = time.monotonic() + 30
+        while shard.name == "part 2" and not is_stopped() and time.monotonic() < end:
+            time.sleep(0.005)
+        if shard.name == "part 2":
+            stopped.append(shard.name)
+
+    began = time.monotonic()
+    with (
+        pytest.raises(SourceError, match="no more"),
+        open_engine("threads", work, workers=2) as engine,
+    ):
+        list(map_shards(engine, shards(1000), workers=2))
+    assert time.monotonic() - began < 20
+    assert len(begun) <= 6
+    assert stopped == ["part 2"], "what is under way is told to stop"

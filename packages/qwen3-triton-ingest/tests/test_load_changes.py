@@ -1,0 +1,179 @@
+"""A second load does what changed, and no more."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from gateway_process import GatewayProcess
+from ingest_corpus import SENTENCES, write_corpus
+from ingest_loading import TABLE, Loading, notes, quick_loading, write_jsonl
+from qwen3_triton_ingest.config import IndexOptions, SplitOptions
+from qwen3_triton_ingest.layouts import LayoutName
+from qwen3_triton_ingest.ledger import Counts
+from qwen3_triton_ingest.status import status
+
+LONG = " ".join(SENTENCES[:30])
+
+
+@pytest.fixture(name="loading")
+def _loading(database_url: str, in_process_gateway: GatewayProcess) -> Loading:
+    return quick_loading(database_url, in_process_gateway)
+
+
+def test_second_run_embeds_nothing(loading: Loading, tmp_path: Path) -> None:
+    corpus = write_corpus(tmp_path / "corpus", files=2, documents=20)
+    loading(corpus)
+    before, versions = loading.texts(), loading.versions("000/0000")
+    report = loading(corpus)
+    assert report.counts == Counts(unchanged=40)
+    assert loading.texts() - before <= 1  # the probe for the embedding space
+    assert loading.versions("000/0000") == versions
+    assert not report.resumed
+
+
+def test_changed_chunk_alone_is_embedded(loading: Loading, tmp_path: Path) -> None:
+    paragraphs = ["\n".join(SENTENCES[n : n + 2]) for n in range(0, 12, 2)]
+    path = tmp_path / "a.jsonl"
+    write_jsonl(path, [{"id": "a", "text": "\n\n".join(paragraphs)}])
+    split = SplitOptions(chunk_tokens=160, overlap_tokens=0)
+    loading(path, split=split)
+    before, versions = loading.ids("a"), loading.versions("a")
+    paragraphs[-1] = "Quite another end, which nobody had read before."
+    write_jsonl(path, [{"id": "a", "text": "\n\n".join(paragraphs)}])
+    report = loading(path, split=split)
+    after = loading.ids("a")
+    stayed = set(before) & set(after)
+    assert len(stayed) == report.counts.chunks_kept > 0
+    assert report.counts.chunks_written == len(after) - len(stayed) < len(after)
+    assert report.counts.chunks_removed == len(before) - len(stayed)
+    assert {each: loading.versions("a")[each] for each in stayed} == {
+        each: versions[each] for each in stayed
+    }, "rows that stay are not written"
+    loading.assert_ledger_agrees()
+
+
+def test_text_at_the_top_keeps_the_other_chunks(loading: Loading, tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    sections = [f"## Section {n}\n\n{SENTENCES[n]}" for n in range(8)]
+    path.write_text("\n\n".join(sections), encoding="utf-8")
+    loading(path)
+    (doc_id,) = loading.doc_ids()
+    before = loading.ids(doc_id)
+    new = f"## New\n\n{SENTENCES[100]} {SENTENCES[101]} {SENTENCES[102]}"
+    path.write_text("\n\n".join([new, *sections]), encoding="utf-8")
+    report = loading(path)
+    after = loading.ids(doc_id)
+    assert after[-len(before) + 1 :] == before[1:], "ids follow from the texts"
+    assert report.counts.chunks_written <= len(after) - len(before) + 1
+    places = loading.query(f"SELECT seq FROM {TABLE} ORDER BY seq")
+    assert places == [(n,) for n in range(len(after))]
+    loading.assert_ledger_agrees()
+
+
+def test_other_metadata_is_written_without_embedding(loading: Loading, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    write_jsonl(path, [{"id": "a", "text": LONG, "shelf": 1}])
+    loading(path)
+    ids, before = loading.ids("a"), loading.texts()
+    write_jsonl(path, [{"id": "a", "text": LONG, "shelf": 2}])
+    report = loading(path)
+    assert report.counts == Counts(documents=1, chunks_kept=len(ids))
+    assert loading.texts() - before <= 1
+    assert loading.ids("a") == ids
+    assert loading.query(f"SELECT DISTINCT metadata->>'shelf' FROM {TABLE}") == [("2",)]
+
+
+@pytest.mark.parametrize(
+    ("left", "changes", "remain"),
+    [
+        (9, {}, 9),
+        (5, {}, 10),
+        (5, {"max_vanished_fraction": 1.0}, 5),
+        (9, {"vanished": "keep"}, 10),
+        (0, {}, 10),
+    ],
+    ids=["few go", "many stay", "many go when told", "kept by policy", "an empty file"],
+)
+def test_vanished_documents(
+    loading: Loading, tmp_path: Path, left: int, changes: dict[str, Any], remain: int
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", notes(10))
+    loading(path)
+    write_jsonl(path, notes(left))
+    report = loading(path, **changes)
+    assert len(loading.doc_ids()) == remain
+    assert report.removed == 10 - remain
+    told = remain == 10 and changes != {"vanished": "keep"}  # which the user asked for
+    assert [kept.vanished for kept in report.vanished_kept] == ([10 - left] if told else [])
+    loading.assert_ledger_agrees()
+
+
+def test_unreadable_record_may_be_a_vanished_one(loading: Loading, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", notes(10))
+    loading(path)
+    write_jsonl(path, notes(9))
+    with path.open("a", encoding="utf-8") as lines:
+        lines.write('{"id": "n9", "text": "cut off\n')
+    report = loading(path)
+    assert len(loading.doc_ids()) == 10
+    assert report.counts.nameless == report.counts.failed == 1
+    assert [kept.nameless for kept in report.vanished_kept] == [1]
+
+
+def test_vanished_file_of_a_folder(loading: Loading, tmp_path: Path) -> None:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    for n in range(10):
+        (folder / f"{n}.txt").write_text(SENTENCES[n], encoding="utf-8")
+    loading(f"{folder}/")
+    (folder / "3.txt").unlink()
+    report = loading(f"{folder}/")
+    assert report.removed == 1
+    assert len(loading.doc_ids()) == 9
+
+
+def test_other_sources_are_left_alone(loading: Loading, tmp_path: Path) -> None:
+    first = write_jsonl(tmp_path / "a.jsonl", [{"id": "a", "text": SENTENCES[0]}])
+    second = write_jsonl(tmp_path / "b.jsonl", [{"id": "b", "text": SENTENCES[1]}])
+    loading(first)
+    loading(second)
+    report = loading(second, max_vanished_fraction=1.0)
+    assert report.removed == 0
+    assert loading.doc_ids() == ["a", "b"]
+
+
+@pytest.mark.parametrize("layout", ["own", "langchain", "llamaindex"])
+def test_each_layout(loading: Loading, tmp_path: Path, layout: LayoutName) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [*notes(5), {"id": "long", "text": LONG}])
+    report = loading(path, layout=layout)
+    record = status(loading.dsn, TABLE, layout=layout)
+    assert record.rows == report.counts.chunks_written > 6
+    write_jsonl(path, [*notes(5), {"id": "long", "text": f"{LONG} More."}])
+    report = loading(path, layout=layout)
+    assert report.counts.documents == 1
+    assert report.counts.chunks_kept > 0
+    rows = record.rows + report.counts.chunks_written - report.counts.chunks_removed
+    assert status(loading.dsn, TABLE, layout=layout).rows == rows
+    assert loading(path, layout=layout).counts == Counts(unchanged=6)
+
+
+def test_labels_are_metadata_of_each_row(loading: Loading, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", notes(3))
+    loading(path, labels={"team": "a"})
+    assert loading.query(f"SELECT DISTINCT metadata->>'team' FROM {TABLE}") == [("a",)]
+    report = loading(path, labels={"team": "b"})
+    assert report.counts == Counts(documents=3, chunks_kept=3)
+    assert loading.query(f"SELECT DISTINCT metadata->>'team' FROM {TABLE}") == [("b",)]
+
+
+def test_index_is_built_after_the_load_and_kept(loading: Loading, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", notes(50))
+    index = IndexOptions()
+    assert loading(path, index=index).index == "built"
+    write_jsonl(path, notes(60))
+    assert loading(path, index=index).index == "kept"
+    (found,) = status(loading.dsn, TABLE).indexes
+    assert found.valid

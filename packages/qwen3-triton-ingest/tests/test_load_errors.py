@@ -1,0 +1,324 @@
+"""Whatever is wrong, the message says what to do, and the rest of the corpus is loaded."""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+import time
+from collections.abc import Generator
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+import psycopg
+import pytest
+from psycopg.conninfo import conninfo_to_dict
+from psycopg.sql import SQL, Identifier, Literal
+
+from demo.supervised import free_ports
+from gateway_process import GatewayProcess, running_gateway
+from ingest_corpus import SENTENCES
+from ingest_loading import Loading, notes, quick_loading
+from qwen3_triton_client import EmbeddingError
+from qwen3_triton_ingest.config import GatewayOptions, ReadOptions, SplitOptions
+from qwen3_triton_ingest.errors import DatabaseError, SourceError, TableError
+
+GOOD = notes(5)
+
+
+@pytest.fixture(name="loading")
+def _loading(database_url: str, in_process_gateway: GatewayProcess) -> Loading:
+    return quick_loading(database_url, in_process_gateway)
+
+
+@pytest.fixture(name="folder")
+def _folder(tmp_path: Path) -> Path:
+    """A folder with one good file."""
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    lines = "".join(json.dumps(record) + "\n" for record in GOOD)
+    (folder / "good.jsonl").write_text(lines, encoding="utf-8")
+    return folder
+
+
+def assert_rest_is_loaded(loading: Loading) -> None:
+    assert {record["id"] for record in GOOD} <= set(loading.doc_ids())
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("empty.txt", b"", "empty"),
+        ("empty.jsonl", b"", "empty"),
+        ("empty.csv", b"", "empty"),
+        ("empty.parquet", b"", "Parquet"),
+        ("empty.pdf", b"", "empty"),
+        ("binary.txt", bytes(range(256)) * 40, "binary"),
+        ("binary.jsonl", bytes(range(256)) * 40, "binary"),
+        ("binary.md", bytes(range(256)) * 40, "binary"),
+        ("broken.pdf", b"%PDF-1.4\nnothing", "PDF"),
+        ("broken.parquet", b"PAR1nothing", "Parquet"),
+        ("latin.txt", "Küche".encode("latin-1"), "--encoding"),
+        ("wide.md", "A text".encode("utf-16"), "--encoding"),
+        ("nul.txt", b"A text\0and more", "NUL"),
+        ("blank.txt", b"  \n \t \n", "no text|blank|empty"),
+    ],
+)
+def test_file_that_cannot_be_read(
+    loading: Loading, folder: Path, name: str, content: bytes, reason: str
+) -> None:
+    (folder / name).write_bytes(content)
+    report = loading(folder)
+    assert_rest_is_loaded(loading)
+    assert report.counts.failed == 1
+    (letter,) = loading.letters()
+    assert letter.origin.path.endswith(name)
+    assert re.search(reason, letter.reason), letter.reason
+
+
+@pytest.mark.parametrize(
+    ("line", "reason"),
+    [
+        (b'{"id": "bad", "text": "cut', "not JSON"),
+        (b'["a", "b"]', "one object a line"),
+        ('{"id": "bad", "text": "Küche"}'.encode("latin-1"), "--encoding"),
+        (b'{"id": "bad", "body": "other name"}', "--text-column"),
+        (b'{"id": "bad", "text": null}', "--text-column"),
+        (b'{"id": "bad", "text": "a\\u0000b"}', "--replace-nul"),
+        (b'{"id": "b\\u0000d", "text": "a"}', "--replace-nul"),
+        (b'{"id": "bad", "text": "a", "note": "x\\u0000"}', "--replace-nul"),
+        (b'{"id": "bad", "text": "   "}', "text"),
+    ],
+)
+def test_record_that_cannot_be_loaded(
+    loading: Loading, folder: Path, line: bytes, reason: str
+) -> None:
+    path = folder / "good.jsonl"
+    first, rest = path.read_bytes().split(b"\n", 1)
+    path.write_bytes(b"\n".join([first, line, rest]))
+    report = loading(folder)
+    assert_rest_is_loaded(loading)
+    assert report.counts.failed == 1
+    (letter,) = loading.letters()
+    assert reason in letter.reason
+    assert str(letter.origin).startswith(f"{path}:")
+
+
+def test_nul_is_replaced_when_told(loading: Loading, folder: Path) -> None:
+    (folder / "nul.jsonl").write_text('{"id": "nul", "text": "a\\u0000b", "n": "\\u0000"}\n')
+    report = loading(folder, read=ReadOptions(replace_nul=True))
+    assert report.counts.failed == 0
+    with psycopg.connect(loading.dsn) as connection:
+        row = connection.execute(
+            "SELECT content, metadata->>'n' FROM chunks WHERE doc_id = 'nul'"
+        ).fetchone()
+    assert row == ("a\N{REPLACEMENT CHARACTER}b", "\N{REPLACEMENT CHARACTER}")
+
+
+def test_one_huge_line(loading: Loading, folder: Path) -> None:
+    with (folder / "huge.jsonl").open("wb") as file:
+        file.write(b'{"id": "huge", "text": "')
+        file.write(b"a" * 8192)  # no NUL where the begin is looked at
+        file.truncate(200 << 20)  # sparse
+    report = loading(folder)
+    assert_rest_is_loaded(loading)
+    assert report.counts.failed >= 1
+    assert any("max_document_bytes" in letter.reason for letter in loading.letters())
+
+
+def test_document_of_ten_megabytes(loading: Loading, folder: Path) -> None:
+    text = "\n\n".join(" ".join(SENTENCES[n % 900 : n % 900 + 4]) for n in range(30_000))
+    text = text[: 10 << 20]
+    assert len(text.encode()) >= 10 << 20
+    (folder / "big.txt").write_text(text, encoding="utf-8")
+    # Large chunks of which the model sees little: this is about the loader, not about the model.
+    with running_gateway("--max-length", "32") as gateway:
+        report = loading(
+            folder,
+            split=SplitOptions(chunk_tokens=20_000, overlap_tokens=0),
+            gateway=GatewayOptions(url=gateway.url, truncate=True),
+        )
+    assert report.counts.failed == 0, loading.letters()
+    assert_rest_is_loaded(loading)
+    (row,) = loading.query("SELECT sum(length(content)) FROM chunks WHERE doc_id LIKE '%big.txt'")
+    assert row[0] > 0.99 * len(text)
+
+
+def test_hundred_thousand_metadata_keys(loading: Loading, folder: Path) -> None:
+    record = {"id": "wide", "text": "Short."} | {f"key {n}": n for n in range(100_000)}
+    (folder / "wide.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
+    report = loading(folder)
+    assert_rest_is_loaded(loading)
+    assert report.counts.failed == 1
+    (letter,) = loading.letters()
+    assert letter.doc_id == "wide"
+    assert "metadata" in letter.reason
+    assert len(letter.reason) < 1000
+    read = ReadOptions(max_metadata_bytes=8 << 20)
+    assert loading(folder, read=read).counts.failed == 0
+    assert "wide" in loading.doc_ids()
+
+
+def test_column_of_other_dimensions(loading: Loading, folder: Path) -> None:
+    with psycopg.connect(loading.dsn) as connection:
+        connection.execute("CREATE EXTENSION vector")
+        connection.execute(
+            "CREATE TABLE chunks (id uuid PRIMARY KEY, doc_id text NOT NULL, seq int NOT NULL, "
+            "content text NOT NULL, metadata jsonb NOT NULL, embedding vector(768) NOT NULL)"
+        )
+    with pytest.raises(TableError, match=r"1024.*768.*--table") as raised:
+        loading(folder)
+    assert "--dimensions 768" in str(raised.value)
+
+
+@pytest.fixture(name="weak_dsn")
+def _weak_dsn(database_url: str, postgres_uri: str) -> Generator[str]:
+    """The same database as somebody who owns nothing."""
+    name, password = f"weak_{secrets.token_hex(4)}", secrets.token_hex(8)
+    with psycopg.connect(postgres_uri, autocommit=True) as admin:
+        admin.execute(
+            SQL("CREATE ROLE {} LOGIN PASSWORD {}").format(Identifier(name), Literal(password))
+        )
+        parts = urlsplit(database_url)
+        yield urlunsplit(parts._replace(netloc=f"{name}:{password}@{parts.netloc.split('@')[1]}"))
+        with psycopg.connect(database_url, autocommit=True) as connection:
+            connection.execute(SQL("DROP OWNED BY {}").format(Identifier(name)))
+        admin.execute(SQL("DROP ROLE {}").format(Identifier(name)))
+
+
+def test_role_may_not_create_anything(loading: Loading, folder: Path, weak_dsn: str) -> None:
+    with pytest.raises(TableError) as raised:
+        loading(folder, dsn=weak_dsn)
+    assert "vector" in str(raised.value), "pgvector comes first"
+    with psycopg.connect(loading.dsn) as connection:
+        connection.execute("CREATE EXTENSION vector")
+    with pytest.raises(TableError, match="GRANT"):
+        loading(folder, dsn=weak_dsn)
+
+
+def test_role_may_not_use_the_table(loading: Loading, folder: Path, weak_dsn: str) -> None:
+    loading(folder)
+    with pytest.raises(TableError, match="GRANT"):
+        loading(folder, dsn=weak_dsn)
+
+
+def test_role_may_not_create_the_ledger(loading: Loading, folder: Path, weak_dsn: str) -> None:
+    role = conninfo_to_dict(weak_dsn)["user"]
+    with psycopg.connect(loading.dsn) as connection:
+        connection.execute("CREATE EXTENSION vector")
+        connection.execute(SQL("GRANT CREATE ON SCHEMA public TO {}").format(Identifier(str(role))))
+    with pytest.raises(TableError, match=r"qwen3_ingest.*GRANT CREATE ON DATABASE"):
+        loading(folder, dsn=weak_dsn)
+
+
+def test_role_may_not_use_the_ledger(loading: Loading, folder: Path, weak_dsn: str) -> None:
+    loading(folder)
+    role = conninfo_to_dict(weak_dsn)["user"]
+    with psycopg.connect(loading.dsn) as connection:
+        connection.execute(SQL("GRANT ALL ON chunks TO {}").format(Identifier(str(role))))
+    with pytest.raises(TableError, match="qwen3_ingest"):
+        loading(folder, dsn=weak_dsn)
+
+
+def test_role_with_its_grants_can_load(loading: Loading, folder: Path, weak_dsn: str) -> None:
+    role = Identifier(str(conninfo_to_dict(weak_dsn)["user"]))
+    with psycopg.connect(loading.dsn) as connection:
+        connection.execute("CREATE EXTENSION vector")
+        connection.execute(SQL("GRANT CREATE ON SCHEMA public TO {}").format(role))
+        database = Identifier(connection.info.dbname)
+        connection.execute(SQL("GRANT CREATE ON DATABASE {} TO {}").format(database, role))
+    assert loading(folder, dsn=weak_dsn).counts.documents == len(GOOD)
+
+
+def test_server_is_away(loading: Loading, folder: Path) -> None:
+    port = free_ports(1)[0]
+    began = time.monotonic()
+    with pytest.raises(DatabaseError, match="away for") as raised:
+        loading(folder, dsn=f"postgresql://me:geheim@127.0.0.1:{port}/db", retry_seconds=1)
+    assert time.monotonic() - began < 15
+    assert "run the same command again" in str(raised.value)
+    assert "geheim" not in str(raised.value)
+
+
+def test_wrong_password_is_not_shown(loading: Loading, folder: Path) -> None:
+    parts = urlsplit(loading.dsn)
+    place = parts.netloc.split("@")[1]
+    wrong = urlunsplit(parts._replace(netloc=f"postgres:geheim@{place}"))
+    began = time.monotonic()
+    with pytest.raises(DatabaseError, match="password") as raised:
+        loading(folder, dsn=wrong)
+    assert time.monotonic() - began < 5, "a wrong password does not become right"
+    assert "geheim" not in _all_messages(raised.value)
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://me:geheim@[nonsense",
+        "geheim",
+        "host=localhost pasword=geheim",
+        "mysql://me:geheim@localhost/db",
+    ],
+)
+def test_dsn_is_nonsense(loading: Loading, folder: Path, dsn: str) -> None:
+    with pytest.raises(DatabaseError, match="postgresql://user:password@host") as raised:
+        loading(folder, dsn=dsn)
+    assert "geheim" not in _all_messages(raised.value)
+
+
+def _all_messages(error: BaseException | None) -> str:
+    """Return what a traceback would print."""
+    messages: list[str] = []
+    while error is not None:
+        messages.append(str(error))
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    return "\n".join(messages)
+
+
+def test_database_is_missing(loading: Loading, folder: Path) -> None:
+    dsn = loading.dsn.rpartition("/")[0] + "/nowhere"
+    with pytest.raises(DatabaseError, match="nowhere"):
+        loading(folder, dsn=dsn)
+
+
+def test_gateway_is_away(loading: Loading, folder: Path) -> None:
+    port = free_ports(1)[0]
+    with pytest.raises(EmbeddingError, match=str(port)):
+        loading(folder, gateway=GatewayOptions(url=f"http://127.0.0.1:{port}"))
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("nowhere", "no such file or folder"),
+        ("nowhere/*.jsonl", "no file of a known format"),
+        ("corpus/strange.xyz", "--format"),
+        ("void", "no file of a known format"),
+    ],
+)
+def test_source_cannot_be_found(
+    loading: Loading,
+    folder: Path,
+    source: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    (folder / "strange.xyz").write_text("text")
+    (folder.parent / "void").mkdir()
+    with pytest.raises(SourceError, match=message):
+        loading(source)
+
+
+def test_query_that_fails(loading: Loading) -> None:
+    read = ReadOptions(query="SELECT * FROM nowhere")
+    with pytest.raises(SourceError, match="nowhere"):
+        loading(loading.dsn, read=read)
+
+
+def test_table_name_of_other_shape(loading: Loading, folder: Path) -> None:
+    with psycopg.connect(loading.dsn) as connection:
+        connection.execute("CREATE EXTENSION vector")
+        connection.execute("CREATE TABLE chunks (a int)")
+    with pytest.raises(TableError, match="chunks"):
+        loading(folder)
