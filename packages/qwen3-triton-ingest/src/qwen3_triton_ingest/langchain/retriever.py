@@ -1,0 +1,136 @@
+"""A retriever for LangChain over pgvector and ParadeDB, by meaning, by words or by both."""
+
+from __future__ import annotations
+
+from typing import Any, Self
+
+from langchain_core.callbacks import (
+    AsyncCallbackManagerForRetrieverRun,
+    CallbackManagerForRetrieverRun,
+)
+from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever
+from langchain_core.utils import secret_from_env
+from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
+
+from ..config import GatewayOptions
+from ..layouts import LayoutName
+from ..search import Hit, Searcher, SearchMode, SearchOptions, TextBackendChoice
+
+__all__ = ["PostgresRetriever"]
+
+
+class PostgresRetriever(BaseRetriever):
+    """Find documents in a table that `load` or LangChain's `PGVectorStore` filled.
+
+    The table may be of any layout. By default words are searched by BM25 where the table has an
+    index of ParadeDB's pg_search or of pg_textsearch, else by PostgreSQL's own text search; both
+    ranks are fused. `invoke` takes `mode`, `k`, `filter` and further options for one call.
+
+    Setup:
+        .. code-block:: bash
+
+            pip install 'qwen3-triton-ingest[langchain]'
+            export DATABASE_URL="postgresql://user:password@localhost:5432/rag"
+            export QWEN3_TRITON_URL="http://localhost:8101"
+
+    Instantiate:
+        .. code-block:: python
+
+            from qwen3_triton_ingest.langchain import PostgresRetriever
+
+            retriever = PostgresRetriever(table="manuals", k=4, filter={"lang": "en"})
+
+    Usage:
+        .. code-block:: python
+
+            documents = retriever.invoke("How do I reset the pump?")
+            documents = await retriever.ainvoke("How do I reset the pump?", k=8)
+    """
+
+    # A validation error would show its input, the password included.
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+
+    dsn: SecretStr = Field(
+        default_factory=secret_from_env("DATABASE_URL"), description="PostgreSQL's libpq URI."
+    )
+    table: str = Field(description="TABLE or SCHEMA.TABLE; for LlamaIndex without `data_`.")
+    layout: LayoutName | None = Field(default=None, description="None tells it by the columns.")
+    mode: SearchMode = Field(default="hybrid", description="`vector`, `text` or `hybrid`.")
+    k: int = Field(default=4, ge=1, description="Documents to find.")
+    filter: dict[str, Any] | None = Field(
+        default=None, description="Of the metadata, as LangChain's PGVectorStore takes it."
+    )
+    weights: tuple[float, float] = Field(
+        default=(1.0, 1.0), description="Of the vector's rank and the words'."
+    )
+    candidates: int | None = Field(default=None, description="Rows that each arm finds.")
+    ef_search: int | None = Field(default=None, description="How far an HNSW index looks.")
+    exact: bool = Field(default=False, description="Whether every row is compared.")
+    text_backend: TextBackendChoice = Field(default="auto", description="By which words are found.")
+    text_config: str | None = Field(default=None, description="Text search configuration.")
+    base_url: str | None = Field(
+        default=None, description="Of the gateway; default QWEN3_TRITON_URL."
+    )
+    api_key: SecretStr | None = Field(
+        default=None, description="Of the gateway; default QWEN3_TRITON_API_KEY."
+    )
+    instruction: str | None = Field(default=None, description="What questions are for.")
+
+    _searcher: Searcher = PrivateAttr()
+
+    @model_validator(mode="after")
+    def _make_searcher(self) -> Self:
+        SearchOptions(**self._options({}))
+        gateway = GatewayOptions(
+            url=self.base_url,
+            api_key=self.api_key.get_secret_value() if self.api_key else None,
+            instruction=self.instruction,
+        )
+        self._searcher = Searcher(
+            self.dsn.get_secret_value(),
+            self.table,
+            layout=self.layout,
+            gateway=gateway,
+            text_backend=self.text_backend,
+            text_config=self.text_config,
+        )
+        return self
+
+    def close(self) -> None:
+        """Close the connections of synchronous calls; a later call opens new ones."""
+        self._searcher.close()
+
+    async def aclose(self) -> None:
+        """Close the connections of the running event loop, and those of synchronous calls."""
+        await self._searcher.aclose()
+
+    def _get_relevant_documents(
+        self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
+    ) -> list[Document]:
+        hits = self._searcher.search(query, **self._options(kwargs))
+        return [_document(hit) for hit in hits]
+
+    async def _aget_relevant_documents(
+        self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
+    ) -> list[Document]:
+        hits = await self._searcher.asearch(query, **self._options(kwargs))
+        return [_document(hit) for hit in hits]
+
+    def _options(self, given: dict[str, Any]) -> dict[str, Any]:
+        """Return the options of a call, of the fields as they are now."""
+        return {
+            "mode": self.mode,
+            "k": self.k,
+            "filter": self.filter,
+            "weights": self.weights,
+            "candidates": self.candidates,
+            "ef_search": self.ef_search,
+            "exact": self.exact,
+            **given,
+        }
+
+
+def _document(hit: Hit) -> Document:
+    ranks = {"score": hit.score, "distance": hit.distance, "doc_id": hit.doc_id, "seq": hit.seq}
+    return Document(id=hit.id, page_content=hit.text, metadata={**ranks, **hit.metadata})

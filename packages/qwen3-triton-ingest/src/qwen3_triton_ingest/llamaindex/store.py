@@ -1,0 +1,149 @@
+"""LlamaIndex' `PGVectorStore`, writing in bulk and never a node twice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+try:
+    from llama_index.core.bridge.pydantic import PrivateAttr
+    from llama_index.core.schema import BaseNode, MetadataMode
+    from llama_index.core.vector_stores.utils import node_to_metadata_dict
+    from llama_index.vector_stores.postgres import PGVectorStore
+except ImportError as error:
+    msg = "`BulkPGVectorStore` needs LlamaIndex: pip install 'qwen3-triton-ingest[llamaindex]'"
+    raise ImportError(msg) from error
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import DBAPIError
+
+from ..errors import TableError
+from ..rows.copy_format import as_float32
+from ..rows.staged import (
+    COLUMN_TYPES,
+    StagedRow,
+    StagedTable,
+    is_autocommit,
+    write_rows,
+    write_rows_async,
+)
+from ..tables.unique_ids import (
+    duplicates_message,
+    not_unique_message,
+    unique_index_query,
+    unique_index_statement,
+)
+
+__all__ = ["BulkPGVectorStore"]
+
+_LITERALLY = {"no_parameters": True}  # a percent sign in a name is no placeholder
+_UNIQUE_VIOLATION, _INSUFFICIENT_PRIVILEGE = "23505", "42501"
+
+
+class BulkPGVectorStore(PGVectorStore):
+    """Store nodes as `PGVectorStore` does, in the same tables, but in bulk and never twice.
+
+    Everything but the writing is inherited. While the table has no vector index, that is several
+    times as fast: the original writes a vector as text, row by row. A node that is there already
+    is replaced instead of doubled; for that the table gets a unique index on `node_id` before the
+    first node is added. A call is one transaction: all of its nodes are stored or none is.
+    """
+
+    _staged_table: StagedTable | None = PrivateAttr(default=None)
+
+    def add(self, nodes: Iterable[BaseNode], **add_kwargs: Any) -> list[str]:
+        """Store nodes, over those of the same ids, and return all ids.
+
+        Args:
+            nodes: With embeddings; of nodes with one id the last wins.
+            add_kwargs: Not used, as in `PGVectorStore`.
+
+        Raises:
+            TableError: The table is missing, or holds several rows of one node.
+            ValueError: A node has no embedding.
+        """
+        nodes = list(nodes)
+        table, rows = self._prepare(nodes)
+        with self._sync_engine.connect() as connection:
+            if is_autocommit(connection.connection):
+                connection.execution_options(isolation_level="READ COMMITTED")
+            with connection.begin():
+                write_rows(connection, table, rows)
+        return [node.node_id for node in nodes]
+
+    async def async_add(self, nodes: Iterable[BaseNode], **kwargs: Any) -> list[str]:
+        """Store nodes, over those of the same ids, and return all ids; see `add`."""
+        nodes = list(nodes)
+        table, rows = self._prepare(nodes)
+        engine: Any = self._async_engine
+        async with engine.connect() as connection:
+            if is_autocommit(await connection.get_raw_connection()):
+                await connection.execution_options(isolation_level="READ COMMITTED")
+            async with connection.begin():
+                await write_rows_async(connection, table, rows)
+        return [node.node_id for node in nodes]
+
+    @property
+    def _sync_engine(self) -> Any:
+        return self._engine
+
+    def _prepare(self, nodes: Sequence[BaseNode]) -> tuple[StagedTable, list[StagedRow]]:
+        self._initialize()
+        dumps: Callable[[Any], str] = self._sync_engine.dialect._json_serializer or json.dumps
+        rows = [self._row(node, dumps) for node in nodes]
+        if self._staged_table is None:
+            with self._sync_engine.connect() as connection, connection.begin():
+                table = self._find_table(connection)
+                self._make_node_ids_unique(connection)
+            self._staged_table = table
+        return self._staged_table, rows
+
+    def _row(self, node: BaseNode, dumps: Callable[[Any], str]) -> StagedRow:
+        # It writes no embedding, yet lists all of its numbers first, which takes most of its time.
+        bare = node.model_copy(update={"embedding": None})
+        metadata = node_to_metadata_dict(bare, remove_text=True, flat_metadata=self.flat_metadata)
+        return StagedRow(
+            id=node.node_id,
+            content=node.get_content(metadata_mode=MetadataMode.NONE),
+            vector=as_float32(node.get_embedding()),
+            metadata=dumps(metadata),
+        )
+
+    def _find_table(self, connection: Connection) -> StagedTable:
+        name: str = self._table_class.__tablename__
+        parameters = {"schema": self.schema_name, "name": name}
+        found = connection.execute(text(COLUMN_TYPES), parameters)
+        types = {column: (kind, schema) for column, kind, schema in found}
+        if not types:
+            msg = (
+                f"there is no table {self.schema_name}.{name}; with "
+                "`initialization_fail_on_error=True` the store says why it could not make it"
+            )
+            raise TableError(msg)
+        return StagedTable(
+            schema=self.schema_name,
+            name=name,
+            id="node_id",
+            content="text",
+            embedding="embedding",
+            metadata="metadata_",
+            types=types,
+        )
+
+    def _make_node_ids_unique(self, connection: Connection) -> None:
+        names = self.schema_name, self._table_class.__tablename__, "node_id"
+        query = unique_index_query(*names).as_string(None)
+        if connection.exec_driver_sql(query, execution_options=_LITERALLY).first():
+            return
+        if not self.perform_setup:
+            raise TableError(not_unique_message(*names))
+        statement = unique_index_statement(*names).as_string(None)
+        try:
+            connection.exec_driver_sql(statement, execution_options=_LITERALLY)
+        except DBAPIError as error:
+            state = getattr(error.orig, "sqlstate", None) or getattr(error.orig, "pgcode", None)
+            if state == _UNIQUE_VIOLATION:
+                raise TableError(duplicates_message(*names, newest="id")) from None
+            if state == _INSUFFICIENT_PRIVILEGE:
+                raise TableError(not_unique_message(*names)) from None
+            raise

