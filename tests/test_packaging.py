@@ -37,11 +37,17 @@ ADAPTERS = [
         id="llamaindex",
     ),
 ]
+# Of extras: loaded by what needs them, and by nothing else.
+OPTIONAL = NUMERIC | {
+    *("dask", "distributed", "pyarrow", "pypdfium2", "sqlalchemy", "trafilatura"),
+    *("langchain_core", "langchain_postgres", "llama_index"),
+}
 # distribution, what to import, and what its framework loads by itself
 IMPORTS = [
     pytest.param("qwen3-triton-gateway", "qwen3_triton_gateway.cli", "click", id="gateway"),
     pytest.param("qwen3-triton-client", "qwen3_triton_client", "httpx2", id="client"),
     *ADAPTERS,
+    pytest.param("qwen3-triton-ingest", "qwen3_triton_ingest", "psycopg", id="ingest"),
     pytest.param("qwen3-nano", "qwen3_nano", "json", id="nano"),
 ]
 PROBE = """
@@ -141,6 +147,49 @@ def test_importing_an_adapter_loads_nothing_numeric_that_its_framework_does_not(
 ) -> None:
     loaded, _ = probe(distribution, module, framework)
     assert NUMERIC.isdisjoint(loaded)
+
+
+@pytest.mark.parametrize("module", ["qwen3_triton_ingest", "qwen3_triton_ingest.cli"])
+def test_importing_the_loader_loads_no_optional_library_that_is_installed(module: str) -> None:
+    loaded, _ = json.loads(run(sys.executable, "-c", PROBE, "json", module))
+    assert {"psycopg", "qwen3_triton_client"} <= set(loaded)
+    assert OPTIONAL.isdisjoint(loaded)
+
+
+@pytest.fixture(name="loader", scope="session")
+def _loader(install: Install) -> Path:
+    """The loader's command, in an environment without any extra."""
+    return install("qwen3-triton-ingest").with_name("qwen3-triton-ingest")
+
+
+@pytest.mark.parametrize("command", [[], ["load"], ["search"], ["status"]], ids="".join)
+def test_every_command_of_the_loaders_wheel_explains_itself(
+    loader: Path, command: list[str]
+) -> None:
+    shown = run(loader, *command, "--help")
+    assert " ".join(["Usage: qwen3-triton-ingest", *command]) in shown
+    assert "Examples:" in shown
+
+
+def test_the_loaders_wheel_loads_and_searches_with_its_declared_dependencies_only(
+    loader: Path, gateway_url: str, database_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "whales.md").write_text("# Whales\n\nWhales are mammals.\n")
+    (tmp_path / "notes" / "yeast.html").write_text("<p>Yeast makes dough rise.</p>")
+    here = {
+        "cwd": tmp_path,
+        "env": {
+            "PATH": os.environ["PATH"],
+            "DATABASE_URL": database_url,
+            "QWEN3_TRITON_URL": gateway_url,
+        },
+    }
+    loaded = json.loads(run(loader, "load", "notes", "--table", "notes", "--json", **here))
+    assert (loaded["counts"]["documents"], loaded["counts"]["failed"]) == (1, 1)
+    assert "'qwen3-triton-ingest[html]'" in run(loader, "status", "--table", "notes", **here)
+    found = run(loader, "search", "Which animals give milk?", "--table", "notes", "--json", **here)
+    assert json.loads(found)["hits"][0]["doc_id"] == "notes/whales.md"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,51 @@
+"""Bulk load of Qwen3 embeddings into pgvector and ParadeDB, and search in them."""
+
+from ._version import __version__
+from .config import (
+    GatewayOptions,
+    IndexOptions,
+    LoadOptions,
+    ReadOptions,
+    SplitOptions,
+)
+from .errors import (
+    BusyError,
+    DatabaseError,
+    FilterError,
+    FingerprintError,
+    IngestError,
+    SourceError,
+    TableError,
+)
+from .load import LoadReport, load
+from .progress import LoadProgress
+from .reembed import ReembedReport, abandon_reembed, reembed
+from .search import Hit, Searcher, search
+from .status import TableStatus, status
+
+__all__ = [
+    "BusyError",
+    "DatabaseError",
+    "FilterError",
+    "FingerprintError",
+    "GatewayOptions",
+    "Hit",
+    "IndexOptions",
+    "IngestError",
+    "LoadOptions",
+    "LoadProgress",
+    "LoadReport",
+    "ReadOptions",
+    "ReembedReport",
+    "Searcher",
+    "SourceError",
+    "SplitOptions",
+    "TableError",
+    "TableStatus",
+    "__version__",
+    "abandon_reembed",
+    "load",
+    "reembed",
+    "search",
+    "status",
+]

@@ -1,0 +1,180 @@
+"""`qwen3-triton-ingest search`: ask a table."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any, get_args
+
+import click
+
+from ..config import GatewayOptions
+from ..errors import FilterError
+from ..layouts import LayoutName
+from ..search.options import MAX_EF_SEARCH, MAX_ROWS, SearchMode
+from ..search.text_backends import TextBackendChoice
+from .options import database_options, gateway_options
+from .output import json_option, plain_errors, print_json
+
+if TYPE_CHECKING:
+    from ..search import Hit
+
+__all__ = ["search"]
+
+SNIPPET_CHARACTERS = 240
+
+
+@click.command()
+@click.argument("question")
+@database_options
+@gateway_options
+@click.option(
+    "--mode",
+    type=click.Choice(get_args(SearchMode)),
+    default="hybrid",
+    show_default=True,
+    help="By meaning, by words, or by both. `text` needs no gateway.",
+)
+@click.option(
+    "-k",
+    "--k",
+    "k",
+    type=click.IntRange(1, MAX_ROWS),
+    default=10,
+    show_default=True,
+    help="How many chunks to find.",
+)
+@click.option(
+    "--filter",
+    "filters",
+    multiple=True,
+    metavar="CONDITION",
+    help="On the metadata: lang=en, 'year>=2020', 'topic in a,b', 'tags contains x', or JSON. "
+    "Again for each; all must hold.",
+)
+@click.option(
+    "--layout", type=click.Choice(get_args(LayoutName)), help="Default told by the columns."
+)
+@click.option(
+    "--text-backend",
+    type=click.Choice(["auto", "tsvector", "paradedb", "pg_textsearch"]),
+    default="auto",
+    show_default=True,
+    help="auto: BM25 where the table has an index for it, else PostgreSQL's own.",
+)
+@click.option(
+    "--text-config", metavar="NAME", help="Text search configuration; default the index's."
+)
+@click.option(
+    "--weights",
+    type=(float, float),
+    default=(1.0, 1.0),
+    show_default=True,
+    metavar="VECTOR WORDS",
+    help="How much either rank counts in hybrid mode.",
+)
+@click.option(
+    "--candidates",
+    type=click.IntRange(min=1),
+    help="Rows that each way finds before they are ranked together.",
+)
+@click.option(
+    "--ef-search",
+    type=click.IntRange(1, MAX_EF_SEARCH),
+    help="How far the HNSW index looks; default 100, or more for large --k.",
+)
+@click.option("--exact", is_flag=True, help="Compare every row, without the vector index.")
+@click.option("--instruction", help="What the question is for, in place of the gateway's default.")
+@click.option("--show-sql", is_flag=True, help="Print the SQL and do not run it.")
+@json_option
+def search(  # noqa: PLR0917 - click hands over keywords
+    question: str,
+    dsn: str,
+    table: str,
+    gateway_url: str | None,
+    api_key: str | None,
+    filters: tuple[str, ...],
+    layout: LayoutName | None,
+    text_backend: TextBackendChoice,
+    text_config: str | None,
+    instruction: str | None,
+    show_sql: bool,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Find the chunks of a table that answer QUESTION best.
+
+    The gateway must serve the model that the table's vectors are of; another is refused.
+
+    \b
+    Examples:
+      qwen3-triton-ingest search "How do I reset the pump?" --table manuals
+      qwen3-triton-ingest search "error E-42" --table manuals --mode text -k 3
+      qwen3-triton-ingest search "pump" --table manuals --filter lang=en --filter 'year>=2020'
+      qwen3-triton-ingest search "pump" --table manuals --json | jq -r '.hits[].doc_id'
+      qwen3-triton-ingest search "pump" --table manuals --show-sql
+    """
+    from ..search import Searcher, parse_filters
+
+    try:
+        options["filter"] = parse_filters(filters)
+    except FilterError as error:
+        raise click.UsageError(f"--filter: {error}") from None
+    gateway = GatewayOptions(url=gateway_url, api_key=api_key, instruction=instruction)
+    with (
+        plain_errors(ValueError),
+        Searcher(
+            dsn,
+            table,
+            layout=layout,
+            gateway=gateway,
+            text_backend=text_backend,
+            text_config=text_config,
+        ) as searcher,
+    ):
+        if show_sql:
+            click.echo(searcher.sql(**options))
+            return
+        hits = searcher.search(question, **options)
+    if as_json:
+        print_json({"hits": [_document(hit) for hit in hits]})
+    else:
+        _print(hits)
+
+
+def _document(hit: Hit) -> dict[str, object]:
+    names = [each.name for each in fields(hit) if each.name != "stored_metadata"]
+    return {name: getattr(hit, name) for name in names}
+
+
+def _print(hits: list[Hit]) -> None:
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(highlight=False, soft_wrap=False)
+    if not hits:
+        console.print("Nothing found.")
+    for place, hit in enumerate(hits, 1):
+        heading = Text(f"{place}. ", style="bold")
+        heading.append(hit.doc_id or hit.id, style="bold cyan")
+        if hit.seq is not None:
+            heading.append(f"  chunk {hit.seq}")
+        heading.append(f"  {_ranks(hit)}", style="dim")
+        console.print(heading)
+        console.print(Text(_snippet(hit.text)))
+
+
+def _ranks(hit: Hit) -> str:
+    parts = [f"score {hit.score:.4f}"]
+    if hit.vector_rank is not None and hit.distance is not None:
+        parts.append(f"meaning #{hit.vector_rank} at {hit.distance:.3f}")
+    if hit.text_rank is not None:
+        parts.append(f"words #{hit.text_rank}")
+    return ", ".join(parts)
+
+
+def _snippet(text: str) -> str:
+    # What a document holds must not steer the terminal.
+    plain = "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
+    if len(plain) <= SNIPPET_CHARACTERS:
+        return plain
+    return plain[: SNIPPET_CHARACTERS - 1].rstrip() + "…"
