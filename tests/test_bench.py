@@ -13,7 +13,8 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def run_script(name: str, *arguments: str) -> str:
-    environment = os.environ | {"PYTHONPATH": str(ROOT / "tests" / "support"), "COLUMNS": "200"}
+    paths = os.pathsep.join(str(ROOT / part) for part in ("tests/support", "examples"))
+    environment = os.environ | {"PYTHONPATH": paths, "COLUMNS": "200"}
     command = [sys.executable, str(ROOT / "bench" / name), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr
@@ -35,6 +36,25 @@ def test_the_table_is_printed_and_written(tmp_path: Path) -> None:
     assert table.read_text().count("\n| CPU of writing") == 2
 
 
-@pytest.mark.parametrize("script", ["adapters.py", "run.py", "load.py", "memory.py", "recovery.py"])
+def test_the_loader_is_measured_beside_the_frameworks() -> None:
+    printed = run_script("ingest_rates.py", "--rows", "40", "--rounds", "1")
+    assert printed.count("a fresh load") == 6
+    assert "the drop-in, new rows" in printed
+
+
+def test_the_loader_is_measured_end_to_end() -> None:
+    small = ("--texts", "40", "--rounds", "1", "--rows", "2000")
+    printed = run_script("ingest_load.py", *small)
+    assert "nothing embedded" in printed
+    assert "2,000 chunks with vectors at hand" in printed
+
+
+SCRIPTS = (
+    *("adapters.py", "ingest_load.py", "ingest_rates.py", "ingest_recall.py"),
+    *("load.py", "memory.py", "recovery.py", "run.py"),
+)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_each_script_says_what_it_does(script: str) -> None:
     assert "--help" in run_script(script, "--help")

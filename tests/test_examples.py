@@ -18,15 +18,16 @@ from llama_index.core import Settings
 from prometheus_client.parser import text_string_to_metric_families
 from psycopg.sql import SQL, Identifier
 
-import paradedb_hybrid
 from embed_call import cosines, embed
 from polling import wait_for
-from psql import PARADEDB_SHIM, psql
+from psql import PARADEDB_SHIM, psql, sections
 from tolerances import FLOAT32_COSINE
 
 EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 LINES = (EXAMPLES / "demo" / "documents.jsonl").read_text().splitlines(keepends=True)
-BATS = "Hit: animals-02, How bats hunt in the dark"
+BAT = "animals-02"
+BATS = f"Hit: {BAT}, How bats hunt in the dark"
+LINES_BY_ID = {entry["id"]: entry for entry in map(json.loads, LINES)}
 FINGERPRINT = "[0-9a-f]{16}"
 
 
@@ -233,16 +234,19 @@ def leave_rows_of_a_killed_run(uri: str, table: str) -> None:
 
 
 def test_the_paradedb_script_embeds_once_and_fuses_both_arms(
-    runner: Runner, paradedb: str, documents: Path, fewer: Path
+    runner: Runner, paradedb: str, documents: Path
 ) -> None:
     first = runner.run("paradedb_hybrid.py", "--documents", documents)
     count = len(ids_of(documents))
     assert f"Texts embedded: {count}" in first
     assert only(paradedb, "SELECT count(*) FROM passages") == count
-    assert times_used(paradedb, "passages_hnsw") >= 1
+    assert times_used(paradedb, "passages_embedding_hnsw") >= 1
+    assert "Index of the words: passages_words, of tsvector" in first  # without pg_search
 
-    flags = ("--question", "moth echoes")
-    second = runner.run("paradedb_hybrid.py", "--documents", fewer, *flags)
+    documents.write_text("".join(LINES[4::3]))  # the same without the first
+    flags = ("--question", "moth echoes", "--show-sql")
+    second = runner.run("paradedb_hybrid.py", "--documents", documents, *flags)
+    assert "||| %(question)s" in second
     assert "Texts embedded: 0" in second
     assert runner.documents_embedded <= 1
     assert only(paradedb, "SELECT count(*) FROM passages") == count - 1
@@ -255,7 +259,7 @@ def test_the_paradedb_script_says_what_is_missing_in_a_plain_postgresql(
 ) -> None:
     documents.write_text(LINES[0])
     output = runner.run("paradedb_hybrid.py", "--documents", documents, code=1)
-    assert "The search needs pg_search: operator does not exist: text |||" in output
+    assert 'lacks (schema "pdb" does not exist): pg_search' in output
     assert only(database, "SELECT count(*) FROM passages") == 1
 
 
@@ -271,7 +275,7 @@ def test_every_statement_for_paradedb_runs_but_those_that_make_its_index(paraded
 
 
 def test_the_vector_arm_of_the_hybrid_query_stops_early_in_the_hnsw_index(paradedb: str) -> None:
-    statements = paradedb_hybrid.statements()
+    statements = sections((EXAMPLES / "paradedb.sql").read_text())
     with psycopg.connect(paradedb) as connection:
         for statement in (*statements["table"], *statements["hnsw"]):
             connection.execute(statement)
@@ -281,6 +285,53 @@ def test_the_vector_arm_of_the_hybrid_query_stops_early_in_the_hnsw_index(parade
     steps = [step for step in steps if step]
     end = steps.index("Index Scan using passages_hnsw on passages passages_2")
     assert steps[end - 2 : end] == ["Limit", "WindowAgg"]  # and no Sort
+
+
+# The loader
+
+
+def test_the_folder_script_loads_what_is_new_and_answers(runner: Runner, database: str) -> None:
+    folder = runner.folder / "notes"
+    folder.mkdir()
+    for entry in map(json.loads, LINES[1::30]):
+        (folder / f"{entry['id']}.txt").write_text(entry["text"])
+    (folder / "blank.txt").write_text(" ")
+    count = len(LINES[1::30])
+    flags = ("notes", "--table", "notes", "--question", LINES_BY_ID[BAT]["question"])
+
+    first = runner.run("load_folder.py", *flags)
+    assert f"Documents: {count} written, 0 unchanged" in first
+    assert "Set aside: notes/blank.txt: the text is empty or blank" in first
+    assert found(r"Hit: (.*?),", first) == f"notes/{BAT}.txt"
+    assert only(database, "SELECT count(*) FROM notes") == count
+
+    (folder / f"{BAT}.txt").write_text("Bats sleep upside down.")
+    second = runner.run("load_folder.py", *flags)
+    assert f"Documents: 1 written, {count - 1} unchanged" in second
+    assert "Chunks written: 1" in second
+
+
+def test_the_folder_script_says_what_is_wrong(runner: Runner, database: str) -> None:
+    assert database
+    output = runner.run("load_folder.py", "nowhere", code=1)
+    assert "Error: nowhere: no such file or folder" in output
+
+
+def test_the_hybrid_script_finds_by_each_way(
+    runner: Runner, database: str, documents: Path, fewer: Path
+) -> None:
+    first = runner.run("hybrid_search.py", "--documents", documents)
+    assert f"Chunks written: {len(ids_of(documents))}, index: built" in first
+    by_words = first.partition("Question: moth echoes")[2]
+    assert found(r"text: (\S+)", by_words) == found(r"hybrid: (\S+)", by_words) == BAT
+    assert times_used(database, "hybrid_passages_embedding_hnsw") >= 1
+
+    flags = ("--filter", '{"subject": "painting"}', "--question", "light")
+    second = runner.run("hybrid_search.py", "--documents", fewer, *flags)
+    assert "Chunks written: 0, index: kept" in second
+    hits = re.findall(r"(\S+) \(", second)
+    assert hits
+    assert all(hit.startswith("painting-") for hit in hits)
 
 
 # The plain client, and curl

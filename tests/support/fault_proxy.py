@@ -262,6 +262,8 @@ class FaultProxy:
 
     async def _answer(self, message: _Message, writer: asyncio.StreamWriter) -> bool:
         """Answer a request; False where the connection ends with it."""
+        if not message.content:
+            return await self._pass_on(message, writer)
         request = self._record(message.content)
         try:
             await self._wait_for_turn(request)
@@ -280,6 +282,11 @@ class FaultProxy:
             if request in self._turns:
                 self._turns.remove(request)
             await self._notify()
+
+    async def _pass_on(self, message: _Message, writer: asyncio.StreamWriter) -> bool:
+        """Answer what is no request for vectors as the gateway does."""
+        reply = await self._http.get(self._upstream + message.path, headers=message.headers)
+        return await _send(reply, Recorded((), {}, 1, time.monotonic()), writer)
 
     def _record(self, content: bytes) -> Recorded:
         body = json.loads(content)

