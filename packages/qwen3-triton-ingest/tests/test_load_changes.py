@@ -5,14 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 from gateway_process import GatewayProcess
 from ingest_corpus import SENTENCES, write_corpus
 from ingest_loading import TABLE, Loading, notes, quick_loading, write_jsonl
 from qwen3_triton_ingest.config import IndexOptions, SplitOptions
+from qwen3_triton_ingest.documents import BadRecord, Origin
 from qwen3_triton_ingest.layouts import LayoutName
-from qwen3_triton_ingest.ledger import Counts
+from qwen3_triton_ingest.ledger import Counts, add_dead_letters, mark_seen, run_counts
 from qwen3_triton_ingest.status import status
 
 LONG = " ".join(SENTENCES[:30])
@@ -177,3 +179,44 @@ def test_index_is_built_after_the_load_and_kept(loading: Loading, tmp_path: Path
     assert loading(path, index=index).index == "kept"
     (found,) = status(loading.dsn, TABLE).indexes
     assert found.valid
+
+
+@pytest.mark.parametrize("statement", [f"TRUNCATE {TABLE}", f"DROP TABLE {TABLE}"])
+def test_table_that_was_emptied_is_loaded_anew(
+    loading: Loading, tmp_path: Path, statement: str
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", notes(5))
+    loading(path)
+    with psycopg.connect(loading.dsn) as connection:
+        connection.execute(statement.encode())
+    report = loading(path)
+    assert report.counts.documents == 5
+    assert len(loading.doc_ids()) == 5
+    loading.assert_ledger_agrees()
+
+
+def test_what_is_noted_twice_is_counted_once(loading: Loading, tmp_path: Path) -> None:
+    """As happens where the answer to a commit is lost."""
+    loading(write_jsonl(tmp_path / "a.jsonl", notes(3)))
+    met = [(f"n{number}", Origin("elsewhere", "b.jsonl", number)) for number in range(3)]
+    bad = [BadRecord(Origin("elsewhere", "b.jsonl", 9), "is no JSON")]
+    with psycopg.connect(loading.dsn) as connection:
+        (table_id, run_id) = loading.query("SELECT table_id, id + 1 FROM qwen3_ingest.runs")[0]
+        assert mark_seen(connection, table_id, run_id, met) == 3
+        assert mark_seen(connection, table_id, run_id, met) == 0
+        for _ in range(2):
+            add_dead_letters(connection, table_id, run_id, bad)
+        counts, _ = run_counts(connection, run_id)
+    assert (counts.failed, counts.nameless) == (1, 1)
+
+
+def test_second_record_with_an_id_is_told_though_only_its_metadata_differ(
+    loading: Loading, tmp_path: Path
+) -> None:
+    path = tmp_path / "a.jsonl"
+    write_jsonl(
+        path, [{"id": "a", "text": LONG, "shelf": 1}, {"id": "a", "text": LONG, "shelf": 2}]
+    )
+    report = loading(path)
+    assert (report.counts.documents, report.counts.duplicates, report.counts.failed) == (1, 1, 1)
+    assert loading.query(f"SELECT DISTINCT metadata->>'shelf' FROM {TABLE}") == [("1",)]

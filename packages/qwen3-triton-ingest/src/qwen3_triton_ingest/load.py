@@ -15,23 +15,16 @@ from psycopg import sql
 
 from . import ledger
 from .config import LoadOptions
-from .database import Connection, Session, explain, keep_trying
+from .database import Connection, Session, explain
 from .documents import text_digest
 from .engines import map_shards, open_engine
 from .errors import IngestError, TableError
+from .finishing import IndexOutcome, build_indexes, settle_vanished
 from .gateway import open_client, served_space
-from .index import (
-    IndexProgress,
-    VectorIndex,
-    build_vector_index,
-    decide,
-    drop_vector_indexes,
-    find_vector_indexes,
-)
+from .index import VectorIndex, decide, drop_vector_indexes, find_vector_indexes
 from .layouts import Table
 from .ledger import Counts, Run, Space, TableHold, TableRecord, Vanished
 from .progress import LoadProgress, OnProgress
-from .search import create_text_index
 from .shard import ShardTask, ingest_shard, splitter_for
 from .sources import Shard, plan_shards, source_name
 from .tables import prepare_table, version_warning
@@ -55,8 +48,7 @@ class LoadReport:
     vanished_kept: tuple[Vanished, ...]
     """Sources whose vanished documents were left against the policy, and how many there are."""
     resumed: bool
-    index: str
-    """What became of the vector index: "built", "kept" or "none"."""
+    index: IndexOutcome
     seconds: float
     skipped_files: dict[str, int]
     """Files of a kind that is not loaded, by their extension."""
@@ -134,8 +126,24 @@ class _Load:
         run = self._open_run(table, record, splitter_version)
         task = self._task(table, record, run, splitter_version)
         self._ingest(task, run, hold)
-        kept = self._settle_vanished(table, record, run)
-        index = self._build_indexes(table)
+        kept = settle_vanished(
+            self._session,
+            table,
+            run,
+            table_id=record.id,
+            sources=self._sources,
+            options=self._options,
+            on_removal=lambda: self._show(phase="vanished"),
+        )
+        index = build_indexes(
+            self._session,
+            self._dsn,
+            table,
+            self._options,
+            on_progress=lambda progress: self._show(phase="index", index=progress),
+            on_notice=self._on_notice,
+            on_pause=self._wait_for_postgres,
+        )
         finished = self._session.run(lambda connection: ledger.finish_run(connection, run.id))
         counts, _ = self._session.run(lambda connection: ledger.run_counts(connection, run.id))
         return LoadReport(
@@ -277,88 +285,16 @@ class _Load:
                 "again after the load; until then searches are exact and slow"
             )
 
-    def _settle_vanished(self, table: Table, record: TableRecord, run: Run) -> tuple[Vanished, ...]:
-        """Remove the documents that a complete run did not come upon, unless they are too many."""
-        kept: list[Vanished] = []
-        for source in self._sources:
-            vanished = self._session.run(
-                partial(_count_vanished, table_id=record.id, run_id=run.id, source=source)
-            )
-            if not vanished.vanished:
-                continue
-            if self._options.vanished == "keep":
-                continue
-            if self._must_stay(vanished):
-                kept.append(vanished)
-                continue
-            self._show(phase="vanished")
-            remove = partial(
-                _remove_vanished, table=table, table_id=record.id, run_id=run.id, source=source
-            )
-            while self._session.run(remove):
-                pass
-        self._session.run(
-            lambda connection: ledger.drop_stale_dead_letters(
-                connection, record.id, run.id, self._sources
-            )
-        )
-        return tuple(kept)
-
-    def _must_stay(self, vanished: Vanished) -> bool:
-        return vanished.nameless > 0 or vanished.fraction > self._options.max_vanished_fraction
-
-    def _build_indexes(self, table: Table) -> str:
-        options = self._options.index
-        if options.policy == "none":
-            return "none"
-        valid = self._session.run(
-            lambda connection: [
-                index for index in find_vector_indexes(connection, table) if index.valid
-            ]
-        )
-        if not valid:
-            self._show(phase="index")
-            build = partial(
-                build_vector_index,
-                self._dsn,
-                table,
-                options,
-                on_progress=self._show_index,
-                on_notice=self._on_notice,
-            )
-            seconds = self._options.retry_seconds
-            keep_trying(build, seconds=seconds, on_pause=self._wait_for_postgres)
-        if (backend := options.text) != "none":
-            self._session.run(
-                lambda connection: create_text_index(
-                    connection, table, backend, options.text_search_config
-                )
-            )
-        return "kept" if valid else "built"
-
     def _note_skipped(self, extension: str) -> None:
         self._skipped[extension] = self._skipped.get(extension, 0) + 1
 
     def _wait_for_postgres(self, reason: str) -> None:
         self._show(waiting_for=f"PostgreSQL: {reason}")
 
-    def _show_index(self, progress: IndexProgress) -> None:
-        self._show(index=progress)
-
     def _show(self, **changes: object) -> None:
         seconds = time.monotonic() - self._began
         self._progress = replace(self._progress, seconds=seconds, **changes)  # pyright: ignore[reportArgumentType]
         self._on_progress(self._progress)
-
-
-def _count_vanished(connection: Connection, *, table_id: int, run_id: int, source: str) -> Vanished:
-    return ledger.count_vanished(connection, table_id, run_id, source)
-
-
-def _remove_vanished(
-    connection: Connection, *, table: Table, table_id: int, run_id: int, source: str
-) -> int:
-    return ledger.remove_vanished(connection, table, table_id, run_id, source)
 
 
 def _say_nothing(_: object) -> None:

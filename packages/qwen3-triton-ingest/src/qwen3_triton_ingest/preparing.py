@@ -19,7 +19,15 @@ from .documents import (
 )
 from .ledger import KnownDocument, LedgerEntry
 
-__all__ = ["PreparedDocument", "Verdict", "compare", "content_digest", "prepare"]
+__all__ = [
+    "PreparedDocument",
+    "Verdict",
+    "compare",
+    "conflict",
+    "content_digest",
+    "is_duplicate",
+    "prepare",
+]
 
 Verdict: TypeAlias = Literal["done", "unchanged", "duplicate", "contested", "write"]
 
@@ -88,9 +96,7 @@ def compare(
     """
     if known is None:
         return "write"
-    same = known.content_hash == content_digest(
-        document, splitter_version
-    ) and known.metadata_hash == metadata_digest(document.metadata)
+    same = _is_same(document, known, splitter_version)
     if known.run_id == run_id and known.origin != document.origin:
         if known.origin < document.origin:
             return "duplicate"
@@ -102,8 +108,31 @@ def compare(
     return "unchanged" if same else "write"
 
 
+def _is_same(document: Document, known: KnownDocument, splitter_version: str) -> bool:
+    return known.metadata_hash == metadata_digest(
+        document.metadata
+    ) and known.content_hash == content_digest(document, splitter_version)
+
+
 def _file(record: Document | KnownDocument) -> tuple[str, str]:
     return record.origin.source, record.origin.path
+
+
+def is_duplicate(document: Document, former: KnownDocument, run_id: int) -> bool:
+    """Tell whether this run came upon the id in another place before."""
+    return former.run_id == run_id and former.origin != document.origin
+
+
+def conflict(document: Document, former: KnownDocument, splitter_version: str) -> list[BadRecord]:
+    """Report the second of two records with one id; equal ones are merely counted."""
+    if _is_same(document, former, splitter_version):
+        return []
+    first, second = sorted((document.origin, former.origin))
+    reason = (
+        f"has the same id as {first}, which stands before it and is loaded. Give each document "
+        "an id of its own, or choose another `--id-column`"
+    )
+    return [BadRecord(second, reason, "write", document.doc_id)]
 
 
 def prepare(

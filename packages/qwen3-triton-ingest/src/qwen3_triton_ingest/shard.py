@@ -17,7 +17,7 @@ from .documents import BadRecord, Document, Metadata
 from .embedding import embed_documents
 from .layouts import Table
 from .ledger import Counts, KnownDocument
-from .preparing import PreparedDocument, compare, content_digest, prepare
+from .preparing import PreparedDocument, compare, conflict, is_duplicate, prepare
 from .sources import Shard, read_shard
 from .splitting import Splitter, load_tokenizer
 from .writing import GroupWriter
@@ -190,9 +190,9 @@ class _ShardRun:
                 seen.append(document)
             elif verdict == "contested":
                 self.contested += 1
-            if former is not None and _is_duplicate(document, former, task.run_id):
+            if former is not None and is_duplicate(document, former, task.run_id):
                 self.duplicates += 1
-                bad += _conflict(document, former, task.splitter_version)
+                bad += conflict(document, former, task.splitter_version)
         self._note(seen)
         if bad:
             self._writer.refuse(bad)
@@ -270,23 +270,6 @@ class _ShardRun:
                         fresh.vectors[at] = vector
                 again.append(fresh)
         return [item if item.is_ready else next(self._embed([item])) for item in again]
-
-
-def _is_duplicate(document: Document, former: KnownDocument, run_id: int) -> bool:
-    """Tell whether this run came upon the id in another place before."""
-    return former.run_id == run_id and former.origin != document.origin
-
-
-def _conflict(document: Document, former: KnownDocument, splitter_version: str) -> list[BadRecord]:
-    """Report the second of two records with one id; equal ones are merely counted."""
-    if former.content_hash == content_digest(document, splitter_version):
-        return []
-    first, second = sorted((document.origin, former.origin))
-    reason = (
-        f"has the same id as {first}, which stands before it and is loaded. Give each document "
-        "an id of its own, or choose another `--id-column`"
-    )
-    return [BadRecord(second, reason, "write", document.doc_id)]
 
 
 def _contested(item: PreparedDocument) -> BadRecord:
