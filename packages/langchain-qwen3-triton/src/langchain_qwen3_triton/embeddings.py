@@ -155,7 +155,7 @@ class Qwen3TritonEmbeddings(BaseModel, Embeddings):
         Raises:
             EmbeddingError: Some text has no vector; `completed` holds those that were done.
         """
-        return self._clients()[0].embed_documents(texts, progress=self.show_progress_bar)
+        return self.clients()[0].embed_documents(texts, progress=self.show_progress_bar)
 
     def embed_query(self, text: str) -> list[float]:
         """Embed a text to search by, with the instruction before it.
@@ -163,7 +163,7 @@ class Qwen3TritonEmbeddings(BaseModel, Embeddings):
         Raises:
             EmbeddingError: There is no vector for it.
         """
-        return self._clients()[0].embed_query(text)
+        return self.clients()[0].embed_query(text)
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
         """Embed texts to be found, in their order, without blocking the event loop.
@@ -171,7 +171,7 @@ class Qwen3TritonEmbeddings(BaseModel, Embeddings):
         Raises:
             EmbeddingError: Some text has no vector; `completed` holds those that were done.
         """
-        return await self._clients()[1].embed_documents(texts, progress=self.show_progress_bar)
+        return await self.clients()[1].embed_documents(texts, progress=self.show_progress_bar)
 
     async def aembed_query(self, text: str) -> list[float]:
         """Embed a text to search by, with the instruction before it, without blocking.
@@ -179,7 +179,7 @@ class Qwen3TritonEmbeddings(BaseModel, Embeddings):
         Raises:
             EmbeddingError: There is no vector for it.
         """
-        return await self._clients()[1].embed_query(text)
+        return await self.clients()[1].embed_query(text)
 
     def fingerprint(self) -> str:
         """Return the digest that names the embedding space; name caches and tables by it.
@@ -187,7 +187,7 @@ class Qwen3TritonEmbeddings(BaseModel, Embeddings):
         Raises:
             EmbeddingError: The gateway does not answer.
         """
-        return self._clients()[0].fingerprint()
+        return self.clients()[0].fingerprint()
 
     async def afingerprint(self) -> str:
         """Return the digest that names the embedding space, without blocking.
@@ -195,20 +195,20 @@ class Qwen3TritonEmbeddings(BaseModel, Embeddings):
         Raises:
             EmbeddingError: The gateway does not answer.
         """
-        return await self._clients()[1].fingerprint()
+        return await self.clients()[1].fingerprint()
 
     @property
     def stats(self) -> ClientStats:
         """Return what was done so far: requests, retries, texts, tokens and seconds."""
-        return self._clients()[0].stats
+        return self.clients()[0].stats
 
     def close(self) -> None:
         """Close the connections of synchronous calls; a later call opens new ones."""
-        self._clients()[0].close()
+        self.clients()[0].close()
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop; a later call opens new ones."""
-        await self._clients()[1].aclose()
+        await self.clients()[1].aclose()
 
     def __getstate__(self) -> dict[Any, Any]:
         state = super().__getstate__()
@@ -221,6 +221,19 @@ class Qwen3TritonEmbeddings(BaseModel, Embeddings):
         for http in (self.http_client, self.http_async_client):
             memo[id(http)] = http
         return super().__deepcopy__(memo)
+
+    def clients(self) -> tuple[EmbeddingClient, AsyncEmbeddingClient]:
+        """Return the clients that do the work: their `embed` gives float32 arrays.
+
+        They are made anew after a change of the settings, so ask each time.
+        """
+        settings = self._settings()
+        client, async_client = self._client, self._async_client
+        if client is None or async_client is None or client.settings != settings:
+            client = EmbeddingClient.from_settings(settings, http_client=self.http_client)
+            async_client = client.as_async(http_client=self.http_async_client)
+            self._client, self._async_client = client, async_client
+        return client, async_client
 
     def _settings(self) -> ClientSettings:
         return ClientSettings(
@@ -235,13 +248,3 @@ class Qwen3TritonEmbeddings(BaseModel, Embeddings):
             timeout=self.timeout,
             max_retries=self.max_retries,
         )
-
-    def _clients(self) -> tuple[EmbeddingClient, AsyncEmbeddingClient]:
-        """Return the clients for the settings as they are now; pydantic models can be changed."""
-        settings = self._settings()
-        client, async_client = self._client, self._async_client
-        if client is None or async_client is None or client.settings != settings:
-            client = EmbeddingClient.from_settings(settings, http_client=self.http_client)
-            async_client = client.as_async(http_client=self.http_async_client)
-            self._client, self._async_client = client, async_client
-        return client, async_client

@@ -215,10 +215,8 @@ class _Load:
     ) -> ShardTask:
         options = self._options
         # Threads share one client and with it the bound; workers elsewhere get a part each.
-        parts = 1 if options.engine == "threads" else options.workers
-        gateway = replace(
-            options.gateway, max_concurrency=max(1, options.gateway.max_concurrency // parts)
-        )
+        parts = 1 if options.engine == "threads" else self._workers
+        gateway = replace(options.gateway, max_concurrency=options.gateway.max_concurrency // parts)
         return ShardTask(
             dsn=self._dsn,
             source_dsns={
@@ -237,6 +235,14 @@ class _Load:
             retry_seconds=options.retry_seconds,
         )
 
+    @property
+    def _workers(self) -> int:
+        """Return how many shards are under way at once: of processes, each sends requests."""
+        options = self._options
+        if options.engine == "threads":
+            return options.workers
+        return min(options.workers, options.gateway.max_concurrency)
+
     def _ingest(self, task: ShardTask, run: Run, hold: TableHold) -> None:
         self._work_on_shards(task, run, hold)
         if self._session.run(lambda connection: ledger.has_open_shards(connection, run.id)):
@@ -247,9 +253,9 @@ class _Load:
         options = self._options
         work = partial(ingest_shard, task)
         with open_engine(
-            options.engine, work, workers=options.workers, address=options.engine_address
+            options.engine, work, workers=self._workers, address=options.engine_address
         ) as engine:
-            for _ in map_shards(engine, self._shards(), workers=options.workers):
+            for _ in map_shards(engine, self._shards(), workers=self._workers):
                 hold.renew(self._wait_for_postgres)
                 self._look(task, run)
 

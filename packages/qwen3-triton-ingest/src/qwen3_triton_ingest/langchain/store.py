@@ -163,7 +163,7 @@ class BulkPGVectorStore(PGVectorStore):
 
 async def _embed(service: Any, texts: list[str]) -> Sequence[Sequence[float]]:
     # `Qwen3TritonEmbeddings` has a client that gives float32 arrays instead of Python floats.
-    clients = getattr(service, "_clients", None)
+    clients = getattr(service, "clients", None)
     if texts and type(service).__name__ == "Qwen3TritonEmbeddings" and callable(clients):
         _, client = cast("tuple[Any, Any]", clients())
         return (await client.embed(texts)).vectors
