@@ -12,6 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import psycopg
 import pytest
+from click.testing import CliRunner
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.sql import SQL, Identifier, Literal
 
@@ -20,6 +21,7 @@ from gateway_process import GatewayProcess, running_gateway
 from ingest_corpus import SENTENCES
 from ingest_loading import Loading, notes, quick_loading
 from qwen3_triton_client import EmbeddingError
+from qwen3_triton_ingest.cli import main
 from qwen3_triton_ingest.config import GatewayOptions, ReadOptions, SplitOptions
 from qwen3_triton_ingest.errors import DatabaseError, SourceError, TableError
 
@@ -322,3 +324,18 @@ def test_table_name_of_other_shape(loading: Loading, folder: Path) -> None:
         connection.execute("CREATE TABLE chunks (a int)")
     with pytest.raises(TableError, match="chunks"):
         loading(folder)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--gateway-url", "ftp://x"), "`base_url` must look like"),
+        (("--label", "lang"), "must look like KEY=VALUE"),
+        (("--workers", "0"), "not in the range"),
+    ],
+)
+def test_option_out_of_range_is_bad_usage(flags: tuple[str, ...], said: str) -> None:
+    arguments = ["load", "a.jsonl", "--dsn", "postgresql://nobody@127.0.0.1:1/x", "--table", "t"]
+    result = CliRunner().invoke(main, [*arguments, *flags])
+    assert result.exit_code == 2
+    assert said in result.output

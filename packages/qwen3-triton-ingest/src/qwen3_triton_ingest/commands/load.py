@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
 
@@ -43,7 +45,7 @@ def load(*, sources: tuple[str, ...], dsn: str, table: str, as_json: bool, **fla
     if not sources and not flags["reembed"]:
         raise click.UsageError("Name at least one SOURCE, or give --reembed.")
     options = read_load_options(flags)
-    with plain_errors(ValueError), load_bar() as bar:
+    with _usage_errors(), plain_errors(), load_bar() as bar:
         if flags["reembed"]:
             _reembed(dsn, table, options, bar, as_json=as_json)
         if not sources:
@@ -63,6 +65,15 @@ def load(*, sources: tuple[str, ...], dsn: str, table: str, as_json: bool, **fla
             print_json(asdict(report))
         else:
             print_load_report(report)
+
+
+@contextmanager
+def _usage_errors() -> Generator[None]:
+    """End with exit code 2 where an option is out of range."""
+    try:
+        yield
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _reembed(dsn: str, table: str, options: LoadOptions, bar: LoadBar, *, as_json: bool) -> None:

@@ -96,7 +96,7 @@ def _print_run(status: TableStatus) -> None:
     click.echo(
         f"Latest run: {run.state}, {when}; {counts.documents:,} documents written, "
         f"{counts.unchanged:,} unchanged, {run.removed:,} removed, {counts.failed:,} set aside; "
-        f"{counts.chunks_written:,} chunks written; {status.shards_done:,} shards done"
+        f"{counts.chunks_written:,} chunks written; shards done: {status.shards_done:,}"
     )
 
 
