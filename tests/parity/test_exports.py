@@ -6,19 +6,12 @@ vocabulary. The export and the reference run here; the product runs in its own e
 
 from __future__ import annotations
 
-import base64
 import json
 import os
-import re
 import shutil
-import signal
 import subprocess
-import time
-import urllib.error
-import urllib.request
 import warnings
-from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +21,7 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
+from served_product import Vectors, embed, running
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
 from transformers.cache_utils import DynamicCache
 
@@ -43,7 +37,6 @@ VOCABULARY = 24_000
 FLOAT32_COSINE = 0.99999
 # Ten bits of mantissa through two layers, on both sides by other kernels.
 FLOAT16_COSINE = 0.999
-START_SECONDS = 120.0
 PADDINGS = ("right", "left", "mixed")
 TEXTS = [
     "tea",
@@ -52,8 +45,6 @@ TEXTS = [
     "日本語の文章とемодзи 😀",
     "What is the capital of China?",
 ]
-
-Vectors = NDArray[np.float32]
 
 
 class Plain(torch.nn.Module):
@@ -246,43 +237,10 @@ def worst_cosine(left: Vectors, right: Vectors) -> float:
     return float(cosines.min())
 
 
-@contextmanager
-def serving(folder: Path) -> Generator[str]:
+def serving(folder: Path) -> AbstractContextManager[str]:
     """The gateway in front of a real Triton, both on this folder."""
-    ports = ("--port", "--http-port", "--grpc-port", "--metrics-port")
-    command = [BIN / "qwen3-triton", "up", "--model-dir", folder, "--tokenizer-path", folder]
-    command += [word for port in ports for word in (port, "0")]
-    log = folder.parent / f"{folder.name}.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output)
-        try:
-            yield _wait_ready(process, log)
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(timeout=60)
-
-
-def _wait_ready(process: subprocess.Popen[bytes], log: Path) -> str:
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end and process.poll() is None:
-        listening = re.search(r"running on (http://[\d.]+:\d+)", log.read_text())
-        if listening:
-            try:
-                urllib.request.urlopen(f"{listening[1]}/health/ready", timeout=5)
-            except (urllib.error.URLError, OSError):
-                pass
-            else:
-                return listening[1]
-        time.sleep(0.1)
-    raise AssertionError(f"The product did not start:\n{log.read_text()[-3000:]}")
-
-
-def embed(url: str, texts: list[str]) -> Vectors:
-    body = json.dumps({"texts": texts, "encoding_format": "base64"}).encode()
-    request = urllib.request.Request(f"{url}/embed", body, {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=120) as response:
-        rows = json.load(response)["embeddings"]
-    return np.stack([np.frombuffer(base64.b64decode(row), dtype="<f4") for row in rows])
+    flags = ("--model-dir", folder, "--tokenizer-path", folder)
+    return running("up", *flags, log=folder.parent / f"{folder.name}.log")
 
 
 def sentence_transformer(model: Qwen3Model, folder: Path) -> Any:

@@ -6,24 +6,15 @@ sentence-transformers; the product runs as users run it, as child processes of i
 
 from __future__ import annotations
 
-import base64
-import json
 import os
-import re
-import signal
-import subprocess
 import sys
-import tempfile
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from numpy.typing import NDArray
+from served_product import Vectors, embed, running
 from tokenizers import Tokenizer
 
 import qwen3_nano
@@ -33,13 +24,10 @@ sys.path.append(str(ROOT / "packages" / "qwen3-nano" / "training"))
 
 import reference  # noqa: E402  (a script of the training folder, not a package)
 
-Vectors = NDArray[np.float32]
-
 # Equal weights in float32 on both sides; what differs is the order of summation.
 FLOAT32_COSINE = 0.99999
 # The committed vectors were made by the same code, perhaps by another release on another CPU.
 GOLDEN_COSINE = 0.999999
-START_SECONDS = 120.0
 QUERY = (
     "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 )
@@ -72,41 +60,12 @@ def _expected(model: Any) -> Vectors:
 
 
 @pytest.fixture(name="url", scope="session", params=["up", "serve"])
-def _url(request: pytest.FixtureRequest) -> Generator[str]:
+def _url(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Generator[str]:
     """`up` goes through a real Triton, `serve` runs the model in the gateway's process."""
-    command = [str(ROOT / ".venv" / "bin" / "qwen3-triton"), request.param, "--port", "0"]
-    if request.param == "up":
-        command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
-    with tempfile.NamedTemporaryFile("w+b", suffix=".log") as log:
-        process = subprocess.Popen(command, stdout=log, stderr=log)
-        try:
-            yield _wait_ready(process, Path(log.name))
-        finally:
-            process.send_signal(signal.SIGTERM)
-            process.wait(timeout=60)
-
-
-def _wait_ready(process: subprocess.Popen[bytes], log: Path) -> str:
-    end = time.monotonic() + START_SECONDS
-    while time.monotonic() < end and process.poll() is None:
-        listening = re.search(r"running on (http://[\d.]+:\d+)", log.read_text())
-        if listening:
-            try:
-                urllib.request.urlopen(f"{listening[1]}/health/ready", timeout=5)
-            except (urllib.error.URLError, OSError):
-                pass
-            else:
-                return listening[1]
-        time.sleep(0.1)
-    raise AssertionError(f"The product did not start:\n{log.read_text()[-3000:]}")
-
-
-def embed(url: str, texts: list[str], **fields: Any) -> Vectors:
-    body = json.dumps({"texts": texts, "encoding_format": "base64", **fields}).encode()
-    request = urllib.request.Request(f"{url}/embed", body, {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=120) as response:
-        rows = json.load(response)["embeddings"]
-    return np.stack([np.frombuffer(base64.b64decode(row), dtype="<f4") for row in rows])
+    with running(request.param, log=tmp_path_factory.mktemp("product") / "log") as url:
+        yield url
 
 
 def worst_cosine(left: Vectors, right: Vectors) -> float:

@@ -1,0 +1,64 @@
+"""The product as users run it: a child process of its own environment, asked over HTTP."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+COMMAND = Path(__file__).resolve().parents[2] / ".venv" / "bin" / "qwen3-triton"
+START_SECONDS = 120.0
+
+Vectors = NDArray[np.float32]
+
+
+@contextmanager
+def running(command: str, *flags: str | Path, log: Path) -> Generator[str]:
+    """Run `qwen3-triton up` or `serve` on free ports; the address of the gateway."""
+    ports = ["--port"]
+    if command == "up":
+        ports += ["--http-port", "--grpc-port", "--metrics-port"]
+    free = [word for port in ports for word in (port, "0")]
+    with log.open("wb") as output:
+        process = subprocess.Popen([COMMAND, command, *flags, *free], stdout=output, stderr=output)
+        try:
+            yield _wait_ready(process, log)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=60)
+
+
+def _wait_ready(process: subprocess.Popen[bytes], log: Path) -> str:
+    end = time.monotonic() + START_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        listening = re.search(r"running on (http://[\d.]+:\d+)", log.read_text())
+        if listening:
+            try:
+                urllib.request.urlopen(f"{listening[1]}/health/ready", timeout=5)
+            except (urllib.error.URLError, OSError):
+                pass
+            else:
+                return listening[1]
+        time.sleep(0.1)
+    raise AssertionError(f"The product did not start:\n{log.read_text()[-3000:]}")
+
+
+def embed(url: str, texts: list[str], **fields: Any) -> Vectors:
+    """Embed texts by the running product."""
+    body = json.dumps({"texts": texts, "encoding_format": "base64", **fields}).encode()
+    request = urllib.request.Request(f"{url}/embed", body, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=120) as response:
+        rows = json.load(response)["embeddings"]
+    return np.stack([np.frombuffer(base64.b64decode(row), dtype="<f4") for row in rows])
