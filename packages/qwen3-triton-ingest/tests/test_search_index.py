@@ -12,12 +12,14 @@ from filled_tables import Corpus, create_database
 from qwen3_triton_client import EmbeddingClient
 from qwen3_triton_ingest.config import GatewayOptions
 from qwen3_triton_ingest.index import find_vector_indexes
+from qwen3_triton_ingest.rows.copy_format import pack_vector
+from qwen3_triton_ingest.rows.packed import Packed, PackedDumper
 from qwen3_triton_ingest.search import Searcher
 from qwen3_triton_ingest.search.fetching import fetch
 from qwen3_triton_ingest.search.options import SearchOptions
 from qwen3_triton_ingest.search.queries import search_statement, settings_statement
 from qwen3_triton_ingest.search.steps import Fetch
-from qwen3_triton_ingest.search.vector_access import PackedVector, PackedVectorDumper, vector_access
+from qwen3_triton_ingest.search.vector_access import vector_access
 from qwen3_triton_ingest.tables import find_table
 
 # Questions about Python; none of them is in the table.
@@ -119,8 +121,8 @@ def _plan(dsn: str, paragraphs: Corpus, options: SearchOptions) -> str:
         vectors = vector_access(table, find_vector_indexes(connection, table))
         statement = search_statement(table, options, vectors=vectors, texts=None)
         vector = client.embed([QUESTIONS[0]], input_type="query").vectors[0]
-        statement.parameters["vector"] = PackedVector.of(vector)
-        connection.adapters.register_dumper(PackedVector, PackedVectorDumper)
+        statement.parameters["vector"] = Packed(pack_vector(vector))
+        connection.adapters.register_dumper(Packed, PackedDumper)
         settings = settings_statement(options, vectors)
         if settings:
             connection.execute(settings.query)
@@ -213,7 +215,7 @@ def test_one_search_is_one_transaction_with_its_fingerprint(dsn: str, paragraphs
         vectors = vector_access(table, find_vector_indexes(connection, table))
         options = SearchOptions(mode="vector", k=2)
         statement = search_statement(table, options, vectors=vectors, texts=None)
-        statement.parameters["vector"] = PackedVector.of(paragraphs.chunks[0].vector)
+        statement.parameters["vector"] = Packed(pack_vector(paragraphs.chunks[0].vector))
         fetched = fetch(connection, Fetch([], statement, None))
     assert fetched.fingerprint is None
     assert fetched.rows[0][0] == str(paragraphs.entries[0].id)

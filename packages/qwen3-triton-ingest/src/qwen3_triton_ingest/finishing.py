@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 from . import ledger
 from .config import LoadOptions
 from .database import Connection, Session, keep_trying
-from .index import IndexProgress, build_vector_index, find_vector_indexes
+from .index import IndexProgress, OnNotice, build_vector_index, find_vector_indexes
 from .layouts import Table
 from .ledger import Run, Vanished
 from .search import create_text_index
@@ -60,7 +60,7 @@ def build_indexes(
     options: LoadOptions,
     *,
     on_progress: Callable[[IndexProgress | None], None],
-    on_notice: Callable[[str], None],
+    on_notice: OnNotice,
     on_pause: Callable[[str], None],
 ) -> IndexOutcome:
     """Build the indexes that the table lacks, for vectors and for words.

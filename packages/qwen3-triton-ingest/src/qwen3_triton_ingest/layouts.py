@@ -7,11 +7,22 @@ from typing import Literal, TypeAlias
 
 from psycopg import sql
 
-__all__ = ["LAYOUTS", "JsonType", "Layout", "LayoutName", "Table", "VectorType"]
+__all__ = [
+    "LAYOUTS",
+    "MAX_NAME_BYTES",
+    "JsonType",
+    "Layout",
+    "LayoutName",
+    "Table",
+    "VectorType",
+    "fit_name",
+]
 
 LayoutName: TypeAlias = Literal["own", "langchain", "llamaindex"]
 VectorType: TypeAlias = Literal["vector", "halfvec"]
 JsonType: TypeAlias = Literal["json", "jsonb"]
+
+MAX_NAME_BYTES = 63  # NAMEDATALEN - 1 of every common build
 
 # What `HybridSearchConfig` of langchain-postgres indexes texts with, unless told otherwise.
 LANGCHAIN_TEXT_SEARCH_CONFIG = "pg_catalog.english"
@@ -111,3 +122,9 @@ class Table:
 
     def __str__(self) -> str:
         return f"{self.schema}.{self.name}"
+
+
+def fit_name(stem: str, suffix: str) -> str:
+    """Join both, cutting the stem to what PostgreSQL takes as a name."""
+    room = MAX_NAME_BYTES - len(suffix.encode())
+    return stem.encode()[:room].decode(errors="ignore") + suffix

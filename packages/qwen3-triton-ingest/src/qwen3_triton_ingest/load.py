@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain, islice
 
 import psycopg
-from psycopg import sql
 
 from . import ledger
 from .config import LoadOptions
@@ -21,10 +20,11 @@ from .engines import map_shards, open_engine
 from .errors import IngestError, TableError
 from .finishing import IndexOutcome, build_indexes, settle_vanished
 from .gateway import open_client, served_space
-from .index import VectorIndex, decide, drop_vector_indexes, find_vector_indexes
+from .index import OnNotice, VectorIndex, decide, drop_vector_indexes, find_vector_indexes
 from .layouts import Table
 from .ledger import Counts, Run, Space, TableHold, TableRecord, Vanished
 from .progress import LoadProgress, OnProgress
+from .rows import count_chunks
 from .shard import ShardTask, ingest_shard, splitter_for
 from .sources import Shard, plan_shards, source_name
 from .tables import prepare_table, version_warning
@@ -61,7 +61,7 @@ def load(
     table: str,
     options: LoadOptions | None = None,
     on_progress: OnProgress | None = None,
-    on_notice: Callable[[str], None] | None = None,
+    on_notice: OnNotice | None = None,
 ) -> LoadReport:
     """Bring sources into a table of PostgreSQL: read, split, embed, write, index.
 
@@ -99,7 +99,7 @@ class _Load:
         options: LoadOptions,
         stack: ExitStack,
         on_progress: OnProgress | None,
-        on_notice: Callable[[str], None] | None,
+        on_notice: OnNotice | None,
     ) -> None:
         self._places = sources
         self._sources = [source_name(place) for place in sources]  # without passwords
@@ -196,16 +196,14 @@ class _Load:
             splitter_version,
             repr((self._sources, options.read, sorted(options.labels.items()))),
         )
-        count = sql.SQL("SELECT count(*) FROM {}").format(table.identifier)
 
         def work(connection: Connection) -> Run:
-            row = connection.execute(count).fetchone()
             return ledger.open_run(
                 connection,
                 record.id,
                 sources=self._sources,
                 recipe=recipe,
-                rows_before=row[0] if row else 0,
+                rows_before=count_chunks(connection, table),
             )
 
         return self._session.run(work)

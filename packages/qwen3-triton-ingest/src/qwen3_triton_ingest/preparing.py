@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias
 
 from qwen3_triton_client import Vector
 
@@ -20,11 +20,12 @@ from .documents import (
 from .ledger import KnownDocument, LedgerEntry
 
 __all__ = [
+    "Digests",
     "PreparedDocument",
     "Verdict",
     "compare",
     "conflict",
-    "content_digest",
+    "digests_of",
     "is_duplicate",
     "prepare",
 ]
@@ -73,12 +74,30 @@ class PreparedDocument:
         return len(self.chunks) - len(self.new)
 
 
+class Digests(NamedTuple):
+    """Hold what tells whether a document has changed, 16 bytes each."""
+
+    content: bytes
+    metadata: bytes
+
+
+def digests_of(document: Document, splitter_version: str) -> Digests:
+    """Return digests that change with all that a document's rows and vectors depend on.
+
+    But for the embedding space: there is one a table, see `ledger.check_space`.
+    """
+    vector = [] if document.vector is None else [document.vector.tobytes()]
+    return Digests(
+        text_digest(splitter_version, document.text, *vector), metadata_digest(document.metadata)
+    )
+
+
 def compare(
     document: Document,
+    digests: Digests,
     known: KnownDocument | None,
     *,
     run_id: int,
-    splitter_version: str,
     settle: bool = False,
 ) -> Verdict:
     """Say what a document needs, by what the ledger holds of it.
@@ -89,14 +108,14 @@ def compare(
 
     Args:
         document: What was read.
+        digests: Of the document.
         known: What the ledger holds under its id.
         run_id: Of this run.
-        splitter_version: What the document would be cut with.
         settle: Whether all others were read, so that nothing is contested any more.
     """
     if known is None:
         return "write"
-    same = _is_same(document, known, splitter_version)
+    same = _is_same(digests, known)
     if known.run_id == run_id and known.origin != document.origin:
         if known.origin < document.origin:
             return "duplicate"
@@ -108,10 +127,8 @@ def compare(
     return "unchanged" if same else "write"
 
 
-def _is_same(document: Document, known: KnownDocument, splitter_version: str) -> bool:
-    return known.metadata_hash == metadata_digest(
-        document.metadata
-    ) and known.content_hash == content_digest(document, splitter_version)
+def _is_same(digests: Digests, known: KnownDocument) -> bool:
+    return digests == (known.content_hash, known.metadata_hash)
 
 
 def _file(record: Document | KnownDocument) -> tuple[str, str]:
@@ -123,9 +140,9 @@ def is_duplicate(document: Document, former: KnownDocument, run_id: int) -> bool
     return former.run_id == run_id and former.origin != document.origin
 
 
-def conflict(document: Document, former: KnownDocument, splitter_version: str) -> list[BadRecord]:
+def conflict(document: Document, digests: Digests, former: KnownDocument) -> list[BadRecord]:
     """Report the second of two records with one id; equal ones are merely counted."""
-    if _is_same(document, former, splitter_version):
+    if _is_same(digests, former):
         return []
     first, second = sorted((document.origin, former.origin))
     reason = (
@@ -137,10 +154,10 @@ def conflict(document: Document, former: KnownDocument, splitter_version: str) -
 
 def prepare(
     document: Document,
+    digests: Digests,
     known: KnownDocument | None,
     *,
     split: Callable[[Document], Sequence[str]],
-    splitter_version: str,
 ) -> PreparedDocument:
     """Cut a document into chunks and see which of them need a vector."""
     texts = [document.text] if document.vector is not None else split(document)
@@ -149,26 +166,10 @@ def prepare(
         Chunk(chunk_id, document.doc_id, seq, text, document.metadata)
         for seq, (chunk_id, text) in enumerate(zip(ids, texts, strict=True))
     ]
-    entry = LedgerEntry(
-        document.doc_id,
-        content_digest(document, splitter_version),
-        metadata_digest(document.metadata),
-        tuple(ids),
-        document.origin,
-    )
+    entry = LedgerEntry(document.doc_id, *digests, tuple(ids), document.origin)
     there = set(known.chunk_ids) if known else set[object]()
     if document.vector is not None:
         # The text may be the same and the vector another.
         return PreparedDocument(document, entry, known, chunks, [0], {0: document.vector})
     new = [at for at, chunk in enumerate(chunks) if chunk.id not in there]
     return PreparedDocument(document, entry, known, chunks, new)
-
-
-def content_digest(document: Document, splitter_version: str) -> bytes:
-    """Return 16 bytes that change with all that a document's chunks and vectors depend on.
-
-    But for the embedding space: there is one a table, see `ledger.check_space`.
-    """
-    if document.vector is not None:
-        return text_digest(splitter_version, document.text, document.vector.tobytes())
-    return text_digest(splitter_version, document.text)

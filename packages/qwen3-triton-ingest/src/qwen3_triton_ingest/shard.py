@@ -17,7 +17,15 @@ from .documents import BadRecord, Document, Metadata
 from .embedding import embed_documents
 from .layouts import Table
 from .ledger import Counts, KnownDocument
-from .preparing import PreparedDocument, compare, conflict, is_duplicate, prepare
+from .preparing import (
+    Digests,
+    PreparedDocument,
+    compare,
+    conflict,
+    digests_of,
+    is_duplicate,
+    prepare,
+)
 from .sources import Shard, read_shard
 from .splitting import Splitter, load_tokenizer
 from .writing import GroupWriter
@@ -175,15 +183,10 @@ class _ShardRun:
         prepared: list[PreparedDocument] = []
         for document in documents:
             former = known.get(document.doc_id)
-            verdict = compare(
-                document,
-                former,
-                run_id=task.run_id,
-                splitter_version=task.splitter_version,
-                settle=task.settle,
-            )
+            digests = digests_of(document, task.splitter_version)
+            verdict = compare(document, digests, former, run_id=task.run_id, settle=task.settle)
             if verdict == "write":
-                item = self._prepare(document, former)
+                item = self._prepare(document, digests, former)
                 bad += [item] if isinstance(item, BadRecord) else []
                 prepared += [item] if isinstance(item, PreparedDocument) else []
             elif verdict == "unchanged":
@@ -192,21 +195,21 @@ class _ShardRun:
                 self.contested += 1
             if former is not None and is_duplicate(document, former, task.run_id):
                 self.duplicates += 1
-                bad += conflict(document, former, task.splitter_version)
+                bad += conflict(document, digests, former)
         self._note(seen)
         if bad:
             self._writer.refuse(bad)
         return prepared
 
     def _prepare(
-        self, document: Document, former: KnownDocument | None
+        self, document: Document, digests: Digests, former: KnownDocument | None
     ) -> PreparedDocument | BadRecord:
         task = self._task
         item = prepare(
             document,
+            digests,
             former,
             split=lambda document: splitter_for(task.split, task.gateway).split(document),
-            splitter_version=task.splitter_version,
         )
         if not item.chunks:
             reason = "has no text that could be embedded"

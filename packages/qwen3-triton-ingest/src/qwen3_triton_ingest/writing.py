@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from uuid import UUID
 
 import psycopg
 
@@ -10,7 +11,7 @@ from . import ledger, rows
 from .database import Connection, Session, explain
 from .documents import BadRecord
 from .layouts import Table
-from .ledger import Counts, KnownDocument
+from .ledger import Counts
 from .preparing import PreparedDocument
 
 __all__ = ["GroupWriter"]
@@ -110,10 +111,10 @@ class GroupWriter:
         return current, stale
 
     def _write_chunks(
-        self, connection: Connection, current: Sequence[PreparedDocument], gone: Sequence[object]
+        self, connection: Connection, current: Sequence[PreparedDocument], gone: Sequence[UUID]
     ) -> None:
         if gone:
-            rows.delete_chunks(connection, self._table, gone)  # pyright: ignore[reportArgumentType]
+            rows.delete_chunks(connection, self._table, gone)
         if moved := [chunk for item in current for chunk in item.moved()]:
             rows.update_chunks(connection, self._table, moved)
         new = [chunk for item in current for chunk in item.embedded()]
@@ -128,11 +129,10 @@ class GroupWriter:
             rows.upsert_chunks(connection, self._table, new)
 
 
-def _gone(item: PreparedDocument) -> list[object]:
-    base: KnownDocument | None = item.base
-    assert base is not None
+def _gone(item: PreparedDocument) -> list[UUID]:
+    former = item.base.chunk_ids if item.base else ()
     stay = set(item.entry.chunk_ids)
-    return [chunk_id for chunk_id in base.chunk_ids if chunk_id not in stay]
+    return [chunk_id for chunk_id in former if chunk_id not in stay]
 
 
 def _refused(item: PreparedDocument, error: Exception) -> BadRecord:

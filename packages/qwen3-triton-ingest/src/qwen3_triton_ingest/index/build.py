@@ -14,12 +14,12 @@ from psycopg import sql
 from ..config import IndexOptions
 from ..database import Connection, connect, explain
 from ..errors import TableError
-from ..layouts import Table
+from ..layouts import Table, fit_name
 from .catalog import VectorIndex, drop_invalid, find_vector_indexes
 from .placing import drop_if_there, final_name, put_in_place
 from .progress import IndexProgress, index_progress
 from .server import choose_memory, choose_workers, set_up_session, table_workers
-from .statement import BuildStatement, fit_name, vector_index_statement
+from .statement import BuildStatement, vector_index_statement
 
 __all__ = ["OnIndexProgress", "OnNotice", "build_index", "build_vector_index"]
 

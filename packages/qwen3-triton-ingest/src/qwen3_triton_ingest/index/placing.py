@@ -5,10 +5,9 @@ from __future__ import annotations
 from psycopg import sql
 
 from ..database import Connection
-from ..layouts import Table
+from ..layouts import Table, fit_name
 from ..short_locks import with_short_lock
 from .catalog import find_vector_indexes
-from .statement import fit_name
 
 __all__ = ["drop_if_there", "final_name", "put_in_place"]
 

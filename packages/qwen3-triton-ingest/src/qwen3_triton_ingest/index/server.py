@@ -12,6 +12,7 @@ from psycopg import sql
 from ..config import IndexOptions
 from ..database import Connection
 from ..layouts import Table
+from ..rows import count_chunks
 from .plan import build_memory_bytes, memory_limit_bytes
 from .statement import BuildStatement
 
@@ -102,15 +103,12 @@ def _table_workers(connection: Connection, table: Table) -> int | None:
 
 
 def _needed(connection: Connection, table: Table, statement: BuildStatement) -> int:
-    # The heap without its vectors is small, so counting is quick, and right before any ANALYZE.
-    count = sql.SQL("SELECT count(*) FROM {}").format(table.identifier)
-    row = connection.execute(count).fetchone()
     limit = memory_limit_bytes(
         shared_buffers=_size(connection, "shared_buffers"),
         maintenance_work_mem=_size(connection, "maintenance_work_mem"),
     )
     return build_memory_bytes(
-        row[0] if row else 0,
+        count_chunks(connection, table),  # quick, and right before any ANALYZE
         dimensions=table.dimensions,
         bytes_per_dimension=statement.bytes_per_dimension,
         m=statement.m,

@@ -8,18 +8,16 @@ from psycopg import sql
 
 from ..config import IndexOptions
 from ..errors import TableError
-from ..layouts import Table
+from ..layouts import Table, fit_name
 
 __all__ = [
     "BuildStatement",
     "check_options",
-    "fit_name",
     "uses_halfvec",
     "vector_index_name",
     "vector_index_statement",
 ]
 
-MAX_NAME_BYTES = 63  # PostgreSQL's NAMEDATALEN - 1
 # What pgvector's HNSW allows.
 MAX_DIMENSIONS = {"vector": 2000, "halfvec": 4000}
 M_RANGE, EF_CONSTRUCTION_RANGE = (2, 100), (4, 1000)
@@ -96,12 +94,6 @@ def uses_halfvec(table: Table, options: IndexOptions) -> bool:
 def vector_index_name(table: Table) -> str:
     """Return the name of a table's vector index."""
     return fit_name(table.name, _NAME_SUFFIXES[table.layout.name])
-
-
-def fit_name(stem: str, suffix: str) -> str:
-    """Join both, cutting the stem to what PostgreSQL takes as a name."""
-    room = MAX_NAME_BYTES - len(suffix.encode())
-    return stem.encode()[:room].decode(errors="ignore") + suffix
 
 
 def check_options(options: IndexOptions) -> None:

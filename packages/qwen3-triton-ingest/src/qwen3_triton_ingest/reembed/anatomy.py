@@ -46,10 +46,6 @@ class Anatomy:
     size_bytes: int
     """Of the table and its indexes."""
 
-    @property
-    def vector_indexes(self) -> tuple[OldIndex, ...]:
-        return tuple(index for index in self.indexes if index.is_vector)
-
 
 def examine(connection: Connection, table: Table, dimensions: int) -> Anatomy:
     """Describe a table whose vectors are to have so many dimensions.

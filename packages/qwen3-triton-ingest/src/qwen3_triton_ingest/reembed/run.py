@@ -11,11 +11,12 @@ from ..gateway import open_client, served_space
 from ..index import OnNotice
 from ..layouts import LayoutName, Table
 from ..ledger import Space, TableHold, TableRecord, claim_table, find_record
+from ..rows import count_chunks
 from ..tables import find_table
 from .job import Job
 from .progress import OnReembedProgress, ReembedReport
 from .state import create_state_tables, find_state
-from .steps import Run, clear, count_rows
+from .steps import Run, clear
 from .successor import successor_of
 
 __all__ = ["abandon_reembed", "reembed"]
@@ -75,7 +76,7 @@ def reembed(
             with TableHold(dsn, record, table, retry_seconds=retry_seconds) as hold:
                 run.work(hold)
             embedded = run.embedded
-        rows = session.run(partial(count_rows, table=table))
+        rows = session.run(partial(count_chunks, table=table))
     return ReembedReport(
         str(table),
         is_new,

@@ -7,7 +7,6 @@ from dataclasses import replace
 from functools import partial
 
 import psycopg
-from psycopg import sql
 
 from qwen3_triton_client import EmbeddingClient
 
@@ -16,6 +15,7 @@ from ..errors import TableError
 from ..index import IndexProgress, OnNotice
 from ..layouts import Table
 from ..ledger import TableHold, find_record
+from ..rows import count_chunks
 from ..short_locks import with_short_lock
 from .anatomy import Anatomy, check_movable, examine
 from .filling import Filling, StartAfreshError, note_differences
@@ -30,7 +30,7 @@ from .successor import (
 )
 from .swapping import check_foreign_keys, lock_out_readers, lock_out_writers, swap
 
-__all__ = ["Run", "clear", "count_rows"]
+__all__ = ["Run", "clear"]
 
 # Where others write without a break, the last few rows are embedded while they wait.
 PATIENT_ATTEMPTS, ATTEMPTS, FEW_CHANGES = 3, 50, 100
@@ -89,8 +89,8 @@ class Run:
                 user = connection.info.user
                 msg = f"the user `{user}` may not make a table beside {table}: {explain(error)}"
                 raise TableError(msg) from None
-        done = count_rows(connection, job.successor)
-        total = count_rows(connection, table)
+        done = count_chunks(connection, job.successor)
+        total = count_chunks(connection, table)
         self._show(rows_done=done, rows_total=total, needed_bytes=anatomy.size_bytes)
         if usable and state is not None:
             return anatomy, state.last_key, state.filled
@@ -147,7 +147,7 @@ class Run:
             with Session(job.dsn, retry_seconds=0) as session:
                 filling.apply_changes(session)
             self._refuse_failures(filling)
-        if count_rows(connection, table) != count_rows(connection, job.successor):
+        if count_chunks(connection, table) != count_chunks(connection, job.successor):
             note_differences(connection, job, filling.anatomy)
             return False
         anatomy = examine(connection, table, job.space.dimensions)
@@ -218,10 +218,3 @@ def _are_alike(connection: Connection, job: Job) -> bool:
         row = connection.execute(query, (table.layout.embedding, name)).fetchone()
         found.append(row[0] if row else None)
     return found[0] == found[1]
-
-
-def count_rows(connection: Connection, table: Table) -> int:
-    """Count the rows of a table."""
-    # Vectors lie outside the heap, so this reads little.
-    row = connection.execute(sql.SQL("SELECT count(*) FROM {}").format(table.identifier)).fetchone()
-    return row[0] if row else 0

@@ -11,8 +11,7 @@ from ..database import Connection, connect
 from ..errors import TableError
 from ..index import BuildStatement, OnIndexProgress, OnNotice, build_index
 from ..index.server import set_up_session
-from ..index.statement import fit_name
-from ..layouts import Table
+from ..layouts import Table, fit_name
 from .anatomy import Anatomy, OldIndex
 
 __all__ = [

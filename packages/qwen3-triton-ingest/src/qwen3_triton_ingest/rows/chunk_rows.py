@@ -10,34 +10,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 from uuid import UUID
 
-from psycopg import pq
-from psycopg.abc import Buffer
-from psycopg.adapt import Dumper
+from psycopg import sql
 
 from ..database import Connection
 from ..documents import Chunk, EmbeddedChunk
 from ..layouts import Table
 from .copy_format import copy_stream
 from .fields import embedded_fields, metadata_fields
+from .packed import Packed, PackedDumper
 from .statements import copy_statement, delete_statement, insert_statement, update_statement
 
-__all__ = ["copy_chunks", "delete_chunks", "update_chunks", "upsert_chunks"]
+__all__ = ["copy_chunks", "count_chunks", "delete_chunks", "update_chunks", "upsert_chunks"]
 
 Item = TypeVar("Item")
 
 _UPSERT_ROWS = 1000  # held at once, to find chunks with the same id
-
-
-class _Packed(bytes):
-    """Mark what is in PostgreSQL's binary form already."""
-
-
-class _PackedDumper(Dumper):
-    format = pq.Format.BINARY
-    oid = 0  # PostgreSQL knows the type from where the parameter stands
-
-    def dump(self, obj: Any) -> Buffer | None:
-        return obj
 
 
 def copy_chunks(connection: Connection, table: Table, chunks: Iterable[EmbeddedChunk]) -> int:
@@ -84,13 +71,20 @@ def upsert_chunks(connection: Connection, table: Table, chunks: Iterable[Embedde
 def update_chunks(connection: Connection, table: Table, chunks: Sequence[Chunk]) -> None:
     """Give rows that are there the chunks' metadata and places; texts and vectors stay."""
 
-    def parameters() -> Iterator[list[_Packed]]:
+    def parameters() -> Iterator[list[Packed]]:
         for chunk in chunks:
             seq = [chunk.seq.to_bytes(4, "big")] if table.layout.name == "own" else []
             fields = [*seq, *metadata_fields(table, chunk), _packed_id(table, chunk.id)]
-            yield [_Packed(field) for field in fields]
+            yield [Packed(field) for field in fields]
 
     _run_many(connection, update_statement(table), parameters())
+
+
+def count_chunks(connection: Connection, table: Table) -> int:
+    """Count the rows of a table."""
+    # Vectors lie outside the heap, so this reads little.
+    row = connection.execute(sql.SQL("SELECT count(*) FROM {}").format(table.identifier)).fetchone()
+    return row[0] if row else 0
 
 
 def delete_chunks(connection: Connection, table: Table, ids: Sequence[UUID]) -> int:
@@ -104,13 +98,13 @@ def _insert(
 ) -> int:
     # Pipelined and prepared, one INSERT a row is as fast as COPY into a temporary table and one
     # INSERT of all from there, and needs no right to make such tables.
-    parameters = ([_Packed(field) for field in embedded_fields(table, each)] for each in chunks)
+    parameters = ([Packed(field) for field in embedded_fields(table, each)] for each in chunks)
     return _run_many(connection, insert_statement(table, upsert=upsert), parameters)
 
 
 def _run_many(connection: Connection, statement: Any, parameters: Iterable[Any]) -> int:
     with connection.cursor() as cursor:
-        cursor.adapters.register_dumper(_Packed, _PackedDumper)
+        cursor.adapters.register_dumper(Packed, PackedDumper)
         cursor.executemany(statement, parameters)
         return max(0, cursor.rowcount)
 

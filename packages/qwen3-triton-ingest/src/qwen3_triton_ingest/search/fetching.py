@@ -7,8 +7,8 @@ from typing import Any
 from psycopg.rows import tuple_row
 
 from ..database import AsyncConnection, Connection
+from ..rows.packed import Packed, PackedDumper
 from .steps import Fetch, Fetched
-from .vector_access import PackedVector, PackedVectorDumper
 
 __all__ = ["afetch", "fetch"]
 
@@ -20,7 +20,7 @@ def fetch(connection: Connection, wanted: Fetch) -> Fetched:
         for statement in wanted.settings:
             connection.execute(statement.query, statement.parameters)
         found = connection.cursor(row_factory=tuple_row)
-        found.adapters.register_dumper(PackedVector, PackedVectorDumper)
+        found.adapters.register_dumper(Packed, PackedDumper)
         found.execute(wanted.search.query, wanted.search.parameters)
         space = connection.cursor(row_factory=tuple_row)
         if wanted.space:
@@ -34,7 +34,7 @@ async def afetch(connection: AsyncConnection, wanted: Fetch) -> Fetched:
         for statement in wanted.settings:
             await connection.execute(statement.query, statement.parameters)
         found = connection.cursor(row_factory=tuple_row)
-        found.adapters.register_dumper(PackedVector, PackedVectorDumper)
+        found.adapters.register_dumper(Packed, PackedDumper)
         await found.execute(wanted.search.query, wanted.search.parameters)
         space = connection.cursor(row_factory=tuple_row)
         if wanted.space:

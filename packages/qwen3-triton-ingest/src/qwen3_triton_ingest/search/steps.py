@@ -12,11 +12,12 @@ from qwen3_triton_client import FingerprintChangedError, Vector
 
 from ..database import explain, is_away
 from ..errors import DatabaseError, FingerprintError, IngestError, TableError
+from ..rows.copy_format import pack_vector
+from ..rows.packed import Packed
 from .hits import Hit, read_hits
 from .options import SearchOptions
 from .queries import Statement, search_statement, settings_statement
 from .target import Target, space_statement
-from .vector_access import PackedVector
 
 __all__ = [
     "Embed",
@@ -158,7 +159,7 @@ def _fetch(
     search.parameters["question"] = question.replace("\0", " ")
     space: Statement | None = None
     if embedded:
-        search.parameters["vector"] = PackedVector.of(embedded.vector)
+        search.parameters["vector"] = Packed(pack_vector(embedded.vector))
         if target.has_ledger:
             space = space_statement(target.table)
     settings = (target.path_statement, settings_statement(options, target.vectors))

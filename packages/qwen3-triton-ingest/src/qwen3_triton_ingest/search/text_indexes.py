@@ -10,8 +10,7 @@ from psycopg import sql
 
 from ..database import Connection, explain
 from ..errors import TableError
-from ..index.statement import fit_name
-from ..layouts import Table
+from ..layouts import Table, fit_name
 from .text_backends import (
     EXTENSIONS,
     TextBackend,

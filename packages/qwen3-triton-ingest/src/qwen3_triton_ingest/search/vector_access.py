@@ -1,51 +1,25 @@
-"""By which index the nearest vectors are found, and how a vector goes into a query. No I/O."""
+"""By which index the nearest vectors are found. No I/O."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, LiteralString
+from typing import LiteralString
 
-from psycopg import pq, sql
-from psycopg.abc import Buffer
-from psycopg.adapt import Dumper, PyFormat
-
-from qwen3_triton_client import Vector
+from psycopg import sql
+from psycopg.adapt import PyFormat
 
 from ..index.catalog import VectorIndex
 from ..layouts import Table
-from ..rows.copy_format import pack_vector
 from .filters import ROW
 
-__all__ = ["PackedVector", "PackedVectorDumper", "VectorAccess", "exact_distance", "vector_access"]
+__all__ = ["VectorAccess", "exact_distance", "vector_access"]
 
 # The vectors are of norm 1, so cosine distance, inner product and L2 distance order them alike.
 _OPERATORS: dict[str, LiteralString] = {"cosine_ops": "<=>", "ip_ops": "<#>", "l2_ops": "<->"}
 _PREFERRED = ("halfvec_cosine_ops", "vector_cosine_ops")
 _QUESTION = sql.Placeholder("vector", format=PyFormat.BINARY)
-
-
-class PackedVector(bytes):
-    """Hold a vector in pgvector's binary form."""
-
-    @classmethod
-    def of(cls, vector: Vector) -> PackedVector:
-        """Pack a vector of float32, without a Python number on the way."""
-        return cls(pack_vector(vector))
-
-    def __repr__(self) -> str:
-        return f"PackedVector({len(self)} bytes)"
-
-
-class PackedVectorDumper(Dumper):
-    """Send it as it is: PostgreSQL knows the type from the cast around the placeholder."""
-
-    format = pq.Format.BINARY
-    oid = 0
-
-    def dump(self, obj: Any) -> Buffer | None:
-        return obj
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from psycopg import sql
 
 from ..database import Connection
 from ..errors import TableError
+from ..layouts import MAX_NAME_BYTES
 
 __all__ = [
     "Column",
@@ -21,8 +22,6 @@ __all__ = [
     "pgvector_version",
     "split_name",
 ]
-
-MAX_NAME_BYTES = 63  # NAMEDATALEN - 1 of every common build
 
 _NAME_PART = r'(?:"(?:[^"]|"")+"|[^".]+)'
 _NAME = re.compile(rf"(?:({_NAME_PART})\.)?({_NAME_PART})")

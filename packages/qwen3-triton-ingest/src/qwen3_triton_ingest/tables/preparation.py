@@ -8,9 +8,8 @@ import psycopg
 
 from ..database import Connection
 from ..errors import TableError
-from ..layouts import LAYOUTS, Layout, LayoutName, Table
+from ..layouts import LAYOUTS, MAX_NAME_BYTES, Layout, LayoutName, Table
 from .catalog import (
-    MAX_NAME_BYTES,
     Relation,
     columns_of,
     current_user,

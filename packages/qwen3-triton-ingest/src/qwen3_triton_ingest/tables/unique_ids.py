@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from psycopg import sql
 
-from .catalog import MAX_NAME_BYTES
+from ..layouts import fit_name
 
 __all__ = [
     "duplicates_message",
@@ -33,10 +33,10 @@ def unique_index_query(schema: str, table: str, column: str) -> sql.Composed:
 
 def unique_index_statement(schema: str, table: str, column: str) -> sql.Composed:
     """Return the statement that makes such an index."""
-    suffix = f"_{column}_key"
-    kept = table.encode()[: MAX_NAME_BYTES - len(suffix.encode())].decode(errors="ignore")
     return sql.SQL("CREATE UNIQUE INDEX IF NOT EXISTS {} ON {} ({})").format(
-        sql.Identifier(kept + suffix), sql.Identifier(schema, table), sql.Identifier(column)
+        sql.Identifier(fit_name(table, f"_{column}_key")),
+        sql.Identifier(schema, table),
+        sql.Identifier(column),
     )
 
 
