@@ -66,6 +66,10 @@ lock: ## Compile the requirements files anew (versions and hashes, no registry a
 openapi: install ## Renew docs/openapi.json after a change of the interface that is meant
 	@PYTHONPATH=server/tests $(BIN)/python server/tests/test_openapi.py
 
+.PHONY: docs
+docs: install ## Build the documentation site into build/site; a dead link or a page outside the navigation fails
+	@$(BIN)/python docs/build_site.py
+
 # The product
 
 .PHONY: demo
@@ -116,4 +120,4 @@ bench: install ## Measure the gateway beside its ceiling (BASELINE=app.py: and b
 
 .PHONY: clean
 clean: ## Remove the environments and caches of this checkout
-	@rm -rf $(VENV) $(VENV)-parity $(VENV)-baseline $(VENV)-infinity .pytest_cache .ruff_cache .hypothesis dist
+	@rm -rf $(VENV) $(VENV)-parity $(VENV)-baseline $(VENV)-infinity .pytest_cache .ruff_cache .hypothesis dist build .cache
