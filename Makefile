@@ -47,9 +47,9 @@ lock: ## Compile the requirements files anew (versions and hashes, no registry a
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 		--custom-compile-command "make lock" requirements/bootstrap.in -o requirements/bootstrap.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
-		--custom-compile-command "make lock" $(PYPROJECTS) --extra onnx --extra model --extra otel --extra files --extra dask \
+		--custom-compile-command "make lock" $(PYPROJECTS) --extra onnx --extra otel --extra files --extra dask \
 		--extra langchain --extra llamaindex requirements/dev.in \
-		$(addprefix --no-emit-package ,qwen3-triton-client qwen3-nano qwen3-triton-ingest) -o requirements/dev.txt
+		$(addprefix --no-emit-package ,qwen3-triton-client qwen3-nano qwen3-triton-ingest qwen3-triton-gateway qwen3-triton-tools) -o requirements/dev.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 		--custom-compile-command "make lock" --no-sources --constraint requirements/dev.txt \
 		server/pyproject.toml --extra otel requirements/server.in -o requirements/server.txt

@@ -13,7 +13,7 @@ from psycopg.sql import SQL, Identifier
 import qwen3_nano
 from demo.embedded_postgres import embedded_postgres
 from gateway_process import GatewayProcess, running_gateway, triton_flags
-from qwen3_triton_gateway.local_triton import LocalTriton
+from qwen3_triton_tools.local_triton import LocalTriton
 
 # Tests import ONNX Runtime themselves; the product switches this off by itself.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"

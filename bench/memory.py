@@ -27,7 +27,7 @@ from texts import chunks, mixed_texts
 
 import qwen3_nano
 from gateway_process import running_gateway, triton_flags
-from qwen3_triton_gateway.local_triton import LocalTriton
+from qwen3_triton_tools.local_triton import LocalTriton
 
 # Fills within the warm-up and is turned over from then on.
 CACHE_BYTES = 4_000_000

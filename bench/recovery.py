@@ -27,7 +27,7 @@ from rich.table import Table
 
 import qwen3_nano
 from gateway_process import GatewayProcess, running_gateway, triton_flags
-from qwen3_triton_gateway.local_triton import LocalTriton
+from qwen3_triton_tools.local_triton import LocalTriton
 
 TEXTS = [f"{'filler ' * (index % 9)}text {index}" for index in range(24)]
 POLL_SECONDS = 0.01

@@ -36,7 +36,7 @@ from texts import QUERY, chunks, mixed_texts
 
 import qwen3_nano
 from gateway_process import running_gateway, triton_flags
-from qwen3_triton_gateway.local_triton import LocalTriton
+from qwen3_triton_tools.local_triton import LocalTriton
 
 # Sizes by what a round of each takes on two cores: some five to ten seconds.
 NANO_TEXTS, HEAVY_TEXTS, LARGE_TEXTS = 512, 128, 2048

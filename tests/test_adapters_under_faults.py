@@ -44,7 +44,7 @@ from qwen3_triton_client import (
     InvalidRequestError,
     OverloadedError,
 )
-from qwen3_triton_gateway.local_triton import LocalTriton
+from qwen3_triton_tools.local_triton import LocalTriton
 from tolerances import FLOAT32_COSINE
 
 # Distinct, and of many lengths, so that batches are not what the order of the texts suggests.

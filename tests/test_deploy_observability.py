@@ -16,9 +16,9 @@ import yaml
 from prometheus_client import Metric
 from prometheus_client.metrics import MetricWrapperBase
 
-from qwen3_triton_gateway.local_triton import LocalTriton
 from qwen3_triton_gateway.metrics import GatewayState, LaneState, Metrics
 from qwen3_triton_gateway.settings import Settings
+from qwen3_triton_tools.local_triton import LocalTriton
 
 OBSERVABILITY = Path(__file__).resolve().parents[1] / "deploy" / "observability"
 ALERTS: dict[str, Any] = yaml.safe_load((OBSERVABILITY / "alerts.yaml").read_text())

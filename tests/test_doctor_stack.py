@@ -23,12 +23,12 @@ from polling import wait_for
 from qwen3_nano.graph import build_graph
 from qwen3_nano.weights import load_weights
 from qwen3_triton_gateway.cli import main
-from qwen3_triton_gateway.local_triton import LocalTriton, ensure_runtime, write_repository
-from qwen3_triton_gateway.local_triton.command import server_command
-from qwen3_triton_gateway.local_triton.health import answers_ok
-from qwen3_triton_gateway.local_triton.ports import Ports, choose_ports
-from qwen3_triton_gateway.local_triton.process import TritonProcess
-from qwen3_triton_gateway.local_triton.repository import MODEL_SOURCE
+from qwen3_triton_tools.local_triton import LocalTriton, ensure_runtime, write_repository
+from qwen3_triton_tools.local_triton.command import server_command
+from qwen3_triton_tools.local_triton.health import answers_ok
+from qwen3_triton_tools.local_triton.ports import Ports, choose_ports
+from qwen3_triton_tools.local_triton.process import TritonProcess
+from qwen3_triton_tools.local_triton.repository import MODEL_SOURCE
 
 NANO = qwen3_nano.MODEL_ID
 HOST = "127.0.0.1"

@@ -18,7 +18,7 @@ import qwen3_nano
 from embed_call import cosines, embed, post
 from gateway_process import TOKENIZER, GatewayProcess, running_gateway, triton_flags
 from polling import wait_for
-from qwen3_triton_gateway.local_triton import LocalTriton
+from qwen3_triton_tools.local_triton import LocalTriton
 from tolerances import FLOAT32_COSINE
 
 TEXTS = [f"{'filler ' * (index % 9)}text {index}" for index in range(24)]

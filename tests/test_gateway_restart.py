@@ -31,7 +31,7 @@ from gateway_process import GatewayProcess, triton_flags
 from langchain_qwen3_triton import Qwen3TritonEmbeddings
 from llama_index.embeddings.qwen3_triton import Qwen3TritonEmbedding
 from polling import wait_for
-from qwen3_triton_gateway.local_triton import LocalTriton
+from qwen3_triton_tools.local_triton import LocalTriton
 from tolerances import FLOAT32_COSINE
 
 DIMENSIONS = 1024

@@ -19,11 +19,11 @@ import qwen3_nano
 from gateway_process import GatewayProcess
 from qwen3_triton_gateway.backends.onnx import OnnxBackend
 from qwen3_triton_gateway.cli import main
-from qwen3_triton_gateway.model_tools.cards import choose_card, qwen_card
-from qwen3_triton_gateway.model_tools.gateway_client import ServedModel
-from qwen3_triton_gateway.model_tools.golden import DOCUMENTS, QUERIES, SCORES
-from qwen3_triton_gateway.model_tools.local_gateway import folder_settings, local_gateway
 from qwen3_triton_gateway.tensors import HiddenStates, PooledStates, TokenBatch
+from qwen3_triton_tools.model.cards import choose_card, qwen_card
+from qwen3_triton_tools.model.gateway_client import ServedModel
+from qwen3_triton_tools.model.golden import DOCUMENTS, QUERIES, SCORES
+from qwen3_triton_tools.model.local_gateway import folder_settings, local_gateway
 from wrong_stack import (
     IMPORT_ID,
     MAX_LENGTH,

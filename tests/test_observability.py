@@ -23,7 +23,7 @@ import qwen3_nano
 from embed_call import embed, post
 from gateway_process import GatewayProcess, running_gateway, triton_flags
 from polling import wait_for
-from qwen3_triton_gateway.local_triton import LocalTriton
+from qwen3_triton_tools.local_triton import LocalTriton
 
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SECRET_TEXT, SECRET_KEY = "whales sing at night", "key-that-nobody-sees"

@@ -45,6 +45,7 @@ OPTIONAL = NUMERIC | {
 # distribution, what to import, and what its framework loads by itself
 IMPORTS = [
     pytest.param("qwen3-triton-gateway", "qwen3_triton_gateway.cli", "click", id="gateway"),
+    pytest.param("qwen3-triton-tools", "qwen3_triton_tools.commands.triton", "click", id="tools"),
     pytest.param("qwen3-triton-client", "qwen3_triton_client", "httpx2", id="client"),
     *ADAPTERS,
     pytest.param("qwen3-triton-ingest", "qwen3_triton_ingest", "psycopg", id="ingest"),
@@ -115,6 +116,13 @@ def test_all_distributions_state_licence_floor_and_readme() -> None:
         assert (folder / stated["readme"]).is_file()
 
 
+def test_the_gateway_alone_says_how_to_install_the_other_commands(install: Install) -> None:
+    command = install("qwen3-triton-gateway").parent / "qwen3-triton"
+    done = subprocess.run([command, "doctor"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert 'pip install "qwen3-triton-gateway[tools]"' in done.stderr
+
+
 Probe = Callable[..., tuple[list[str], list[str]]]
 
 
@@ -137,7 +145,8 @@ def test_a_wheel_imports_with_its_declared_dependencies_only(
     assert HEAVY.isdisjoint(loaded)
     assert public == sorted(public)
     packages = next(install(distribution).parents[1].glob("lib/*/site-packages"))
-    folder = packages / module.replace(".cli", "").replace(".", "/")
+    package = module.removesuffix(".cli").removesuffix(".commands.triton")
+    folder = packages / package.replace(".", "/")
     assert (folder / "py.typed").is_file()
 
 

@@ -13,7 +13,7 @@ import pytest
 
 import qwen3_nano
 from gateway_process import GatewayProcess, running_gateway, triton_flags
-from qwen3_triton_gateway.local_triton import LocalTriton
+from qwen3_triton_tools.local_triton import LocalTriton
 from tolerances import FLOAT32_COSINE, UNIT_NORM
 
 MODEL = "qwen3_embed_4b_onnx"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from qwen3_triton_gateway.model_tools.gpu_plan import ModelShape
+from qwen3_triton_tools.model.gpu_plan import ModelShape
 
 PAGE = (Path(__file__).resolve().parents[1] / "docs" / "sizing.md").read_text()
 

@@ -14,7 +14,7 @@ import qwen3_nano
 from embed_call import cosines, embed, post
 from gateway_process import GatewayProcess, running_gateway, triton_flags
 from qwen3_nano.graph import build_graph, load_weights
-from qwen3_triton_gateway.local_triton import LocalTriton
+from qwen3_triton_tools.local_triton import LocalTriton
 from tolerances import FLOAT16_COSINE, FLOAT32_COSINE, UNIT_NORM
 
 GOLDEN = np.load(qwen3_nano.golden_path(), allow_pickle=False)

@@ -12,7 +12,7 @@ from demo.embedded_postgres import EmbeddedPostgresError
 from demo.run import DemoError, run_demo
 from demo.screen import Screen
 from demo.stack import StackError
-from qwen3_triton_gateway.local_triton import LocalTritonError
+from qwen3_triton_tools.local_triton import LocalTritonError
 
 _DESCRIPTION = (
     "Start Triton with the nano model, the gateway and PostgreSQL with pgvector, index some "

@@ -11,7 +11,7 @@ from demo.embedded_postgres import embedded_postgres
 from demo.screen import Screen
 from demo.search_index import SearchIndex
 from demo.stack import EmbeddingStack
-from qwen3_triton_gateway.local_triton import ensure_runtime, unsupported_reason
+from qwen3_triton_tools.local_triton import ensure_runtime, unsupported_reason
 
 # The nano model is small; below this something is broken rather than merely unlucky.
 REQUIRED_SHARE_FOUND = 0.7

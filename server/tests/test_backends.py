@@ -23,10 +23,10 @@ from qwen3_triton_gateway.errors import (
     DeadlineExceededError,
     StartupError,
 )
-from qwen3_triton_gateway.local_triton import LocalTriton, write_repository
 from qwen3_triton_gateway.pooling import last_token_pool
 from qwen3_triton_gateway.tensors import Float32Matrix, HiddenStates, TokenBatch
 from qwen3_triton_gateway.tokenization import TextTokenizer
+from qwen3_triton_tools.local_triton import LocalTriton, write_repository
 from tolerances import FLOAT16_COSINE, FLOAT32_COSINE
 
 VARIANTS = {

@@ -1,12 +1,9 @@
-from pathlib import Path
-
 import pytest
 from click.testing import CliRunner
 
 from qwen3_triton_gateway.cli import flag_name, main
 from qwen3_triton_gateway.settings import Settings
 
-COMMANDS = ["serve", "triton", "up"]
 VARIABLES = [str(field.validation_alias) for field in Settings.model_fields.values()]
 
 
@@ -15,17 +12,15 @@ def run(*arguments: str) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_has_help_with_examples(command: str) -> None:
-    code, output = run(command, "--help")
+def test_serve_has_help_with_examples() -> None:
+    code, output = run("serve", "--help")
     assert code == 0
-    assert f"qwen3-triton {command}" in output.split("Examples:")[1]
+    assert "qwen3-triton serve" in output.split("Examples:")[1]
 
 
-@pytest.mark.parametrize("command", ["serve", "up"])
 @pytest.mark.parametrize("variable", VARIABLES)
-def test_every_setting_is_a_flag_that_names_its_variable(command: str, variable: str) -> None:
-    _, output = run(command, "--help")
+def test_every_setting_is_a_flag_that_names_its_variable(variable: str) -> None:
+    _, output = run("serve", "--help")
     assert f"{flag_name(variable)} " in output
     assert f"[{variable}" in output.replace("\n", " ")
 
@@ -41,11 +36,6 @@ def test_every_setting_is_a_flag_that_names_its_variable(command: str, variable:
             "TRITON_URL and EMBED_MODEL_DIR are both set",
             id="two-backends",
         ),
-        pytest.param(["triton", "--model-dir", "/nowhere"], "does not exist", id="no-folder"),
-        pytest.param(
-            ["triton", "--model-dir", ".", "--model-repository", "."], "not both", id="two-models"
-        ),
-        pytest.param(["up", "--triton-url", "http://a"], "use `serve`", id="up-with-url"),
     ],
 )
 def test_bad_usage_ends_with_2_and_says_what_is_wrong(arguments: list[str], words: str) -> None:
@@ -65,9 +55,3 @@ def test_a_wrong_key_setting_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setenv("EMBED_API_KEYS", "secret-key")
     monkeypatch.setenv("EMBED_PORT", "many")
     assert "secret-key" not in run("serve")[1]
-
-
-def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
-    code, output = run("triton", "--model-dir", str(tmp_path), "--http-port", "0")
-    assert code == 1
-    assert "model.onnx" in output

@@ -1,0 +1,185 @@
+"""`qwen3-triton model repository`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from qwen3_triton_gateway.cli import plain_errors
+
+from .output import json_option, print_json
+
+if TYPE_CHECKING:
+    from ..model.triton_repository import WrittenRepository
+
+GPUS = ("3090", "a10", "l4", "a100", "h100", "cpu")
+SIZES = ("0.6b", "4b", "8b")
+PATH = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("path", type=PATH)
+@click.option("-o", "--out", type=PATH, required=True, help="The model repository to write into.")
+@click.option("--model-name", required=True, help="The model's name in Triton.")
+@click.option("--gpu", type=click.Choice(GPUS), required=True, help="The card it will run on.")
+@click.option(
+    "--gpu-memory-gib",
+    type=click.FloatRange(min=1),
+    help="The card's memory where it is another; a100 means the one with 40.",
+)
+@click.option(
+    "--model-size", type=click.Choice(SIZES), help="Only where no config.json tells the shapes."
+)
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=2),
+    default=1024,
+    show_default=True,
+    help="Tokens of the longest text, as EMBED_MAX_LENGTH.",
+)
+@click.option(
+    "--instances",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Copies of the model on a card.",
+)
+@click.option(
+    "--triton-version", default="26.07", show_default=True, help="Release of Triton's image."
+)
+@click.option("--copy/--link", "copy", default=None, help="Default: hard link, else copy.")
+@click.option("--tokenizer-dir", type=PATH, help="Default: NAME-tokenizer beside the repository.")
+@click.option("--no-digest", is_flag=True, help="Leave out the weights' digest: do not read them.")
+@click.option(
+    "--queue-policy", is_flag=True, help="Priorities and limits in Triton too; see the comment."
+)
+@click.option(
+    "--backend",
+    type=click.Choice(["onnxruntime", "python"]),
+    default="onnxruntime",
+    show_default=True,
+    help="`python` is for the local Triton, `qwen3-triton triton`.",
+)
+@click.option("--force", is_flag=True, help="Replace the model's folder.")
+@json_option
+def repository(
+    path: Path,
+    *,
+    out: Path,
+    copy: bool | None,
+    no_digest: bool,
+    backend: Literal["onnxruntime", "python"],
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Write a Triton model repository: configuration, weights, warm-up, tokenizer beside it.
+
+    PATH is an ONNX file or a folder with one. Names, types and sizes come from the file; the batch
+    limit and the memory limit from the card and the model. Each setting in the written config.pbtxt
+    has its reason beside it. Weights are hard-linked, or copied to another disk, never symlinked.
+
+    \b
+    Examples:
+      qwen3-triton model repository ./qwen3-embedding-4b -o ./model_repository \\
+          --model-name qwen3_embed_4b_onnx --gpu 3090
+      qwen3-triton model repository ./model_pooled.onnx -o ./model_repository \\
+          --model-name qwen3_embed --gpu a100 --gpu-memory-gib 80 --instances 2
+      qwen3-triton model repository ./qwen3-embedding-0.6b -o ./local \\
+          --model-name qwen3_embed --gpu cpu --backend python
+    """
+    from ..local_triton import LocalTritonError
+    from ..model.errors import ModelToolError
+    from ..model.locate import find_model
+    from ..model.triton_repository import RepositoryOptions, write_triton_repository
+    from ..onnx_file import OnnxFileError
+
+    if backend == "python" and flags["gpu"] != "cpu":
+        raise click.UsageError("The local Triton runs on the CPU: give `--gpu cpu`.")
+    with plain_errors(ModelToolError, OnnxFileError, LocalTritonError):
+        model_path = find_model(path)
+        if backend == "python":
+            _write_local(model_path, out, flags, as_json=as_json)
+            return
+        transfer = "auto" if copy is None else "copy" if copy else "link"
+        options = RepositoryOptions(transfer=transfer, with_digest=not no_digest, **flags)
+        with _progress(model_path, shown=not no_digest) as on_bytes:
+            written = write_triton_repository(model_path, out, options, on_bytes)
+    _report(written, out, flags["model_name"], as_json=as_json)
+
+
+@contextmanager
+def _progress(model_path: Path, *, shown: bool) -> Generator[Callable[[int], object] | None]:
+    """Show how much of the weights was digested, on a terminal only."""
+    if not shown or not sys.stderr.isatty():
+        yield None
+        return
+    from qwen3_triton_gateway.weights import weight_files
+
+    total = sum(file.stat().st_size for file in weight_files(model_path))
+    with click.progressbar(length=total, label="Digesting weights", file=sys.stderr) as bar:
+        yield bar.update
+
+
+def _write_local(model_path: Path, out: Path, flags: dict[str, Any], *, as_json: bool) -> None:
+    """Write for the local Triton, which reads the ONNX file where it lies."""
+    from ..local_triton import write_repository
+    from ..model.errors import ModelToolError
+    from ..model.gpu_plan import MAX_CPU_ROWS
+
+    if model_path.name != "model.onnx":
+        msg = (
+            f"The local Triton serves a folder's `model.onnx`, not {model_path.name}: bring it "
+            "there, for example by `model pool -o FOLDER`."
+        )
+        raise ModelToolError(msg)
+    folder = write_repository(
+        model_path.parent,
+        out,
+        model_name=flags["model_name"],
+        max_batch_size=MAX_CPU_ROWS,
+        instance_count=flags["instances"],
+    )
+    if as_json:
+        print_json({"folder": str(folder), "model": str(model_path), "backend": "python"})
+        return
+    click.echo(f"Wrote {folder}, which reads {model_path} where it lies. To run it:")
+    click.echo(f"  qwen3-triton triton --model-repository {out} --model-name {folder.name}")
+
+
+def _report(written: WrittenRepository, out: Path, name: str, *, as_json: bool) -> None:
+    plan = written.plan
+    if as_json:
+        print_json(
+            {
+                "folder": str(written.folder),
+                "tokenizer": str(written.tokenizer) if written.tokenizer else None,
+                "max_batch_size": plan.max_batch_size,
+                "gpu_mem_limit_bytes": plan.arena_bytes or None,
+                "max_batch_tokens": plan.batch_tokens,
+                "reason": plan.reason,
+                "hidden_size": written.inspection.hidden_size,
+                "pooled": written.inspection.is_pooled,
+                "closed_to_triton": written.closed,
+            }
+        )
+        return
+    click.echo(f"Wrote {written.folder}: batches of up to {plan.max_batch_size} rows.")
+    click.echo(f"  {plan.reason}")
+    for finding in written.inspection.findings:
+        if finding.severity == "warning":
+            click.echo(f"  {finding.message} {finding.remedy}")
+    if written.closed:
+        click.echo(
+            f"  Triton's image runs as uid 1000 and cannot read {', '.join(written.closed)}: "
+            f"chmod -R a+rX {out}"
+        )
+    tokenizer = written.tokenizer or "FOLDER_OF_TOKENIZER_JSON"
+    click.echo("Run Triton on it, and the gateway before Triton:")
+    click.echo(f"  tritonserver --model-repository {out} --disable-auto-complete-config")
+    click.echo(f"  qwen3-triton serve --triton-url http://localhost:8000 --triton-model {name} \\")
+    click.echo(f"      --tokenizer-path {tokenizer} --max-batch-tokens {plan.batch_tokens}")

@@ -1,0 +1,152 @@
+"""`qwen3-triton triton` and `up`: a real Triton on this machine, alone or with the gateway."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from qwen3_triton_gateway.cli import plain_errors, read_settings, setting_options
+from qwen3_triton_gateway.errors import StartupError
+
+if TYPE_CHECKING:
+    from ..local_triton import LocalTriton
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+PORTS = {"http": 8200, "grpc": 8201, "metrics": 8202}
+TRITON_FLAGS = tuple(f"{service}_port" for service in PORTS)
+FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+
+
+def _triton_options(command: Command) -> Command:
+    """Add the flags that `triton` and `up` share."""
+    for service, port in PORTS.items():
+        command = click.option(
+            f"--{service}-port",
+            type=int,
+            default=port,
+            show_default=True,
+            help=f"Port of Triton's {service} endpoint; 0 picks a free one.",
+        )(command)
+    command = click.option("--model-name", help="Name of the model in Triton.")(command)
+    return click.option(
+        "--threads", type=int, default=0, help="ONNX Runtime threads; 0 uses every core."
+    )(command)
+
+
+@click.command()
+@click.option("--model-dir", type=FOLDER, help="Folder with model.onnx; default: the nano model.")
+@click.option("--model-repository", type=FOLDER, help="A complete Triton model repository instead.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind.")
+@click.option("--prepare", is_flag=True, help="Only install what the local Triton needs.")
+@_triton_options
+def triton(
+    *, model_dir: Path | None, model_repository: Path | None, host: str, prepare: bool, **flags: Any
+) -> None:
+    """Run a real Triton Inference Server on this machine, without Docker, in the foreground.
+
+    Linux x86-64. The server's files are installed once into the user's cache folder (or
+    QWEN3_TRITON_RUNTIME_DIR). The model runs on the CPU, through ONNX Runtime in Triton's Python
+    backend, with the names, shapes and batching of the production server.
+
+    \b
+    Examples:
+      qwen3-triton triton
+      qwen3-triton triton --model-dir ./qwen3-embedding-0.6b --model-name qwen3_embed_onnx
+      qwen3-triton triton --model-repository ./model_repository --http-port 8000
+    """
+    from ..local_triton import ensure_runtime, run_foreground, unsupported_reason
+
+    with _plain_errors():
+        if prepare:
+            reason = unsupported_reason()
+            if reason:
+                click.echo(f"Not installed: {reason}.", err=True)
+            else:
+                ensure_runtime(_progress)
+            return
+        if model_dir and model_repository:
+            raise click.UsageError("Give --model-dir or --model-repository, not both.")
+        server = _local_triton(model_dir, model_repository, host=host, **flags)
+        sys.exit(run_foreground(server, on_ready=_show_addresses))
+
+
+@click.command()
+@setting_options
+@_triton_options
+def up(**flags: Any) -> None:
+    """Run a local Triton and the gateway in front of it; one Ctrl-C stops both.
+
+    Takes the flags of `triton` and of `serve`; --model-dir names the model, by default the bundled
+    nano model. Where the local Triton cannot run, the model runs in the gateway's process.
+
+    \b
+    Examples:
+      qwen3-triton up
+      qwen3-triton up --model-dir ./qwen3-embedding-0.6b --port 8101
+    """
+    from qwen3_triton_gateway.bundled import with_bundled_model
+    from qwen3_triton_gateway.server import run_gateway
+
+    from ..local_stack import run_stack
+    from ..local_triton import unsupported_reason
+
+    triton_flags = {name: flags.pop(name) for name in (*TRITON_FLAGS, "model_name", "threads")}
+    with _plain_errors():
+        settings = read_settings(flags)
+        if settings.triton_url:
+            raise click.UsageError("`up` starts its own Triton; to use another one, run `serve`.")
+        reason = unsupported_reason()
+        if reason:
+            click.echo(f"Without a Triton: {reason}.", err=True)
+            click.echo("The model runs in the gateway's process instead.", err=True)
+            run_gateway(settings)
+        else:
+            server = _local_triton(settings.model_dir, None, **triton_flags)
+            run_stack(with_bundled_model(settings), server)
+
+
+def _local_triton(
+    model_dir: Path | None,
+    model_repository: Path | None,
+    *,
+    model_name: str | None,
+    threads: int,
+    **options: Any,
+) -> LocalTriton:
+    from qwen3_triton_gateway.bundled import NANO_MODEL_ID, nano_model_dir
+
+    from ..local_triton import LocalTriton, ensure_runtime
+
+    default_name = model_dir.name if model_dir else NANO_MODEL_ID
+    if model_dir is None and model_repository is None:
+        model_dir = nano_model_dir()
+    return LocalTriton(
+        model_dir=model_dir,
+        model_repository=model_repository,
+        model_name=model_name or default_name,
+        intra_op_threads=threads,
+        runtime=ensure_runtime(_progress),
+        **options,
+    )
+
+
+def _show_addresses(triton: LocalTriton) -> None:
+    click.echo(f"Triton is serving {triton.model_name}; press Ctrl-C to stop it.", err=True)
+    for url in (triton.http_url, triton.grpc_url, triton.metrics_url):
+        click.echo(f"  {url}", err=True)
+
+
+def _progress(sentence: str) -> None:
+    click.echo(sentence, err=True)
+
+
+def _plain_errors() -> AbstractContextManager[None]:
+    from ..local_triton import LocalTritonError
+
+    return plain_errors(StartupError, LocalTritonError)

@@ -1,0 +1,185 @@
+"""The Hugging Face hub, through its own library: what a repository holds, and a file of it."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import ModelToolError
+from .manifest import file_sha256
+
+KNOWN_REPOS = (
+    "zhiqing/Qwen3-Embedding-0.6B-ONNX",
+    "zhiqing/Qwen3-Embedding-4B-ONNX",
+    "onnx-community/Qwen3-Embedding-0.6B-ONNX",
+    "onnx-community/Qwen3-Embedding-4B-ONNX",
+    "onnx-community/Qwen3-Embedding-8B-ONNX",
+    "Qdrant/Qwen3-Embedding-0.6B-onnx",
+)
+MISSING_LIBRARY = (
+    "Fetching from the hub needs the library huggingface_hub: "
+    'pip install "qwen3-triton-gateway[tools]".'
+)
+
+
+@dataclass(frozen=True, slots=True)
+class HubFile:
+    """A file of a repository, with the digest that the hub keeps of it.
+
+    That is `sha256` of a file in large storage, and git's own `blob_id` of any other.
+    """
+
+    path: str
+    size_bytes: int
+    sha256: str | None
+    blob_id: str | None
+
+    def describes(self, path: Path) -> bool:
+        """Say whether a local file is this one, byte for byte."""
+        if not path.is_file() or path.stat().st_size != self.size_bytes:
+            return False
+        if self.sha256 is not None:
+            return file_sha256(path) == self.sha256
+        return self.blob_id is None or _git_blob_id(path) == self.blob_id
+
+
+@dataclass(frozen=True, slots=True)
+class HubRepo:
+    """A repository at one commit."""
+
+    name: str
+    commit: str
+    files: tuple[HubFile, ...]
+
+    def find(self, path: str) -> HubFile | None:
+        return next((file for file in self.files if file.path == path), None)
+
+
+def list_repo(repo: str, *, revision: str | None, endpoint: str | None) -> HubRepo:
+    """Ask the hub for a repository's commit and files.
+
+    Raises:
+        ModelToolError: the library is missing, the hub cannot be reached, there is no such
+            repository or revision, or it may not be read.
+    """
+    with _hub_errors(repo, revision) as hub:
+        api = hub.HfApi(endpoint=endpoint)
+        info: Any = api.model_info(repo, revision=revision, files_metadata=True)
+    siblings: list[Any] = info.siblings or []
+    files = [_hub_file(sibling) for sibling in siblings]
+    return HubRepo(repo, str(info.sha), tuple(files))
+
+
+def fetch_file(repo: HubRepo, file: HubFile, target: Path, *, endpoint: str | None) -> None:
+    """Fetch one file, from where an interrupted fetch of it ended, and compare its digest.
+
+    The library resumes within a run; its own local folders give an unfinished file up at the end
+    of one, so the bytes are kept here, under a name that holds their digest.
+
+    Raises:
+        ModelToolError: it cannot be fetched, or is not the file that the hub's digest names.
+    """
+    partial = partial_path(target, file)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if partial.is_file() and partial.stat().st_size > file.size_bytes:
+        partial.unlink()
+    with _hub_errors(repo.name, repo.commit) as hub, partial.open("ab") as output:
+        # By name, as their types are half known.
+        download: Any = importlib.import_module("huggingface_hub.file_download")
+        utils: Any = importlib.import_module("huggingface_hub.utils")
+        url = hub.hf_hub_url(repo.name, file.path, revision=repo.commit, endpoint=endpoint)
+        headers = utils.build_hf_headers() | {"accept-encoding": "identity"}
+        download.http_get(
+            url,
+            output,
+            resume_size=partial.stat().st_size,
+            headers=headers,
+            expected_size=file.size_bytes,
+            displayed_filename=file.path,
+        )
+    if not file.describes(partial):
+        partial.unlink()
+        msg = (
+            f"{file.path} of {repo.name} came with another checksum than the hub names for it, and "
+            "was thrown away. Run the command again; if it stays so, a proxy or mirror changes "
+            "files."
+        )
+        raise ModelToolError(msg)
+    partial.replace(target)
+
+
+def partial_path(target: Path, file: HubFile) -> Path:
+    """Name the file that holds what was fetched so far: another content has another name."""
+    digest = file.sha256 or file.blob_id or "unknown"
+    return target.with_name(f".{target.name}.{digest[:12]}.incomplete")
+
+
+def _hub_file(sibling: Any) -> HubFile:
+    lfs = sibling.lfs
+    return HubFile(
+        path=sibling.rfilename,
+        size_bytes=lfs.size if lfs else sibling.size or 0,
+        sha256=lfs.sha256 if lfs else None,
+        blob_id=None if lfs else sibling.blob_id,
+    )
+
+
+def _git_blob_id(path: Path) -> str:
+    """Digest a file as git names its blob; https://git-scm.com/book/en/v2/Git-Internals-Git-Objects."""
+    content = path.read_bytes()
+    header = b"blob %d\0" % len(content)
+    return hashlib.sha1(header + content, usedforsecurity=False).hexdigest()
+
+
+@contextmanager
+def _hub_errors(repo: str, revision: str | None) -> Generator[Any]:
+    """Give the library, and turn its errors into sentences that say what to do."""
+    try:
+        import huggingface_hub as hub
+        from huggingface_hub import errors
+    except ImportError as error:
+        raise ModelToolError(MISSING_LIBRARY) from error
+    try:
+        yield hub
+    except errors.HFValidationError as error:
+        msg = f"{repo!r} is no name of a repository, as {KNOWN_REPOS[0]} is: {error}"
+        raise ModelToolError(msg) from None
+    except errors.GatedRepoError:
+        msg = (
+            f"{repo} is gated: accept its terms at https://huggingface.co/{repo}, then log in with "
+            "`hf auth login` or set HF_TOKEN, and run the command again."
+        )
+        raise ModelToolError(msg) from None
+    except errors.RevisionNotFoundError:
+        msg = f"{repo} has no revision {revision!r}; leave --revision out to take the newest."
+        raise ModelToolError(msg) from None
+    except errors.RepositoryNotFoundError:
+        msg = (
+            f"The hub has no repository {repo}, or does not show it: check the name, or log in "
+            f"with `hf auth login` if it is private. Known: {', '.join(KNOWN_REPOS)}."
+        )
+        raise ModelToolError(msg) from None
+    except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError) as error:
+        raise ModelToolError(_failure(repo, error)) from None
+    except Exception as error:
+        # The library hands on the errors of its HTTP client, which has changed before.
+        if not _is_transport_error(error):
+            raise
+        raise ModelToolError(_failure(repo, error)) from None
+
+
+def _is_transport_error(error: Exception) -> bool:
+    return type(error).__module__.split(".")[0] in {"httpx2", "httpx", "requests", "httpcore"}
+
+
+def _failure(repo: str, error: Exception) -> str:
+    reason = str(error).strip().split("\n")[0] or type(error).__name__
+    return (
+        f"Fetching {repo} failed: {reason}. Run the command again to go on where it ended; "
+        "HF_ENDPOINT names another hub, HTTPS_PROXY a proxy."
+    )

@@ -1,0 +1,222 @@
+"""Write a Triton model repository for the ONNX Runtime backend from an export."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import mkdtemp
+
+from qwen3_triton_gateway.weights import weights_digest
+
+from .errors import ModelToolError
+from .gpu_plan import CARDS, MemoryPlan, learn_shape, plan_cpu, plan_gpu
+from .inspection import Inspection, inspect_model
+from .interface import describe_interface
+from .real_files import Transfer, bring_external_data, bring_file, bring_tokenizer
+from .rights import is_readable_for_triton
+from .triton_config import TritonConfig, render_config
+from .warmup import plan_samples, write_warmup_files
+
+# The first Triton with ONNX Runtime 1.27, whose fused layer norms sum in float32.
+_SAFE_LAYER_NORM = (26, 7)
+_MODEL_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
+_VERSION = re.compile(r"(\d\d)\.(\d\d)")
+_FLOAT_BYTES = {"float16": 2, "bfloat16": 2, "float64": 8}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RepositoryOptions:
+    """What the graph cannot tell. `gpu` is one of `CARDS` or `cpu`, `gpu_memory_gib` overrides."""
+
+    model_name: str
+    gpu: str
+    gpu_memory_gib: float | None = None
+    model_size: str | None = None
+    max_length: int = 1024
+    instances: int = 1
+    triton_version: str = "26.07"
+    transfer: Transfer = "auto"
+    with_digest: bool = True
+    queue_policy: bool = False
+    force: bool = False
+    tokenizer_dir: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenRepository:
+    """Where the model and the tokenizer lie, and what the gateway should be told."""
+
+    folder: Path
+    tokenizer: Path | None
+    plan: MemoryPlan
+    inspection: Inspection
+    closed: tuple[str, ...]
+    """Files that Triton's account may not read: a hard link has the rights of the original."""
+
+
+def write_triton_repository(
+    model_path: Path,
+    repository: Path,
+    options: RepositoryOptions,
+    on_digest: Callable[[int], object] | None = None,
+) -> WrittenRepository:
+    """Write `<repository>/<model_name>` and, beside the repository, the tokenizer's folder.
+
+    Weights become hard links, or copies on another disk, never symbolic links. `on_digest` hears
+    how many more bytes were read for the digest.
+
+    Raises:
+        OnnxFileError: the file is no ONNX model.
+        ModelToolError: the gateway could not serve it, it does not fit, or the folder is there.
+    """
+    _check_options(options)
+    inspection = inspect_model(model_path)
+    _check_servable(inspection)
+    plan = _plan(inspection, options)
+    folder = repository / options.model_name
+    _check_place(folder, model_path, force=options.force)
+    digest = weights_digest(model_path, on_digest) if options.with_digest else None
+    config = _config(inspection, options, plan, digest)
+    with _replaced(folder) as unfinished:
+        _write_model(inspection, config, unfinished, options.transfer)
+    tokenizer = _bring_tokenizer(model_path, repository, options) if inspection.tokenizer else None
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    closed = tuple(path.name for path in files if not is_readable_for_triton(path))
+    return WrittenRepository(folder, tokenizer, plan, inspection, closed)
+
+
+def _write_model(
+    inspection: Inspection, config: TritonConfig, folder: Path, transfer: Transfer
+) -> None:
+    version = folder / "1"
+    bring_file(inspection.path, version / "model.onnx", transfer=transfer)
+    bring_external_data(inspection.model, version, transfer=transfer)
+    tokenizer = inspection.tokenizer
+    write_warmup_files(
+        folder / "warmup",
+        config.samples,
+        vocabulary=inspection.embedding_rows or inspection.config.get("vocab_size"),
+        end_token_id=tokenizer.end_token_id if tokenizer else None,
+    )
+    (folder / "config.pbtxt").write_text(render_config(config), encoding="utf-8")
+
+
+def _check_place(folder: Path, model_path: Path, *, force: bool) -> None:
+    if folder.exists() and not force:
+        raise ModelToolError(f"{folder} is there already: give `--force` to replace it.")
+    if model_path.resolve().is_relative_to(folder.resolve()):
+        msg = f"{model_path} lies in {folder}, which would be replaced: give another name."
+        raise ModelToolError(msg)
+
+
+@contextmanager
+def _replaced(folder: Path) -> Generator[Path]:
+    """Give a folder to write to that takes the place of `folder` at the end, whole or not at all.
+
+    It lies beside the repository meanwhile: inside, a Triton that polls would load half a model.
+    """
+    repository = folder.absolute().parent
+    repository.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(mkdtemp(dir=repository.parent, prefix=f".{folder.name}-"))
+    try:
+        unfinished.chmod(0o755)  # Triton runs as another user
+        yield unfinished
+        if folder.exists():
+            shutil.rmtree(folder)
+        unfinished.rename(folder)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _check_options(options: RepositoryOptions) -> None:
+    if not _MODEL_NAME.fullmatch(options.model_name):
+        msg = f"`--model-name` must be letters, digits, `_`, `-` and `.`: {options.model_name!r}."
+        raise ModelToolError(msg)
+    _parse_version(options.triton_version)
+
+
+def _parse_version(version: str) -> tuple[int, int]:
+    match = _VERSION.fullmatch(version)
+    if not match:
+        msg = f"`--triton-version` is the image's, such as 26.07, not {version!r}."
+        raise ModelToolError(msg)
+    return int(match[1]), int(match[2])
+
+
+def _check_servable(inspection: Inspection) -> None:
+    errors = [finding for finding in inspection.findings if finding.severity == "error"]
+    if errors:
+        msg = " ".join([f"The gateway could not serve {inspection.path}:", errors[0].message])
+        raise ModelToolError(f"{msg} {errors[0].remedy}".strip())
+
+
+def _plan(inspection: Inspection, options: RepositoryOptions) -> MemoryPlan:
+    if options.gpu == "cpu":
+        return plan_cpu()
+    assert inspection.hidden_size is not None  # a servable model has it
+    shape = learn_shape(
+        inspection.config,
+        hidden_size=inspection.hidden_size,
+        float_bytes=_FLOAT_BYTES.get(inspection.precision.compute, 4),
+        fused_attention=inspection.grouped_attention,
+        model_size=options.model_size,
+    )
+    memory_mib = CARDS[options.gpu]
+    if options.gpu_memory_gib:
+        memory_mib = int(options.gpu_memory_gib * 1024)
+    return plan_gpu(
+        shape,
+        weight_bytes=inspection.precision.weight_bytes,
+        memory_mib=memory_mib,
+        max_length=options.max_length,
+        instances=options.instances,
+    )
+
+
+def _config(
+    inspection: Inspection, options: RepositoryOptions, plan: MemoryPlan, digest: str | None
+) -> TritonConfig:
+    spec = describe_interface(inspection.model)
+    signature = inspection.model.signature
+    assert inspection.output is not None  # a servable model has one
+    float16 = inspection.precision.compute == "float16" or str(spec.output.dtype) == "float16"
+    old = _parse_version(options.triton_version) < _SAFE_LAYER_NORM
+    return TritonConfig(
+        name=options.model_name,
+        source=_source(inspection),
+        inputs=signature.inputs,
+        output=inspection.output,
+        hidden_size=spec.hidden_size,
+        unlisted_outputs=len(signature.outputs) - 1,
+        plan=plan,
+        instances=options.instances,
+        gpu=options.gpu,
+        strict_layer_norm=float16 and old and options.gpu != "cpu",
+        samples=plan_samples(
+            max_length=options.max_length,
+            max_batch_size=1 if options.gpu == "cpu" else plan.max_batch_size,
+            batch_tokens=plan.batch_tokens,
+        ),
+        weights_digest=digest,
+        queue_policy=options.queue_policy,
+    )
+
+
+def _source(inspection: Inspection) -> str:
+    precision = inspection.precision
+    kind = precision.quantization or precision.compute
+    pooled = "pooled in the graph" if inspection.is_pooled else "pooled by the gateway"
+    return f"{precision.parameters / 1e6:,.0f} million values in {kind}, {pooled}"
+
+
+def _bring_tokenizer(model_path: Path, repository: Path, options: RepositoryOptions) -> Path:
+    """Put the tokenizer beside the repository: inside, Triton would take its folder for a model."""
+    folder = options.tokenizer_dir or (
+        repository.absolute().parent / f"{options.model_name}-tokenizer"
+    )
+    bring_tokenizer(model_path, folder, force=True)
+    return folder

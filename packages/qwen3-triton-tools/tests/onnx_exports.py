@@ -1,0 +1,185 @@
+"""Exports to try the model tools on: the nano model in the forms that the family comes in."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+
+import qwen3_nano
+from qwen3_nano.graph import build_graph
+from qwen3_nano.weights import NanoWeights, load_weights
+from qwen3_triton_tools.onnx_file.protobuf import encode_field, encode_varint
+
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "float16": {"float16_output": True},
+    "past": {"past_key_values": True},
+    "no_positions": {"position_ids": False},
+    "past_no_positions": {"past_key_values": True, "position_ids": False},
+}
+HIDDEN_SIZE = 1152
+TINY_VOCABULARY, TINY_SIZE = 50, 8
+
+
+@cache
+def nano_weights() -> NanoWeights:
+    return load_weights(qwen3_nano.model_dir() / "model.onnx")
+
+
+def write_export(folder: Path, *, external: bool = True, **options: Any) -> Path:
+    """Write the nano model as an export with its tokenizer; give the ONNX file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "model.onnx"
+    save(build_graph(nano_weights(), **options), path, external=external)
+    for name in ("tokenizer.json", "config.json"):
+        shutil.copyfile(qwen3_nano.model_dir() / name, folder / name)
+    return path
+
+
+def save(model: onnx.ModelProto, path: Path, *, external: bool = True) -> None:
+    """Save with the weights in `<name>_data`, the small constants of shapes inside."""
+    options: dict[str, Any] = {"location": f"{path.name}_data", "size_threshold": 256}
+    onnx.save_model(model, path, save_as_external_data=external, **(options if external else {}))
+
+
+def tiny_model(
+    *,
+    opset: int = 17,
+    element_type: int = TensorProto.FLOAT,
+    nodes: list[onnx.NodeProto] | None = None,
+    batch: int | str = "batch",
+    length: int | str = "sequence",
+    outputs: list[onnx.ValueInfoProto] | None = None,
+) -> onnx.ModelProto:
+    """A table of hidden states and nothing else, with room for what a test wants to be there."""
+    rows = np.random.default_rng(5).normal(size=(TINY_VOCABULARY, TINY_SIZE))
+    dtype = helper.tensor_dtype_to_np_dtype(element_type)
+    table = numpy_helper.from_array(rows.astype(dtype), "table")
+    shape = [batch, length]
+    graph = helper.make_graph(
+        [
+            helper.make_node("Gather", ["table", "input_ids"], ["last_hidden_state"]),
+            *(nodes or []),
+        ],
+        "tiny",
+        [
+            helper.make_tensor_value_info(name, TensorProto.INT64, shape)
+            for name in ("input_ids", "attention_mask")
+        ],
+        outputs
+        or [helper.make_tensor_value_info("last_hidden_state", element_type, [*shape, TINY_SIZE])],
+        [table],
+    )
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
+    return helper.make_model(graph, opset_imports=opsets, ir_version=8)
+
+
+def masks() -> dict[str, np.ndarray]:
+    """Right, left and mixed padding, a hole, one token and none missing: (4, 12) each."""
+    right, left = np.ones((4, 12), dtype=np.int64), np.ones((4, 12), dtype=np.int64)
+    for row, pads in enumerate((0, 3, 7, 11)):
+        right[row, 12 - pads :] = 0
+        left[row, :pads] = 0
+    mixed = np.where(np.arange(4)[:, None] % 2, right, left)
+    mixed[0, 4:7] = 0
+    return {"right": right, "left": left, "mixed": mixed}
+
+
+def feed(session: onnxruntime.InferenceSession, mask: np.ndarray, past: int = 0) -> dict[str, Any]:
+    """Random tokens under a mask, with a random past of a length."""
+    random = np.random.default_rng(3)
+    batch, length = mask.shape
+    arrays: dict[str, Any] = {
+        "input_ids": random.integers(0, TINY_VOCABULARY, mask.shape),
+        "attention_mask": np.concatenate([np.ones((batch, past), dtype=np.int64), mask], axis=1),
+        "position_ids": np.tile(np.arange(length), (batch, 1)),
+    }
+    for entry in session.get_inputs():
+        if entry.name not in arrays:
+            shape = (batch, entry.shape[1], past, entry.shape[3])
+            arrays[entry.name] = random.normal(size=shape).astype(np.float32)
+    return {entry.name: arrays[entry.name] for entry in session.get_inputs()}
+
+
+def write_inline_giant(path: Path, weight_bytes: int) -> None:
+    """Write a model with one sparse tensor of that size inside the file itself."""
+    model = tiny_model().SerializeToString()
+    tensor = b"".join(
+        [
+            encode_field(1, weight_bytes // 4),  # dims
+            encode_field(2, TensorProto.FLOAT),
+            encode_field(8, "giant"),
+            encode_varint(9 << 3 | 2) + encode_varint(weight_bytes),  # raw_data, its bytes a hole
+        ]
+    )
+    size = len(tensor) + weight_bytes
+    # A second field of a message is merged with the first one; here, an initializer is added.
+    initializer = encode_varint(5 << 3 | 2) + encode_varint(size) + tensor
+    graph = onnx.load_model_from_string(model).graph.SerializeToString()
+    rest = onnx.load_model_from_string(model)
+    rest.ClearField("graph")
+    head = rest.SerializeToString() + encode_varint(7 << 3 | 2)
+    head += encode_varint(len(graph) + len(initializer) + weight_bytes)
+    with path.open("wb") as file:
+        file.write(head + graph + initializer)
+        file.truncate(len(head) + len(graph) + len(initializer) + weight_bytes)
+
+
+def write_external_giant(folder: Path, weight_bytes: int) -> Path:
+    """Write a model whose weights are a sparse file beside it, in 40 tensors."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model = tiny_model()
+    part = weight_bytes // 40
+    for index in range(40):
+        tensor = onnx.TensorProto(
+            name=f"w{index}", data_type=TensorProto.FLOAT16, dims=[part // 2 // 1024, 1024]
+        )
+        tensor.data_location = TensorProto.EXTERNAL
+        entries = {"location": "model.onnx_data", "offset": index * part, "length": part}
+        for key, value in entries.items():
+            tensor.external_data.add(key=key, value=str(value))
+        model.graph.initializer.append(tensor)
+    onnx.save(model, folder / "model.onnx")
+    with (folder / "model.onnx_data").open("wb") as file:
+        file.truncate(weight_bytes)
+    return folder / "model.onnx"
+
+
+def peak_memory(*arguments: str) -> tuple[int, int]:
+    """Run `qwen3-triton model ...` in a process of its own; give its status and peak in bytes."""
+    code = (
+        "import re, sys\n"
+        "from qwen3_triton_gateway.cli import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        "except SystemExit as end:\n    status = end.code\n"
+        # Not `ru_maxrss`, which also counts what the parent had when it started this process.
+        "text = open('/proc/self/status').read()\n"
+        "print(status, int(re.search(r'VmHWM:\\s+(\\d+)', text)[1]) * 1024)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "model", *arguments],
+        capture_output=True,
+        check=True,
+        text=True,
+        env=os.environ | {"QWEN3_TRITON_URL": ""},
+    )
+    status, peak = done.stdout.splitlines()[-1].split()
+    return int(status), int(peak)
+
+
+def write_tokenizer(folder: Path, edit: dict[str, Any]) -> None:
+    """Rewrite a tokenizer.json with other fields at its top."""
+    file = folder / "tokenizer.json"
+    document = json.loads((qwen3_nano.model_dir() / "tokenizer.json").read_text())
+    file.write_text(json.dumps(document | edit))
