@@ -35,9 +35,10 @@ from rich.progress import track
 
 from demo.embedded_postgres import embedded_postgres
 from qwen3_triton_ingest.config import IndexOptions
-from qwen3_triton_ingest.index import BuildStatement, build_index
+from qwen3_triton_ingest.index.build import build_index
+from qwen3_triton_ingest.index.plan import BuildStatement
 from qwen3_triton_ingest.layouts import LAYOUTS, Table
-from qwen3_triton_ingest.rows.copy_format import copy_stream, pack_vector
+from qwen3_triton_ingest.rows.binary import copy_stream, pack_vector
 
 K = 10
 EF_SEARCH = (10, 20, 40, 100, 200, 400)

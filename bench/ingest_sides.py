@@ -20,8 +20,8 @@ from qwen3_triton_ingest.documents import Chunk, EmbeddedChunk
 from qwen3_triton_ingest.langchain import BulkPGVectorStore as BulkLangChain
 from qwen3_triton_ingest.layouts import LayoutName, Table
 from qwen3_triton_ingest.llamaindex import BulkPGVectorStore as BulkLlamaIndex
-from qwen3_triton_ingest.rows import copy_chunks, upsert_chunks
-from qwen3_triton_ingest.tables import prepare_table
+from qwen3_triton_ingest.rows.chunks import copy_chunks, upsert_chunks
+from qwen3_triton_ingest.tables.preparation import prepare_table
 
 DIMENSIONS = 1024
 TEXT_BYTES = 1024

@@ -15,9 +15,9 @@ from psycopg.sql import SQL, Identifier
 from qwen3_triton_client import EmbeddingClient
 from qwen3_triton_ingest.documents import Chunk, EmbeddedChunk
 from qwen3_triton_ingest.layouts import LayoutName, Table
-from qwen3_triton_ingest.ledger import Space, claim_table, create_ledger
-from qwen3_triton_ingest.rows import copy_chunks
-from qwen3_triton_ingest.tables import prepare_table
+from qwen3_triton_ingest.ledger.tables import Space, claim_table, create_ledger
+from qwen3_triton_ingest.rows.chunks import copy_chunks
+from qwen3_triton_ingest.tables.preparation import prepare_table
 
 DOCUMENTS = Path(__file__).parents[2] / "examples" / "demo" / "documents.jsonl"
 LAYOUTS: tuple[LayoutName, ...] = ("own", "langchain", "llamaindex")

@@ -13,7 +13,7 @@ import psycopg
 from gateway_process import GatewayProcess
 from ingest_corpus import SENTENCES
 from qwen3_triton_ingest.config import GatewayOptions, IndexOptions, LoadOptions, SplitOptions
-from qwen3_triton_ingest.ledger import DeadLetter
+from qwen3_triton_ingest.ledger.runs import DeadLetter
 from qwen3_triton_ingest.load import LoadReport, load
 from qwen3_triton_ingest.status import status
 

@@ -24,18 +24,17 @@ from qwen3_triton_ingest.config import IndexOptions
 from qwen3_triton_ingest.database import Connection, connect
 from qwen3_triton_ingest.documents import Chunk, EmbeddedChunk
 from qwen3_triton_ingest.errors import BusyError, TableError
-from qwen3_triton_ingest.index import (
+from qwen3_triton_ingest.index.build import build_vector_index
+from qwen3_triton_ingest.index.catalog import (
     IndexProgress,
-    build_memory_bytes,
-    build_vector_index,
-    decide,
     drop_vector_indexes,
     find_vector_indexes,
     index_progress,
 )
+from qwen3_triton_ingest.index.plan import build_memory_bytes, decide
 from qwen3_triton_ingest.layouts import LayoutName, Table
-from qwen3_triton_ingest.rows import copy_chunks
-from qwen3_triton_ingest.tables import prepare_table
+from qwen3_triton_ingest.rows.chunks import copy_chunks
+from qwen3_triton_ingest.tables.preparation import prepare_table
 
 ROWS = 300
 SLOW_ROWS = 4000  # take a second or more to index, being random

@@ -17,7 +17,7 @@ from ingest_corpus import SENTENCES, assert_same_rows, assert_true_ledger, rows_
 from ingest_loading import TABLE, Loading, quick_loading, write_jsonl
 from qwen3_triton_client import EmbeddingClient
 from qwen3_triton_ingest.config import ReadOptions
-from qwen3_triton_ingest.ledger import Counts
+from qwen3_triton_ingest.ledger.runs import Counts
 
 LONG = " ".join(SENTENCES[:30])
 

@@ -14,7 +14,8 @@ from ingest_loading import TABLE, Loading, notes, quick_loading, write_jsonl
 from qwen3_triton_ingest.config import IndexOptions, SplitOptions
 from qwen3_triton_ingest.documents import BadRecord, Origin
 from qwen3_triton_ingest.layouts import LayoutName
-from qwen3_triton_ingest.ledger import Counts, add_dead_letters, mark_seen, run_counts
+from qwen3_triton_ingest.ledger.documents import mark_seen
+from qwen3_triton_ingest.ledger.runs import Counts, add_dead_letters, run_counts
 from qwen3_triton_ingest.status import status
 
 LONG = " ".join(SENTENCES[:30])

@@ -14,7 +14,7 @@ from ingest_loading import POISON, TABLE, Loading, notes, quick_loading, write_j
 from polling import wait_for
 from qwen3_triton_ingest.config import SplitOptions
 from qwen3_triton_ingest.errors import BusyError, FingerprintError, TableError
-from qwen3_triton_ingest.ledger import Counts
+from qwen3_triton_ingest.ledger.runs import Counts
 from qwen3_triton_ingest.load import LoadReport
 from qwen3_triton_ingest.status import status
 

@@ -33,9 +33,10 @@ from qwen3_triton_ingest.config import GatewayOptions, IndexOptions, LoadOptions
 from qwen3_triton_ingest.database import Connection, connect
 from qwen3_triton_ingest.documents import Chunk, EmbeddedChunk
 from qwen3_triton_ingest.errors import BusyError, TableError
-from qwen3_triton_ingest.index import build_vector_index, find_vector_indexes
+from qwen3_triton_ingest.index.build import build_vector_index
+from qwen3_triton_ingest.index.catalog import find_vector_indexes
 from qwen3_triton_ingest.layouts import LayoutName, Table
-from qwen3_triton_ingest.ledger import (
+from qwen3_triton_ingest.ledger.tables import (
     Space,
     TableHold,
     TableRecord,
@@ -44,8 +45,8 @@ from qwen3_triton_ingest.ledger import (
     find_record,
 )
 from qwen3_triton_ingest.reembed import ReembedProgress, abandon_reembed, reembed
-from qwen3_triton_ingest.rows import copy_chunks
-from qwen3_triton_ingest.tables import find_table, prepare_table
+from qwen3_triton_ingest.rows.chunks import copy_chunks
+from qwen3_triton_ingest.tables.preparation import find_table, prepare_table
 
 ROWS = 240
 DEMO = Path(__file__).resolve().parents[3] / "examples" / "demo" / "documents.jsonl"

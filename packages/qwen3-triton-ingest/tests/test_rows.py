@@ -20,9 +20,9 @@ from psycopg.sql import SQL
 from qwen3_triton_ingest.database import Connection
 from qwen3_triton_ingest.documents import Chunk, EmbeddedChunk
 from qwen3_triton_ingest.layouts import LayoutName, Table
-from qwen3_triton_ingest.rows import copy_chunks, delete_chunks, update_chunks, upsert_chunks
-from qwen3_triton_ingest.rows.copy_format import copy_stream, pack_vector
-from qwen3_triton_ingest.tables import prepare_table
+from qwen3_triton_ingest.rows.binary import copy_stream, pack_vector
+from qwen3_triton_ingest.rows.chunks import copy_chunks, delete_chunks, update_chunks, upsert_chunks
+from qwen3_triton_ingest.tables.preparation import prepare_table
 
 DIMENSIONS = 16
 LAYOUT_NAMES: tuple[LayoutName, ...] = ("own", "langchain", "llamaindex")
@@ -272,7 +272,7 @@ def test_a_fresh_load_streams(connection: Connection):
             taken += 1
             yield EmbeddedChunk(Chunk(uuid.UUID(int=number), "d", number, "x" * 200, {}), vector)
 
-    from qwen3_triton_ingest.rows.fields import embedded_fields
+    from qwen3_triton_ingest.rows.binary import embedded_fields
 
     blocks = copy_stream(embedded_fields(table, each) for each in many())
     first = next(blocks)

@@ -11,16 +11,15 @@ import pytest
 from filled_tables import Corpus, create_database
 from qwen3_triton_client import EmbeddingClient
 from qwen3_triton_ingest.config import GatewayOptions
-from qwen3_triton_ingest.index import find_vector_indexes
-from qwen3_triton_ingest.rows.copy_format import pack_vector
-from qwen3_triton_ingest.rows.packed import Packed, PackedDumper
+from qwen3_triton_ingest.index.catalog import find_vector_indexes
+from qwen3_triton_ingest.rows.binary import Packed, PackedDumper, pack_vector
 from qwen3_triton_ingest.search import Searcher
 from qwen3_triton_ingest.search.fetching import fetch
 from qwen3_triton_ingest.search.options import SearchOptions
 from qwen3_triton_ingest.search.queries import search_statement, settings_statement
 from qwen3_triton_ingest.search.steps import Fetch
 from qwen3_triton_ingest.search.vector_access import vector_access
-from qwen3_triton_ingest.tables import find_table
+from qwen3_triton_ingest.tables.preparation import find_table
 
 # Questions about Python; none of them is in the table.
 QUESTIONS = (

@@ -32,7 +32,7 @@ from qwen3_triton_ingest.search import (
     find_text_indexes,
     text_index_statement,
 )
-from qwen3_triton_ingest.tables import find_table
+from qwen3_triton_ingest.tables.preparation import find_table
 
 SHIM = Path(__file__).parents[3] / "tests" / "support" / "paradedb_shim.sql"
 

@@ -11,9 +11,8 @@ from psycopg.sql import SQL, Identifier
 from qwen3_triton_ingest.database import Connection
 from qwen3_triton_ingest.errors import TableError
 from qwen3_triton_ingest.layouts import LAYOUTS, LayoutName
-from qwen3_triton_ingest.tables import find_table, prepare_table
 from qwen3_triton_ingest.tables.catalog import split_name
-from qwen3_triton_ingest.tables.ddl import version_warning
+from qwen3_triton_ingest.tables.preparation import find_table, prepare_table, version_warning
 
 LAYOUT_NAMES: tuple[LayoutName, ...] = ("own", "langchain", "llamaindex")
 EVERY_RIGHT = ("SELECT", "INSERT", "UPDATE", "DELETE")

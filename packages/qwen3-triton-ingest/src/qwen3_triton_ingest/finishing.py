@@ -6,12 +6,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, TypeAlias
 
-from . import ledger
 from .config import LoadOptions
 from .database import Connection, Session, keep_trying
-from .index import IndexProgress, OnNotice, build_vector_index, find_vector_indexes
+from .index.build import OnNotice, build_vector_index
+from .index.catalog import IndexProgress, find_vector_indexes
 from .layouts import Table
-from .ledger import Run, Vanished
+from .ledger.documents import Vanished, count_vanished, remove_vanished
+from .ledger.runs import Run, drop_stale_dead_letters
 from .search import create_text_index
 
 __all__ = ["IndexOutcome", "build_indexes", "settle_vanished"]
@@ -47,9 +48,7 @@ def settle_vanished(
         remove = partial(_remove, table=table, table_id=table_id, run_id=run.id, source=source)
         while session.run(remove):
             pass
-    session.run(
-        lambda connection: ledger.drop_stale_dead_letters(connection, table_id, run.id, sources)
-    )
+    session.run(lambda connection: drop_stale_dead_letters(connection, table_id, run.id, sources))
     return tuple(kept)
 
 
@@ -91,10 +90,10 @@ def build_indexes(
 
 
 def _count(connection: Connection, *, table_id: int, run_id: int, source: str) -> Vanished:
-    return ledger.count_vanished(connection, table_id, run_id, source)
+    return count_vanished(connection, table_id, run_id, source)
 
 
 def _remove(
     connection: Connection, *, table: Table, table_id: int, run_id: int, source: str
 ) -> int:
-    return ledger.remove_vanished(connection, table, table_id, run_id, source)
+    return remove_vanished(connection, table, table_id, run_id, source)

@@ -12,22 +12,25 @@ from itertools import chain, islice
 
 import psycopg
 
-from . import ledger
 from .config import LoadOptions
 from .database import Connection, Session, explain
 from .documents import text_digest
+from .embedding import open_client, served_space
 from .engines import map_shards, open_engine
 from .errors import IngestError, TableError
 from .finishing import IndexOutcome, build_indexes, settle_vanished
-from .gateway import open_client, served_space
-from .index import OnNotice, VectorIndex, decide, drop_vector_indexes, find_vector_indexes
+from .index.build import OnNotice
+from .index.catalog import VectorIndex, drop_vector_indexes, find_vector_indexes
+from .index.plan import decide
 from .layouts import Table
-from .ledger import Counts, Run, Space, TableHold, TableRecord, Vanished
+from .ledger.documents import Vanished
+from .ledger.runs import Counts, Run, finish_run, has_open_shards, open_run, run_counts
+from .ledger.tables import Space, TableHold, TableRecord, claim_table, create_ledger
 from .progress import LoadProgress, OnProgress
-from .rows import count_chunks
+from .rows.chunks import count_chunks
 from .shard import ShardTask, ingest_shard, splitter_for
 from .sources import Shard, plan_shards, source_name
-from .tables import prepare_table, version_warning
+from .tables.preparation import prepare_table, version_warning
 
 __all__ = ["LoadReport", "load"]
 
@@ -144,8 +147,8 @@ class _Load:
             on_notice=self._on_notice,
             on_pause=self._wait_for_postgres,
         )
-        finished = self._session.run(lambda connection: ledger.finish_run(connection, run.id))
-        counts, _ = self._session.run(lambda connection: ledger.run_counts(connection, run.id))
+        finished = self._session.run(lambda connection: finish_run(connection, run.id))
+        counts, _ = self._session.run(lambda connection: run_counts(connection, run.id))
         return LoadReport(
             table=str(table),
             fingerprint=space.fingerprint,
@@ -178,8 +181,8 @@ class _Load:
             )
             if warning := version_warning(connection):
                 self._on_notice(warning)
-            ledger.create_ledger(connection)
-            record = ledger.claim_table(connection, table, space, adopt=self._options.adopt)
+            create_ledger(connection)
+            record = claim_table(connection, table, space, adopt=self._options.adopt)
         except psycopg.errors.InsufficientPrivilege as error:
             raise TableError(f"PostgreSQL refused: {explain(error)}") from None
         return table, record
@@ -198,7 +201,7 @@ class _Load:
         )
 
         def work(connection: Connection) -> Run:
-            return ledger.open_run(
+            return open_run(
                 connection,
                 record.id,
                 sources=self._sources,
@@ -243,7 +246,7 @@ class _Load:
 
     def _ingest(self, task: ShardTask, run: Run, hold: TableHold) -> None:
         self._work_on_shards(task, run, hold)
-        if self._session.run(lambda connection: ledger.has_open_shards(connection, run.id)):
+        if self._session.run(lambda connection: has_open_shards(connection, run.id)):
             # Documents whose ids stood in other files the last time: now all files were read.
             self._work_on_shards(replace(task, settle=True), run, hold)
 
@@ -270,7 +273,7 @@ class _Load:
 
         def work(connection: Connection) -> tuple[Counts, int, list[VectorIndex]]:
             return (
-                *ledger.run_counts(connection, run.id),
+                *run_counts(connection, run.id),
                 find_vector_indexes(connection, task.table),
             )
 

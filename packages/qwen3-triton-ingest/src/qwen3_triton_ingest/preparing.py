@@ -17,7 +17,7 @@ from .documents import (
     metadata_digest,
     text_digest,
 )
-from .ledger import KnownDocument, LedgerEntry
+from .ledger.documents import KnownDocument, LedgerEntry
 
 __all__ = [
     "Digests",

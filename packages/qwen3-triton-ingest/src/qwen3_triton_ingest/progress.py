@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from .index import IndexProgress
-from .ledger import Counts
+from .index.catalog import IndexProgress
+from .ledger.runs import Counts
 
 __all__ = ["LoadProgress", "OnProgress", "Phase"]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from .config import GatewayOptions
-from .gateway import open_client
+from .embedding import open_client
 
 if TYPE_CHECKING:
     import numpy as np

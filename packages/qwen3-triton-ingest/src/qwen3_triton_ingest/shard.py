@@ -10,13 +10,13 @@ from functools import lru_cache
 
 from qwen3_triton_client import Vector
 
-from . import ledger
 from .config import GatewayOptions, ReadOptions, SplitOptions
 from .database import Connection, Session
 from .documents import BadRecord, Document, Metadata
 from .embedding import embed_documents
 from .layouts import Table
-from .ledger import Counts, KnownDocument
+from .ledger.documents import KnownDocument, known_documents, mark_seen
+from .ledger.runs import Counts, add_counts, begin_shard, clear_dead_letters, finish_shard
 from .preparing import (
     Digests,
     PreparedDocument,
@@ -84,7 +84,7 @@ def ingest_shard(task: ShardTask, shard: Shard, is_stopped: Callable[[], bool]) 
     """
     with Session(task.dsn, retry_seconds=task.retry_seconds) as session:
         begun = session.run(
-            lambda connection: ledger.begin_shard(
+            lambda connection: begin_shard(
                 connection, task.run_id, shard.key, shard.source, shard.name
             )
         )
@@ -93,7 +93,7 @@ def ingest_shard(task: ShardTask, shard: Shard, is_stopped: Callable[[], bool]) 
         run = _ShardRun(task, shard, session, is_stopped)
         if run.run() and not run.contested:
             session.run(
-                lambda connection: ledger.finish_shard(
+                lambda connection: finish_shard(
                     connection, task.run_id, shard.key, duplicates=run.duplicates
                 )
             )
@@ -175,7 +175,7 @@ class _ShardRun:
         """Part documents into those to write, which are returned, and those to note as seen."""
         task, bad = self._task, list(bad)
         known = self._session.run(
-            lambda connection: ledger.known_documents(
+            lambda connection: known_documents(
                 connection, task.table_id, [document.doc_id for document in documents]
             )
         )
@@ -222,10 +222,10 @@ class _ShardRun:
         found = [(document.doc_id, document.origin) for document in seen]
 
         def note(connection: Connection) -> None:
-            unchanged = ledger.mark_seen(connection, task.table_id, task.run_id, found)
-            ledger.clear_dead_letters(connection, task.table_id, [origin for _, origin in found])
+            unchanged = mark_seen(connection, task.table_id, task.run_id, found)
+            clear_dead_letters(connection, task.table_id, [origin for _, origin in found])
             counts = Counts(unchanged=unchanged)
-            ledger.add_counts(connection, task.run_id, self._shard.key, counts)
+            add_counts(connection, task.run_id, self._shard.key, counts)
 
         if found:
             self._session.run(note)

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from . import ledger
 from .database import Connection, Session
-from .index import IndexProgress, VectorIndex, find_vector_indexes, index_progress
+from .index.catalog import IndexProgress, VectorIndex, find_vector_indexes, index_progress
 from .layouts import LayoutName, Table
-from .ledger import Counts, DeadLetter, Run, Space
-from .tables import find_table
+from .ledger.runs import Counts, DeadLetter, Run, last_run, list_dead_letters, run_counts
+from .ledger.tables import Space, find_record
+from .tables.preparation import find_table
 
 __all__ = ["TableStatus", "status"]
 
@@ -63,12 +63,10 @@ def _look(
     connection: Connection, name: str, layout: LayoutName | None, max_dead_letters: int
 ) -> TableStatus:
     table = find_table(connection, name, layout)
-    record = ledger.find_record(connection, table)
-    run = ledger.last_run(connection, record.id) if record else None
-    counts, shards_done = ledger.run_counts(connection, run.id) if run else (Counts(), 0)
-    letters = (
-        ledger.list_dead_letters(connection, record.id, limit=max_dead_letters) if record else []
-    )
+    record = find_record(connection, table)
+    run = last_run(connection, record.id) if record else None
+    counts, shards_done = run_counts(connection, run.id) if run else (Counts(), 0)
+    letters = list_dead_letters(connection, record.id, limit=max_dead_letters) if record else []
     rows, size_bytes = _size(connection, table)
     documents, dead = _totals(connection, record.id) if record else (0, 0)
     return TableStatus(

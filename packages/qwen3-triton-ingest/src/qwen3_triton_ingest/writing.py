@@ -7,12 +7,13 @@ from uuid import UUID
 
 import psycopg
 
-from . import ledger, rows
 from .database import Connection, Session, explain
 from .documents import BadRecord
 from .layouts import Table
-from .ledger import Counts
+from .ledger.documents import insert_documents, lock_documents, update_documents
+from .ledger.runs import Counts, add_counts, add_dead_letters, clear_dead_letters
 from .preparing import PreparedDocument
+from .rows.chunks import copy_chunks, delete_chunks, update_chunks, upsert_chunks
 
 __all__ = ["GroupWriter"]
 
@@ -60,9 +61,7 @@ class GroupWriter:
     def refuse(self, records: Sequence[BadRecord]) -> None:
         """Note documents that cannot be loaded."""
         self._session.run(
-            lambda connection: ledger.add_dead_letters(
-                connection, self._table_id, self._run_id, records
-            )
+            lambda connection: add_dead_letters(connection, self._table_id, self._run_id, records)
         )
 
     def _write_once(
@@ -72,19 +71,15 @@ class GroupWriter:
         changed = [item for item in current if item.base is not None]
         gone = [chunk for item in changed for chunk in _gone(item)]
         self._write_chunks(connection, current, gone)
-        ledger.update_documents(
-            connection, self._table_id, self._run_id, [item.entry for item in changed]
-        )
-        ledger.clear_dead_letters(
-            connection, self._table_id, [item.entry.origin for item in current]
-        )
+        update_documents(connection, self._table_id, self._run_id, [item.entry for item in changed])
+        clear_dead_letters(connection, self._table_id, [item.entry.origin for item in current])
         counts = Counts(
             documents=len(current),
             chunks_written=sum(len(item.new) for item in current),
             chunks_kept=sum(item.kept() for item in current),
             chunks_removed=len(gone),
         )
-        ledger.add_counts(connection, self._run_id, self._shard_key, counts)
+        add_counts(connection, self._run_id, self._shard_key, counts)
         return stale
 
     def _take_rows(
@@ -95,10 +90,10 @@ class GroupWriter:
         for item in group:
             firsts.setdefault(item.entry.doc_id, item)
         based = [item.entry.doc_id for item in firsts.values() if item.base is not None]
-        locked = ledger.lock_documents(connection, self._table_id, based) if based else {}
+        locked = lock_documents(connection, self._table_id, based) if based else {}
         entries = [item.entry for item in firsts.values() if item.base is None]
         inserted = (
-            ledger.insert_documents(connection, self._table_id, self._run_id, entries)
+            insert_documents(connection, self._table_id, self._run_id, entries)
             if entries
             else set[str]()
         )
@@ -114,19 +109,19 @@ class GroupWriter:
         self, connection: Connection, current: Sequence[PreparedDocument], gone: Sequence[UUID]
     ) -> None:
         if gone:
-            rows.delete_chunks(connection, self._table, gone)
+            delete_chunks(connection, self._table, gone)
         if moved := [chunk for item in current for chunk in item.moved()]:
-            rows.update_chunks(connection, self._table, moved)
+            update_chunks(connection, self._table, moved)
         new = [chunk for item in current for chunk in item.embedded()]
         if not new:
             return
         try:
             with connection.transaction():
-                rows.copy_chunks(connection, self._table, new)
+                copy_chunks(connection, self._table, new)
         except psycopg.errors.UniqueViolation:
             # Rows that the ledger does not know: of a table that was adopted, or vectors that
             # were computed before and came anew.
-            rows.upsert_chunks(connection, self._table, new)
+            upsert_chunks(connection, self._table, new)
 
 
 def _gone(item: PreparedDocument) -> list[UUID]:

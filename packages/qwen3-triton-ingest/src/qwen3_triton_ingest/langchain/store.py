@@ -18,7 +18,7 @@ except ImportError as error:
     raise ImportError(msg) from error
 from sqlalchemy import text
 
-from ..rows.copy_format import as_float32
+from ..rows.binary import as_float32
 from ..rows.staged import COLUMN_TYPES, StagedRow, StagedTable, is_autocommit, write_rows_async
 
 __all__ = ["BulkPGVectorStore"]

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import TableError
-from ..rows.copy_format import as_float32
+from ..rows.binary import as_float32
 from ..rows.staged import (
     COLUMN_TYPES,
     StagedRow,
@@ -27,7 +27,7 @@ from ..rows.staged import (
     write_rows,
     write_rows_async,
 )
-from ..tables.unique_ids import (
+from ..tables.preparation import (
     duplicates_message,
     not_unique_message,
     unique_index_query,

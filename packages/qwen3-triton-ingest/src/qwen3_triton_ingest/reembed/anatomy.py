@@ -10,7 +10,7 @@ from psycopg import sql
 
 from ..database import Connection
 from ..errors import TableError
-from ..index import BuildStatement
+from ..index.plan import BuildStatement
 from ..layouts import Table
 from ..tables.catalog import current_user
 

@@ -12,7 +12,7 @@ from psycopg import sql
 from qwen3_triton_client import EmbeddingClient, EmbeddingError, Vector
 
 from ..database import Connection, Session
-from ..rows.copy_format import copy_stream, pack_vector
+from ..rows.binary import copy_stream, pack_vector
 from .anatomy import Anatomy
 from .job import Job
 from .state import (

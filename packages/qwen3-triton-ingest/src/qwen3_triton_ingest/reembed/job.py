@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from ..config import LoadOptions
 from ..layouts import Table
-from ..ledger import Space
+from ..ledger.tables import Space
 from .successor import successor_of
 
 __all__ = ["Job"]

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from ..index import IndexProgress
+from ..index.catalog import IndexProgress
 
 __all__ = ["OnReembedProgress", "Phase", "ReembedProgress", "ReembedReport"]
 

@@ -7,12 +7,12 @@ from functools import partial
 
 from ..config import LoadOptions
 from ..database import Connection, Session
-from ..gateway import open_client, served_space
-from ..index import OnNotice
+from ..embedding import open_client, served_space
+from ..index.build import OnNotice
 from ..layouts import LayoutName, Table
-from ..ledger import Space, TableHold, TableRecord, claim_table, find_record
-from ..rows import count_chunks
-from ..tables import find_table
+from ..ledger.tables import Space, TableHold, TableRecord, claim_table, find_record
+from ..rows.chunks import count_chunks
+from ..tables.preparation import find_table
 from .job import Job
 from .progress import OnReembedProgress, ReembedReport
 from .state import create_state_tables, find_state

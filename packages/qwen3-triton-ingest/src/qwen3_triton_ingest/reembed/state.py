@@ -9,11 +9,10 @@ from importlib.resources import files
 import psycopg
 from psycopg import sql
 
-from ..database import Connection
+from ..database import Connection, with_short_lock
 from ..errors import TableError
 from ..layouts import Table
-from ..ledger import Space, create_ledger
-from ..short_locks import with_short_lock
+from ..ledger.tables import Space, create_ledger
 from ..tables.catalog import current_user
 
 __all__ = [

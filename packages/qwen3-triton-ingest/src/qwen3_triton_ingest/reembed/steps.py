@@ -10,13 +10,13 @@ import psycopg
 
 from qwen3_triton_client import EmbeddingClient
 
-from ..database import Connection, Session, connect, explain, keep_trying
+from ..database import Connection, Session, connect, explain, keep_trying, with_short_lock
 from ..errors import TableError
-from ..index import IndexProgress, OnNotice
+from ..index.build import OnNotice
+from ..index.catalog import IndexProgress
 from ..layouts import Table
-from ..ledger import TableHold, find_record
-from ..rows import count_chunks
-from ..short_locks import with_short_lock
+from ..ledger.tables import TableHold, find_record
+from ..rows.chunks import count_chunks
 from .anatomy import Anatomy, check_movable, examine
 from .filling import Filling, StartAfreshError, note_differences
 from .job import Job

@@ -9,8 +9,8 @@ from psycopg import sql
 from ..config import IndexOptions
 from ..database import Connection, connect
 from ..errors import TableError
-from ..index import BuildStatement, OnIndexProgress, OnNotice, build_index
-from ..index.server import set_up_session
+from ..index.build import OnIndexProgress, OnNotice, build_index, set_up_session
+from ..index.plan import BuildStatement
 from ..layouts import Table, fit_name
 from .anatomy import Anatomy, OldIndex
 

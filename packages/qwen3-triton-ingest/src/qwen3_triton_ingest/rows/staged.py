@@ -17,8 +17,8 @@ from psycopg import sql
 from qwen3_triton_client import Vector
 
 from ..errors import TableError
-from .copy_format import copy_stream, pack_vector
-from .statements import on_conflict, text_search_vector
+from .binary import copy_stream, pack_vector
+from .chunks import on_conflict, text_search_vector
 
 if TYPE_CHECKING:
     from sqlalchemy import Connection

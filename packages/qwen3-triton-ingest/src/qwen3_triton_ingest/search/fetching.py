@@ -7,7 +7,7 @@ from typing import Any
 from psycopg.rows import tuple_row
 
 from ..database import AsyncConnection, Connection
-from ..rows.packed import Packed, PackedDumper
+from ..rows.binary import Packed, PackedDumper
 from .steps import Fetch, Fetched
 
 __all__ = ["afetch", "fetch"]

@@ -14,7 +14,7 @@ from qwen3_triton_client import AsyncEmbeddingClient, EmbeddingClient
 
 from ..config import GatewayOptions
 from ..database import Connection
-from ..gateway import open_client
+from ..embedding import open_client
 from ..layouts import LayoutName, Table
 from .connections import AsyncConnections, Connections, OneConnection
 from .fetching import afetch, fetch

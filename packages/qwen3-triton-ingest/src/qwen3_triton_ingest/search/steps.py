@@ -12,8 +12,7 @@ from qwen3_triton_client import FingerprintChangedError, Vector
 
 from ..database import explain, is_away
 from ..errors import DatabaseError, FingerprintError, IngestError, TableError
-from ..rows.copy_format import pack_vector
-from ..rows.packed import Packed
+from ..rows.binary import Packed, pack_vector
 from .hits import Hit, read_hits
 from .options import SearchOptions
 from .queries import Statement, search_statement, settings_statement

@@ -10,8 +10,8 @@ from ..database import Connection
 from ..errors import TableError
 from ..index.catalog import find_vector_indexes
 from ..layouts import LayoutName, Table
-from ..ledger import Space, find_record
-from ..tables import find_table
+from ..ledger.tables import Space, find_record
+from ..tables.preparation import find_table
 from .queries import Statement
 from .text_backends import TextAccess, TextBackendChoice
 from .text_catalog import find_text_access

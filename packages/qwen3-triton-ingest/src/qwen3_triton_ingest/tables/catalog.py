@@ -1,27 +1,26 @@
-"""What PostgreSQL's catalog says of the tables, rights and extensions that matter here."""
+"""What PostgreSQL's catalog knows of a table, and whose layout its columns have."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import cast
 
 from psycopg import sql
 
 from ..database import Connection
 from ..errors import TableError
-from ..layouts import MAX_NAME_BYTES
-
-__all__ = [
-    "Column",
-    "Relation",
-    "columns_of",
-    "current_user",
-    "find_relation",
-    "missing_rights",
-    "pgvector_version",
-    "split_name",
-]
+from ..layouts import (
+    LANGCHAIN,
+    LAYOUTS,
+    LLAMAINDEX,
+    MAX_NAME_BYTES,
+    JsonType,
+    Layout,
+    Table,
+    VectorType,
+)
 
 _NAME_PART = r'(?:"(?:[^"]|"")+"|[^".]+)'
 _NAME = re.compile(rf"(?:({_NAME_PART})\.)?({_NAME_PART})")
@@ -152,3 +151,131 @@ def pgvector_version(connection: Connection) -> str | None:
     row = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
     found = row.fetchone()
     return found[0] if found else None
+
+
+_TEXT, _JSON = ("text", "varchar"), ("json", "jsonb")
+_VECTOR = ("vector", "halfvec")
+# LangChain lets its users choose the type of the ids.
+_ID_TYPES = {"own": ("uuid",), "langchain": ("uuid", *_TEXT), "llamaindex": _TEXT}
+
+
+def detect_layout(relation: Relation, columns: Mapping[str, Column]) -> Layout:
+    """Return the layout all of whose columns are there.
+
+    Raises:
+        TableError: There is none.
+    """
+    # By what is missing, so that the message speaks of the layout that was meant.
+    missing = {layout: _missing(layout, columns) for layout in LAYOUTS.values()}
+    nearest = min(missing, key=lambda layout: len(missing[layout]))
+    if missing[nearest]:
+        known = "; ".join(
+            f"{layout.name} lacks {', '.join(names)}" for layout, names in missing.items()
+        )
+        msg = f"{relation} has the columns of no known layout ({known}); name another table"
+        raise TableError(msg)
+    return nearest
+
+
+def read_shape(
+    relation: Relation, columns: Mapping[str, Column], layout: Layout, *, writing: bool
+) -> Table:
+    """Check the columns' types and return the table.
+
+    Args:
+        relation: Its name.
+        columns: By name.
+        layout: Whose columns they must be.
+        writing: Whether rows will be written, so that no other column may demand a value.
+
+    Raises:
+        TableError: A column is missing, has another type or cannot be filled.
+    """
+    missing = _missing(layout, columns)
+    if missing:
+        msg = (
+            f"{relation} is no table of the layout {layout.name!r}: it has no column "
+            f"{', '.join(missing)}; choose another --layout or another table"
+        )
+        raise TableError(msg)
+    expected = _expected_types(layout)
+    wrong = [
+        f"{name} is {columns[name].type} instead of {' or '.join(types)}"
+        for name, types in expected.items()
+        if columns[name].type not in types
+    ]
+    if wrong:
+        raise TableError(f"{relation} cannot be used: {'; '.join(wrong)}")
+    embedding = columns[layout.embedding]
+    if embedding.type_modifier < 1:
+        msg = (
+            f"{relation} holds vectors of any length; fix it with: ALTER TABLE {relation} "
+            f"ALTER COLUMN {layout.embedding} TYPE {embedding.type}(1024);"
+        )
+        raise TableError(msg)
+    others = {name: column for name, column in columns.items() if name not in expected}
+    tsv_column = _tsv_column(layout, others)
+    metadata_columns = _metadata_columns(layout, others)
+    if writing:
+        _check_others(relation, others, known={*metadata_columns, tsv_column})
+    return Table(
+        schema=relation.schema,
+        name=relation.name,
+        layout=replace(layout, id_type=columns[layout.id].type),
+        dimensions=embedding.type_modifier,
+        vector_type=cast("VectorType", embedding.type),
+        vector_schema=embedding.type_schema,
+        metadata_type=cast("JsonType", columns[layout.metadata].type),
+        metadata_columns=metadata_columns,
+        tsv_column=tsv_column,
+    )
+
+
+def _expected_types(layout: Layout) -> dict[str, tuple[str, ...]]:
+    expected = {
+        layout.id: _ID_TYPES[layout.name],
+        layout.content: _TEXT,
+        layout.metadata: _JSON,
+        layout.embedding: _VECTOR,
+    }
+    if layout.name == "own":
+        expected |= {"doc_id": _TEXT, "seq": ("int4",)}
+    if layout.name == LLAMAINDEX.name:
+        expected |= {"id": ("int8", "int4")}
+    return expected
+
+
+def _missing(layout: Layout, columns: Mapping[str, Column]) -> list[str]:
+    return [name for name in _expected_types(layout) if name not in columns]
+
+
+def _tsv_column(layout: Layout, others: Mapping[str, Column]) -> str | None:
+    # LlamaIndex' is generated by PostgreSQL itself.
+    if layout.name != LANGCHAIN.name:
+        return None
+    for column in others.values():
+        if column.type == "tsvector" and not column.generated:
+            return column.name
+    return None
+
+
+def _metadata_columns(layout: Layout, others: Mapping[str, Column]) -> tuple[str, ...]:
+    if layout.name != LANGCHAIN.name:
+        return ()
+    return tuple(
+        column.name
+        for column in others.values()
+        if column.type != "tsvector" and not column.generated
+    )
+
+
+def _check_others(relation: Relation, others: Mapping[str, Column], known: set[str | None]) -> None:
+    demanding = [
+        column.name
+        for column in others.values()
+        if column.name not in known and not column.fills_itself and not column.generated
+    ]
+    if demanding:
+        names = ", ".join(demanding)
+        msg = f"{relation} demands values for {names}; give these columns a default or drop them"
+        raise TableError(msg)

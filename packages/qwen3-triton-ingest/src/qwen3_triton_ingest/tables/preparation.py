@@ -1,32 +1,27 @@
-"""Find a table, check that it can be used as it is, and create it where it is missing."""
+"""Find a table, check that it can be used, and create it where it is missing."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import LiteralString
 
 import psycopg
+from psycopg import sql
 
-from ..database import Connection
+from ..database import Connection, explain
 from ..errors import TableError
-from ..layouts import LAYOUTS, MAX_NAME_BYTES, Layout, LayoutName, Table
+from ..layouts import LAYOUTS, MAX_NAME_BYTES, Layout, LayoutName, Table, fit_name
 from .catalog import (
     Relation,
     columns_of,
     current_user,
+    detect_layout,
     find_relation,
     missing_rights,
+    pgvector_version,
+    read_shape,
     split_name,
 )
-from .ddl import check_version, create_extension, create_table, version_warning
-from .shapes import detect_layout, read_shape
-from .unique_ids import (
-    duplicates_message,
-    not_unique_message,
-    unique_index_query,
-    unique_index_statement,
-)
-
-__all__ = ["find_table", "prepare_table", "version_warning"]
 
 MAX_DIMENSIONS = 16_000  # of pgvector's `vector`
 _WRITING = ("SELECT", "INSERT", "UPDATE", "DELETE")
@@ -153,3 +148,185 @@ def _other_dimensions(table: Table, dimensions: int) -> str:
         f"another table with --table, ask the gateway for --dimensions {table.dimensions}, or "
         "move the table to the new vectors with --reembed"
     )
+
+
+# The first with iterative scans; the first without known corruption of HNSW by vacuum.
+OLDEST_PGVECTOR, SOUND_PGVECTOR = (0, 8, 0), (0, 8, 4)
+
+_CREATE: dict[LayoutName, LiteralString] = {
+    "own": """
+        CREATE TABLE {table} (
+            id uuid PRIMARY KEY,
+            doc_id text NOT NULL,
+            seq integer NOT NULL,
+            content text NOT NULL,
+            metadata jsonb NOT NULL DEFAULT '{{}}',
+            embedding {vector_schema}.vector({dimensions}) NOT NULL
+        );
+        CREATE INDEX ON {table} (doc_id, seq)""",
+    # As `PGEngine.init_vectorstore_table` of langchain-postgres makes it.
+    "langchain": """
+        CREATE TABLE {table} (
+            langchain_id uuid PRIMARY KEY,
+            content text NOT NULL,
+            embedding {vector_schema}.vector({dimensions}) NOT NULL,
+            langchain_metadata json
+        )""",
+    # As `PGVectorStore(use_jsonb=True)` of llama-index-vector-stores-postgres makes it.
+    "llamaindex": """
+        CREATE TABLE {table} (
+            id bigserial NOT NULL PRIMARY KEY,
+            text varchar NOT NULL,
+            metadata_ jsonb,
+            node_id varchar,
+            embedding {vector_schema}.vector({dimensions})
+        );
+        CREATE INDEX {ref_doc_index} ON {table} ((metadata_ ->> 'ref_doc_id'))""",
+}
+
+
+def version_warning(connection: Connection) -> str | None:
+    """Return what to tell the user of the version of pgvector, None where it is sound."""
+    version = pgvector_version(connection)
+    if version is None or _numbers(version) >= SOUND_PGVECTOR:
+        return None
+    return (
+        f"pgvector {version} can corrupt HNSW indexes during vacuum; update the server's package "
+        f"to {_dotted(SOUND_PGVECTOR)} or later, run ALTER EXTENSION vector UPDATE and REINDEX"
+    )
+
+
+def create_extension(connection: Connection) -> None:
+    if pgvector_version(connection) is None:
+        try:
+            with connection.transaction():
+                connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
+        except psycopg.errors.InsufficientPrivilege:
+            where = connection.info.dbname
+            user = current_user(connection)
+            msg = (
+                f"pgvector is not enabled in database {where!r} and user {user!r} may not enable "
+                "it; a superuser must run there: CREATE EXTENSION vector;"
+            )
+            raise TableError(msg) from None
+        except (psycopg.errors.UndefinedFile, psycopg.errors.FeatureNotSupported):
+            msg = (
+                "pgvector is not installed on the server; install its package, such as "
+                "postgresql-17-pgvector, or run the image pgvector/pgvector:pg17"
+            )
+            raise TableError(msg) from None
+    check_version(connection)
+
+
+def check_version(connection: Connection) -> None:
+    version = pgvector_version(connection)
+    if version is None:
+        where = connection.info.dbname
+        msg = f"pgvector is not enabled in database {where!r}; run there: CREATE EXTENSION vector;"
+        raise TableError(msg)
+    if _numbers(version) < OLDEST_PGVECTOR:
+        msg = (
+            f"pgvector is {version}; at least {_dotted(OLDEST_PGVECTOR)} is needed: update the "
+            "server's package and run ALTER EXTENSION vector UPDATE;"
+        )
+        raise TableError(msg)
+
+
+def create_table(
+    connection: Connection, schema: str, name: str, layout: Layout, dimensions: int
+) -> None:
+    index_name = f"{name.removeprefix(layout.table_prefix)}_idx_1"
+    statement = sql.SQL(_CREATE[layout.name]).format(
+        table=sql.Identifier(schema, name),
+        vector_schema=sql.Identifier(_vector_schema(connection)),
+        dimensions=dimensions,
+        ref_doc_index=sql.Identifier(index_name),
+    )
+    try:
+        with connection.transaction():
+            connection.execute(statement)
+    except psycopg.errors.InvalidSchemaName:
+        quoted = sql.Identifier(schema).as_string(connection)
+        msg = f"there is no schema {schema!r}; run CREATE SCHEMA {quoted}; or name another"
+        raise TableError(msg) from None
+    except psycopg.errors.InsufficientPrivilege as error:
+        quoted = sql.Identifier(schema).as_string(connection)
+        user = sql.Identifier(current_user(connection)).as_string(connection)
+        msg = (
+            f"{schema}.{name} cannot be created: {explain(error)}. The schema's owner can run: "
+            f"GRANT USAGE, CREATE ON SCHEMA {quoted} TO {user};"
+        )
+        raise TableError(msg) from None
+
+
+def _vector_schema(connection: Connection) -> str:
+    row = connection.execute(
+        "SELECT n.nspname::text FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace "
+        "WHERE e.extname = 'vector'"
+    ).fetchone()
+    return row[0] if row else "public"
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    digits = ["".join(filter(str.isdigit, part.split("-")[0])) for part in version.split(".")[:3]]
+    return tuple(int(part or 0) for part in digits)
+
+
+def _dotted(numbers: tuple[int, ...]) -> str:
+    return ".".join(map(str, numbers))
+
+
+def unique_index_query(schema: str, table: str, column: str) -> sql.Composed:
+    """Return the query that has a row if ON CONFLICT can use the column.
+
+    It can if a valid, plain unique index holds all rows and this column alone.
+    """
+    query = """
+        SELECT 1
+        FROM pg_index i
+            JOIN pg_class c ON c.oid = i.indrelid
+            JOIN pg_namespace n ON n.oid = c.relnamespace
+            JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0]
+        WHERE n.nspname = {} AND c.relname = {} AND a.attname = {} AND i.indnkeyatts = 1
+            AND i.indisunique AND i.indisvalid AND i.indimmediate
+            AND i.indpred IS NULL AND i.indexprs IS NULL"""
+    return sql.SQL(query).format(sql.Literal(schema), sql.Literal(table), sql.Literal(column))
+
+
+def unique_index_statement(schema: str, table: str, column: str) -> sql.Composed:
+    """Return the statement that makes such an index."""
+    return sql.SQL("CREATE UNIQUE INDEX IF NOT EXISTS {} ON {} ({})").format(
+        sql.Identifier(fit_name(table, f"_{column}_key")),
+        sql.Identifier(schema, table),
+        sql.Identifier(column),
+    )
+
+
+def duplicates_message(schema: str, table: str, column: str, *, newest: str) -> str:
+    """Say that rows share an id, and how to keep the newest of each.
+
+    Args:
+        schema: Of the table.
+        table: Its name.
+        column: That of the id.
+        newest: Column whose greatest value is the newest row's.
+    """
+    each, quoted = _text(sql.Identifier(column)), _text(sql.Identifier(schema, table))
+    return (
+        f"several rows of {schema}.{table} have the same {column}. Keep the newest of each with: "
+        f"DELETE FROM {quoted} a USING {quoted} b WHERE a.{each} = b.{each} "
+        f"AND a.{newest} < b.{newest};"
+    )
+
+
+def not_unique_message(schema: str, table: str, column: str) -> str:
+    """Say that the index is missing and this user may not make it."""
+    statement = _text(unique_index_statement(schema, table, column))
+    return (
+        f"{schema}.{table} has no unique index on {column}, which keeps rows from doubling; its "
+        f"owner must run: {statement};"
+    )
+
+
+def _text(part: sql.Composable) -> str:
+    return part.as_string(None)

@@ -1,4 +1,4 @@
-"""One embedding space a table, and one load at a time."""
+"""One embedding space per table, and one load at a time."""
 
 from __future__ import annotations
 
@@ -12,16 +12,6 @@ from psycopg import sql
 from ..database import Connection, connect, keep_trying
 from ..errors import BusyError, FingerprintError, TableError
 from ..layouts import Table
-
-__all__ = [
-    "Space",
-    "TableHold",
-    "TableRecord",
-    "check_space",
-    "claim_table",
-    "create_ledger",
-    "find_record",
-]
 
 # The first key of the advisory locks of this package; the second is the table's id in the ledger.
 # Any number would do: "Qwen" in ASCII.
