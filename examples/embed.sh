@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Embed the lines of a file, or of standard input, with nothing but curl and python3 for the JSON.
+# Embed the lines of a file, or of standard input, with curl, and python3 for the JSON.
 #
 #   examples/embed.sh lines.txt > vectors.jsonl
 #   echo "Why does dough grow?" | INPUT_TYPE=query examples/embed.sh
 #
-# Settings: QWEN3_TRITON_URL, QWEN3_TRITON_API_KEY, INPUT_TYPE (document or query), BATCH (lines in a request).
+# Settings: QWEN3_TRITON_URL, QWEN3_TRITON_API_KEY, INPUT_TYPE (document or query), BATCH (lines per request).
 set -euo pipefail
 
 url="${QWEN3_TRITON_URL:-http://localhost:8101}"
@@ -15,14 +15,14 @@ vectors='import json, sys
 for vector in json.load(sys.stdin)["embeddings"]:
     print(json.dumps(vector))'
 
-headers() { # in a file of its own, since the arguments of a process are for all to see
+headers() { # as a file, because every user of the machine can read a process's arguments
     echo 'header = "content-type: application/json"'
     if [[ -n ${QWEN3_TRITON_API_KEY:-} ]]; then
         echo "header = \"authorization: Bearer $QWEN3_TRITON_API_KEY\""
     fi
 }
 
-# curl itself tries again after 408, 429 and 5xx, and waits as long as Retry-After says.
+# curl retries after 408, 429 and 5xx, and honors Retry-After.
 while mapfile -t -n "${BATCH:-256}" lines && ((${#lines[@]})); do
     if ! answer=$(printf '%s\n' "${lines[@]}" | python3 -c "$request" "${INPUT_TYPE:-document}" |
         curl --silent --show-error --fail-with-body --retry 5 --retry-connrefused --max-time 130 \

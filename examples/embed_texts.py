@@ -1,7 +1,7 @@
-"""Embed a file of any length, one text a line, into JSON lines with an id and a vector each.
+"""Embed a file of any length, one text per line, into JSON lines with an id and a vector each.
 
-INPUT is plain text, where the number of a line is the id, or JSON lines with `id` and `text`. What
-OUTPUT holds already is not embedded again, so an interrupted run goes on where it was.
+INPUT is plain text, where the line number is the id, or JSON lines with `id` and `text`. Texts that
+OUTPUT already contains are not embedded again, so an interrupted run resumes.
 """
 
 import argparse
@@ -22,7 +22,7 @@ EXAMPLES = """examples:
 
 
 def read(path: Path) -> Iterator[tuple[str, str]]:
-    """Give the id and the text of each line."""
+    """Yield the id and the text of each line."""
     with path.open(encoding="utf-8", newline="\n") as lines:
         for number, line in enumerate(lines, start=1):
             if path.suffix == ".jsonl":
@@ -33,7 +33,7 @@ def read(path: Path) -> Iterator[tuple[str, str]]:
 
 
 def done_before(path: Path, space: str) -> set[str]:
-    """Return the ids that the output holds; what is left of a torn last line is removed."""
+    """Return the ids in the output, and truncate an incomplete last line."""
     ids: set[str] = set()
     complete_bytes = 0
     with path.open("ab+") as output:
@@ -45,13 +45,13 @@ def done_before(path: Path, space: str) -> set[str]:
             complete_bytes += len(line)
             entry = json.loads(line)
             if entry["fingerprint"] != space:
-                raise SystemExit(f"{path} holds vectors of another model. Choose another file.")
+                raise SystemExit(f"`{path}` has vectors of another model. Choose another file.")
             ids.add(entry["id"])
     return ids
 
 
 def write_npy(vectors: Path, npy: Path) -> tuple[int, ...]:
-    """Write the vectors as one float32 array, and their ids to a text file beside it."""
+    """Write the vectors as one float32 array, and their ids to a text file next to it."""
     with vectors.open(encoding="utf-8") as lines:
         entries = [json.loads(line) for line in lines]
     matrix = np.array([entry["embedding"] for entry in entries], dtype=np.float32)
@@ -62,10 +62,10 @@ def write_npy(vectors: Path, npy: Path) -> tuple[int, ...]:
 
 
 def embed(client: EmbeddingClient, options: argparse.Namespace) -> int:
-    """Embed what is missing in the output; return how many texts could not be embedded."""
+    """Embed what the output lacks; return how many texts could not be embedded."""
     space = client.fingerprint()
     done = done_before(options.output, space)
-    pending: dict[int, str] = {}  # ids of the texts under way, by their index in the stream
+    pending: dict[int, str] = {}  # ids of the texts in flight, by their index in the stream
     failed = 0
 
     def new_texts() -> Iterator[str]:
@@ -91,7 +91,7 @@ def embed(client: EmbeddingClient, options: argparse.Namespace) -> int:
             entry = {"id": pending.pop(index), "fingerprint": space, "embedding": vector.tolist()}
             output.write(json.dumps(entry) + "\n")
             written += 1
-    print(f"Texts embedded: {written}, there before: {len(done)}, failed: {failed}")
+    print(f"{written} embedded, {len(done)} already done, {failed} failed")
     return failed
 
 
@@ -102,14 +102,14 @@ def main() -> int:
     parser.add_argument("input", type=Path, metavar="INPUT")
     parser.add_argument("output", type=Path, metavar="OUTPUT")
     parser.add_argument("--npy", type=Path, help="also write the vectors as a numpy array")
-    parser.add_argument("--query", action="store_true", help="the texts are queries")
-    parser.add_argument("--progress", action="store_true", help="show a bar; needs tqdm")
+    parser.add_argument("--query", action="store_true", help="embed the texts as queries")
+    parser.add_argument("--progress", action="store_true", help="show a progress bar (needs tqdm)")
     options = parser.parse_args()
     try:
         with EmbeddingClient() as client:  # reads QWEN3_TRITON_URL and QWEN3_TRITON_API_KEY
             failed = embed(client, options)
-    except EmbeddingError as error:  # not about a text: the gateway is away, the key is wrong ...
-        print(f"Stopped: {error}. Run it again to go on.", file=sys.stderr)
+    except EmbeddingError as error:  # not one text: the gateway is down, the key is wrong ...
+        print(f"Error: {error}. Run the command again to resume.", file=sys.stderr)
         return 1
     if options.npy:
         print(f"Array: {write_npy(options.output, options.npy)}")

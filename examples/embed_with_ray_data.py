@@ -1,7 +1,7 @@
-"""Embed a file of records by Ray Data, and write it as Parquet with a column of vectors.
+"""Embed a file of records with Ray Data, and write it as Parquet with a column of vectors.
 
-What it prints are the options by which `qwen3-triton-ingest load --vector-column embedding` takes
-the result. `docs/ray.md` says more.
+Prints the options with which `qwen3-triton-ingest load --vector-column embedding` loads the result.
+See `docs/ray.md`.
 """
 
 import argparse
@@ -36,11 +36,11 @@ def main() -> None:
         EmbedBatch,
         fn_constructor_kwargs={
             "gateway": GatewayOptions(url=os.environ.get("QWEN3_TRITON_URL"), max_concurrency=4),
-            # An actor that is started later must not come upon another model.
+            # An actor that starts later must not meet another model.
             "fingerprint": space.fingerprint,
         },
         concurrency=ACTORS,
-        # An actor waits for the gateway. With a whole core each, reading would find none free.
+        # An actor mostly waits for the gateway. With a whole core each, none is left for reading.
         num_cpus=0.25,
         batch_size=1024,
     )

@@ -1,7 +1,6 @@
-"""Find the same passages by meaning, by words and by both, and see what each of them misses.
+"""Search the same passages by meaning, by words and by both, and see what each mode misses.
 
-It loads the documents first; run it twice, and the second run embeds nothing.
-`docs/hybrid-search.md` says more.
+Loads the documents first; a second run embeds nothing. See `docs/hybrid-search.md`.
 """
 
 import argparse
@@ -26,8 +25,10 @@ def main() -> None:
         description=__doc__, epilog=EXAMPLES, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--documents", type=Path, default=DOCUMENTS, help="JSON lines to load")
-    parser.add_argument("--question", action="append", help="again for each; default two of ours")
-    parser.add_argument("--filter", type=json.loads, help="of the metadata, as JSON")
+    parser.add_argument(
+        "--question", action="append", help="repeat for several; default: two of ours"
+    )
+    parser.add_argument("--filter", type=json.loads, help="metadata filter as JSON")
     options = parser.parse_args()
 
     database = os.environ["DATABASE_URL"]

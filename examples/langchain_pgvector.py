@@ -1,4 +1,4 @@
-"""Index documents in pgvector with LangChain, bring the index up to date, and answer from it.
+"""Index documents in pgvector with LangChain, keep the index up to date, and answer from it.
 
 Run it twice: the second run embeds nothing. `docs/langchain.md` explains each step.
 """
@@ -42,14 +42,14 @@ PROMPT = ChatPromptTemplate.from_messages(
 
 
 class HalfvecIndex(HNSWIndex):
-    """An HNSW index over a column of type `halfvec`, which needs operators of its own."""
+    """An HNSW index over a `halfvec` column, which has its own operators."""
 
     def get_index_function(self) -> str:
         return "halfvec_cosine_ops"
 
 
 def load(path: Path) -> Iterator[Document]:
-    """Read one document from each line. Any loader of LangChain will do in its place."""
+    """Read one document per line. Any LangChain loader works in its place."""
     for line in path.read_text(encoding="utf-8").splitlines():
         entry = json.loads(line)
         metadata = {"source": entry["id"], "title": entry["title"]}
@@ -57,12 +57,12 @@ def load(path: Path) -> Iterator[Document]:
 
 
 def create_table(engine: PGEngine, table: str, records: SQLRecordManager, *, halfvec: bool) -> None:
-    """Create the table of the store, empty, and forget what an earlier table held."""
+    """Create an empty table for the store, and forget the records of an earlier one."""
     records.delete_keys(records.list_keys())
     engine.init_vectorstore_table(
         table,
         DIMENSIONS,
-        id_column=Column("id", "TEXT", nullable=False),  # `index` makes ids that are no UUIDs
+        id_column=Column("id", "TEXT", nullable=False),  # `index` creates ids that are not UUIDs
         metadata_columns=[Column("source", "TEXT"), Column("title", "TEXT")],
     )
     if halfvec:
@@ -72,10 +72,10 @@ def create_table(engine: PGEngine, table: str, records: SQLRecordManager, *, hal
 
 
 def used_index(table: str, vector: Sequence[float]) -> str:
-    """Return the index that PostgreSQL takes for the store's query, from its plan."""
+    """Return the index that PostgreSQL uses for the store's query, from its plan."""
     query = sql.SQL('EXPLAIN SELECT * FROM {} ORDER BY "embedding" <=> {} LIMIT 4')
     with psycopg.connect(os.environ["DATABASE_URL"]) as connection:
-        # A few hundred rows are read faster than any index; here we ask whether it could be used.
+        # Reading a few hundred rows is faster than any index; we only ask whether it could be used.
         connection.execute("SET LOCAL enable_seqscan = off")
         rows = connection.execute(query.format(sql.Identifier(table), str(list(vector)))).fetchall()
     scans = [str(line) for (line,) in rows if " using " in line]
@@ -83,7 +83,7 @@ def used_index(table: str, vector: Sequence[float]) -> str:
 
 
 def quote_first_passage(prompt: PromptValue) -> AIMessage:
-    """Answer with the best passage. Your chat model goes here: `ChatOpenAI(...)` and the like."""
+    """Answer with the best passage. Replace it with your chat model, such as `ChatOpenAI(...)`."""
     return AIMessage(str(prompt.to_messages()[0].content).split("\n\n")[1])
 
 
@@ -97,7 +97,7 @@ def main() -> None:
     )
     parser.add_argument("--documents", type=Path, default=DOCUMENTS, help="JSON lines to index")
     parser.add_argument("--halfvec", action="store_true", help="store 16-bit vectors")
-    parser.add_argument("--cache", type=Path, help="folder to keep vectors in between runs")
+    parser.add_argument("--cache", type=Path, help="folder that caches vectors between runs")
     parser.add_argument("--question", default=QUESTION)
     options = parser.parse_args()
 
@@ -108,7 +108,7 @@ def main() -> None:
         embeddings = CacheBackedEmbeddings.from_bytes_store(
             model, LocalFileStore(options.cache), namespace=space, key_encoder="blake2b"
         )
-    # Another model gives another fingerprint, and so another table: spaces never mix.
+    # Another model has another fingerprint, and so another table: spaces never mix.
     table = f"langchain_{'half_' if options.halfvec else ''}{space}"
     url = os.environ["DATABASE_URL"].replace("postgresql://", "postgresql+psycopg://", 1)
     engine = PGEngine.from_connection_string(url)
@@ -130,7 +130,7 @@ def main() -> None:
     splitter = RecursiveCharacterTextSplitter(chunk_size=400, chunk_overlap=40)
     chunks = splitter.split_documents(load(options.documents))
     before = model.stats.texts
-    # "full" deletes what the loader no longer gives, so it must give everything.
+    # "full" deletes what the loader no longer returns, so it must return everything.
     changes = index(chunks, records, store, cleanup="full", batch_size=1000, key_encoder="blake2b")
     print(f"Index {table}: {len(chunks)} chunks, {changes}")
     print(f"Texts embedded: {model.stats.texts - before}")

@@ -1,4 +1,4 @@
-"""Index documents in pgvector with LlamaIndex, bring the index up to date, and answer from it.
+"""Index documents in pgvector with LlamaIndex, keep the index up to date, and answer from it.
 
 Run it twice: the second run embeds nothing. `docs/llamaindex.md` explains each step.
 """
@@ -34,32 +34,32 @@ EXAMPLES = """examples:
 
 
 def load(path: Path) -> list[Document]:
-    """Read one document from each line; its id is what upserts go by. Any reader will do."""
+    """Read one document per line. Upserts go by its id. Any reader works in its place."""
     entries = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     return [
         Document(
             id_=entry["id"],
             text=entry["text"],
             metadata={"title": entry["title"]},
-            excluded_embed_metadata_keys=["title"],  # else it is embedded in front of the text
+            excluded_embed_metadata_keys=["title"],  # otherwise embedded in front of the text
         )
         for entry in entries
     ]
 
 
 def open_store(table: str, *, halfvec: bool, indexed: bool) -> PGVectorStore:
-    """Open the table `data_{table}`; with `indexed` its HNSW index is made where it is missing."""
+    """Open the table `data_{table}`; with `indexed`, create its HNSW index if it has none."""
     hnsw = {
         "hnsw_m": 16,
         "hnsw_ef_construction": 64,
         "hnsw_ef_search": 100,
-        # The store asks by cosine distance. For halfvec its default is another one, and of no use.
+        # The store queries by cosine distance. Its default for halfvec is another one, and useless.
         "hnsw_dist_method": "halfvec_cosine_ops" if halfvec else "vector_cosine_ops",
     }
     address = os.environ["DATABASE_URL"].removeprefix("postgresql://")
     return PGVectorStore(
         connection_string=f"postgresql+psycopg2://{address}",
-        # asyncpg has a name of its own for one of libpq's parameters.
+        # asyncpg has its own name for one of the libpq parameters.
         async_connection_string=f"postgresql+asyncpg://{address.replace('sslmode=', 'ssl=')}",
         table_name=table,
         embed_dim=DIMENSIONS,
@@ -67,14 +67,14 @@ def open_store(table: str, *, halfvec: bool, indexed: bool) -> PGVectorStore:
         use_halfvec=halfvec,
         hybrid_search=True,
         hnsw_kwargs=hnsw if indexed else None,
-        initialization_fail_on_error=True,  # else a failed set-up is only logged
+        initialization_fail_on_error=True,  # otherwise a failed setup is only logged
     )
 
 
 def load_docstore(connection: psycopg.Connection, table: str) -> SimpleDocumentStore:
-    """Return what is known of earlier runs; it lies beside the vectors, so that both live as long.
+    """Return the state of earlier runs, stored in the same database as the vectors.
 
-    A run that was killed has left vectors of documents that no docstore knows: they go.
+    A killed run may have left vectors of documents that no docstore lists: delete them.
     """
     connection.execute("CREATE TABLE IF NOT EXISTS docstores (name text PRIMARY KEY, state json)")
     found = connection.execute("SELECT to_regclass(%s)", (f"data_{table}",)).fetchone()
@@ -100,10 +100,10 @@ def save_docstore(
 
 
 def used_index(connection: psycopg.Connection, table: str, vector: list[float]) -> str:
-    """Return the index that PostgreSQL takes for the store's query, from its plan."""
+    """Return the index that PostgreSQL uses for the store's query, from its plan."""
     query = sql.SQL("EXPLAIN SELECT id, embedding <=> {} AS d FROM {} ORDER BY d LIMIT 3")
     with connection.transaction():
-        # A few hundred rows are read faster than any index; here we ask whether it could be used.
+        # Reading a few hundred rows is faster than any index; we only ask whether it could be used.
         connection.execute("SET LOCAL enable_seqscan = off")
         table_name = sql.Identifier(f"data_{table}")
         rows = connection.execute(query.format(str(vector), table_name)).fetchall()
@@ -122,8 +122,8 @@ def main() -> None:
 
     embedding = Qwen3TritonEmbedding()  # reads QWEN3_TRITON_URL
     Settings.embed_model = embedding
-    Settings.llm = MockLLM()  # repeats its prompt; your model goes here
-    # Another model gives another fingerprint, and so another table: spaces never mix.
+    Settings.llm = MockLLM()  # repeats its prompt; use your model
+    # Another model has another fingerprint, and so another table: spaces never mix.
     table = f"llamaindex_{'half_' if options.halfvec else ''}{embedding.fingerprint()}"
     splitter = SentenceSplitter(
         chunk_size=100,
@@ -133,7 +133,7 @@ def main() -> None:
 
     with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as connection:
         docstore = load_docstore(connection, table)
-        # A graph over a full table is built several times faster than grown row by row.
+        # Building the graph over a full table is several times faster than growing it row by row.
         loading = open_store(table, halfvec=options.halfvec, indexed=bool(docstore.docs))
         pipeline = IngestionPipeline(
             transformations=[splitter, embedding],
@@ -147,7 +147,9 @@ def main() -> None:
         nodes = pipeline.run(documents=documents)
         save_docstore(connection, table, docstore)
         deleted = len(known - set(docstore.docs))
-        print(f"Index {table}: {len(documents)} documents, {len(nodes)} new nodes, {deleted} gone")
+        print(
+            f"Index {table}: {len(documents)} documents, {len(nodes)} new nodes, {deleted} deleted"
+        )
         print(f"Texts embedded: {embedding.stats.texts - before}")
 
         store = open_store(table, halfvec=options.halfvec, indexed=True)

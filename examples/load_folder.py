@@ -1,7 +1,7 @@
-"""Load a folder of documents into PostgreSQL, and ask it questions.
+"""Load a folder of documents into PostgreSQL, and search it.
 
-Run it again after you changed some of them: only what changed is embedded. `docs/ingest.md` says
-more, and `qwen3-triton-ingest load` does the same without Python.
+Run it again after changing some of them: only the changes are embedded. `qwen3-triton-ingest load`
+does the same without Python; see `docs/ingest.md`.
 """
 
 import argparse
@@ -40,15 +40,15 @@ def main() -> int:
             options=LoadOptions(labels={"folder": options.folder.name}),
             on_progress=show if sys.stderr.isatty() else None,
         )
-    except IngestError as error:  # says what to do
+    except IngestError as error:  # the message says what to do
         print(f"Error: {error}", file=sys.stderr)
         return 1
     counts = report.counts
     print(f"Documents: {counts.documents} written, {counts.unchanged} unchanged")
-    print(f"Removed: {report.removed}, set aside: {counts.failed}")
+    print(f"Removed: {report.removed}, skipped: {counts.failed}")
     print(f"Chunks written: {counts.chunks_written}")
     for letter in status(database, options.table).latest_dead_letters:
-        print(f"Set aside: {letter.origin}: {letter.reason}")
+        print(f"Skipped: {letter.origin}: {letter.reason}")
     for hit in search(database, options.table, options.question, k=3):
         print(f"Hit: {hit.doc_id}, chunk {hit.seq}: {' '.join(hit.text.split())[:80]}")
     return 0

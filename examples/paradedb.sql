@@ -1,6 +1,6 @@
--- Hybrid search in ParadeDB: BM25 by pg_search, cosine distance by pgvector, the two fused by rank.
--- `docs/paradedb.md` explains it, `examples/paradedb_hybrid.py` runs it with texts and vectors; :'question' and
--- :'vector' are variables of psql. Not run against a real pg_search by the tests of this project: over a shim.
+-- Hybrid search in ParadeDB: BM25 from pg_search and cosine distance from pgvector, fused by rank.
+-- `docs/paradedb.md` explains it, and `examples/paradedb_hybrid.py` searches with texts and vectors. :'question' and
+-- :'vector' are psql variables. The project's tests run it over a shim, not against a real pg_search.
 
 -- name: table
 CREATE EXTENSION IF NOT EXISTS vector;
@@ -10,16 +10,16 @@ CREATE TABLE IF NOT EXISTS passages (
     subject text NOT NULL,
     title text NOT NULL,
     content text NOT NULL,
-    digest text NOT NULL,  -- of the content and of the embedding space: tells what is up to date
-    embedding vector(1024) NOT NULL  -- stays `vector`: ParadeDB's index takes no halfvec
+    digest text NOT NULL,  -- of the content and the embedding space: shows what is up to date
+    embedding vector(1024) NOT NULL  -- `vector`, because ParadeDB's index does not accept halfvec
 );
 
 -- name: hnsw
--- Half the memory of an index over the column itself; a query must repeat the cast.
+-- A third of the size of an index over the column itself; queries must repeat the cast.
 CREATE INDEX IF NOT EXISTS passages_hnsw
 ON passages USING hnsw ((embedding::halfvec(1024)) halfvec_cosine_ops);
 
--- One index of ParadeDB for a table, made after the load. Which statement depends on the version of pg_search.
+-- A table has one ParadeDB index. Create it after the load, with the statement for your version of pg_search.
 
 -- name: index_from_0_20
 CREATE INDEX passages_search ON passages
@@ -34,7 +34,7 @@ CREATE INDEX passages_search ON passages
 USING paradedb (id, title, content, subject, embedding vector_cosine_ops);
 
 -- name: hybrid
--- By HNSW, in every version. An arm gives no more rows than `hnsw.ef_search`, which is 40 by default.
+-- With HNSW, in every version. The vector arm returns at most `hnsw.ef_search` rows, by default 40.
 SET hnsw.ef_search = 100;
 WITH text_arm AS (
     SELECT id, rank() OVER (ORDER BY pdb.score(id) DESC, id) AS place
@@ -62,8 +62,8 @@ ORDER BY fused.score DESC, id
 LIMIT 5;
 
 -- name: hybrid_native
--- From 0.25 on, where the embedding is part of ParadeDB's index, within one subject. Filters must be in both arms. The
--- vector arm needs one of ParadeDB's operators, `id @@@ pdb.all()` where there is no filter: else it reads every row.
+-- From 0.25, with the embedding in ParadeDB's index, within one subject. Filters must be in both arms. The vector arm
+-- needs one of ParadeDB's operators (`id @@@ pdb.all()` without a filter), otherwise it reads every row.
 WITH text_arm AS (
     SELECT id, rank() OVER (ORDER BY pdb.score(id) DESC, id) AS place
     FROM passages
@@ -91,7 +91,7 @@ ORDER BY fused.score DESC, id
 LIMIT 5;
 
 -- name: snippets
--- `|||` any word, `&&&` every word, `###` the phrase, `===` one word as it is in the index.
+-- `|||` any word, `&&&` every word, `###` the phrase, `===` one word exactly as indexed.
 SELECT source, pdb.score(id), pdb.snippet(content)
 FROM passages
 WHERE content ||| :'question'

@@ -1,8 +1,7 @@
 """Load texts and their vectors into ParadeDB, and search them by words and by meaning.
 
-Run it twice: the second run embeds nothing. Where pg_search is not installed the table is filled
-all the same, and the search fails. `paradedb.sql` has the SQL for tables of your own, and
-`docs/paradedb.md` says more.
+Run it twice: the second run embeds nothing. Without pg_search the table is filled anyway, and the
+search fails. `paradedb.sql` has the SQL for your own tables; see `docs/paradedb.md`.
 """
 
 import argparse
@@ -35,11 +34,11 @@ def main() -> int:
         psycopg.connect(database) as connection,
     ):
         try:
-            # Where pg_search is installed its index is made, in the syntax of its release.
+            # Creates the index of pg_search where it is installed, in the syntax of its release.
             report = load([options.documents], dsn=database, table=TABLE)
             print(f"Texts embedded: {report.counts.chunks_written}")
             for index in find_text_indexes(connection, searcher.table):
-                print(f"Index of the words: {index.name}, of {index.backend}")
+                print(f"Text index: {index.name} ({index.backend})")
             if options.show_sql:
                 print(searcher.sql(k=5))
             hits = searcher.search(options.question, k=5)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import re
+import runpy
 import subprocess
 import sys
 from collections.abc import Generator
@@ -17,14 +18,14 @@ from psql import PARADEDB_SHIM, psql
 from qwen3_triton_gateway.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[1]
-PATTERNS = ("*.md", "docs/*.md", "packages/*/README.md", "server/README.md")
+PATTERNS = ("*.md", "docs/**/*.md", "packages/*/README.md", "server/README.md")
 PAGES = sorted(page for pattern in PATTERNS for page in ROOT.glob(pattern))
 DEFAULT_URL = "http://localhost:8101"
 BLOCK = re.compile(r"^```(python|sql|bash)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
 def blocks_of(page: Path, *languages: str) -> list[tuple[str, int, str]]:
-    """Find the code blocks of a page: language, number of the first line, text."""
+    """Return the code blocks of a page: language, line number, text."""
     text = page.read_text()
     return [
         (match[1], text.count("\n", 0, match.start(2)), match[2])
@@ -43,7 +44,7 @@ def name(page: Path) -> str:
 
 @pytest.fixture(name="reader", autouse=True)
 def _reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stand where readers stand, at the root of the repository, and keep it free of their files."""
+    """A folder that looks like the root of the repository, where readers run the blocks."""
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     monkeypatch.chdir(tmp_path)
 
@@ -52,8 +53,8 @@ def _reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def _database(
     page: Path, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
 ) -> str | None:
-    """An empty database for a page that works with one."""
-    if "DATABASE_URL" not in page.read_text():
+    """An empty database for a page that uses one."""
+    if "DATABASE_URL" not in page.read_text() and not blocks_of(page, "sql"):
         return None
     url = request.getfixturevalue("database_url")
     monkeypatch.setenv("DATABASE_URL", url)
@@ -74,7 +75,7 @@ def _names(page: Path) -> Generator[dict[str, Any]]:
             patch.setattr(Settings, "_llm", None)
         yield names
     names.clear()
-    gc.collect()  # so that what the page left open is its own test's failure
+    gc.collect()  # so that anything the page left open fails its own test
 
 
 @pytest.mark.parametrize("page", pages_with("python", "sql"))
@@ -90,7 +91,7 @@ def test_the_python_and_sql_blocks_of_a_page_run_one_after_another(
         source = block.replace(DEFAULT_URL, gateway_url)
         if language == "sql":
             assert database is not None
-            psql(database, source, names)  # its variables are those of the Python blocks
+            psql(database, source, names)  # with the variables of the Python blocks
         else:
             code = compile("\n" * line + source, str(page), "exec")  # so that errors name the line
             exec(code, names)
@@ -108,21 +109,41 @@ def test_the_bash_blocks_of_a_page_run(
             ["bash", "-euo", "pipefail", "-c", script],
             capture_output=True,
             check=False,
-            timeout=240,  # a cluster of Ray takes its time on a busy machine
+            timeout=240,  # a Ray cluster starts slowly on a busy machine
         )
         assert done.returncode == 0, done.stderr.decode()
         assert b'"error"' not in done.stdout
 
 
-def test_the_interface_page_lists_every_setting_as_the_code_has_it() -> None:
-    page = (ROOT / "docs" / "http.md").read_text()
-    for field in Settings.model_fields.values():
-        assert f"| `{field.validation_alias}` |" in page
-        assert str(field.description) in page
+# The site. `make docs` itself checks anchors and builds every page strictly.
+
+
+@pytest.fixture(name="site", scope="module")
+def _site() -> dict[str, Any]:
+    return runpy.run_path(str(ROOT / "docs" / "build_site.py"))
+
+
+def test_the_settings_page_lists_every_setting_with_its_flag(site: dict[str, Any]) -> None:
+    rows = site["settings_table"]().splitlines()[2:]
+    variables = [str(field.validation_alias) for field in Settings.model_fields.values()]
+    assert [row.split("`")[1] for row in rows] == variables
+    assert all(row.split("`")[3].startswith("--") for row in rows)
+
+
+def test_the_command_page_lists_every_command(site: dict[str, Any]) -> None:
+    headings = re.findall(r"^#+ (qwen3-triton.*)$", site["command_reference"](), re.MULTILINE)
+    assert {
+        *("qwen3-triton serve", "qwen3-triton up", "qwen3-triton doctor"),
+        *("qwen3-triton model verify", "qwen3-triton-ingest load", "qwen3-triton-ingest search"),
+    } <= set(headings)
+
+
+def test_every_page_is_in_the_navigation(site: dict[str, Any]) -> None:
+    site["check_navigation"]()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)
-def test_links_to_files_of_the_repository_lead_somewhere(page: Path) -> None:
-    targets = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+def test_links_to_files_of_the_repository_exist(page: Path) -> None:
+    targets = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text())
     missing = [target for target in targets if not (page.parent / target).exists()]
     assert missing == []

@@ -205,7 +205,7 @@ def test_the_llamaindex_script_embeds_once_and_its_store_searches_by_index(
 
     leave_rows_of_a_killed_run(database, table)
     second = runner.run("llamaindex_pgvector.py", "--documents", fewer)
-    assert "0 new nodes, 1 gone" in second
+    assert "0 new nodes, 1 deleted" in second
     assert "Texts embedded: 0" in second
     assert runner.documents_embedded <= 1  # the probe that tells the fingerprint
     assert only(database, f"SELECT count(*) FROM {table}") == rows - 1
@@ -241,7 +241,7 @@ def test_the_paradedb_script_embeds_once_and_fuses_both_arms(
     assert f"Texts embedded: {count}" in first
     assert only(paradedb, "SELECT count(*) FROM passages") == count
     assert times_used(paradedb, "passages_embedding_hnsw") >= 1
-    assert "Index of the words: passages_words, of tsvector" in first  # without pg_search
+    assert "Text index: passages_words (tsvector)" in first  # without pg_search
 
     documents.write_text("".join(LINES[4::3]))  # the same without the first
     flags = ("--question", "moth echoes", "--show-sql")
@@ -301,7 +301,7 @@ def test_the_folder_script_loads_what_is_new_and_answers(runner: Runner, databas
 
     first = runner.run("load_folder.py", *flags)
     assert f"Documents: {count} written, 0 unchanged" in first
-    assert "Set aside: notes/blank.txt: the text is empty or blank" in first
+    assert "Skipped: notes/blank.txt: the text is empty or blank" in first
     assert found(r"Hit: (.*?),", first) == f"notes/{BAT}.txt"
     assert only(database, "SELECT count(*) FROM notes") == count
 
@@ -343,10 +343,10 @@ def test_the_file_script_embeds_what_is_missing_and_no_more(
     output = runner.folder / "vectors.jsonl"
     texts = [json.loads(line)["text"] for line in documents.read_text().splitlines()]
     first = runner.run("embed_texts.py", documents, output)
-    assert f"Texts embedded: {len(texts)}, there before: 0, failed: 0" in first
+    assert f"{len(texts)} embedded, 0 already done, 0 failed" in first
 
     second = runner.run("embed_texts.py", documents, output, "--npy", "vectors.npy")
-    assert f"Texts embedded: 0, there before: {len(texts)}, failed: 0" in second
+    assert f"0 embedded, {len(texts)} already done, 0 failed" in second
     assert runner.documents_embedded <= 1
     matrix = np.load(runner.folder / "vectors.npy")
     assert matrix.dtype == np.float32
@@ -361,17 +361,17 @@ def test_the_file_script_goes_on_after_a_torn_line(runner: Runner) -> None:
     runner.run("embed_texts.py", lines, output)
     whole = output.read_text()
     output.write_text(whole[:-100])
-    assert "Texts embedded: 1, there before: 2" in runner.run("embed_texts.py", lines, output)
+    assert "1 embedded, 2 already done" in runner.run("embed_texts.py", lines, output)
     assert ids_of(output) == ["1", "2", "3"]
 
 
 def test_the_file_script_names_a_bad_text_and_embeds_the_others(runner: Runner) -> None:
-    lines, output = runner.folder / "lines.txt", runner.folder / "vectors.jsonl"
+    lines, vectors = runner.folder / "lines.txt", runner.folder / "vectors.jsonl"
     lines.write_text("one\n \nthree\n")
-    said = runner.run("embed_texts.py", lines, output, code=1)
-    assert re.search(r"^2: .* is blank", said, re.MULTILINE)
-    assert "Texts embedded: 2, there before: 0, failed: 1" in said
-    assert ids_of(output) == ["1", "3"]
+    output = runner.run("embed_texts.py", lines, vectors, code=1)
+    assert re.search(r"^2: .* is blank", output, re.MULTILINE)
+    assert "2 embedded, 0 already done, 1 failed" in output
+    assert ids_of(vectors) == ["1", "3"]
 
 
 def test_the_file_script_keeps_two_models_out_of_one_file(runner: Runner) -> None:
