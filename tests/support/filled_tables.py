@@ -15,7 +15,8 @@ from psycopg.sql import SQL, Identifier
 from qwen3_triton_client import EmbeddingClient
 from qwen3_triton_ingest.documents import Chunk, EmbeddedChunk
 from qwen3_triton_ingest.layouts import LayoutName, Table
-from qwen3_triton_ingest.ledger.tables import Space, claim_table, create_ledger
+from qwen3_triton_ingest.ledger.schema import prepare_ledger
+from qwen3_triton_ingest.ledger.tables import Space, claim_table
 from qwen3_triton_ingest.rows.chunks import copy_chunks
 from qwen3_triton_ingest.tables.preparation import prepare_table
 
@@ -50,7 +51,7 @@ class Corpus:
         with psycopg.connect(dsn) as connection:
             table = prepare_table(connection, name, layout, self.space.dimensions)
             if ledger:
-                create_ledger(connection)
+                prepare_ledger(connection)
                 claim_table(connection, table, self.space)
             copy_chunks(connection, table, self.chunks)
         with psycopg.connect(dsn, autocommit=True) as connection:

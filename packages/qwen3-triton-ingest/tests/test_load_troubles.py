@@ -172,7 +172,7 @@ def test_two_loads_of_one_table(loading: Loading, tmp_path: Path) -> None:
     thread.start()
     try:
         wait_for(lambda: inside.is_set() or not thread.is_alive(), "the load is at work")
-        with pytest.raises(BusyError, match="another load is at work"):
+        with pytest.raises(BusyError, match="Another load is running"):
             loading(corpus)
         loading(corpus, table="another")
     finally:

@@ -36,12 +36,12 @@ from qwen3_triton_ingest.errors import BusyError, TableError
 from qwen3_triton_ingest.index.build import build_vector_index
 from qwen3_triton_ingest.index.catalog import find_vector_indexes
 from qwen3_triton_ingest.layouts import LayoutName, Table
+from qwen3_triton_ingest.ledger.schema import prepare_ledger
 from qwen3_triton_ingest.ledger.tables import (
     Space,
     TableHold,
     TableRecord,
     claim_table,
-    create_ledger,
     find_record,
 )
 from qwen3_triton_ingest.reembed import ReembedProgress, abandon_reembed, reembed
@@ -89,7 +89,7 @@ def load(
     with EmbeddingClient(gateway) as client, connect(url, autocommit=True) as connection:
         found = chunks_of(texts(rows))
         answer = client.embed([chunk.text for chunk in found])
-        create_ledger(connection)
+        prepare_ledger(connection)
         table = prepare_table(connection, name, layout, answer.dimensions)
         space = Space(answer.fingerprint, answer.model, answer.dimensions)
         claim_table(connection, table, space)
@@ -533,7 +533,7 @@ def test_loads_and_re_embeddings_exclude_each_other(
     record = record_of(database_url, table)
     with (
         TableHold(database_url, record, table, retry_seconds=1),
-        pytest.raises(BusyError, match="another load is at work"),
+        pytest.raises(BusyError, match="Another load is running"),
     ):
         reembed(database_url, "t", options_for(other_gateway.url))
 

@@ -25,7 +25,8 @@ from .index.plan import decide
 from .layouts import Table
 from .ledger.documents import Vanished
 from .ledger.runs import Counts, Run, finish_run, has_open_shards, open_run, run_counts
-from .ledger.tables import Space, TableHold, TableRecord, claim_table, create_ledger
+from .ledger.schema import prepare_ledger
+from .ledger.tables import Space, TableHold, TableRecord, claim_table
 from .progress import LoadProgress, OnProgress
 from .rows.chunks import count_chunks
 from .shard import ShardTask, ingest_shard, splitter_for
@@ -181,7 +182,7 @@ class _Load:
             )
             if warning := version_warning(connection):
                 self._on_notice(warning)
-            create_ledger(connection)
+            prepare_ledger(connection)
             record = claim_table(connection, table, space, adopt=self._options.adopt)
         except psycopg.errors.InsufficientPrivilege as error:
             raise TableError(f"PostgreSQL refused: {explain(error)}") from None

@@ -10,12 +10,13 @@ from ..database import Connection, Session
 from ..embedding import open_client, served_space
 from ..index.build import OnNotice
 from ..layouts import LayoutName, Table
+from ..ledger.schema import prepare_ledger
 from ..ledger.tables import Space, TableHold, TableRecord, claim_table, find_record
 from ..rows.chunks import count_chunks
 from ..tables.preparation import find_table
 from .job import Job
 from .progress import OnReembedProgress, ReembedReport
-from .state import create_state_tables, find_state
+from .state import find_state
 from .steps import Run, clear
 from .successor import successor_of
 
@@ -113,7 +114,7 @@ def abandon_reembed(
 def _find(connection: Connection, *, name: str, layout: LayoutName) -> tuple[Table, TableRecord]:
     """Find a table and its record; one that no load knows gets a record now."""
     table = find_table(connection, name, None if layout == "own" else layout)
-    create_state_tables(connection)
+    prepare_ledger(connection)
     record = find_record(connection, table)
     if record is None:
         unknown = Space(UNKNOWN_FINGERPRINT, "", table.dimensions)

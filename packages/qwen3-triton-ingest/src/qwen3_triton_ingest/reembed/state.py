@@ -4,21 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 
-import psycopg
 from psycopg import sql
 
 from ..database import Connection, with_short_lock
-from ..errors import TableError
 from ..layouts import Table
-from ..ledger.tables import Space, create_ledger
-from ..tables.catalog import current_user
+from ..ledger.tables import Space
 
 __all__ = [
     "Change",
     "State",
-    "create_state_tables",
     "find_state",
     "forget_changes",
     "note_changes",
@@ -48,30 +43,6 @@ class Change:
 
     id: int
     key: str | None
-
-
-def create_state_tables(connection: Connection) -> None:
-    """Create what this module writes to where it is missing.
-
-    Raises:
-        TableError: This user may not.
-    """
-    create_ledger(connection)
-    row = connection.execute("SELECT to_regclass('qwen3_ingest.reembed_changes')").fetchone()
-    if row is not None and row[0] is not None:
-        return
-    statements = (files(__package__ or "") / "schema.sql").read_text("utf-8")
-    try:
-        with connection.transaction():
-            connection.execute(statements)  # pyright: ignore[reportArgumentType, reportCallIssue] - our own file
-    except psycopg.errors.InsufficientPrivilege as error:
-        user = current_user(connection)
-        msg = (
-            f"the user `{user}` may not create tables in the schema `qwen3_ingest` "
-            f"({error.diag.message_primary}). As its owner run: GRANT CREATE ON SCHEMA "
-            f'qwen3_ingest TO "{user}"'
-        )
-        raise TableError(msg) from None
 
 
 def find_state(connection: Connection, table_id: int) -> State | None:
