@@ -16,8 +16,7 @@ import numpy as np
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from qwen3_triton_gateway.encoding import EncodingFormat
-from qwen3_triton_gateway.responses import JsonResponse, render_vectors
+from qwen3_triton_gateway.responses import EncodingFormat, JsonResponse, render_vectors
 from qwen3_triton_gateway.tensors import Float32Matrix
 
 VECTORS, DIMENSIONS = 256, 1024

@@ -10,11 +10,9 @@ from pathlib import Path
 from texts import QUERY
 
 from qwen3_triton_gateway.backends.triton import TritonBackend
-from qwen3_triton_gateway.batching import pad_batch
-from qwen3_triton_gateway.prompts import format_inputs
-from qwen3_triton_gateway.scheduler import BatchLimits, similar_lengths
+from qwen3_triton_gateway.batching import BatchLimits, pad_batch, similar_lengths
 from qwen3_triton_gateway.tensors import TokenBatch
-from qwen3_triton_gateway.tokenization import TextTokenizer
+from qwen3_triton_gateway.tokenization import TextTokenizer, format_inputs
 
 MAX_LENGTH = 1024
 MAX_BATCH_SIZE = 32

@@ -14,7 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from qwen3_triton_gateway._version import __version__
+from qwen3_triton_gateway import __version__
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import pytest_asyncio
 import qwen3_nano
 from fake_backend import FakeBackend
 from qwen3_nano.graph import build_graph, load_weights
-from qwen3_triton_gateway.backends import Backend
+from qwen3_triton_gateway.backends.base import Backend
 from qwen3_triton_gateway.backends.onnx import OnnxBackend
 from qwen3_triton_gateway.backends.triton import TritonBackend
 from qwen3_triton_gateway.batching import pad_batch

@@ -206,7 +206,7 @@ def test_tei_cuts_the_left_where_it_is_asked_to(client: TestClient) -> None:
     [
         pytest.param("/embed", {"inputs": ["a", ""]}, "Text 1 is blank", id="blank"),
         pytest.param("/embed", {"inputs": LONG, "truncate": False}, "5001 tokens", id="too-long"),
-        pytest.param("/", {"inputs": [[1, 2]]}, "token ids", id="token-ids"),
+        pytest.param("/", {"inputs": [[1, 2]]}, "token IDs", id="token-ids"),
         pytest.param("/", {"text": "a"}, "`inputs` is missing", id="no-inputs"),
         pytest.param("/", {"inputs": "a", "prompt_name": "sts"}, "prompt_name", id="prompt-name"),
         pytest.param("/tokenize", {"inputs": []}, "empty", id="tokenize"),

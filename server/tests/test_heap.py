@@ -10,7 +10,7 @@ import pytest
 LARGE_MIB = 20
 HOLE = f"""
 from pathlib import Path
-from qwen3_triton_gateway.heap import keep_memory_flat
+from qwen3_triton_gateway.server import keep_memory_flat
 
 def resident_mib():
     return int(Path("/proc/self/statm").read_text().split()[1]) * 4 / 1024

@@ -3,11 +3,9 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from qwen3_triton_gateway import scheduler as scheduler_module
-from qwen3_triton_gateway.batching import bucket_length
+from qwen3_triton_gateway import batching
+from qwen3_triton_gateway.batching import OLD_AGE, BatchLimits, Lane
 from qwen3_triton_gateway.errors import (
     BackendError,
     BackendUnavailableError,
@@ -16,17 +14,7 @@ from qwen3_triton_gateway.errors import (
     QueueFullError,
 )
 from qwen3_triton_gateway.metrics import Metrics
-from qwen3_triton_gateway.scheduler import (
-    BATCH_SECONDS,
-    OLD_AGE,
-    BatchLimits,
-    Lane,
-    QueuedText,
-    Scheduler,
-    choose_lane,
-    similar_lengths,
-    token_budget,
-)
+from qwen3_triton_gateway.scheduler import QueuedText, Scheduler
 from qwen3_triton_gateway.tensors import Float32Matrix, TokenCount, TokenizedText
 
 LIMITS = BatchLimits(max_batch_size=8, max_batch_tokens=4096, max_length=1024)
@@ -76,61 +64,6 @@ def make(model: Model, *, window: int = 2, **bounds: int) -> Scheduler:
 
 def deadline(seconds: float = FAR) -> float:
     return asyncio.get_running_loop().time() + seconds
-
-
-@given(
-    st.lists(st.integers(1, 1024), min_size=1, max_size=60),
-    st.data(),
-)
-def test_a_batch_holds_its_anchor_and_keeps_every_limit(
-    lengths: list[int], data: st.DataObject
-) -> None:
-    lengths.sort()
-    anchor = data.draw(st.integers(0, len(lengths) - 1))
-    window = similar_lengths(lengths, anchor, LIMITS)
-    width = bucket_length(lengths[window.stop - 1], LIMITS.max_length)
-    assert anchor in window
-    assert len(window) <= LIMITS.max_batch_size
-    assert len(window) == 1 or len(window) * width <= LIMITS.max_batch_tokens
-
-
-def test_texts_of_similar_length_share_a_batch_and_others_do_not() -> None:
-    lengths = [10, 11, 12, 500, 505, 510]
-    assert similar_lengths(lengths, 0, LIMITS) == range(3)
-    assert similar_lengths(lengths, 5, LIMITS) == range(3, 6)
-
-
-def test_a_text_longer_than_the_token_budget_goes_alone() -> None:
-    limits = BatchLimits(max_batch_size=8, max_batch_tokens=100, max_length=1024)
-    assert similar_lengths([500, 500, 500], 1, limits) == range(1, 2)
-
-
-@pytest.mark.parametrize(
-    ("queries", "documents", "age", "lane"),
-    [
-        pytest.param(1, 100, 0, Lane.QUERY, id="queries-first"),
-        pytest.param(0, 100, 0, Lane.DOCUMENT, id="only-documents"),
-        pytest.param(9, 0, 99, Lane.QUERY, id="only-queries"),
-        pytest.param(9, 1, OLD_AGE, Lane.DOCUMENT, id="documents-do-not-starve"),
-    ],
-)
-def test_the_lane_of_the_next_batch(queries: int, documents: int, age: int, lane: Lane) -> None:
-    assert choose_lane(queries, documents, age) is lane
-
-
-@pytest.mark.parametrize(
-    ("speed", "budget"),
-    [
-        pytest.param(0, 8192, id="not-known-yet"),
-        pytest.param(1_000_000, 8192, id="a-fast-model-meets-the-setting"),
-        pytest.param(10_000, round(10_000 * BATCH_SECONDS), id="a-slow-one-gets-short-batches"),
-        pytest.param(0.1, 1, id="never-nothing"),
-    ],
-)
-def test_a_batch_is_bounded_by_the_setting_and_by_the_models_speed(
-    speed: float, budget: int
-) -> None:
-    assert token_budget(8192, speed) == budget
 
 
 async def test_answers_keep_the_order_of_the_texts() -> None:
@@ -204,7 +137,7 @@ async def test_the_last_slot_is_kept_for_queries_while_they_keep_coming(
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert [lane for lane, _ in model.batches[1:]] == [Lane.DOCUMENT, Lane.QUERY]
-    monkeypatch.setattr(scheduler_module, "QUERY_MEMORY_SECONDS", 0.0)
+    monkeypatch.setattr(batching, "QUERY_MEMORY_SECONDS", 0.0)
     model.gate.set()
     await asyncio.gather(bulk, query)
     assert {lane for lane, _ in model.batches[3:]} == {Lane.DOCUMENT}
@@ -360,6 +293,7 @@ async def test_what_waits_is_told_by_lane() -> None:
         asyncio.create_task(scheduler.submit([text(9, i)], lane=lane, deadline=deadline()))
         for i, lane in enumerate([Lane.QUERY, Lane.QUERY, Lane.DOCUMENT])
     ]
+    await asyncio.sleep(0)  # all three are queued before the clock counts
     await asyncio.sleep(0.01)
     states = {state.lane: state for state in scheduler.lane_states()}
     assert (states["query"].texts, states["query"].tokens) == (1, 9)

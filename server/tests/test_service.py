@@ -10,7 +10,7 @@ from starlette.testclient import TestClient
 from fake_backend import FakeBackend
 from polling import wait_for
 from qwen3_triton_gateway import canary
-from qwen3_triton_gateway.backends import ModelSpec
+from qwen3_triton_gateway.backends.base import ModelSpec
 from qwen3_triton_gateway.errors import (
     BackendUnavailableError,
     ModelNotFoundError,
@@ -58,12 +58,12 @@ async def test_the_canary_notices_other_weights_after_a_restart(
     await service.connect()
     assert (await service.check()).ready
     backend.ready = False
-    assert "away" in (await service.check()).reason
+    assert "unavailable" in (await service.check()).reason
     backend.ready = True
     swap_model(backend)
     readiness = await check_until_sung(service)
     assert not readiness.ready
-    assert "exchanged" in readiness.reason
+    assert "has changed" in readiness.reason
 
 
 async def test_a_model_that_was_away_and_is_the_same_is_ready_again(
@@ -73,7 +73,7 @@ async def test_a_model_that_was_away_and_is_the_same_is_ready_again(
     await service.connect()
     backend.ready = False
     await service.check()
-    with pytest.raises(BackendUnavailableError, match="is away") as caught:
+    with pytest.raises(BackendUnavailableError, match="is unavailable") as caught:
         _ = service.embedder
     assert caught.value.retry_after_seconds == 1
     backend.ready = True
@@ -91,7 +91,7 @@ async def test_a_model_that_hangs_while_it_says_it_is_ready_is_noticed(
     backend.gate = asyncio.Event()
     while (await service.check()).ready:
         await asyncio.sleep(0.01)
-    assert "answered nothing" in service.readiness.reason
+    assert "has not answered" in service.readiness.reason
     backend.gate.set()
     while not (await service.check()).ready:
         await asyncio.sleep(0.01)
@@ -169,7 +169,7 @@ async def test_a_model_is_named_after_its_hidden_size_where_no_name_is_set(
     service = make_service(tokenizer_dir, backend)
     await service.connect()
     assert service.model_id == "fake"  # 1280 is no size of the family
-    with pytest.raises(ModelNotFoundError, match="can be 'fake'"):
+    with pytest.raises(ModelNotFoundError, match="Set `model` to 'fake'"):
         service.check_model_name("Qwen/Qwen3-Embedding-4B")
 
 
@@ -182,7 +182,7 @@ def test_health_shows_the_fields_of_the_runbook(client: TestClient, backend: Fak
     backend.ready = False
     body = wait_for_status(client, "/health", 503)
     assert (body["status"], body["triton_status"]) == ("degraded", 503)
-    assert "away" in body["reason"]
+    assert "unavailable" in body["reason"]
 
 
 def test_readiness_follows_the_backend_and_liveness_does_not(

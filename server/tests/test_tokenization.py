@@ -11,7 +11,7 @@ from tokenizers.processors import TemplateProcessing
 import qwen3_nano
 from qwen3_triton_gateway.errors import StartupError
 from qwen3_triton_gateway.tensors import TokenCount
-from qwen3_triton_gateway.tokenization import TextTokenizer
+from qwen3_triton_gateway.tokenization import TextTokenizer, format_inputs
 
 # What a text is made of where it may be split early, and what forbids that: combining marks,
 # contractions, digits, runs of spaces and line ends.
@@ -117,3 +117,20 @@ def test_a_tokenizer_of_another_family_is_refused(tmp_path: Path) -> None:
     write_tokenizer(tmp_path, appended=None, drop_end_token=True)
     with pytest.raises(StartupError, match=r"has no token '<\|endoftext\|>'"):
         TextTokenizer(tmp_path, max_length=10)
+
+
+def test_a_query_carries_the_instruction_with_no_space_after_the_colon() -> None:
+    assert format_inputs(["What is the capital of China?"], input_type="query") == [
+        "Instruct: Given a web search query, retrieve relevant passages that answer the query\n"
+        "Query:What is the capital of China?"
+    ]
+
+
+def test_a_query_may_bring_its_own_instruction() -> None:
+    assert format_inputs([" x\n"], input_type="query", instruction="Find code") == [
+        "Instruct: Find code\nQuery: x\n"
+    ]
+
+
+def test_a_document_is_left_as_it_is() -> None:
+    assert format_inputs(["  a\n\tb "], input_type="document") == ["  a\n\tb "]

@@ -24,7 +24,7 @@ from onnx_exports import (
 )
 from qwen3_nano.graph import build_graph
 from qwen3_triton_gateway.cli import main
-from qwen3_triton_gateway.weights import weights_digest
+from qwen3_triton_gateway.fingerprint import weights_digest
 from qwen3_triton_tools.model.errors import ModelToolError
 from qwen3_triton_tools.model.findings import Finding
 from qwen3_triton_tools.model.inspection import Inspection, inspect_model

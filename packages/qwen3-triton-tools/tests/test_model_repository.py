@@ -27,8 +27,8 @@ from onnx_exports import (
 )
 from qwen3_triton_gateway.backends.triton import TritonBackend
 from qwen3_triton_gateway.cli import main
+from qwen3_triton_gateway.fingerprint import weights_digest
 from qwen3_triton_gateway.tokenization import TextTokenizer
-from qwen3_triton_gateway.weights import weights_digest
 from qwen3_triton_tools.local_triton import LocalTriton
 from qwen3_triton_tools.local_triton.repository import MODEL_SOURCE
 from qwen3_triton_tools.model.errors import ModelToolError

@@ -1,5 +1,7 @@
 """Serve Qwen3-Embedding behind NVIDIA Triton: text in, unit vectors out."""
 
-from ._version import __version__
+from importlib.metadata import version
 
 __all__ = ["__version__"]
+
+__version__ = version("qwen3-triton-gateway")

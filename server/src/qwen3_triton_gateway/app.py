@@ -14,7 +14,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from ._version import __version__
+from . import __version__
 from .errors import EmbeddingServerError, InvalidRequestError, StartupError
 from .middleware import Guard, RequestLog
 from .responses import dialect_of, error_response

@@ -1,21 +1,129 @@
-"""Padding, and the arithmetic of what a batch costs. Pure functions over lengths in tokens."""
+"""How batches are chosen and padded: pure functions over lengths in tokens.
+
+The scheduler asks, for every free slot: which lane goes next (`choose_lane`), how many batches of
+documents may run at a time (`document_window`), how many tokens the batch may hold
+(`token_budget`), and which texts join the oldest one (`similar_lengths`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import IntEnum
 
 import numpy as np
 
 from .tensors import TokenBatch, TokenizedText
 
+# Batches of queries that may overtake waiting documents in a row: when both lanes are full, queries
+# get four fifths of the model and documents one fifth.
+OLD_AGE = 4
+# How long after a query the last slot stays free for the next one.
+QUERY_MEMORY_SECONDS = 2.0
+# The fixed cost of a batch (a round trip, kernel launches), in tokens.
+BATCH_OVERHEAD_TOKENS = 64
+# Long enough for full throughput: matrices fill a card or a core long before, and on CPUs larger
+# batches are slower (`bench/README.md`). Short enough for a query that waits for two of them.
+BATCH_SECONDS = 0.1
 # Padded lengths are rounded up to steps of about a sixteenth of themselves: few distinct shapes
 # (equal shapes merge inside Triton, allocators and kernels see repeats) for at most 6 % padding.
 BUCKET_STEPS_PER_OCTAVE = 16
 SMALLEST_STEP = 4
 
 
+class Lane(IntEnum):
+    """The queue a text waits in; the value is also Triton's request priority."""
+
+    QUERY = 1
+    DOCUMENT = 2
+
+    @property
+    def label(self) -> str:
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True)
+class BatchLimits:
+    """Bounds of one batch.
+
+    Attributes:
+        max_batch_size: Maximum rows.
+        max_batch_tokens: Maximum tokens, padding included; a longer text runs alone.
+        max_length: Maximum padded length of a row.
+    """
+
+    max_batch_size: int
+    max_batch_tokens: int
+    max_length: int
+
+
+def choose_lane(queries: int, documents: int, age: int) -> Lane:
+    """Choose the lane of the next batch: queries first, unless documents have waited too long.
+
+    Args:
+        queries: Waiting queries.
+        documents: Waiting documents that may start now.
+        age: Batches of queries that have overtaken the waiting documents.
+    """
+    if documents and (not queries or age >= OLD_AGE):
+        return Lane.DOCUMENT
+    return Lane.QUERY
+
+
+def document_window(window: int, seconds_since_query: float) -> int:
+    """Compute how many batches of documents may be in flight, out of `window`.
+
+    While queries keep coming, one slot stays free for the next, so that it waits for the batch that
+    is running and not for another one behind it.
+    """
+    return window if seconds_since_query > QUERY_MEMORY_SECONDS else max(1, window - 1)
+
+
+def token_budget(max_batch_tokens: int, tokens_per_second: float) -> int:
+    """Compute the padded tokens that a batch may hold: the setting, or about `BATCH_SECONDS`.
+
+    Args:
+        max_batch_tokens: The setting.
+        tokens_per_second: The model's measured speed, 0 while unknown. On a slow machine it keeps
+            batches short, so that a query never waits long for one.
+    """
+    if not tokens_per_second:
+        return max_batch_tokens
+    return max(1, min(max_batch_tokens, round(tokens_per_second * BATCH_SECONDS)))
+
+
+def similar_lengths(lengths: Sequence[int], anchor: int, limits: BatchLimits) -> range:
+    """Choose a batch around `anchor` from ascending lengths: a range of indices containing it.
+
+    A neighbor joins if the padded batch grows by no more than the neighbor would cost in a batch of
+    its own, `BATCH_OVERHEAD_TOKENS` included. The cheaper side joins first.
+    """
+    start, stop = anchor, anchor + 1
+    width = bucket_length(lengths[anchor], limits.max_length)
+    while stop - start < limits.max_batch_size:
+        rows = stop - start
+        # Growth in padding, index and padded width of the neighbor on either side.
+        neighbors: list[tuple[int, int, int]] = []
+        if start > 0:
+            own = bucket_length(lengths[start - 1], limits.max_length)
+            neighbors.append((width - own, start - 1, width))
+        if stop < len(lengths):
+            wider = bucket_length(lengths[stop], limits.max_length)
+            neighbors.append((rows * (wider - width), stop, wider))
+        fitting = [
+            (growth, index, padded)
+            for growth, index, padded in neighbors
+            if growth <= BATCH_OVERHEAD_TOKENS and (rows + 1) * padded <= limits.max_batch_tokens
+        ]
+        if not fitting:
+            break
+        _, joined, width = min(fitting)
+        start, stop = min(start, joined), max(stop, joined + 1)
+    return range(start, stop)
+
+
 def bucket_length(length: int, max_length: int) -> int:
-    """Round a length up to its bucket, never beyond `max_length` unless the text is longer."""
+    """Round a length up to its bucket, but not beyond `max_length` unless the text is longer."""
     step = max(SMALLEST_STEP, (1 << length.bit_length() - 1) // BUCKET_STEPS_PER_OCTAVE)
     rounded = -(-length // step) * step
     return max(length, min(rounded, max_length))
@@ -24,8 +132,8 @@ def bucket_length(length: int, max_length: int) -> int:
 def pad_batch(texts: Sequence[TokenizedText], *, pad_token_id: int, max_length: int) -> TokenBatch:
     """Pad texts on the right to the bucket of the longest.
 
-    Right padding is exact for a causal model whatever the export: no real token attends to a pad,
-    positions count from 0, and no row is ever fully masked.
+    Right padding is exact for a causal model and any export: no real token attends to padding,
+    positions count from 0, and no row is fully masked.
     """
     width = bucket_length(max(text.length for text in texts), max_length)
     input_ids = np.full((len(texts), width), pad_token_id, dtype=np.int64)

@@ -1,4 +1,4 @@
-"""A sentence whose vector must stay what it was at start: it notices an exchanged model."""
+"""A sentence whose vector must stay what it was at startup, to notice a model that changed."""
 
 from __future__ import annotations
 
@@ -19,20 +19,24 @@ from .tensors import Float32Matrix
 
 logger = logging.getLogger(__name__)
 
-# A canary run costs one short batch: often enough to notice swapped weights, rare enough not to
-# show in the load.
+# A run costs one short batch: often enough to notice swapped weights soon, and rare enough to be
+# lost in the load.
 INTERVAL_SECONDS = 30.0
 TIMEOUT_SECONDS = 10.0
 CANARY = EmbedCall(
     ["The importance of a canary: it notices bad air before the miners do."], input_type="query"
 )
-# Equal weights on equal hardware agree to 1e-6 in float32 and 1e-4 in float16, whatever the batch;
-# other weights, another padding or a missing end token fall far below.
+# Equal weights on equal hardware agree to 1e-6 in float32 and 1e-4 in float16, in any batch. Other
+# weights, another padding or a missing end token fall far below this.
 MIN_COSINE = 0.999
 
 
 class Canary:
-    """Embed the sentence now and then, and say what is wrong with its vector."""
+    """A sentence that is embedded regularly and compared with its startup vector.
+
+    Attributes:
+        trouble: What the last run found wrong; empty if nothing.
+    """
 
     def __init__(self, embedder: Embedder) -> None:
         self._embedder = embedder
@@ -45,8 +49,8 @@ class Canary:
         """Embed the sentence for the first time.
 
         Raises:
-            BackendUnavailableError: the model is away, or has no time.
-            StartupError: the model cannot embed it.
+            BackendUnavailableError: The model is unavailable or too busy.
+            StartupError: The model cannot embed it.
         """
         try:
             self._first = await self._embed()
@@ -58,15 +62,15 @@ class Canary:
         self._due = asyncio.get_running_loop().time() + INTERVAL_SECONDS
 
     def distrust(self) -> None:
-        """Trust nothing before the next run: whoever comes back may have other weights."""
+        """Trust nothing until the next run: a model that returns may have other weights."""
         if self._run is not None:
             self._run.cancel()
             self._run = None
         self._due = 0.0
-        self.trouble = "the canary has not been embedded since the model came back"
+        self.trouble = "the canary sentence has not been embedded since the model came back"
 
     def check(self) -> str:
-        """Start a run where one is due, and say what the last one found wrong, if anything."""
+        """Start a run if one is due, and return what the last one found wrong, if anything."""
         now = asyncio.get_running_loop().time()
         if self._run is not None and self._run.done():
             self.trouble, self._run = self._run.result(), None
@@ -82,18 +86,18 @@ class Canary:
         except (BadVectorError, BackendError, BackendUnavailableError) as error:
             return error.message
         except EmbeddingServerError as error:
-            # A full queue or a missed deadline is load, as long as others get their answers.
+            # A full queue or a missed deadline means load, as long as other requests succeed.
             if self._embedder.scheduler.last_answer >= began:
-                logger.warning("The canary got no answer: %s", error.message)
+                logger.warning("The canary sentence was not embedded: %s", error.message)
                 return self.trouble
-            return f"the model has answered nothing for {TIMEOUT_SECONDS:.0f} s"
+            return f"the model has not answered for {TIMEOUT_SECONDS:.0f} s"
         assert self._first is not None, "start() comes first"
         cosine = float(np.vdot(self._first, vector))
         if cosine >= MIN_COSINE:
             return ""
         return (
-            f"the canary's vector has cosine {cosine:.4f} with the one at start: the model behind "
-            "the gateway was exchanged; restart the gateway to serve it"
+            f"the canary sentence's vector has cosine {cosine:.4f} with its startup vector: the "
+            "model behind the gateway has changed; restart the gateway to serve it"
         )
 
     async def _embed(self) -> Float32Matrix:

@@ -17,7 +17,7 @@ import click
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from ._version import __version__
+from . import __version__
 from .errors import StartupError
 from .settings import Settings
 

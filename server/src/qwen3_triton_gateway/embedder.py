@@ -10,15 +10,14 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from .backends import Backend
-from .batching import pad_batch
+from .backends.base import Backend
+from .batching import BatchLimits, Lane, pad_batch
 from .cache import VectorCache
 from .errors import BadVectorError, EmbeddingServerError, InvalidRequestError
 from .fingerprint import EmbeddingSpace
 from .metrics import Metrics
 from .pooling import l2_normalize, last_token_pool, truncate_dimensions, unusable_rows
-from .prompts import InputType, format_inputs
-from .scheduler import BatchLimits, Lane, QueuedText, Scheduler
+from .scheduler import QueuedText, Scheduler
 from .settings import MIN_DIMENSIONS, Settings
 from .tensors import (
     EmbeddedText,
@@ -29,19 +28,19 @@ from .tensors import (
     TokenCount,
     TokenizedText,
 )
-from .tokenization import TextTokenizer
+from .tokenization import CutSide, InputType, TextTokenizer, format_inputs
 from .tracing import batch_span, current_origin, stage_span
 
-# What becomes of a text beyond `max_length`: it is refused, or its end or its start is cut.
+# What happens to a text beyond `max_length`: it is refused, or its end or start is cut off.
 Truncation: TypeAlias = Literal["refuse", "end", "start"]
 
-# Below this a thread costs more than the tokenizer does.
+# Below this, a thread costs more than tokenizing does.
 TOKENIZE_INLINE_CHARACTERS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedCall:
-    """What every dialect's request comes down to."""
+    """An embedding request, independent of its dialect."""
 
     texts: Sequence[str]
     input_type: InputType = "document"
@@ -53,7 +52,7 @@ class EmbedCall:
 
 @dataclass(frozen=True, slots=True)
 class EmbedTimings:
-    """Where a request's time went, in seconds; all 0 where the cache held every text."""
+    """Where a request's time went, in seconds; all 0 if every text was cached."""
 
     tokenize_seconds: float = 0.0
     queue_seconds: float = 0.0
@@ -61,7 +60,13 @@ class EmbedTimings:
 
 
 class Embedder:
-    """Embed texts with a connected backend; one for the process."""
+    """The stages on a connected backend; one per process.
+
+    Attributes:
+        scheduler: The queue that all requests share.
+        cache: The vectors of recent texts.
+        default_dimensions: Dimensions of a vector where a request sets none.
+    """
 
     def __init__(
         self,
@@ -92,14 +97,17 @@ class Embedder:
     async def embed(
         self, call: EmbedCall, *, deadline: float, fresh: bool = False
     ) -> tuple[Embeddings, EmbedTimings]:
-        """Embed texts in their order.
+        """Embed texts, in their order.
 
-        `deadline` is in the event loop's time; `fresh` leaves the cache alone.
+        Args:
+            call: The texts and how to embed them.
+            deadline: When the request times out, in the event loop's time.
+            fresh: Whether to bypass the cache.
 
         Raises:
-            InvalidRequestError: a blank text, dimensions out of range, or a text too long where
-                the call refuses those; `index` names the text.
-            EmbeddingServerError: what kept a text from being embedded.
+            InvalidRequestError: A text is blank, `dimensions` is out of range, or a text is too
+                long and the call refuses such texts; `index` names the text.
+            EmbeddingServerError: A text could not be embedded.
         """
         dimensions = self._check_dimensions(call.dimensions)
         _check_call(call)
@@ -118,7 +126,7 @@ class Embedder:
     async def _compute(
         self, call: EmbedCall, indices: Sequence[int], dimensions: int, deadline: float
     ) -> tuple[dict[int, EmbeddedText], EmbedTimings]:
-        """Embed the texts of a call that the cache does not hold."""
+        """Embed the texts of a call that are not cached."""
         began = time.perf_counter()
         with stage_span("tokenize"):
             tokenized = await self._tokenize(call, [call.texts[index] for index in indices])
@@ -141,7 +149,7 @@ class Embedder:
 
     async def _tokenize(self, call: EmbedCall, texts: Sequence[str]) -> list[TokenizedText]:
         prompts = format_inputs(texts, input_type=call.input_type, instruction=call.instruction)
-        cut = "start" if call.truncation == "start" else "end"
+        cut = _cut_side(call)
         if sum(map(len, prompts)) <= TOKENIZE_INLINE_CHARACTERS:
             return self._tokenizer.encode(prompts, cut=cut)
         return await asyncio.to_thread(self._tokenizer.encode, prompts, cut=cut)
@@ -176,12 +184,16 @@ class Embedder:
         return Embeddings(answered, prompt_tokens, truncated)
 
     def _cache_keys(self, call: EmbedCall, dimensions: int) -> list[bytes]:
-        """Give each text its key; none where there is no cache."""
+        """Compute each text's key; none if the cache is disabled."""
         if not self.cache.enabled:
             return []
-        # Whether a text is cut is not known before it is tokenized.
-        side = "start" if call.truncation == "start" else "end"
-        scope = (self._space.fingerprint(dimensions), call.input_type, call.instruction or "", side)
+        # The side is always part of the key: whether a text is cut is known once it is tokenized.
+        scope = (
+            self._space.fingerprint(dimensions),
+            call.input_type,
+            call.instruction or "",
+            _cut_side(call),
+        )
         return [self.cache.key(text, *scope) for text in call.texts]
 
     def _look_up(self, keys: Sequence[bytes]) -> dict[int, EmbeddedText]:
@@ -201,31 +213,31 @@ class Embedder:
         raise InvalidRequestError(msg, param="dimensions")
 
     def _refuse_long(self, call: EmbedCall, counts: dict[int, TokenCount]) -> None:
-        """Refuse cut texts where the call wants none; `counts` has them by their index."""
+        """Refuse texts that are too long if the call does; `counts` is keyed by their index."""
         long = [index for index, count in counts.items() if count.truncated]
         if call.truncation != "refuse" or not long:
             return
         count = counts[long[0]]
-        more = f" ({len(long) - 1} more texts are too long as well)" if long[1:] else ""
+        more = f" In all, {len(long)} texts are too long." if long[1:] else ""
         msg = (
             f"Text {long[0]} has {'' if count.exact else 'more than '}{count.total} tokens; the "
-            f"limit is {self._tokenizer.max_length}{more}. Shorten it, or send `truncate: true`."
+            f"limit is {self._tokenizer.max_length}.{more} Shorten it, or send `truncate: true`."
         )
         raise InvalidRequestError(msg, index=long[0], code="text_too_long")
 
     def _collect(
         self, entries: Sequence[QueuedText], indices: Sequence[int]
     ) -> list[Float32Vector]:
-        """Take the vectors of finished entries, or raise the first error naming its text."""
+        """Collect the vectors of finished entries, or raise the first error with its text."""
         vectors: list[Float32Vector] = []
         for index, entry in zip(indices, entries, strict=True):
             result = entry.done.result()
             if isinstance(result, BadVectorError):
                 self._metrics.refused_vectors.inc()
                 msg = (
-                    f"Text {index} got no usable vector, alone too: {result.message}. Float16 "
-                    "models overflow on some texts: serve a float32 or bfloat16 export, or change "
-                    "the text."
+                    f"Text {index} has no usable vector, even when embedded alone. "
+                    f"{result.message} Float16 models overflow on some texts: serve a float32 or "
+                    "bfloat16 export, or change the text."
                 )
                 raise BadVectorError(msg, index=index)
             if isinstance(result, EmbeddingServerError):
@@ -234,25 +246,35 @@ class Embedder:
         return vectors
 
     def _refuse_unusable(self, rows: Float32Matrix, indices: Sequence[int]) -> None:
-        """Refuse rows that lost their direction when they were cut to `dimensions`."""
+        """Refuse rows that became zero when they were truncated to `dimensions`."""
         for row in unusable_rows(rows):
             self._metrics.refused_vectors.inc()
             index = indices[row]
-            msg = f"Text {index} has no direction left in its first {rows.shape[1]} dimensions."
+            msg = (
+                f"The vector of text {index} is zero in its first {rows.shape[1]} dimensions. "
+                "Request more `dimensions`."
+            )
             raise BadVectorError(msg, index=index)
 
 
 def _check_call(call: EmbedCall) -> None:
     if call.input_type == "document" and call.instruction is not None:
-        msg = "`instruction` belongs to queries: send `input_type: query` with it, or leave it out."
+        msg = "`instruction` applies to queries only. Send `input_type: query` too, or omit it."
         raise InvalidRequestError(msg, param="instruction")
     if call.input_type == "query" and call.truncation == "start":
-        msg = "Cutting a query's start would cut its instruction; cut the end, or shorten it."
+        msg = (
+            "Truncating the start of a query would remove its instruction. Truncate the end, or "
+            "shorten the query."
+        )
         raise InvalidRequestError(msg, param="truncate")
     for index, text in enumerate(call.texts):
         if not text.strip():
-            msg = f"Text {index} is blank. Remove it or give it content; nothing was embedded."
+            msg = f"Text {index} is blank, so nothing was embedded. Remove it or give it content."
             raise InvalidRequestError(msg, index=index, code="blank_text")
+
+
+def _cut_side(call: EmbedCall) -> CutSide:
+    return "start" if call.truncation == "start" else "end"
 
 
 def _queue_and_infer_seconds(entries: Sequence[QueuedText]) -> tuple[float, float]:

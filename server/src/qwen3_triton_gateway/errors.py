@@ -1,13 +1,13 @@
-"""Every error of the gateway, with the HTTP status that it becomes.
+"""Every error of the gateway, with its HTTP status.
 
 EmbeddingServerError
-├── StartupError                    the gateway cannot start as configured (never an HTTP answer)
+├── StartupError                    the gateway cannot start as configured (never an HTTP response)
 ├── InvalidRequestError        400
 ├── UnauthorizedError          401
 ├── ModelNotFoundError         404
 ├── BodyTooLargeError          413
 ├── QueueFullError             429  with Retry-After
-├── BadVectorError             502  the model answered, and the answer is no embedding
+├── BadVectorError             502  the model returned something that is not an embedding
 ├── BackendError               502  the model refused the batch or broke the contract
 ├── BackendUnavailableError    503  with Retry-After
 └── DeadlineExceededError      504
@@ -17,11 +17,19 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+# The cause is in the log only: it is a bug, and its text may hold what must not leave the gateway.
+INTERNAL_ERROR = "Internal error. See the gateway's log."
+
 
 class EmbeddingServerError(Exception):
-    """Carry what an answer needs: status, type, code, the parameter at fault, and a message.
+    """An error with everything that a response needs.
 
-    `index` names a text instead of `param`; each dialect writes it by its own field's name.
+    Attributes:
+        message: One or more sentences for the caller.
+        param: The field at fault.
+        index: The text at fault, instead of `param`: each dialect has its own name for the field.
+        code: A machine-readable reason.
+        retry_after_seconds: When to retry, where that helps.
     """
 
     status: ClassVar[int] = 500
@@ -46,7 +54,7 @@ class EmbeddingServerError(Exception):
 
 
 class StartupError(EmbeddingServerError):
-    """Refuse to start; the message names both sides of the mismatch and what to change."""
+    """A reason not to start; the message names both sides of a mismatch and what to change."""
 
 
 class InvalidRequestError(EmbeddingServerError):
@@ -100,3 +108,16 @@ class BackendUnavailableError(EmbeddingServerError):
 class DeadlineExceededError(EmbeddingServerError):
     status = 504
     code = "deadline_exceeded"
+
+
+def describe_invalid_value(name: str, message: str, shown: str) -> str:
+    """Turn one of pydantic's messages into a sentence about a field or a setting.
+
+    Args:
+        name: The field or setting.
+        message: Pydantic's message.
+        shown: What was sent: the value, or its type where the value may be long or secret.
+    """
+    if message.startswith("Input "):
+        return f"`{name}`{message.removeprefix('Input')} (got {shown})."
+    return f"`{name}`: {message.removeprefix('Value error, ')} (got {shown})."

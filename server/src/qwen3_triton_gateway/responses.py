@@ -1,26 +1,30 @@
-"""JSON on the wire, and errors as answers in the shape of each dialect."""
+"""JSON on the wire: vectors without a Python object per float, and errors in each dialect."""
 
 from __future__ import annotations
 
 import asyncio
+import base64
 from collections.abc import Callable
 from enum import StrEnum
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
+import numpy as np
 import orjson
+from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.types import Scope
 
-from .encoding import EncodingFormat, encode_vectors
 from .errors import EmbeddingServerError, UnauthorizedError
 from .tensors import Float32Matrix
 
-# Writing 2,048 vectors takes a tenth of a second; other requests get a turn after so many.
+EncodingFormat: TypeAlias = Literal["float", "base64"]
+
+# Encoding 2,048 vectors takes a tenth of a second; other requests get a turn after this many.
 ROWS_PER_TURN = 64
 
 
 class Dialect(StrEnum):
-    """Whose words a request and its answer use."""
+    """The API that a request and its answer follow."""
 
     NATIVE = "native"
     OPENAI = "openai"
@@ -28,12 +32,35 @@ class Dialect(StrEnum):
 
 
 TEXTS_FIELDS = {Dialect.NATIVE: "texts", Dialect.OPENAI: "input", Dialect.TEI: "inputs"}
-# text-embeddings-inference, `router/src/http/types.rs`: its `ErrorType`s.
+# `ErrorType` in text-embeddings-inference, `router/src/http/types.rs`.
 TEI_ERROR_TYPES = {429: "overloaded", 502: "backend", 503: "unhealthy", 504: "backend"}
 
 
+class ErrorDetail(BaseModel):
+    message: str
+    type: str
+    code: str | None
+    param: str | None
+
+
+class ErrorResponse(BaseModel):
+    """A native error; `detail` repeats the message for callers of the runbook's gateway."""
+
+    error: ErrorDetail
+    detail: str
+
+
+class OpenAIErrorResponse(BaseModel):
+    error: ErrorDetail
+
+
+class TeiErrorResponse(BaseModel):
+    error: str
+    error_type: str
+
+
 class JsonResponse(Response):
-    """Write JSON by orjson, float32 arrays included, without a Python object for each float."""
+    """A JSON response written by orjson, which reads numpy arrays directly."""
 
     media_type = "application/json"
 
@@ -41,14 +68,33 @@ class JsonResponse(Response):
         return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
+def encode_vectors(
+    vectors: Float32Matrix, encoding_format: EncodingFormat
+) -> Float32Matrix | list[orjson.Fragment]:
+    """Encode rows for orjson: the array itself, or base64 of little-endian float32.
+
+    Both forms hold the same bits: orjson writes the shortest decimal that parses to the same
+    float32.
+    """
+    rows = np.ascontiguousarray(vectors, dtype="<f4")
+    if encoding_format == "float":
+        return rows
+    # Already JSON: base64 contains nothing that needs an escape.
+    return [orjson.Fragment(b'"' + base64.b64encode(row) + b'"') for row in rows]
+
+
 async def render_vectors(
     vectors: Float32Matrix,
     encoding_format: EncodingFormat,
     wrap: Callable[[int, Any], Any] | None = None,
 ) -> orjson.Fragment:
-    """Write vectors as a JSON array, letting other requests run meanwhile.
+    """Render vectors as a JSON array, yielding to other requests between chunks of rows.
 
-    `wrap` makes an item of a row's index and its encoded vector; without it the vector is the item.
+    Args:
+        vectors: Float32, of shape `(n, dimensions)`.
+        encoding_format: Each vector as an array of numbers, or as a base64 string.
+        wrap: Builds an item from a row's index and its encoded vector; without it, the encoded
+            vector is the item.
     """
     parts: list[bytes] = []
     for start in range(0, len(vectors), ROWS_PER_TURN):
@@ -61,7 +107,7 @@ async def render_vectors(
 
 
 def dialect_of(scope: Scope) -> Dialect:
-    """Tell a request's dialect: by its path, until its route has seen its body."""
+    """Determine a request's dialect: by its path, until its route has read the body."""
     known: Dialect | None = scope.get("state", {}).get("dialect")
     if known is not None:
         return known
@@ -71,7 +117,7 @@ def dialect_of(scope: Scope) -> Dialect:
 
 
 def error_response(error: EmbeddingServerError, dialect: Dialect) -> JsonResponse:
-    """Render an error as the clients of a dialect read it."""
+    """Render an error the way clients of a dialect expect it."""
     headers: dict[str, str] = {}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)

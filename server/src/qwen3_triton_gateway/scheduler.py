@@ -1,24 +1,16 @@
-"""The queue between requests and the model: one for the process.
+"""The queue between requests and the model; one per process.
 
-Policy, each part a pure function or a few lines below:
+How a batch is chosen is in `batching`. This module does the rest:
 
-* **Work-conserving.** A batch leaves as soon as a slot is free and anything waits; no timer.
-* **Window.** The model's instances + 1 batches in flight: one always prepared, none piling up
-  where it can no longer be reordered. While queries keep coming, the one more is kept for them, so
-  that a query waits for the batch that runs and not for another behind it.
-* **Lanes.** Queries before documents. Documents age by one with every batch of queries that
-  overtakes them, and at `OLD_AGE` go first, so that neither starves.
-* **Batches.** The oldest text of the lane is the anchor; texts of similar length join it, from
-  whichever request they came, as long as the padding they cost is less than a batch of their own
-  would (`similar_lengths`).
-* **Budget.** A batch holds no more padded tokens than the setting allows, and than the model does
-  in about `BATCH_SECONDS`: on a slow machine, too, a query waits for short batches only.
-* **Admission.** Requests under way and waiting tokens are bounded; a request is queued whole or
+* **Work-conserving.** A batch leaves as soon as a slot is free and a text is waiting; there is no
+  timer. As many batches are in flight as the model has instances, and one more: one is always
+  prepared, and none piles up where it can no longer be reordered.
+* **Admission.** Requests in progress and waiting tokens are bounded. A request is queued whole, or
   refused with the time after which it would fit.
-* **Once.** Equal texts that wait together are computed once.
-* **Alone.** A text whose vector is unusable, or whose batch the model refused, runs once more by
-  itself, so that its neighbours get their vectors and the error names the right text.
-* **Gone.** A text that nobody waits for any more leaves before it costs anything.
+* **Deduplication.** Equal texts that wait at the same time are computed once.
+* **Isolation.** A text whose vector is unusable, or whose batch the model refused, runs again by
+  itself, so that its neighbors get their vectors and the error names the right text.
+* **Abandonment.** A text that no caller is waiting for leaves the queue before it costs anything.
 """
 
 from __future__ import annotations
@@ -31,14 +23,21 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from enum import IntEnum
 from operator import attrgetter
 from typing import TypeAlias
 
 import numpy as np
 
-from .batching import bucket_length
+from .batching import (
+    BatchLimits,
+    Lane,
+    choose_lane,
+    document_window,
+    similar_lengths,
+    token_budget,
+)
 from .errors import (
+    INTERNAL_ERROR,
     BackendError,
     BadVectorError,
     DeadlineExceededError,
@@ -49,50 +48,28 @@ from .metrics import LaneState, Metrics
 from .pooling import unusable_rows
 from .tensors import Float32Matrix, Float32Vector, TokenizedText
 
-# What makes two waiting texts the same one: their lane and their token ids.
-TextKey: TypeAlias = "tuple[Lane, bytes]"
+# Two waiting texts are the same if their lane and their token ids are.
+TextKey: TypeAlias = tuple[Lane, bytes]
 
 logger = logging.getLogger(__name__)
 
-# Batches of queries that may overtake waiting documents in a row: queries get four fifths of the
-# model when both lanes are full, documents never less than the last fifth.
-OLD_AGE = 4
-# What a batch costs before its first token (a round trip, kernel launches), in tokens.
-BATCH_OVERHEAD_TOKENS = 64
-# Long enough that throughput does not suffer: matrices fill a card or a core long before, and on
-# CPUs larger batches are slower (`bench/README.md`). Short enough for a query that waits for two.
-BATCH_SECONDS = 0.1
-# How long after a query the last slot stays free for the next one.
-QUERY_MEMORY_SECONDS = 2.0
-RATE_SMOOTHING = 0.2
+# Weight of the newest batch in the measured speed of the model.
+SPEED_SMOOTHING = 0.2
 MAX_RETRY_AFTER_SECONDS = 60
-
-
-class Lane(IntEnum):
-    """Which queue a text waits in; the value is Triton's request priority as well."""
-
-    QUERY = 1
-    DOCUMENT = 2
-
-    @property
-    def label(self) -> str:
-        return self.name.lower()
-
-
-@dataclass(frozen=True, slots=True)
-class BatchLimits:
-    """Bounds of one batch: rows, padded tokens (a longer text goes alone), bucket ceiling."""
-
-    max_batch_size: int
-    max_batch_tokens: int
-    max_length: int
 
 
 @dataclass(eq=False, slots=True)
 class QueuedText:
-    """A text in the queue, and everyone who waits for its vector.
+    """A text in the queue, shared by every request that waits for its vector.
 
-    `origin` is whatever the first request gave to tell where the text came from.
+    Attributes:
+        serial: Counts texts in their order of arrival.
+        arrived: When the text was queued, in the event loop's time; so are the other times.
+        deadline: The latest deadline of the requests that wait for it.
+        done: The vector, or the reason why there is none.
+        origin: What the first request passed to `submit`, for tracing.
+        claims: Number of requests that wait for it.
+        alone: Whether it has to run in a batch of its own.
     """
 
     text: TokenizedText
@@ -110,20 +87,25 @@ class QueuedText:
 
     @property
     def rank(self) -> tuple[int, int]:
-        """Order by length; the serial tells texts of equal length apart."""
+        """The sort key by length; the serial separates texts of equal length."""
         return self.text.length, self.serial
 
 
-# Runs texts of one lane within so many seconds; the rows are theirs, in their order.
+# Runs texts of one lane within a number of seconds; returns one row per text, in their order.
 RunBatch: TypeAlias = Callable[[Sequence[QueuedText], float], Awaitable[Float32Matrix]]
-
 
 _rank = attrgetter("rank")
 
 
 @dataclass(slots=True)
 class LaneQueue:
-    """The texts of one lane, by arrival and by length; taken ones stay in `arrivals` until met."""
+    """The waiting texts of one lane.
+
+    Attributes:
+        arrivals: The texts in their order of arrival. Texts that were taken or discarded stay in it
+            until they reach the front, since removing them from the middle would be slow.
+        by_length: The texts in ascending length; only those that are still waiting.
+    """
 
     arrivals: deque[QueuedText] = field(default_factory=deque[QueuedText])
     by_length: list[QueuedText] = field(default_factory=list[QueuedText])
@@ -146,21 +128,20 @@ class LaneQueue:
             del self.by_length[index]
 
     def take_batch(self, limits: BatchLimits) -> list[QueuedText]:
-        """Remove the oldest text and its neighbours by length; the lane must not be empty."""
+        """Remove the oldest text and its neighbors by length; the lane must not be empty."""
         anchor = None
         while anchor is None:
             anchor = self.position(self.arrivals.popleft())
-        lengths = _Lengths(self.by_length)
-        window = similar_lengths(lengths, anchor, limits)
-        batch = self.by_length[window.start : window.stop]
-        del self.by_length[window.start : window.stop]
+        chosen = similar_lengths(_Lengths(self.by_length), anchor, limits)
+        batch = self.by_length[chosen.start : chosen.stop]
+        del self.by_length[chosen.start : chosen.stop]
         if not self.by_length:
             self.arrivals.clear()
         return batch
 
 
 class _Lengths(Sequence[int]):
-    """The lengths of a sorted lane, read in place."""
+    """The lengths of a sorted lane, read in place: a copy would cost time for every batch."""
 
     def __init__(self, entries: list[QueuedText]) -> None:
         self._entries = entries
@@ -168,59 +149,13 @@ class _Lengths(Sequence[int]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    # An index is all that `similar_lengths` asks for; slices are not supported.
     def __getitem__(self, index: int) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
         return self._entries[index].text.length
 
 
-def similar_lengths(lengths: Sequence[int], anchor: int, limits: BatchLimits) -> range:
-    """Choose a batch around `anchor` from ascending lengths: a window that contains it.
-
-    A neighbour joins where the padded batch grows by no more than the neighbour would cost in a
-    batch of its own, `BATCH_OVERHEAD_TOKENS` included; the cheaper side joins first.
-    """
-    start, stop = anchor, anchor + 1
-    width = bucket_length(lengths[anchor], limits.max_length)
-    while stop - start < limits.max_batch_size:
-        rows = stop - start
-        growth: list[tuple[int, int, int]] = []
-        if start > 0:
-            own = bucket_length(lengths[start - 1], limits.max_length)
-            growth.append((width - own, start - 1, width))
-        if stop < len(lengths):
-            wider = bucket_length(lengths[stop], limits.max_length)
-            growth.append((rows * (wider - width), stop, wider))
-        fitting = [
-            option
-            for option in growth
-            if option[0] <= BATCH_OVERHEAD_TOKENS
-            and (rows + 1) * option[2] <= limits.max_batch_tokens
-        ]
-        if not fitting:
-            break
-        _, joined, width = min(fitting)
-        start, stop = min(start, joined), max(stop, joined + 1)
-    return range(start, stop)
-
-
-def choose_lane(queries: int, documents: int, age: int) -> Lane:
-    """Choose the lane of the next batch from how many texts wait in each, and the documents' age.
-
-    `age` counts the batches of queries that went before the documents that wait.
-    """
-    if documents and (not queries or age >= OLD_AGE):
-        return Lane.DOCUMENT
-    return Lane.QUERY
-
-
-def token_budget(max_batch_tokens: int, tokens_per_second: float) -> int:
-    """Bound a batch's padded tokens by the setting and by the model's speed, where it is known."""
-    if not tokens_per_second:
-        return max_batch_tokens
-    return max(1, min(max_batch_tokens, round(tokens_per_second * BATCH_SECONDS)))
-
-
 class Scheduler:
-    """Form batches from all requests and run them through `run`, at most `window` at a time."""
+    """The queue, and the tasks that run its batches."""
 
     def __init__(
         self,
@@ -232,6 +167,16 @@ class Scheduler:
         max_queue_requests: int,
         metrics: Metrics,
     ) -> None:
+        """Create an empty queue.
+
+        Args:
+            run: Runs one batch.
+            limits: Bounds of one batch.
+            window: Maximum batches in flight.
+            max_queue_tokens: Maximum tokens waiting.
+            max_queue_requests: Maximum requests in progress.
+            metrics: Where batches and refusals are counted.
+        """
         self._run = run
         self._limits = limits
         self._window = window
@@ -248,7 +193,7 @@ class Scheduler:
         self._documents_in_flight = 0
         self._last_query = -math.inf
         self._serial = 0
-        # By lane: a lone query is over before the model gets up to speed.
+        # Per lane: a single query is over before the model gets up to speed.
         self._tokens_per_second = dict.fromkeys(Lane, 0.0)
         self.last_answer = 0.0
 
@@ -265,24 +210,24 @@ class Scheduler:
         return self._requests
 
     def lane_states(self) -> list[LaneState]:
-        """Say what waits in each lane."""
+        """Describe what is waiting in each lane."""
         now = asyncio.get_running_loop().time()
         return [_lane_state(lane, queue.by_length, now) for lane, queue in self._lanes.items()]
 
     @contextmanager
     def request(self) -> Generator[None]:
-        """Count a request as under way, from before its body is read.
+        """Count a request as in progress, from before its body is read.
 
         Raises:
-            QueueFullError: as many are under way as may be.
+            QueueFullError: As many requests as allowed are in progress.
         """
         if self._requests >= self._max_queue_requests:
             msg = (
-                f"{self._requests} requests are under way, which is the limit "
-                "(EMBED_MAX_QUEUE_REQUESTS)."
+                f"{self._requests} requests are in progress, which is the limit "
+                "(EMBED_MAX_QUEUE_REQUESTS). Retry later."
             )
             self._metrics.rejected_requests.labels("requests").inc()
-            # A request's share of the queue is what has to drain before one leaves.
+            # On average, a request's share of the queue has to drain before one leaves.
             raise self._full(msg, self._queued_tokens / self._requests)
         self._requests += 1
         try:
@@ -293,19 +238,24 @@ class Scheduler:
     async def submit(
         self, texts: Sequence[TokenizedText], *, lane: Lane, deadline: float, origin: object = None
     ) -> list[QueuedText]:
-        """Queue texts, wait for all, and give their entries, each done with a vector or an error.
+        """Queue texts, wait for all, and return their entries, each done with a vector or error.
 
-        `deadline` is in the event loop's time; `origin` goes with the texts to the model's call.
+        Args:
+            texts: The texts of one request.
+            lane: The queue they wait in.
+            deadline: When the request times out, in the event loop's time.
+            origin: Passed on to `run` with the texts, for tracing.
 
         Raises:
-            QueueFullError: the texts do not fit; none was queued.
-            DeadlineExceededError: the deadline passed first.
+            QueueFullError: The texts do not fit; none was queued.
+            DeadlineExceededError: The deadline passed first.
         """
         self._admit(texts)
         if lane is Lane.QUERY:
             self._last_query = asyncio.get_running_loop().time()
         entries = [self._enqueue(text, lane, deadline, origin) for text in texts]
-        # Longest first: it becomes the anchor, and a request on its own is packed downwards.
+        # The longest arrives first and becomes the anchor: a request that has the model to itself
+        # is packed from its longest texts down, without a last batch of a few long ones.
         new = dict.fromkeys(entry for entry in entries if not entry.claims)
         fresh = sorted(new, key=lambda entry: -entry.text.length)
         for entry in fresh:
@@ -317,7 +267,10 @@ class Scheduler:
             async with asyncio.timeout_at(deadline):
                 await asyncio.wait({entry.done for entry in entries})
         except TimeoutError:
-            msg = "The request's deadline passed before all its texts were embedded."
+            msg = (
+                "The request's deadline (EMBED_TIMEOUT_S) passed before all its texts were "
+                "embedded. Send fewer texts per request, or raise the deadline."
+            )
             raise DeadlineExceededError(msg) from None
         finally:
             for entry in entries:
@@ -335,13 +288,13 @@ class Scheduler:
             return
         msg = (
             f"{self._queued_tokens} tokens are waiting and this request adds {tokens}; the limit "
-            f"is {self._max_queue_tokens} (EMBED_MAX_QUEUE_TOKENS)."
+            f"is {self._max_queue_tokens} (EMBED_MAX_QUEUE_TOKENS). Retry later."
         )
         self._metrics.rejected_requests.labels("tokens").inc()
         raise self._full(msg, self._queued_tokens + tokens - self._max_queue_tokens)
 
     def _full(self, message: str, excess_tokens: float) -> QueueFullError:
-        """Refuse until `excess_tokens` will have drained."""
+        """Build a refusal whose Retry-After is the time in which `excess_tokens` drain."""
         speed = max(self._tokens_per_second.values())
         wait = min(
             max(1, math.ceil(excess_tokens / speed)) if speed else 1, MAX_RETRY_AFTER_SECONDS
@@ -372,7 +325,7 @@ class Scheduler:
             self._metrics.abandoned_texts.inc()
 
     def _forget(self, entry: QueuedText) -> None:
-        """Take an entry off the books of what waits."""
+        """Stop counting an entry as waiting."""
         del self._waiting[entry.key]
         self._queued_tokens -= entry.text.length
 
@@ -396,7 +349,9 @@ class Scheduler:
             if entry.claims:
                 return [entry]
         queries, documents = (self._lanes[lane] for lane in Lane)
-        startable = len(documents) if self._documents_in_flight < self._document_window() else 0
+        silence = asyncio.get_running_loop().time() - self._last_query
+        free = self._documents_in_flight < document_window(self._window, silence)
+        startable = len(documents) if free else 0
         lane = choose_lane(len(queries), startable, self._documents_age)
         if not (queries if lane is Lane.QUERY else startable):
             return []
@@ -408,11 +363,6 @@ class Scheduler:
             self._forget(entry)
         return batch
 
-    def _document_window(self) -> int:
-        """Say how many batches of documents may be in flight now."""
-        silence = asyncio.get_running_loop().time() - self._last_query
-        return self._window if silence > QUERY_MEMORY_SECONDS else max(1, self._window - 1)
-
     async def _run_batch(self, batch: list[QueuedText]) -> None:
         loop = asyncio.get_running_loop()
         started = loop.time()
@@ -423,10 +373,10 @@ class Scheduler:
             self._metrics.failed_batches.labels(error.code).inc()
             for entry in batch:
                 self._fail(entry, error)
-        except Exception:  # a bug of ours must not leave the callers waiting
-            logger.exception("A batch failed in a way that the gateway does not know.")
+        except Exception:  # a bug in the gateway must not leave callers waiting
+            logger.exception("A batch failed unexpectedly.")
             for entry in batch:
-                self._fail(entry, EmbeddingServerError("Internal error; see the gateway's log."))
+                self._fail(entry, EmbeddingServerError(INTERNAL_ERROR))
         else:
             self.last_answer = loop.time()
             self._settle(batch, vectors)
@@ -442,10 +392,10 @@ class Scheduler:
                 entry.done.set_result(vectors[row])
                 continue
             norm = float(np.linalg.norm(vectors[row].astype(np.float64)))
-            self._fail(entry, BadVectorError(f"the model gave a vector of norm {norm:g}"))
+            self._fail(entry, BadVectorError(f"The model returned a vector of norm {norm:g}."))
 
     def _fail(self, entry: QueuedText, error: EmbeddingServerError) -> None:
-        """Run the text once more by itself where that can help, else hand over the error."""
+        """Retry the text in a batch of its own if that can help, else deliver the error."""
         if isinstance(error, (BadVectorError, BackendError)) and not entry.alone:
             entry.alone = True
             self._alone.append(entry)
@@ -454,11 +404,12 @@ class Scheduler:
             entry.done.set_result(error)
 
     def _measure(self, batch: Sequence[QueuedText], seconds: float) -> None:
-        """Learn how fast the model works from a batch's round trip, others running beside it."""
+        """Update the model's speed from a batch's round trip."""
         tokens = sum(entry.text.length for entry in batch)
-        speed, known = tokens * len(self._tasks) / max(seconds, 1e-6), self._tokens_per_second
-        lane = batch[0].lane
-        smoothing = RATE_SMOOTHING if known[lane] else 1.0
+        # Batches in flight share the model: together they were that many times as fast.
+        speed = tokens * len(self._tasks) / max(seconds, 1e-6)
+        lane, known = batch[0].lane, self._tokens_per_second
+        smoothing = SPEED_SMOOTHING if known[lane] else 1.0
         known[lane] += smoothing * (speed - known[lane])
 
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import logging
 import math
+import os
 import signal
 import ssl
 import sys
@@ -15,10 +17,8 @@ import uvicorn
 from pythonjsonlogger.orjson import OrjsonFormatter
 
 from .app import create_app
-from .backends import choose_backend
-from .bundled import with_bundled_model
+from .backends import choose_backend, with_bundled_model
 from .errors import StartupError
-from .heap import keep_memory_flat
 from .service import EmbeddingService
 from .settings import Settings
 from .tracing import configure_tracing
@@ -27,6 +27,13 @@ logger = logging.getLogger(__name__)
 
 # Beside a request's own deadline, time to write its answer.
 GRACE_SECONDS = 5
+# malloc.h of glibc.
+_M_MMAP_THRESHOLD = -3
+_M_ARENA_MAX = -8
+# Above the hidden states of a batch, whose pages would otherwise be faulted in for every batch (a
+# tenth of the throughput of a small model); below a long answer as JSON.
+LARGE_BLOCK_BYTES = 16 << 20
+ARENAS = 2
 
 
 class GatewayServer(uvicorn.Server):
@@ -120,6 +127,23 @@ async def serve(settings: Settings) -> None:
         send_last_spans()
     if server.failure:
         raise StartupError(server.failure)
+
+
+def keep_memory_flat() -> None:
+    """Give large blocks back to the system as soon as they are freed.
+
+    Long answers are blocks of tens of megabytes. glibc learns from the first of them that is freed
+    to take the next from the heap, up to 32 MiB, and holes in the heaps of its threads then add up
+    (`bench/README.md` has the numbers). Does nothing with another C library, and leaves alone what
+    `MALLOC_` variables set.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is None:
+        return
+    if "MALLOC_MMAP_THRESHOLD_" not in os.environ:
+        mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
+    if "MALLOC_ARENA_MAX" not in os.environ:
+        mallopt(_M_ARENA_MAX, ARENAS)
 
 
 def configure_logging(settings: Settings) -> None:

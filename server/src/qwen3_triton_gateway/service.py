@@ -1,4 +1,4 @@
-"""What the routes talk to: the parts of a running gateway, and whether it can be trusted now."""
+"""The parts of a running gateway, and whether its answers can be trusted now."""
 
 from __future__ import annotations
 
@@ -7,25 +7,24 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass
 
-from .backends import Backend, ModelSpec
+from .backends.base import Backend, ModelSpec
 from .canary import Canary
 from .embedder import Embedder
 from .errors import BackendUnavailableError, ModelNotFoundError, StartupError
 from .fingerprint import EmbeddingSpace
 from .metrics import GatewayState, Metrics
-from .prompts import PROMPT_VERSION
 from .settings import Settings
-from .tokenization import TextTokenizer
+from .tokenization import PROMPT_VERSION, TextTokenizer
 
 logger = logging.getLogger(__name__)
 
 CONNECT_INTERVAL_SECONDS = 0.5
 WAITING_LOG_SECONDS = 5.0
-# With the second that a probe may take, readiness follows the model within two.
+# A probe may take a second, so readiness follows the model within two.
 WATCH_INTERVAL_SECONDS = 0.5
-# Requests have had their time when this begins (see `server`): what is left, nobody waits for.
+# By now requests have had their time (see `server`): no caller waits for what is left.
 DRAIN_SECONDS = 5.0
-# The family's sizes, told apart by their hidden size (model cards of Qwen3-Embedding).
+# The sizes of the family by their hidden size (model cards of Qwen3-Embedding).
 MODEL_IDS = {
     1024: "Qwen/Qwen3-Embedding-0.6B",
     2560: "Qwen/Qwen3-Embedding-4B",
@@ -35,7 +34,13 @@ MODEL_IDS = {
 
 @dataclass(frozen=True, slots=True)
 class Readiness:
-    """Whether requests can be answered now, and why not; `backend_ready` is the model's side."""
+    """Whether requests can be answered now.
+
+    Attributes:
+        ready: Whether requests are answered.
+        backend_ready: Whether the model answers.
+        reason: Why not; empty when ready.
+    """
 
     ready: bool
     backend_ready: bool
@@ -43,24 +48,25 @@ class Readiness:
 
 
 class EmbeddingService:
-    """Own tokenizer, backend and embedder; connect, watch, and answer whether all is well."""
+    """The owner of tokenizer, backend and embedder, which connects and watches the model."""
 
     def __init__(self, settings: Settings, backend: Backend) -> None:
-        """Load the tokenizer; the model is reached by `connect`.
+        """Load the tokenizer; `connect` reaches the model.
 
         Raises:
-            StartupError: no tokenizer where the settings say.
+            StartupError: The tokenizer is missing or invalid.
         """
         tokenizer_path = settings.tokenizer_path or settings.model_dir
         if tokenizer_path is None:
             msg = (
-                "TOKENIZER_PATH is not set: name the folder that holds the model's tokenizer.json."
+                "TOKENIZER_PATH is not set. Set it to the folder that contains the model's "
+                "tokenizer.json."
             )
             raise StartupError(msg)
         self.settings = settings
         self.tokenizer = TextTokenizer(tokenizer_path, max_length=settings.max_length)
         if not self.tokenizer.appends_end_token:
-            logger.warning("The tokenizer file appends no <|endoftext|>; the gateway does.")
+            logger.warning("The tokenizer file appends no <|endoftext|>, so the gateway does.")
         self.backend = backend
         self.metrics = Metrics()
         self.metrics.observe_state(self.state)
@@ -74,19 +80,19 @@ class EmbeddingService:
 
     @property
     def readiness(self) -> Readiness:
-        """Say how it stood when the model was asked last, less than two seconds ago."""
+        """The result of the last check, less than two seconds ago."""
         if self.stopping:
             return Readiness(False, self._readiness.backend_ready, "the gateway is shutting down")
         return self._readiness
 
     @property
     def embedder(self) -> Embedder:
-        """Give the embedder while its vectors can be had and trusted.
+        """The embedder, while its vectors can be trusted.
 
-        A gateway that shuts down still answers those who did not hear of it yet.
+        A gateway that is shutting down still answers callers that have not noticed yet.
 
         Raises:
-            BackendUnavailableError: the model is away, or another than at start.
+            BackendUnavailableError: The model is unavailable, or has changed since startup.
         """
         if self._embedder is None or not self._readiness.ready:
             raise BackendUnavailableError(f"Not ready: {self._readiness.reason}.")
@@ -102,31 +108,31 @@ class EmbeddingService:
 
     @property
     def model_names(self) -> list[str]:
-        """Every name that a request may call the model by."""
+        """Every name that a request may use for the model."""
         return [self.model_id, *self.settings.model_aliases]
 
     def fingerprint(self, dimensions: int) -> str:
-        """Name the embedding space of vectors cut to `dimensions`."""
+        """Return the fingerprint of vectors with this many dimensions."""
         assert self._space is not None, "connect() comes first"
         return self._space.fingerprint(dimensions)
 
     def check_model_name(self, model: str | None) -> None:
-        """Refuse a request for another model than the served one.
+        """Check that a request names the served model, or none.
 
         Raises:
-            ModelNotFoundError: the name is neither the served model's id nor an alias.
+            ModelNotFoundError: The name is neither the served model's ID nor an alias.
         """
         if model is None or model in self.model_names:
             return
         allowed = " or ".join(map(repr, self.model_names))
-        msg = f"Model {model!r} is not served here; `model` can be {allowed}."
+        msg = f"Model {model!r} is not served here. Set `model` to {allowed}, or omit it."
         raise ModelNotFoundError(msg, param="model")
 
     async def connect(self) -> None:
-        """Learn the model, wait for it as long as it is away, and embed the canary.
+        """Wait for the model, read its interface and embed the canary sentence.
 
         Raises:
-            StartupError: the model and the settings do not fit together.
+            StartupError: The model and the settings do not match.
         """
         logged = -WAITING_LOG_SECONDS
         loop = asyncio.get_running_loop()
@@ -143,11 +149,11 @@ class EmbeddingService:
                     logged = loop.time()
                 await asyncio.sleep(CONNECT_INTERVAL_SECONDS)
         logger.info(
-            "Serving %s by %s: hidden size %d, %s, batches of up to %d.",
+            "Serving %s with %s: hidden size %d, pooled in the %s, up to %d texts per batch.",
             self.model_id,
             self.backend.description,
             spec.hidden_size,
-            "pooled in the graph" if spec.pooling == "in_graph" else "pooled here",
+            "model" if spec.pooling == "in_graph" else "gateway",
             spec.max_batch_size,
         )
 
@@ -158,13 +164,13 @@ class EmbeddingService:
             await asyncio.sleep(WATCH_INTERVAL_SECONDS)
 
     async def check_soon(self) -> None:
-        """Check after a request found the model away; those who ask meanwhile share one check."""
+        """Check after a request found the model unavailable; concurrent callers share a check."""
         if self._early_check is None or self._early_check.done():
             self._early_check = asyncio.create_task(self.check())
         await asyncio.shield(self._early_check)
 
     async def check(self) -> Readiness:
-        """Ask the backend and the canary, and remember the answer."""
+        """Update `readiness` from the backend and the canary."""
         if self._canary is None:
             return self._readiness
         was = self._readiness.ready
@@ -173,7 +179,7 @@ class EmbeddingService:
             trouble = self._canary.check()
         else:
             self._canary.distrust()
-            trouble = f"{self.backend.description} is away"
+            trouble = f"{self.backend.description} is unavailable"
         self._readiness = Readiness(not trouble, backend_ready, trouble)
         if was and trouble:
             logger.warning("Not ready: %s.", trouble)
@@ -182,7 +188,7 @@ class EmbeddingService:
         return self._readiness
 
     async def close(self) -> None:
-        """Finish the batches in flight, then let go of the backend."""
+        """Finish the batches in flight, then release the backend."""
         if self._embedder is not None:
             with suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_SECONDS):
@@ -190,7 +196,7 @@ class EmbeddingService:
         await self.backend.close()
 
     def state(self) -> GatewayState:
-        """Say what waits, what runs and who answers now."""
+        """Describe the queue, the batches in flight and the backends."""
         scheduler = self._embedder.scheduler if self._embedder else None
         return GatewayState(
             lanes=scheduler.lane_states() if scheduler else [],

@@ -15,6 +15,16 @@ from tokenizers import Tokenizer
 from .errors import StartupError
 from .tensors import TokenCount, TokenizedText
 
+InputType: TypeAlias = Literal["document", "query"]
+CutSide: TypeAlias = Literal["end", "start"]
+
+# The query template of the README of QwenLM/Qwen3-Embedding, `get_detailed_instruct`: there is no
+# space after `Query:`.
+QUERY_TEMPLATE = "Instruct: {instruction}\nQuery:{text}"
+DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+# Part of the fingerprint: raise it when the bytes around a text change.
+PROMPT_VERSION = "qwen3-instruct-1"
+
 # The family pools the state of this token, which is its pad token too. The `eos_token` of some
 # tokenizer configs, `<|im_end|>`, is another one and not what is appended (QwenLM/Qwen3-Embedding
 # issues 54 and 122).
@@ -26,7 +36,15 @@ CHARACTERS_PER_TOKEN = 16
 # and looks neither back nor ahead, so that the tokens of the two parts are those of the whole.
 _SPLIT = re.compile(r"(?<=[^\W\d_])(?=[ ,.;:!?，。、；：？！][^\W\d_])")
 
-CutSide: TypeAlias = Literal["end", "start"]
+
+def format_inputs(
+    texts: Sequence[str], *, input_type: InputType, instruction: str | None = None
+) -> list[str]:
+    """Wrap queries in the instruction template and leave documents as they are."""
+    if input_type == "document":
+        return list(texts)
+    prefix = f"Instruct: {instruction or DEFAULT_INSTRUCTION}\nQuery:"
+    return [prefix + text for text in texts]
 
 
 @dataclass(frozen=True, slots=True)

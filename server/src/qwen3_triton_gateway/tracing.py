@@ -9,7 +9,7 @@ from fastapi.telemetry import TelemetryConfig
 from opentelemetry import propagate, trace
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind
 
-from ._version import __version__
+from . import __version__
 from .errors import StartupError
 from .settings import Settings
 from .tensors import TokenBatch

@@ -1,11 +1,16 @@
-"""What runs the model: Triton, or ONNX Runtime in this process. The choice is made here."""
+"""What runs the model: Triton, or ONNX Runtime in this process. The settings choose."""
 
 from __future__ import annotations
 
-from ..settings import Settings
-from .base import Backend, ModelSpec
+import importlib
+from pathlib import Path
+from typing import Any
 
-__all__ = ["Backend", "ModelSpec", "choose_backend"]
+from ..errors import StartupError
+from ..settings import Settings
+from .base import Backend
+
+NANO_MODEL_ID = "qwen3-nano"
 
 
 def choose_backend(settings: Settings) -> Backend:
@@ -19,3 +24,35 @@ def choose_backend(settings: Settings) -> Backend:
 
     tritons = [TritonBackend(url, settings.triton_model) for url in settings.triton_url]
     return tritons[0] if len(tritons) == 1 else ReplicatedBackend(tritons)
+
+
+def nano_model_dir() -> Path:
+    """Find the nano model's folder.
+
+    Raises:
+        StartupError: the package `qwen3-nano` is not installed.
+    """
+    try:
+        # By name: the gateway depends on no distribution of this project.
+        nano: Any = importlib.import_module("qwen3_nano")
+    except ImportError as error:
+        msg = (
+            "Neither TRITON_URL nor EMBED_MODEL_DIR is set, and the bundled nano model is not "
+            'installed: pip install "qwen3-triton-gateway[nano]", or name a model.'
+        )
+        raise StartupError(msg) from error
+    return nano.model_dir()
+
+
+def with_bundled_model(settings: Settings) -> Settings:
+    """Serve the nano model in-process where the settings name neither Triton nor a model."""
+    if settings.triton_url or settings.model_dir:
+        return settings
+    model_dir = nano_model_dir()
+    return settings.model_copy(
+        update={
+            "model_dir": model_dir,
+            "tokenizer_path": settings.tokenizer_path or model_dir,
+            "model_id": settings.model_id or NANO_MODEL_ID,
+        }
+    )

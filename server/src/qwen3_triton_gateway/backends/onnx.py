@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import BackendError, DeadlineExceededError, StartupError
+from ..fingerprint import weights_digest
 from ..tensors import HiddenStates, PooledStates, TokenBatch
-from ..weights import weights_digest
 from .base import AnyArray, ModelSpec, TensorSpec, build_feed, describe_model, wrap_output
 
 # A CPU gains nothing from wider batches than this: the matrices fill its cores long before.

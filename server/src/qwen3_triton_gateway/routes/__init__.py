@@ -1,1 +1,1 @@
-"""One file for each dialect; each thin: parse, call the embedder, shape the answer."""
+"""HTTP routes: one module per dialect, each parsing, calling the embedder, shaping the answer."""

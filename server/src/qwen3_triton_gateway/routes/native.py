@@ -1,61 +1,67 @@
-"""`POST /embed`: the native dialect, which the runbook's callers keep using unchanged."""
+"""The native dialect, `POST /embed`, which the runbook's callers keep using unchanged."""
 
 from __future__ import annotations
 
-from typing import Any
-
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict
 
 from ..embedder import EmbedCall
 from ..errors import InvalidRequestError
-from ..responses import Dialect
-from ..schemas import EmbedRequest, EmbedResponse, ErrorResponse, TeiEmbedRequest, validate
+from ..responses import Dialect, EncodingFormat, ErrorResponse
+from ..schemas import Texts, Usage, validate
+from ..tokenization import InputType
 from . import tei
-from .dependencies import ServiceDep
-from .embedding import Exchange, open_exchange
+from .exchange import Exchange, ServiceDep, describe_call, open_exchange
 
 router = APIRouter(tags=["native"])
 
-ERROR_STATUSES = (400, 401, 404, 413, 429, 502, 503, 504)
-ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": ErrorResponse} for code in ERROR_STATUSES
-}
-# The body is read as bytes and validated by pydantic's own JSON parser, so its schema is stated
-# here rather than in the signature.
-OPENAPI: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/json": {
-                "schema": {
-                    "oneOf": [
-                        EmbedRequest.model_json_schema(),
-                        TeiEmbedRequest.model_json_schema(),
-                    ]
-                }
-            }
-        },
-    }
-}
+
+class EmbedRequest(BaseModel):
+    """The body of `POST /embed`. Unknown fields are refused."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    texts: Texts
+    model: str | None = None
+    input_type: InputType = "document"
+    instruction: str | None = None
+    dimensions: int | None = None
+    truncate: bool = True
+    encoding_format: EncodingFormat = "float"
 
 
-@router.post("/embed", response_model=EmbedResponse, responses=ERRORS, openapi_extra=OPENAPI)
+class EmbedResponse(BaseModel):
+    """The response to `POST /embed`; `embeddings[i]` belongs to `texts[i]`."""
+
+    embeddings: list[list[float]] | list[str]
+    model: str
+    dimensions: int
+    usage: Usage
+    truncated: list[int]
+    fingerprint: str
+
+
+@router.post(
+    "/embed",
+    response_model=EmbedResponse,
+    **describe_call(EmbedRequest, tei.TeiEmbedRequest, errors=ErrorResponse),
+)
 async def embed(request: Request, service: ServiceDep) -> Response:
     """Embed 1 to 2,048 texts; `embeddings[i]` belongs to `texts[i]` and has norm 1.
 
-    With `inputs` instead of `texts` this is text-embeddings-inference's call, answered by a bare
+    With `inputs` instead of `texts`, the call follows text-embeddings-inference and returns a bare
     array of vectors.
     """
     async with open_exchange(request, service) as exchange:
         if "inputs" not in exchange.body:
-            return await _embed(exchange)
+            return await _embed_texts(exchange)
         if "texts" in exchange.body:
-            msg = "`texts` and `inputs` came together: send `texts`, or TEI's `inputs` alone."
+            msg = "Both `texts` and `inputs` are set. Send one of them."
             raise InvalidRequestError(msg, param="inputs")
         return await tei.embed_inputs(exchange)
 
 
-async def _embed(exchange: Exchange) -> Response:
+async def _embed_texts(exchange: Exchange) -> Response:
     exchange.speak(Dialect.NATIVE)
     body = validate(EmbedRequest, exchange.body)
     exchange.service.check_model_name(body.model)

@@ -1,39 +1,24 @@
-"""OpenAI's dialect, with what NVIDIA NIM adds to it."""
+"""OpenAI's dialect, with NVIDIA NIM's additions."""
 
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict
 
 from ..embedder import EmbedCall, Truncation
 from ..errors import InvalidRequestError
-from ..prompts import InputType
-from ..responses import JsonResponse
-from ..schemas import (
-    OpenAIEmbedRequest,
-    OpenAIEmbedResponse,
-    OpenAIErrorResponse,
-    validate,
-)
+from ..responses import EncodingFormat, JsonResponse, OpenAIErrorResponse
+from ..schemas import OneOrMoreTexts, Usage, validate
 from ..service import EmbeddingService
-from .dependencies import ServiceDep
-from .embedding import open_exchange
+from ..tokenization import InputType
+from .exchange import ServiceDep, describe_call, open_exchange
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
-ERROR_STATUSES = (400, 401, 404, 413, 429, 502, 503, 504)
-ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": OpenAIErrorResponse} for code in ERROR_STATUSES
-}
-OPENAPI: dict[str, Any] = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": OpenAIEmbedRequest.model_json_schema()}},
-    }
-}
-# NIM's way to say what a text is where a client has no field for it.
+# NIM's convention for clients that have no field for the input type.
 MODEL_SUFFIXES: dict[str, InputType] = {"-query": "query", "-passage": "document"}
 TRUNCATIONS: dict[bool | str | None, Truncation] = {
     None: "refuse",
@@ -46,14 +31,50 @@ TRUNCATIONS: dict[bool | str | None, Truncation] = {
 STARTED = int(time.time())
 
 
+class OpenAIEmbedRequest(BaseModel):
+    """The body of `POST /v1/embeddings`: OpenAI's fields, NVIDIA NIM's, and `instruction`.
+
+    Unknown fields are ignored, as OpenAI's clients need. A model name may end in `-query` or
+    `-passage`, NIM's convention for clients that cannot send `input_type`.
+    """
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    input: OneOrMoreTexts
+    model: str | None = None
+    dimensions: int | None = None
+    encoding_format: EncodingFormat | None = None
+    input_type: InputType | Literal["passage"] | None = None
+    instruction: str | None = None
+    truncate: bool | Literal["NONE", "END", "START"] | None = None
+
+
+class OpenAIEmbedding(BaseModel):
+    object: Literal["embedding"]
+    index: int
+    embedding: list[float] | str
+
+
+class OpenAIEmbedResponse(BaseModel):
+    """The response to `POST /v1/embeddings`; `truncated` is not part of OpenAI's API."""
+
+    object: Literal["list"]
+    data: list[OpenAIEmbedding]
+    model: str
+    usage: Usage
+    truncated: list[int]
+
+
 @router.post(
-    "/embeddings", response_model=OpenAIEmbedResponse, responses=ERRORS, openapi_extra=OPENAPI
+    "/embeddings",
+    response_model=OpenAIEmbedResponse,
+    **describe_call(OpenAIEmbedRequest, errors=OpenAIErrorResponse),
 )
 async def embeddings(request: Request, service: ServiceDep) -> Response:
-    """Embed one to 2,048 strings; one that is too long is refused unless `truncate` is set."""
+    """Embed one to 2,048 strings. A string that is too long is refused unless `truncate` is set."""
     async with open_exchange(request, service) as exchange:
         body = validate(OpenAIEmbedRequest, exchange.body)
-        answer = await exchange.embed(_read(body, service))
+        answer = await exchange.embed(_embed_call(body, service))
         data = await answer.render(body.encoding_format or "float", _item)
         return answer.respond(
             {
@@ -68,7 +89,7 @@ async def embeddings(request: Request, service: ServiceDep) -> Response:
 
 @router.get("/models")
 async def models(service: ServiceDep) -> Response:
-    """List the served model under its id and its aliases."""
+    """List the served model under its ID and its aliases."""
     names = service.model_names
     return JsonResponse({"object": "list", "data": [_model(name, service) for name in names]})
 
@@ -80,19 +101,22 @@ async def model(name: str, service: ServiceDep) -> Response:
     return JsonResponse(_model(name, service))
 
 
-def _read(body: OpenAIEmbedRequest, service: EmbeddingService) -> EmbedCall:
-    """Translate a body, NIM's words included.
+def _embed_call(body: OpenAIEmbedRequest, service: EmbeddingService) -> EmbedCall:
+    """Translate a body, NIM's conventions included.
 
     Raises:
-        ModelNotFoundError: another model than the served one.
-        InvalidRequestError: fields that contradict each other.
+        ModelNotFoundError: The model is not the served one.
+        InvalidRequestError: Fields contradict each other.
     """
     stated: InputType | None = "document" if body.input_type == "passage" else body.input_type
     named = _input_type_of_name(body.model, service)
     if named is None:
         service.check_model_name(body.model)
     elif stated not in (None, named):
-        msg = f"`model` is {body.model!r} and `input_type` {body.input_type!r}: send one of them."
+        msg = (
+            f"`model` {body.model!r} contradicts `input_type` {body.input_type!r}. Send one of "
+            "them, or make them agree."
+        )
         raise InvalidRequestError(msg, param="input_type")
     return EmbedCall(
         body.input,

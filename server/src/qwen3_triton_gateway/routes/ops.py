@@ -8,12 +8,12 @@ from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import Response
 
-from .._version import __version__
-from ..prompts import DEFAULT_INSTRUCTION
+from .. import __version__
 from ..responses import JsonResponse
 from ..service import EmbeddingService
 from ..settings import MAX_TEXTS, MIN_DIMENSIONS
-from .dependencies import ServiceDep
+from ..tokenization import DEFAULT_INSTRUCTION
+from .exchange import ServiceDep
 
 router = APIRouter(tags=["operations"])
 

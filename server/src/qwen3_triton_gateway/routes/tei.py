@@ -4,44 +4,57 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from typing import Any
+from typing import Literal
 
 from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict
 
 from ..embedder import EmbedCall, Truncation
-from ..prompts import format_inputs
-from ..responses import Dialect, JsonResponse
-from ..schemas import TeiEmbedRequest, TeiErrorResponse, Token, TokenizeRequest, validate
-from .dependencies import ServiceDep
-from .embedding import Exchange, open_exchange
+from ..responses import Dialect, EncodingFormat, JsonResponse, TeiErrorResponse
+from ..schemas import OneOrMoreTexts, validate
+from ..tokenization import InputType, Token, format_inputs
+from .exchange import Exchange, ServiceDep, describe_call, open_exchange
 
 router = APIRouter(tags=["text-embeddings-inference"])
 
-ERROR_STATUSES = (400, 401, 413, 429, 502, 503, 504)
-ERRORS: dict[int | str, dict[str, Any]] = {
-    code: {"model": TeiErrorResponse} for code in ERROR_STATUSES
-}
+
+class TeiEmbedRequest(BaseModel):
+    """The body of `POST /` and of TEI's `POST /embed`. Unknown fields are ignored."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    inputs: OneOrMoreTexts
+    truncate: bool | None = None
+    truncation_direction: Literal["left", "right", "Left", "Right"] | None = None
+    normalize: bool | None = None
+    prompt_name: InputType | None = None
+    dimensions: int | None = None
+    encoding_format: EncodingFormat | None = None
 
 
-def _body(schema: type[TeiEmbedRequest | TokenizeRequest]) -> dict[str, Any]:
-    content = {"application/json": {"schema": schema.model_json_schema()}}
-    return {"requestBody": {"required": True, "content": content}}
+class TokenizeRequest(BaseModel):
+    """The body of `POST /tokenize`. Unknown fields are ignored."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    inputs: OneOrMoreTexts
+    add_special_tokens: bool = True
+    prompt_name: InputType | None = None
 
 
 @router.post(
     "/",
     response_model=list[list[float]],
-    responses=ERRORS,
-    openapi_extra=_body(TeiEmbedRequest),
+    **describe_call(TeiEmbedRequest, errors=TeiErrorResponse),
 )
 async def embed(request: Request, service: ServiceDep) -> Response:
-    """Embed `inputs`, as huggingface_hub's InferenceClient asks for it at a server's root."""
+    """Embed `inputs` at the server's root, where huggingface_hub's InferenceClient sends them."""
     async with open_exchange(request, service) as exchange:
         return await embed_inputs(exchange)
 
 
 async def embed_inputs(exchange: Exchange) -> Response:
-    """Answer a body that holds `inputs`."""
+    """Answer a request whose body has `inputs`."""
     exchange.speak(Dialect.TEI)
     body = validate(TeiEmbedRequest, exchange.body)
     answer = await exchange.embed(
@@ -59,11 +72,10 @@ async def embed_inputs(exchange: Exchange) -> Response:
 @router.post(
     "/tokenize",
     response_model=list[list[Token]],
-    responses=ERRORS,
-    openapi_extra=_body(TokenizeRequest),
+    **describe_call(TokenizeRequest, errors=TeiErrorResponse),
 )
 async def tokenize(request: Request, service: ServiceDep) -> Response:
-    """List the tokens that the model would see of each text, uncut."""
+    """List the tokens that the model would see for each text, without truncation."""
     async with open_exchange(request, service) as exchange:
         body = validate(TokenizeRequest, exchange.body)
         prompts = format_inputs(body.inputs, input_type=body.prompt_name or "document")
@@ -74,7 +86,7 @@ async def tokenize(request: Request, service: ServiceDep) -> Response:
 
 
 def _truncation(body: TeiEmbedRequest) -> Truncation:
-    # Cutting is TEI's default since its 1.9; here it is reported.
+    # TEI truncates by default since 1.9; this gateway also reports it.
     if body.truncate is False:
         return "refuse"
     return "start" if str(body.truncation_direction).lower() == "left" else "end"

@@ -118,7 +118,7 @@ def _progress(model_path: Path, *, shown: bool) -> Generator[Callable[[int], obj
     if not shown or not sys.stderr.isatty():
         yield None
         return
-    from qwen3_triton_gateway.weights import weight_files
+    from qwen3_triton_gateway.fingerprint import weight_files
 
     total = sum(file.stat().st_size for file in weight_files(model_path))
     with click.progressbar(length=total, label="Digesting weights", file=sys.stderr) as bar:

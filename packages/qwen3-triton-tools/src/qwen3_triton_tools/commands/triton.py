@@ -90,7 +90,7 @@ def up(**flags: Any) -> None:
       qwen3-triton up
       qwen3-triton up --model-dir ./qwen3-embedding-0.6b --port 8101
     """
-    from qwen3_triton_gateway.bundled import with_bundled_model
+    from qwen3_triton_gateway.backends import with_bundled_model
     from qwen3_triton_gateway.server import run_gateway
 
     from ..local_stack import run_stack
@@ -119,7 +119,7 @@ def _local_triton(
     threads: int,
     **options: Any,
 ) -> LocalTriton:
-    from qwen3_triton_gateway.bundled import NANO_MODEL_ID, nano_model_dir
+    from qwen3_triton_gateway.backends import NANO_MODEL_ID, nano_model_dir
 
     from ..local_triton import LocalTriton, ensure_runtime
 

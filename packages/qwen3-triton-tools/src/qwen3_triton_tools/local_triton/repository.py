@@ -6,7 +6,7 @@ import json
 import shutil
 from pathlib import Path
 
-from qwen3_triton_gateway.weights import weights_digest
+from qwen3_triton_gateway.fingerprint import weights_digest
 
 from ..onnx_file import OnnxFileError, OnnxSignature, TensorSignature, read_signature
 from .errors import ModelFolderError

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
-from qwen3_triton_gateway.bundled import NANO_MODEL_ID
+from qwen3_triton_gateway.backends import NANO_MODEL_ID
 from qwen3_triton_gateway.tokenization import TextTokenizer
 
 from .gateway_client import Float64Matrix, ServedModel

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
 
-from qwen3_triton_gateway.prompts import InputType
+from qwen3_triton_gateway.tokenization import InputType
 
 from .. import plain_http
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from qwen3_triton_gateway.prompts import format_inputs
-from qwen3_triton_gateway.tokenization import END_TOKEN
+from qwen3_triton_gateway.tokenization import END_TOKEN, format_inputs
 
 from .cards import GoldenVectors
 from .checks import Outcome, Probe, failed, passed, skipped

@@ -14,7 +14,8 @@ import uvicorn
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource
 
 from qwen3_triton_gateway.app import create_app
-from qwen3_triton_gateway.backends import Backend, choose_backend
+from qwen3_triton_gateway.backends import choose_backend
+from qwen3_triton_gateway.backends.base import Backend
 from qwen3_triton_gateway.errors import StartupError
 from qwen3_triton_gateway.service import EmbeddingService
 from qwen3_triton_gateway.settings import Settings

@@ -8,8 +8,7 @@ token pools the text's last word in the first case and the end token in the seco
 
 from __future__ import annotations
 
-from qwen3_triton_gateway.prompts import DEFAULT_INSTRUCTION, format_inputs
-from qwen3_triton_gateway.tokenization import END_TOKEN
+from qwen3_triton_gateway.tokenization import DEFAULT_INSTRUCTION, END_TOKEN, format_inputs
 
 from .checks import MIN_SAME_COSINE, Outcome, Probe, failed, passed, skipped
 from .gateway_client import Answer, Float64Matrix, RefusedError, cosine

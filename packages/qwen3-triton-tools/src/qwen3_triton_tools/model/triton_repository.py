@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import mkdtemp
 
-from qwen3_triton_gateway.weights import weights_digest
+from qwen3_triton_gateway.fingerprint import weights_digest
 
 from .errors import ModelToolError
 from .gpu_plan import CARDS, MemoryPlan, learn_shape, plan_cpu, plan_gpu

@@ -1,4 +1,4 @@
-"""What the embedding routes of all dialects share: from a request's body to vectors and headers."""
+"""What routes share: the service, and one embedding request from its body to its response."""
 
 from __future__ import annotations
 
@@ -7,29 +7,64 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import orjson
-from fastapi import Request
+from fastapi import Depends, Request
+from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from ..embedder import EmbedCall, EmbedTimings
-from ..encoding import EncodingFormat
 from ..errors import BackendUnavailableError
-from ..responses import Dialect, JsonResponse, render_vectors
+from ..responses import Dialect, EncodingFormat, JsonResponse, render_vectors
 from ..schemas import Usage, parse_json
 from ..service import EmbeddingService
 from ..tensors import Embeddings
 
 Result = TypeVar("Result")
 
-# Proxies bound their headers: more indices than these are counted, not listed.
+# Proxies limit the size of headers: beyond this many indices, the rest is only counted.
 MAX_INDICES_IN_HEADER = 100
+ERROR_STATUSES = {400, 401, 413, 429, 502, 503, 504}
+
+
+# FastAPI would run a plain function in a thread, which costs a third of a millisecond.
+async def _service(request: Request) -> EmbeddingService:
+    return request.app.state.service
+
+
+ServiceDep = Annotated[EmbeddingService, Depends(_service)]
+
+
+def describe_call(*bodies: type[BaseModel], errors: type[BaseModel]) -> dict[str, Any]:
+    """Build the route arguments that describe a call in the OpenAPI document.
+
+    Routes read the body as bytes and validate it with pydantic's own JSON parser, so FastAPI
+    cannot infer the schema from the signature.
+
+    Args:
+        *bodies: The schemas that the call accepts.
+        errors: The schema of its errors.
+    """
+    schemas = [body.model_json_schema() for body in bodies]
+    schema = schemas[0] if len(schemas) == 1 else {"oneOf": schemas}
+    body = {"required": True, "content": {"application/json": {"schema": schema}}}
+    names_model = any("model" in body.model_fields for body in bodies)
+    statuses = sorted(ERROR_STATUSES | ({404} if names_model else set()))
+    return {
+        "responses": {status: {"model": errors} for status in statuses},
+        "openapi_extra": {"requestBody": body},
+    }
 
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One embedding request while it is under way."""
+    """One embedding request in progress.
+
+    Attributes:
+        body: The parsed JSON object.
+        deadline: When the request times out, in the event loop's time.
+    """
 
     request: Request
     service: EmbeddingService
@@ -41,12 +76,17 @@ class Exchange:
         self.request.state.dialect = dialect
 
     async def embed(self, call: EmbedCall) -> EmbedAnswer:
-        """Embed for as long as somebody waits for it."""
+        """Embed, unless the caller disconnects first.
+
+        Raises:
+            EmbeddingServerError: See `Embedder.embed`.
+            ClientDisconnect: The caller is gone.
+        """
         work = self.service.embedder.embed(call, deadline=self.deadline)
         try:
             embeddings, timings = await while_connected(self.request, work)
         except BackendUnavailableError:
-            # The next caller, or a load balancer, is told by readiness already.
+            # Readiness is updated first, so that the next caller and load balancers see it.
             await self.service.check_soon()
             raise
         self.request.state.log = {
@@ -85,14 +125,14 @@ class EmbedAnswer:
     async def render(
         self, encoding_format: EncodingFormat, wrap: Callable[[int, Any], Any] | None = None
     ) -> orjson.Fragment:
-        """Write the vectors; see `render_vectors`."""
+        """Render the vectors; see `render_vectors`."""
         began = time.perf_counter()
         vectors = await render_vectors(self.embeddings.vectors, encoding_format, wrap)
         self.encode_seconds += time.perf_counter() - began
         return vectors
 
     def respond(self, content: object) -> JsonResponse:
-        """Answer with the headers that every dialect's embeddings carry."""
+        """Build the response, with the headers that embeddings carry in every dialect."""
         began = time.perf_counter()
         response = JsonResponse(content)
         self.encode_seconds += time.perf_counter() - began
@@ -103,7 +143,7 @@ class EmbedAnswer:
         return response
 
     def _server_timing(self) -> str:
-        """Write the stages as a `Server-Timing` header, in its unit, milliseconds."""
+        """Format the stages as a `Server-Timing` header, whose unit is milliseconds."""
         stages = {
             "tokenize": self.timings.tokenize_seconds,
             "queue": self.timings.queue_seconds,
@@ -117,13 +157,13 @@ class EmbedAnswer:
 
 @asynccontextmanager
 async def open_exchange(request: Request, service: EmbeddingService) -> AsyncGenerator[Exchange]:
-    """Take a request in: its deadline begins, it is counted, then its body is read.
+    """Accept a request: start its deadline, count it, then read its body.
 
     Raises:
-        BackendUnavailableError: the model is away.
-        QueueFullError: too many requests are under way.
-        BodyTooLargeError: the body is above the limit.
-        InvalidRequestError: the body is no JSON object.
+        BackendUnavailableError: The model is unavailable.
+        QueueFullError: Too many requests are in progress.
+        BodyTooLargeError: The body exceeds the limit.
+        InvalidRequestError: The body is not a JSON object.
     """
     deadline = asyncio.get_running_loop().time() + service.settings.timeout_seconds
     with service.embedder.scheduler.request():
@@ -131,13 +171,13 @@ async def open_exchange(request: Request, service: EmbeddingService) -> AsyncGen
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
-    """Await `work`, or cancel it when the caller goes away.
+    """Await `work`, or cancel it when the caller disconnects.
 
     Raises:
-        ClientDisconnect: nobody is there to answer.
+        ClientDisconnect: The caller disconnected.
     """
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(request.receive())  # after the body only a disconnect can come
+    gone = asyncio.ensure_future(request.receive())  # after the body, only a disconnect can come
     try:
         await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
