@@ -128,7 +128,12 @@ def test_the_served_model_and_its_aliases_are_known(start_gateway: Any) -> None:
         pytest.param({"texts": ["a", None]}, "texts[1]", "string", id="a-null"),
         pytest.param({"texts": ["a"], "input": ["b"]}, "input", "Unknown field", id="unknown"),
         pytest.param({"text": ["a"]}, "text", "Unknown field", id="misspelt"),
-        pytest.param({"texts": ["a"], "inputs": "b"}, "inputs", "Both `texts` and `inputs`", id="two-dialects"),
+        pytest.param(
+            {"texts": ["a"], "inputs": "b"},
+            "inputs",
+            "Both `texts` and `inputs`",
+            id="two-dialects",
+        ),
         pytest.param({"texts": ["a"], "dimensions": 31}, "dimensions", "32 to 1280", id="31"),
         pytest.param({"texts": ["a"], "dimensions": 99999}, "dimensions", "32 to 1280", id="99999"),
         pytest.param({"texts": ["a"], "dimensions": "64"}, "dimensions", "integer", id="text-dims"),
