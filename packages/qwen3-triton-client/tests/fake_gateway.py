@@ -27,6 +27,7 @@ import pytest
 
 DIMENSIONS = 32
 FINGERPRINT = "fake-0001"
+TOKENIZER_JSON = b'{"model": {"type": "BPE"}}'
 
 Kind = Literal[
     "status",
@@ -256,12 +257,16 @@ class _Handler(BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the base's name
         pass
 
+    def do_GET(self) -> None:
+        self._handle({"texts": []})
+
     def do_POST(self) -> None:
+        self._handle(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+
+    def _handle(self, body: dict[str, Any]) -> None:
         gateway = self.server.gateway
-        content = self.rfile.read(int(self.headers["Content-Length"]))
-        recorded = Recorded(
-            self.path, {k.lower(): v for k, v in self.headers.items()}, json.loads(content)
-        )
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        recorded = Recorded(self.path, headers, body)
         gateway.entered(recorded)
         try:
             fault = gateway.fault_for(recorded)
@@ -281,6 +286,9 @@ class _Handler(BaseHTTPRequestHandler):
             error = {"message": fault.message, "type": "t", "code": "c", "param": fault.param}
             body = json.dumps({"error": error, "detail": fault.message}).encode()
             self._send(fault.status, body, fault.headers)
+            return
+        if recorded.path.endswith("/tokenizer"):
+            self._send(200, TOKENIZER_JSON, {})
             return
         answer = gateway.answer(recorded)
         _spoil(answer["embeddings"], fault.kind if fault else None)

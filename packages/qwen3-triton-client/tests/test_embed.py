@@ -129,7 +129,7 @@ def test_a_blank_text_is_refused_by_index(embed: Embed, fake: FakeGateway, text:
 
 
 def test_half_a_surrogate_pair_is_refused_by_index(embed: Embed) -> None:
-    with pytest.raises(InvalidRequestError, match=r"`texts\[0\]` holds half of a surrogate pair"):
+    with pytest.raises(InvalidRequestError, match=r"`texts\[0\]` contains an unpaired surrogate"):
         embed(["\ud800"])
 
 

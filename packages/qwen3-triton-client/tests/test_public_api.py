@@ -5,7 +5,7 @@ import qwen3_triton_client
 
 def test_public_names_are_sorted_and_exist() -> None:
     names = qwen3_triton_client.__all__
-    assert names == sorted(names, key=lambda name: (name.startswith("__"), name))
+    assert names == sorted(names, key=lambda name: (not name[0].isupper(), name))
     assert all(hasattr(qwen3_triton_client, name) for name in names)
 
 

@@ -7,7 +7,8 @@ import pytest
 from fake_gateway import FakeGateway, Fault, busy, expected_vector, expected_vectors
 
 from qwen3_triton_client import ClientSettings, EmbeddingError, EmbeddingResult, RetryDetails
-from qwen3_triton_client.retries import parse_retry_after, wait_seconds
+from qwen3_triton_client.exchange import wait_seconds
+from qwen3_triton_client.wire import parse_retry_after
 
 Embed = Callable[..., EmbeddingResult]
 SETTINGS = ClientSettings(backoff_seconds=0.5)
@@ -128,5 +129,5 @@ def test_a_retry_is_logged_without_the_text(
 ) -> None:
     fake.then(busy())
     assert embed(["very private"]).to_lists() == [expected_vector("very private")]
-    assert "retry 1 of 10 for a batch of 1 texts" in caplog.text
+    assert "Retry 1 of 10 in 0.00 s (texts in the request: 1)" in caplog.text
     assert "private" not in caplog.text

@@ -1,8 +1,9 @@
 """Client of the Qwen3-Embedding Triton gateway: texts in, checked unit vectors out, in order."""
 
 from ._version import __version__
-from .async_client import AsyncEmbeddingClient
-from .client import EmbeddingClient
+from .async_client import AsyncEmbeddingClient, AsyncObserve
+from .client import EmbeddingClient, Observe
+from .connections import PerEventLoop
 from .errors import (
     AuthenticationError,
     BadAnswerError,
@@ -16,16 +17,16 @@ from .errors import (
     OverloadedError,
     RequestTooLargeError,
 )
-from .planning import Batch
-from .progress import OnProgress
-from .results import EmbeddingResult, Vector
-from .retries import RetryDetails
+from .exchange import RetryDetails
+from .job import Batch, OnError, OnVectors
+from .reporting import Hooks, OnProgress, OnRetry, OnStats, Progress
+from .results import ClientStats, EmbeddingResult, Vector, vector_defect
 from .settings import ClientSettings, InputType
-from .stats import ClientStats
 from .streaming import OnFailure
 
 __all__ = [
     "AsyncEmbeddingClient",
+    "AsyncObserve",
     "AuthenticationError",
     "BadAnswerError",
     "Batch",
@@ -38,14 +39,23 @@ __all__ = [
     "EmbeddingTimeoutError",
     "FingerprintChangedError",
     "GatewayError",
+    "Hooks",
     "InputType",
     "InvalidRequestError",
     "ModelNotFoundError",
+    "Observe",
+    "OnError",
     "OnFailure",
     "OnProgress",
+    "OnRetry",
+    "OnStats",
+    "OnVectors",
     "OverloadedError",
+    "PerEventLoop",
+    "Progress",
     "RequestTooLargeError",
     "RetryDetails",
     "Vector",
     "__version__",
+    "vector_defect",
 ]

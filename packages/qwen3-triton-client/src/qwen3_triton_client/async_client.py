@@ -12,27 +12,26 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AbstractAsyncContextManager, aclosing, closing, nullcontext
-from typing import Self
+from typing import Self, TypeVar
 
 import httpx2
 from tenacity import AsyncRetrying
 
-from .base import PROBE, ClientBase, Finished, Hooks, report_on
-from .batch_call import BatchCall
+from .base import PROBE, ClientBase
+from .connections import AsyncSender
 from .errors import EmbeddingError
-from .fingerprints import FingerprintGuard
-from .job import EmbedJob, OnError
-from .planning import Batch
-from .progress import Progress, ProgressReport
+from .exchange import Exchange
+from .job import Batch, EmbedJob, FingerprintGuard, OnError, OnVectors
+from .reporting import Hooks, Progress, ProgressReport
 from .results import EmbeddingResult, Vector
-from .senders import AsyncSender
 from .settings import ClientSettings, InputType
 from .streaming import Arrived, Ended, OnFailure, TextStream, awindows
 from .wire import BatchAnswer, EmbedOptions
 
-__all__ = ["AsyncEmbeddingClient", "AsyncObserve"]
+Answer = TypeVar("Answer")
 
-AsyncObserve = Callable[[Batch], AbstractAsyncContextManager[Finished]]
+AsyncObserve = Callable[[Batch], AbstractAsyncContextManager[OnVectors]]
+"""Returns a context manager that is open while a batch is sent; see `EmbeddingClient.embed`."""
 
 
 class _CallFailedError(Exception):
@@ -96,7 +95,7 @@ class AsyncEmbeddingClient(ClientBase[httpx2.AsyncClient]):
             dimensions=dimensions,
             truncate=truncate,
         )
-        with closing(report_on(texts, progress)) as report:
+        with closing(ProgressReport(progress, texts)) as report:
             job = self._job(texts, options, on_error, report)
             await self._run(job, observe or _unobserved)
             return job.result()
@@ -130,7 +129,7 @@ class AsyncEmbeddingClient(ClientBase[httpx2.AsyncClient]):
         )
         on_error: OnError = "isolate" if on_failure else "raise"
         stream = TextStream(in_order=in_order, on_failure=on_failure)
-        return self._stream(texts, stream, options, on_error, report_on(texts, progress))
+        return self._stream(texts, stream, options, on_error, ProgressReport(progress, texts))
 
     async def fingerprint(self) -> str:
         """Return the digest that names the embedding space; see `EmbeddingClient.fingerprint`.
@@ -141,6 +140,17 @@ class AsyncEmbeddingClient(ClientBase[httpx2.AsyncClient]):
         if not self._fingerprint:
             self._fingerprint = (await self.embed([PROBE])).fingerprint
         return self._fingerprint
+
+    async def tokenizer_json(self) -> bytes:
+        """Download the served model's `tokenizer.json`; see `EmbeddingClient.tokenizer_json`.
+
+        Raises:
+            ModelNotFoundError: The gateway has no such route: it is older than this client.
+            EmbeddingError: The gateway does not answer.
+        """
+        exchange = self._tokenizer_exchange()
+        with exchange.counted(self._count):
+            return await self._send(exchange)
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop; a later call opens new ones."""
@@ -181,24 +191,27 @@ class AsyncEmbeddingClient(ClientBase[httpx2.AsyncClient]):
         """
         while (batch := job.next_batch()) is not None:
             try:
-                async with observe(batch) as finished:
+                async with observe(batch) as on_vectors:
                     answer = await self._request(job, batch)
                     job.accept(batch, answer)
-                    finished(answer.vectors)
+                    on_vectors(answer.vectors)
             except EmbeddingError as error:
                 job.reject(batch, error)
         if job.stopped.is_set():
             raise _CallFailedError
 
     async def _request(self, job: EmbedJob, batch: Batch) -> BatchAnswer:
-        """Send one batch, again and again where that may help."""
-        call = self._batch_call(job, batch)
-        retrying = AsyncRetrying(**call.retry_arguments(self._retried), sleep=asyncio.sleep)
-        with call.counted(self._count):
-            return await retrying(self._try_once, call)
+        exchange = self._embed_exchange(job, batch)
+        with exchange.counted(job.count, self._count):
+            return await self._send(exchange)
 
-    async def _try_once(self, call: BatchCall) -> BatchAnswer:
-        return call.answer(await self._sender.send(call.request, call.tries))
+    async def _send(self, exchange: Exchange[Answer]) -> Answer:
+        """Send a request, with retries until it is answered."""
+        arguments = exchange.retry_arguments(self._hooks.retried)
+        return await AsyncRetrying(**arguments, sleep=asyncio.sleep)(self._try_once, exchange)
+
+    async def _try_once(self, exchange: Exchange[Answer]) -> Answer:
+        return exchange.answer(await self._sender.send(exchange.request, exchange.tries))
 
     async def _stream(
         self,
@@ -237,7 +250,7 @@ class AsyncEmbeddingClient(ClientBase[httpx2.AsyncClient]):
     async def _run_window(
         self, offset: int, job: EmbedJob, events: asyncio.Queue[Arrived | Ended]
     ) -> None:
-        def observe(batch: Batch) -> AbstractAsyncContextManager[Finished]:
+        def observe(batch: Batch) -> AbstractAsyncContextManager[OnVectors]:
             return nullcontext(
                 lambda vectors: events.put_nowait(Arrived(offset, batch.indices, vectors))
             )
@@ -258,5 +271,5 @@ async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
     tasks.clear()
 
 
-def _unobserved(_: Batch) -> AbstractAsyncContextManager[Finished]:
+def _unobserved(_: Batch) -> AbstractAsyncContextManager[OnVectors]:
     return nullcontext(lambda _: None)

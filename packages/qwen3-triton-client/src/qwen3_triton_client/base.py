@@ -2,38 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Sized
-from dataclasses import dataclass
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, Generic, Self, TypeVar
 
 from . import settings as defaults
-from .batch_call import BatchCall
-from .fingerprints import FingerprintGuard
-from .job import EmbedJob, OnError
-from .planning import Batch
-from .progress import Progress, ProgressReport
-from .results import Vector
-from .retries import RetryDetails
+from .exchange import Exchange
+from .job import Batch, EmbedJob, FingerprintGuard, OnError
+from .reporting import Hooks, OnRetry, OnStats, ProgressReport, StatsCounter
+from .results import ClientStats
 from .settings import ClientSettings, InputType
-from .stats import ClientStats, StatsCounter
-from .wire import EmbedOptions
-
-__all__ = ["PROBE", "ClientBase", "Finished", "Hooks", "OnRetry", "OnStats", "report_on"]
+from .wire import (
+    BatchAnswer,
+    EmbedOptions,
+    WireResponse,
+    embed_request,
+    parse_embeddings,
+    raise_for_status,
+    tokenizer_request,
+)
 
 HttpClient = TypeVar("HttpClient")
-Finished = Callable[[Sequence[Vector]], None]
-OnRetry = Callable[[RetryDetails], None]
-OnStats = Callable[[ClientStats], None]
 
-PROBE = "fingerprint"  # any text has the fingerprint of its embedding space
-
-
-@dataclass(frozen=True, slots=True)
-class Hooks:
-    """Hold what the user wants to be told, by whichever thread or task is at it."""
-
-    on_retry: OnRetry | None = None
-    on_stats: OnStats | None = None
+PROBE = "fingerprint"  # every text has the fingerprint of its embedding space
 
 
 class ClientBase(Generic[HttpClient]):
@@ -107,11 +98,11 @@ class ClientBase(Generic[HttpClient]):
         settings: ClientSettings,
         *,
         http_client: HttpClient | None = None,
-        hooks: Hooks = Hooks(),
+        hooks: Hooks | None = None,
     ) -> Self:
         """Make a client of settings that are already checked."""
         client = cls.__new__(cls)
-        client._set_up(settings, FingerprintGuard(), http_client, hooks)
+        client._set_up(settings, FingerprintGuard(), http_client, hooks or Hooks())
         return client
 
     @property
@@ -201,19 +192,31 @@ class ClientBase(Generic[HttpClient]):
             first=first,
         )
 
-    def _batch_call(self, job: EmbedJob, batch: Batch) -> BatchCall:
-        return BatchCall(self._settings, job, batch)
+    def _embed_exchange(self, job: EmbedJob, batch: Batch) -> Exchange[BatchAnswer]:
+        texts, dimensions = len(batch.texts), job.options.dimensions
+        return Exchange(
+            self._settings,
+            embed_request(self._settings, job.options, batch.texts),
+            partial(_read_embeddings, self._settings, texts=texts, dimensions=dimensions),
+            texts=texts,
+        )
 
-    def _retried(self, details: RetryDetails) -> None:
-        if self._hooks.on_retry is not None:
-            self._hooks.on_retry(details)
+    def _tokenizer_exchange(self) -> Exchange[bytes]:
+        request = tokenizer_request(self._settings)
+        return Exchange(self._settings, request, partial(_read_tokenizer, self._settings))
 
     def _count(self, stats: ClientStats) -> None:
         self._stats.add(stats)
-        if self._hooks.on_stats is not None:
-            self._hooks.on_stats(stats)
+        self._hooks.counted(stats)
 
 
-def report_on(texts: object, progress: Progress) -> ProgressReport:
-    """Make a report on a list, or on a stream of unknown length."""
-    return ProgressReport(progress, len(texts) if isinstance(texts, Sized) else None)
+def _read_embeddings(
+    settings: ClientSettings, response: WireResponse, *, texts: int, dimensions: int | None
+) -> BatchAnswer:
+    raise_for_status(response, settings, texts=texts)
+    return parse_embeddings(response, texts=texts, dimensions=dimensions)
+
+
+def _read_tokenizer(settings: ClientSettings, response: WireResponse) -> bytes:
+    raise_for_status(response, settings, texts=0)
+    return response.content

@@ -8,29 +8,27 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
 from contextvars import copy_context
 from queue import SimpleQueue
-from typing import Self
+from typing import Self, TypeVar
 
 import httpx2
 from tenacity import Retrying
 
 from .async_client import AsyncEmbeddingClient
-from .base import PROBE, ClientBase, Finished, Hooks, report_on
-from .batch_call import BatchCall
+from .base import PROBE, ClientBase
+from .connections import SyncSender
 from .errors import EmbeddingError
-from .fingerprints import FingerprintGuard
-from .job import EmbedJob, OnError
-from .planning import Batch
-from .progress import Progress, ProgressReport
+from .exchange import Exchange
+from .job import Batch, EmbedJob, FingerprintGuard, OnError, OnVectors
+from .reporting import Hooks, Progress, ProgressReport
 from .results import EmbeddingResult, Vector
-from .senders import SyncSender
 from .settings import ClientSettings, InputType
-from .streaming import Arrived, Ended, OnFailure, TextStream, windows
-from .window_run import WindowRun
+from .streaming import Arrived, Ended, OnFailure, TextStream, WindowRun, windows
 from .wire import BatchAnswer, EmbedOptions
 
-__all__ = ["EmbeddingClient", "Observe"]
+Answer = TypeVar("Answer")
 
-Observe = Callable[[Batch], AbstractContextManager[Finished]]
+Observe = Callable[[Batch], AbstractContextManager[OnVectors]]
+"""Returns a context manager that is open while a batch is sent; see `EmbeddingClient.embed`."""
 
 
 class EmbeddingClient(ClientBase[httpx2.Client]):
@@ -100,7 +98,7 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
             dimensions=dimensions,
             truncate=truncate,
         )
-        with closing(report_on(texts, progress)) as report:
+        with closing(ProgressReport(progress, texts)) as report:
             job = self._job(texts, options, on_error, report)
             self._run(job, observe or _unobserved)
             return job.result()
@@ -145,7 +143,7 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
         )
         on_error: OnError = "isolate" if on_failure else "raise"
         stream = TextStream(in_order=in_order, on_failure=on_failure)
-        return self._stream(texts, stream, options, on_error, report_on(texts, progress))
+        return self._stream(texts, stream, options, on_error, ProgressReport(progress, texts))
 
     def fingerprint(self) -> str:
         """Return the digest that names the embedding space of this client's vectors.
@@ -159,6 +157,17 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
         if not self._fingerprint:
             self._fingerprint = self.embed([PROBE]).fingerprint
         return self._fingerprint
+
+    def tokenizer_json(self) -> bytes:
+        """Download the served model's `tokenizer.json`, to count tokens as the gateway does.
+
+        Raises:
+            ModelNotFoundError: The gateway has no such route: it is older than this client.
+            EmbeddingError: The gateway does not answer.
+        """
+        exchange = self._tokenizer_exchange()
+        with exchange.counted(self._count):
+            return self._send(exchange, threading.Event())
 
     def as_async(self, *, http_client: httpx2.AsyncClient | None = None) -> AsyncEmbeddingClient:
         """Return the asynchronous client with the same settings, statistics and fingerprint."""
@@ -210,10 +219,10 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
         """Send batches of the job until there is none left."""
         while (batch := job.next_batch()) is not None:
             try:
-                with observe(batch) as finished:
+                with observe(batch) as on_vectors:
                     answer = self._request(job, batch)
                     job.accept(batch, answer)
-                    finished(answer.vectors)
+                    on_vectors(answer.vectors)
             except EmbeddingError as error:
                 job.reject(batch, error)
             except BaseException:
@@ -221,20 +230,26 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
                 raise
 
     def _request(self, job: EmbedJob, batch: Batch) -> BatchAnswer:
-        """Send one batch, again and again where that may help."""
-        call = self._batch_call(job, batch)
+        exchange = self._embed_exchange(job, batch)
+        with exchange.counted(job.count, self._count):
+            return self._send(exchange, job.stopped)
 
-        # tenacity's object is part of a cycle: if it knew the job, vectors would wait for a garbage
-        # collection when nobody needs them any more.
-        retrying = Retrying(**call.retry_arguments(self._retried), sleep=_pause(job.stopped))
-        with call.counted(self._count):
-            return retrying(self._try_once, job, call)
+    def _send(self, exchange: Exchange[Answer], stopped: threading.Event) -> Answer:
+        """Send a request, with retries until it is answered or `stopped` is set."""
 
-    def _try_once(self, job: EmbedJob, call: BatchCall) -> BatchAnswer:
-        if job.stopped.is_set():
-            msg = "the call had failed or was interrupted before this batch was sent"
+        def pause(seconds: float) -> None:
+            stopped.wait(seconds)
+
+        # tenacity's objects form a reference cycle. Nothing in it may refer to the job, or vectors
+        # would stay in memory until the next garbage collection.
+        retrying = Retrying(**exchange.retry_arguments(self._hooks.retried), sleep=pause)
+        return retrying(self._try_once, exchange, stopped)
+
+    def _try_once(self, exchange: Exchange[Answer], stopped: threading.Event) -> Answer:
+        if stopped.is_set():
+            msg = "The call failed or was interrupted before this batch was sent."
             raise EmbeddingError(msg)
-        return call.answer(self._sender.send(call.request, call.tries))
+        return exchange.answer(self._sender.send(exchange.request, exchange.tries))
 
     def _stream(
         self,
@@ -280,14 +295,5 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
             run.leave()
 
 
-def _pause(stopped: threading.Event) -> Callable[[float], None]:
-    """Make a sleep that ends when the call does."""
-
-    def pause(seconds: float) -> None:
-        stopped.wait(seconds)
-
-    return pause
-
-
-def _unobserved(_: Batch) -> AbstractContextManager[Finished]:
+def _unobserved(_: Batch) -> AbstractContextManager[OnVectors]:
     return nullcontext(lambda _: None)

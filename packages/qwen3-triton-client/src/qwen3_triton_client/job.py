@@ -1,10 +1,11 @@
-"""One call: what is left to send, what came back, and how it ends. Knows no transport."""
+"""One call: its batches, what came back for them, and how the call ends. No I/O."""
 
 from __future__ import annotations
 
 import threading
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 from .errors import (
@@ -12,23 +13,22 @@ from .errors import (
     EmbeddingConnectionError,
     EmbeddingError,
     FingerprintChangedError,
+    InvalidRequestError,
     ModelNotFoundError,
     OverloadedError,
     RequestTooLargeError,
 )
-from .fingerprints import FingerprintGuard
-from .planning import Batch, checked_sizes, plan_batches, split_batch
-from .progress import ProgressReport
-from .results import EmbeddingResult, Vector
+from .reporting import ProgressReport
+from .results import ClientStats, EmbeddingResult, Vector
 from .settings import ClientSettings
-from .stats import ClientStats
 from .wire import BatchAnswer, EmbedOptions
-
-__all__ = ["EmbedJob", "OnError"]
 
 OnError = Literal["raise", "isolate"]
 
-# What a part of the batch would meet as well as the whole.
+OnVectors = Callable[[Sequence[Vector]], None]
+"""Called with the vectors of a batch, one per text."""
+
+# Errors that every part of a batch would meet as well.
 _NOT_ABOUT_A_TEXT = (
     AuthenticationError,
     EmbeddingConnectionError,
@@ -39,13 +39,13 @@ _NOT_ABOUT_A_TEXT = (
 
 
 class EmbedJob:
-    """Hand out the batches of one call and collect their answers; safe to share by threads.
+    """The batches of one call and the answers to them; safe to share between threads.
 
-    The texts may be a window of a stream: then `first` is the index of its first one there.
+    The texts may be a window of a stream; then `first` is the index of its first text there.
 
     Raises:
-        TypeError: `texts` is no sequence of strings.
-        InvalidRequestError: A text is blank or no Unicode text, and `on_error` is "raise".
+        TypeError: `texts` is not a sequence of strings.
+        InvalidRequestError: A text is blank or not valid Unicode, and `on_error` is "raise".
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class EmbedJob:
 
     @property
     def pending(self) -> int:
-        """Return the number of batches that nobody has taken yet."""
+        """Number of batches that no worker has taken yet."""
         return len(self._queue)
 
     def next_batch(self) -> Batch | None:
@@ -86,10 +86,10 @@ class EmbedJob:
             return self._queue.popleft() if self._queue and not self.stopped.is_set() else None
 
     def accept(self, batch: Batch, answer: BatchAnswer) -> None:
-        """Keep the vectors of a batch.
+        """Store the vectors of a batch.
 
         Raises:
-            EmbeddingError: They are of another embedding space than those before.
+            EmbeddingError: They belong to another embedding space than the ones before.
         """
         self._guard.check(answer.dimensions, answer.fingerprint)
         with self._lock:
@@ -100,7 +100,7 @@ class EmbedJob:
         self._report.advance(len(batch.indices))
 
     def reject(self, batch: Batch, error: EmbeddingError) -> None:
-        """Settle a batch that failed: cut it up, set its text aside, or let the call fail."""
+        """Handle a batch that failed: split it, record its text as failed, or fail the call."""
         with self._lock:
             if self._can_split(batch, error):
                 self._queue.extendleft(reversed(split_batch(batch, error.positions)))
@@ -123,14 +123,14 @@ class EmbedJob:
             self._stats += stats
 
     def stop(self) -> None:
-        """Hand out nothing more and wake whoever waits to try again."""
+        """Hand out no more batches, and wake threads that wait before a retry."""
         self.stopped.set()
 
     def result(self) -> EmbeddingResult:
-        """Return what the call gave; call it when nothing of it is running any more.
+        """Return the result of the call, once none of its requests is running.
 
         Raises:
-            EmbeddingError: The call failed; `completed` holds what was done until then.
+            EmbeddingError: The call failed; `completed` holds the vectors that did arrive.
         """
         if self._error is not None:
             self._error.completed = self._completed
@@ -149,7 +149,7 @@ class EmbedJob:
         )
 
     def _plan(self, texts: Sequence[str], settings: ClientSettings, first: int) -> list[Batch]:
-        sizes, refused = checked_sizes(texts, first=first)
+        sizes, refused = check_texts(texts, first=first)
         if refused and not self._isolate:
             error = next(iter(refused.values()))
             error.failed_indices = tuple(refused)
@@ -170,3 +170,133 @@ class EmbedJob:
         if isinstance(error, RequestTooLargeError):
             return True
         return self._isolate and not isinstance(error, _NOT_ABOUT_A_TEXT)
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The texts of one request, and their places in the call.
+
+    Attributes:
+        indices: `indices[i]` is the index of `texts[i]` among the texts of the call.
+    """
+
+    indices: tuple[int, ...]
+    texts: tuple[str, ...]
+
+
+def check_texts(
+    texts: Sequence[str], *, first: int = 0
+) -> tuple[list[int], dict[int, InvalidRequestError]]:
+    """Return the size of each text in bytes of UTF-8, and an error for each invalid text.
+
+    Messages number the texts from `first`.
+
+    Raises:
+        TypeError: `texts` is a string, or one of its items is not.
+    """
+    if isinstance(texts, str):
+        msg = "`texts` must be a list of strings, not a string. For one text, pass [text]."
+        raise TypeError(msg)
+    sizes: list[int] = []
+    refused: dict[int, InvalidRequestError] = {}
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
+            msg = f"`texts[{first + index}]` must be a string, not {type(text).__name__}."
+            raise TypeError(msg)
+        if text.isascii() and not text.isspace() and text:  # nearly all of them
+            sizes.append(len(text))
+            continue
+        size, problem = _measure(text)
+        sizes.append(size)
+        if problem:
+            refused[index] = error = InvalidRequestError(f"`texts[{first + index}]` {problem}.")
+            error.failed_indices = (index,)
+    return sizes, refused
+
+
+def _measure(text: str) -> tuple[int, str | None]:
+    """Return the size in bytes, and what is wrong with the text."""
+    if not text or text.isspace():
+        return 0, "is blank, so it has no embedding; leave it out"
+    try:
+        return len(text.encode()), None
+    except UnicodeEncodeError:
+        return (
+            0,
+            "contains an unpaired surrogate, so it is not valid Unicode; fix how it is decoded",
+        )
+
+
+def plan_batches(
+    texts: Sequence[str],
+    sizes: Sequence[int],
+    indices: Sequence[int],
+    *,
+    max_texts: int,
+    max_bytes: int,
+) -> list[Batch]:
+    """Cut `indices` into batches within both limits, longest texts first.
+
+    Texts of similar length share a batch, so that little of it is padding; starting with the
+    longest keeps the last request short. A single batch keeps the given order.
+    """
+    if len(indices) <= max_texts and sum(sizes[i] for i in indices) <= max_bytes:
+        return [_batch(texts, indices)] if indices else []
+    batches: list[Batch] = []
+    current: list[int] = []
+    current_bytes = 0
+    for index in sorted(indices, key=sizes.__getitem__, reverse=True):
+        if current and (len(current) == max_texts or current_bytes + sizes[index] > max_bytes):
+            batches.append(_batch(texts, current))
+            current, current_bytes = [], 0
+        current.append(index)
+        current_bytes += sizes[index]
+    batches.append(_batch(texts, current))
+    return batches
+
+
+def _batch(texts: Sequence[str], indices: Sequence[int]) -> Batch:
+    return Batch(tuple(indices), tuple(texts[i] for i in indices))
+
+
+def split_batch(batch: Batch, suspects: Sequence[int] = ()) -> list[Batch]:
+    """Split a batch of at least two texts into the suspects and the others, or else in halves.
+
+    `suspects` are positions in the batch; if there are none, or all are suspects, it is halved.
+    """
+    everything = range(len(batch.indices))
+    apart = set(suspects) if len(suspects) < len(everything) else set[int]()
+    first = apart or set(everything[: len(everything) // 2])
+    parts = ([i for i in everything if i in first], [i for i in everything if i not in first])
+    return [
+        Batch(tuple(batch.indices[i] for i in part), tuple(batch.texts[i] for i in part))
+        for part in parts
+    ]
+
+
+class FingerprintGuard:
+    """A check that all vectors of a client are in one embedding space; safe to share by threads.
+
+    The number of dimensions is part of what a fingerprint names, so there is one for each.
+    """
+
+    def __init__(self) -> None:
+        self._fingerprints: dict[int, str] = {}
+
+    def check(self, dimensions: int, fingerprint: str) -> None:
+        """Compare a fingerprint with the first one of as many dimensions.
+
+        Raises:
+            FingerprintChangedError: They differ.
+        """
+        if not fingerprint:
+            return
+        expected = self._fingerprints.setdefault(dimensions, fingerprint)  # atomic, so no lock
+        if expected != fingerprint:
+            msg = (
+                f"The gateway's embedding space changed from {expected!r} to {fingerprint!r} while "
+                "this client was in use: it now serves another model, tokenizer or precision. "
+                "Vectors of the two cannot be compared. Serve the former model again, or re-embed "
+                "everything with a new client."
+            )
+            raise FingerprintChangedError(msg)

@@ -1,7 +1,8 @@
-"""Any number of texts in bounded memory: what is read, what came, what may be given. No I/O."""
+"""Streams in bounded memory: windows of texts, and the order of their vectors. No I/O."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import (
     AsyncGenerator,
     AsyncIterable,
@@ -11,14 +12,14 @@ from collections.abc import (
     Iterator,
     Sequence,
 )
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from queue import SimpleQueue
 
 from .errors import EmbeddingError
-from .job import EmbedJob
+from .job import Batch, EmbedJob, OnVectors
 from .results import Vector
 from .settings import ClientSettings
-
-__all__ = ["Arrived", "Ended", "OnFailure", "TextStream", "awindows", "windows"]
 
 OnFailure = Callable[[int, EmbeddingError], None]
 """Called with the index of a text that cannot be embedded, and why."""
@@ -217,3 +218,37 @@ async def awindows(
             yield full
     if rest := window.rest():
         yield rest
+
+
+class WindowRun:
+    """A window of a stream under way, and the threads that are at it."""
+
+    def __init__(
+        self,
+        offset: int,
+        job: EmbedJob,
+        events: SimpleQueue[Arrived | Ended],
+        max_workers: int,
+    ) -> None:
+        self.job = job
+        self.workers = max(1, min(max_workers, job.pending))
+        self._offset = offset
+        self._events = events
+        self._lock = threading.Lock()
+        self._at_work = self.workers
+        self._error: BaseException | None = None
+
+    def observe(self, batch: Batch) -> AbstractContextManager[OnVectors]:
+        """Report the vectors of a batch as an event."""
+        return nullcontext(
+            lambda vectors: self._events.put(Arrived(self._offset, batch.indices, vectors))
+        )
+
+    def leave(self, error: BaseException | None = None) -> None:
+        """Note that a thread is done with the window; the last one reports its end."""
+        with self._lock:
+            self._error = self._error or error
+            self._at_work -= 1
+            ended = not self._at_work
+        if ended:
+            self._events.put(Ended(self._offset, self._error))

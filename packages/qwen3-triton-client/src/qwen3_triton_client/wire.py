@@ -1,11 +1,14 @@
-"""The native dialect of `POST /embed`: requests as bytes, answers as checked vectors. No I/O."""
+"""The gateway's native dialect: requests as bytes, responses as vectors or errors. No I/O."""
 
 from __future__ import annotations
 
+import email.utils
 import json
+import re
 import sys
+import time
 from array import array
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -13,29 +16,48 @@ import orjson
 import pybase64
 
 from ._version import __version__
-from .errors import BadAnswerError, EmbeddingConnectionError
-from .results import Vector
+from .errors import (
+    AuthenticationError,
+    BadAnswerError,
+    EmbeddingConnectionError,
+    EmbeddingError,
+    EmbeddingTimeoutError,
+    GatewayError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    OverloadedError,
+    RequestTooLargeError,
+)
+from .results import Vector, vector_defect
 from .settings import ClientSettings, InputType
 
-__all__ = [
-    "BatchAnswer",
-    "EmbedOptions",
-    "WireRequest",
-    "WireResponse",
-    "build_request",
-    "parse_answer",
-]
-
 USER_AGENT = f"qwen3-triton-client/{__version__}"
-# Of a float32, the byte that holds the sign and the first seven bits of the exponent, and what it
-# is for infinity and NaN: also for numbers from 2**127 on, which no embedding holds.
-_HIGH_BYTE = 3 if sys.byteorder == "little" else 0
-_ENDLESS, _MINUS_ENDLESS = 0x7F, 0xFF
+# The other 5xx codes, such as 501 and 505, would be the same on a retry. 502 means that the model
+# returned an unusable vector, which it may well not do again.
+RETRYABLE_STATUS = frozenset({408, 409, 429, 500, 502, 503, 504})
+MAX_SHOWN_CHARACTERS = 300
+_ERROR_OF_STATUS: dict[int, type[EmbeddingError]] = {
+    400: InvalidRequestError,
+    401: AuthenticationError,
+    403: AuthenticationError,
+    404: ModelNotFoundError,
+    408: EmbeddingTimeoutError,
+    413: RequestTooLargeError,
+    422: InvalidRequestError,
+    429: OverloadedError,
+    503: OverloadedError,
+    504: EmbeddingTimeoutError,
+}
+_HINTS = {
+    401: "Set `api_key` or QWEN3_TRITON_API_KEY to one of the gateway's keys.",
+    404: "Check `model`, and that `base_url` is the gateway's address without `/embed`.",
+}
+_TEXT_POSITION = re.compile(r"^texts\W(\d+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EmbedOptions:
-    """Say how the texts of one call are embedded; None leaves the choice to the gateway."""
+    """How the texts of one call are embedded; None leaves the choice to the gateway."""
 
     input_type: InputType = "document"
     instruction: str | None = None
@@ -45,16 +67,17 @@ class EmbedOptions:
 
 @dataclass(frozen=True, slots=True)
 class WireRequest:
-    """Hold one HTTP request."""
+    """An HTTP request."""
 
+    method: str
     url: str
-    content: bytes = field(repr=False)
-    headers: Mapping[str, str] = field(repr=False)  # one of them is the key
+    headers: Mapping[str, str] = field(repr=False)  # one of them carries the key
+    content: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True)
 class WireResponse:
-    """Hold one HTTP response; header names are in lower case."""
+    """An HTTP response; header names are in lower case."""
 
     status: int
     headers: Mapping[str, str]
@@ -63,22 +86,25 @@ class WireResponse:
 
 @dataclass(frozen=True, slots=True)
 class BatchAnswer:
-    """Hold what the gateway answered to one request."""
+    """The gateway's answer to one batch of texts.
+
+    Attributes:
+        vectors: One per text, in the order of the request.
+        truncated: Positions in the request.
+    """
 
     vectors: list[Vector]
-    """One for each text, in the order sent."""
     dimensions: int
     model: str
     fingerprint: str
     prompt_tokens: int
     truncated: tuple[int, ...]
-    """Positions in the request."""
 
 
-def build_request(
+def embed_request(
     settings: ClientSettings, options: EmbedOptions, texts: tuple[str, ...]
 ) -> WireRequest:
-    """Write the request for one batch. Texts travel as they are, to the byte."""
+    """Build the request for a batch. Texts are sent unchanged, to the byte."""
     body: dict[str, Any] = {
         "texts": texts,
         "input_type": options.input_type,
@@ -91,32 +117,115 @@ def build_request(
         "truncate": options.truncate,
     }
     body.update((name, value) for name, value in optional.items() if value is not None)
-    headers = {
-        "Content-Type": "application/json",
-        "Accept": "application/json",
-        "User-Agent": USER_AGENT,
-    }
+    headers = {"Content-Type": "application/json", **_headers(settings)}
+    return WireRequest("POST", f"{settings.base_url}/embed", headers, orjson.dumps(body))
+
+
+def tokenizer_request(settings: ClientSettings) -> WireRequest:
+    """Build the request for the served model's `tokenizer.json`."""
+    return WireRequest("GET", f"{settings.base_url}/tokenizer", _headers(settings))
+
+
+def _headers(settings: ClientSettings) -> dict[str, str]:
+    headers = {"Accept": "application/json", "User-Agent": USER_AGENT}
     if settings.api_key:
         headers["Authorization"] = f"Bearer {settings.api_key}"
-    return WireRequest(f"{settings.base_url}/embed", orjson.dumps(body), headers)
+    return headers
 
 
-def parse_answer(response: WireResponse, *, count: int, dimensions: int | None) -> BatchAnswer:
-    """Read the answer to a request of `count` texts.
+def raise_for_status(response: WireResponse, settings: ClientSettings, *, texts: int) -> None:
+    """Raise the error that an unsuccessful response to a request of `texts` texts stands for."""
+    status = response.status
+    if status == 200:  # noqa: PLR2004
+        return
+    server_message, where = _server_message(response.content)
+    server_message = settings.redact(server_message)
+    message = f"The gateway at {settings.base_url} answered {status}"
+    message += f": {_sentence(server_message)}" if server_message else "."
+    message += f" {_HINTS[status]}" if status in _HINTS else ""
+    raise _ERROR_OF_STATUS.get(status, GatewayError)(
+        message,
+        status=status,
+        server_message=server_message or None,
+        request_id=response.headers.get("x-request-id"),
+        retry_after_seconds=parse_retry_after(response.headers),
+        retryable=status in RETRYABLE_STATUS,
+        positions=_named_positions(where, texts),
+    )
+
+
+def parse_retry_after(
+    headers: Mapping[str, str], clock: Callable[[], float] = time.time
+) -> float | None:
+    """Parse `retry-after-ms` or `retry-after` (seconds or an HTTP date), as seconds from now.
+
+    Header names are in lower case. A date in the past is 0; None if the value is meaningless.
+    """
+    milliseconds = _seconds(headers.get("retry-after-ms"))
+    if milliseconds is not None:
+        return milliseconds / 1000.0
+    value = headers.get("retry-after")
+    seconds = _seconds(value)
+    if seconds is not None or value is None:
+        return seconds
+    try:
+        date = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    return max(0.0, date.timestamp() - clock())
+
+
+def _seconds(value: str | None) -> float | None:
+    try:
+        seconds = float(value or "")
+    except ValueError:
+        return None
+    return seconds if 0.0 <= seconds < float("inf") else None
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _server_message(content: bytes) -> tuple[str, str]:
+    """Return what the gateway or a proxy in front of it said, and which parameter it named."""
+    try:
+        body: object = json.loads(content)
+    except ValueError:
+        return " ".join(content.decode("utf-8", "replace").split())[:MAX_SHOWN_CHARACTERS], ""
+    if not isinstance(body, dict):
+        return "", ""
+    fields = cast("dict[str, Any]", body)
+    error = fields.get("error")
+    if isinstance(error, dict):
+        inner = cast("dict[str, Any]", error)
+        return str(inner.get("message", "")), str(inner.get("param") or "")
+    return str(fields.get("detail") or error or ""), ""
+
+
+def _named_positions(where: str, texts: int) -> tuple[int, ...]:
+    """Return the position of the text that the gateway's `param` names, as in `texts[3]`."""
+    found = _TEXT_POSITION.search(where)
+    position = int(found.group(1)) if found else texts
+    return (position,) if position < texts else ()
+
+
+def parse_embeddings(response: WireResponse, *, texts: int, dimensions: int | None) -> BatchAnswer:
+    """Parse the answer to a request of `texts` texts.
 
     Raises:
-        EmbeddingConnectionError: The body is no whole JSON document; worth another try.
-        BadAnswerError: It is, but does not hold `count` finite, nonzero vectors of one length,
+        EmbeddingConnectionError: The body is not a complete JSON document; a retry may help.
+        BadAnswerError: It is one, but does not hold `texts` finite, nonzero vectors of one length,
             which is `dimensions` if that is given. Its `positions` name the texts.
     """
     body = _json_object(response.content)
     rows = body.get("embeddings")
     if not isinstance(rows, list):
-        msg = "the answer has no list `embeddings`; does `base_url` point at the gateway?"
+        msg = "The answer has no list `embeddings`. Check that `base_url` is the gateway's address."
         raise BadAnswerError(msg, status=response.status)
     rows = cast("list[Any]", rows)
-    if len(rows) != count:
-        msg = f"{count} texts were sent and {len(rows)} vectors came back"
+    if len(rows) != texts:
+        msg = f"{texts} texts were sent and {len(rows)} vectors came back."
         raise BadAnswerError(msg, status=response.status)
     vectors = [_vector(row, position) for position, row in enumerate(rows)]
     length = dimensions or len(vectors[0])
@@ -129,18 +238,18 @@ def parse_answer(response: WireResponse, *, count: int, dimensions: int | None) 
             body.get("fingerprint") or response.headers.get("x-embedding-fingerprint", "")
         ),
         prompt_tokens=_prompt_tokens(body.get("usage")),
-        truncated=_positions(body.get("truncated"), count),
+        truncated=_positions(body.get("truncated"), texts),
     )
 
 
 def _json_object(content: bytes) -> dict[str, Any]:
     try:
         body = _load_json(content)
-    except ValueError as error:  # JSONDecodeError, and UnicodeDecodeError of a cut character
-        msg = f"the answer of {len(content)} bytes is no JSON document; it may have been cut off"
+    except ValueError as error:  # JSONDecodeError, or UnicodeDecodeError for a cut-off character
+        msg = f"The answer of {len(content)} bytes is not a JSON document; it may be incomplete."
         raise EmbeddingConnectionError(msg, retryable=True) from error
     if not isinstance(body, dict):
-        msg = f"the answer is a JSON {type(body).__name__}, not an object"
+        msg = f"The answer is a JSON {type(body).__name__}, not an object."
         raise BadAnswerError(msg)
     return cast("dict[str, Any]", body)
 
@@ -149,13 +258,13 @@ def _load_json(content: bytes) -> object:
     try:
         return orjson.loads(content)
     except ValueError:
-        # Python's own reader takes the `NaN` that some servers write, so that the check of the
+        # Python's own parser accepts the `NaN` that some servers write, so that the check of the
         # vectors can name the text.
         return json.loads(content)
 
 
 def _vector(row: object, position: int) -> Vector:
-    """Decode base64 of little-endian float32, or take a list of numbers."""
+    """Decode base64 of little-endian float32, or convert a list of numbers."""
     try:
         if isinstance(row, str):
             vector = array("f", pybase64.b64decode(row, validate=True))
@@ -164,28 +273,16 @@ def _vector(row: object, position: int) -> Vector:
             return vector
         return array("f", cast("list[float]", row))
     except (TypeError, ValueError, OverflowError) as error:
-        msg = "a vector came back that is neither base64 of float32 values nor a list of numbers"
+        msg = "A vector is neither base64 of float32 values nor a list of numbers."
         raise BadAnswerError(msg, positions=(position,)) from error
 
 
 def _check_vectors(vectors: list[Vector], length: int) -> None:
-    for position, vector in enumerate(vectors):
-        if len(vector) != length:
-            msg = f"a vector of {len(vector)} dimensions came back where {length} were expected"
-            raise BadAnswerError(msg, positions=(position,))
-        if not any(vector):  # stops at the first value, unless there is nothing but zeros
-            msg = "a vector came back that is all zeros"
-            raise BadAnswerError(msg, positions=(position,))
-    if not _are_finite(b"".join(vectors)):
-        positions = [i for i, vector in enumerate(vectors) if not _are_finite(vector.tobytes())]
-        msg = "a vector came back that holds NaN or infinity"
-        raise BadAnswerError(msg, positions=tuple(positions))
-
-
-def _are_finite(values: bytes) -> bool:
-    """Tell whether float32 values are finite; 20 times as fast as to look at each of them."""
-    high_bytes = values[_HIGH_BYTE::4]
-    return _ENDLESS not in high_bytes and _MINUS_ENDLESS not in high_bytes
+    found = {i: vector_defect(vector, length) for i, vector in enumerate(vectors)}
+    defects = {position: defect for position, defect in found.items() if defect}
+    if defects:
+        msg = f"A vector in the answer {next(iter(defects.values()))}."
+        raise BadAnswerError(msg, positions=tuple(defects))
 
 
 def _prompt_tokens(usage: object) -> int:

@@ -24,8 +24,7 @@ from llama_index.core.utils import (
     get_tqdm_iterable,  # pyright: ignore[reportUnknownVariableType] - its types are incomplete
 )
 
-from qwen3_triton_client import Batch, EmbeddingError, InputType, Vector
-from qwen3_triton_client.base import Finished
+from qwen3_triton_client import Batch, EmbeddingError, InputType, OnVectors, Vector
 
 from .cache import EmbeddingCache
 
@@ -122,7 +121,7 @@ class _Call:
         self.missing = [index for index in self.missing if index not in known]
 
     @contextmanager
-    def observe(self, batch: Batch) -> Generator[Finished]:
+    def observe(self, batch: Batch) -> Generator[OnVectors]:
         """Surround a batch that is sent in a thread."""
         if self._model.rate_limiter is not None:
             self._model.rate_limiter.acquire()
@@ -130,7 +129,7 @@ class _Call:
             yield lambda vectors: report(self._take(batch, vectors, write=True))
 
     @asynccontextmanager
-    async def aobserve(self, batch: Batch) -> AsyncGenerator[Finished]:
+    async def aobserve(self, batch: Batch) -> AsyncGenerator[OnVectors]:
         """Surround a batch that is sent in a task."""
         if self._model.rate_limiter is not None:
             await self._model.rate_limiter.async_acquire()
