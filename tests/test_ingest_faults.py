@@ -1,7 +1,7 @@
-"""Whatever is killed while a corpus is loaded, each chunk is in the table once, and rightly.
+"""Whatever is killed while a corpus is loaded, the table ends up with every chunk exactly once.
 
-Each test ends one part of the whole with kill -9, ten times at random moments of one load, and
-holds the table against that of a load that nobody disturbed.
+Each test kills one part of the system with SIGKILL at random moments of a load and compares the
+table with that of an undisturbed load: with two kills in `make test`, with ten in `make campaign`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -29,12 +30,11 @@ from qwen3_triton_ingest.load import load
 from restartable_postgres import RestartablePostgres, restartable_postgres
 
 COMMAND = Path(sys.executable).with_name("qwen3-triton-ingest")
-KILLS = 10
 FILES, DOCUMENTS = 40, 20
 CHUNK_TOKENS, OVERLAP_TOKENS = 48, 8
 FLAGS = ("--chunk-tokens", str(CHUNK_TOKENS), "--overlap-tokens", str(OVERLAP_TOKENS))
 NO_INDEX = ("--index", "none", "--text-index", "none")
-# A graph that takes seconds, so that its middle is not missed.
+# A graph that takes seconds to build, so that a kill can hit the middle of it.
 SLOW_INDEX = ("--hnsw-m", "64", "--hnsw-ef-construction", "800", "--text-index", "none")
 END_SECONDS = 120.0
 
@@ -48,7 +48,7 @@ def _corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _expected(
     corpus: Path, postgres_uri: str, in_process_gateway: GatewayProcess
 ) -> dict[str, LoadedRow]:
-    """The rows of a load that nobody disturbs."""
+    """The rows of an undisturbed load."""
     options = LoadOptions(
         split=SplitOptions(chunk_tokens=CHUNK_TOKENS, overlap_tokens=OVERLAP_TOKENS),
         gateway=GatewayOptions(url=in_process_gateway.url),
@@ -59,11 +59,25 @@ def _expected(
     return rows_of(postgres_uri, "undisturbed")
 
 
-@pytest.fixture(name="rng")
-def _rng(request: pytest.FixtureRequest) -> random.Random:
+@dataclass
+class Kills:
+    """How many times to kill, and the source of the random moments."""
+
+    count: int
+    rng: random.Random
+
+
+@pytest.fixture(
+    name="kills",
+    params=[
+        pytest.param(2, id="2-kills"),
+        pytest.param(10, id="10-kills", marks=pytest.mark.campaign),
+    ],
+)
+def _kills(request: pytest.FixtureRequest) -> Kills:
     seed = os.environ.get("FAULT_SEED") or secrets.token_hex(4)
-    print(f"FAULT_SEED={seed} repeats {request.node.name}")  # noqa: T201 - shown where it fails
-    return random.Random(seed)
+    print(f"FAULT_SEED={seed} repeats {request.node.name}")  # noqa: T201 - shown on failure
+    return Kills(request.param, random.Random(seed))
 
 
 @pytest.fixture(name="server")
@@ -73,7 +87,7 @@ def _server() -> Generator[RestartablePostgres]:
 
 
 class Loader:
-    """The command, as users run it, in a process of its own."""
+    """A run of the `load` command in a process of its own."""
 
     def __init__(self, corpus: Path, dsn: str, gateway_url: str, *flags: str) -> None:
         self._output = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `close`
@@ -108,11 +122,11 @@ class Loader:
         return []
 
     def close(self) -> None:
-        """End it and all that it began."""
-        begun = self.descendants()
+        """Kill it and every process that it started."""
+        descendants = self.descendants()
         if self.is_running():
             self.kill()
-        for each in begun:
+        for each in descendants:
             with contextlib.suppress(psutil.NoSuchProcess):
                 each.kill()
         self._output.close()
@@ -129,7 +143,7 @@ def loading(corpus: Path, dsn: str, gateway_url: str, *flags: str) -> Generator[
 
 def assert_whole(dsn: str, expected: dict[str, LoadedRow]) -> None:
     assert_same_rows(rows_of(dsn, "chunks"), expected)
-    _wait_until(lambda: not _own_backends(dsn), "the loaders' backends end")
+    _wait_until(lambda: not _own_backends(dsn), "the loader's backends end")
     assert_true_ledger(dsn, "chunks", documents=FILES * DOCUMENTS)
 
 
@@ -165,16 +179,16 @@ def _index_is_being_built(dsn: str) -> bool:
 
 
 class Moments:
-    """Random moments, spread over the load by the work that is done."""
+    """Random moments of a load, spread over it by the number of documents that are done."""
 
-    def __init__(self, rng: random.Random, dsn: str) -> None:
+    def __init__(self, kills: Kills, dsn: str) -> None:
         total = FILES * DOCUMENTS
-        self.marks = sorted(rng.randrange(total * 9 // 10) for _ in range(KILLS))
-        self._rng = rng
+        self.marks = sorted(kills.rng.randrange(total * 9 // 10) for _ in range(kills.count))
+        self._rng = kills.rng
         self._dsn = dsn
 
     def wait(self, mark: int, loader: Loader) -> None:
-        """Wait until so many documents are loaded, and a moment more."""
+        """Wait until that many documents are loaded, and a random moment longer."""
 
         def reached() -> bool:
             assert loader.is_running(), loader.output[-3000:]
@@ -184,14 +198,14 @@ class Moments:
         time.sleep(self._rng.uniform(0, 0.4))
 
 
-def test_killed_loader_goes_on_where_it_stopped(
+def test_a_killed_loader_resumes_where_it_stopped(
     corpus: Path,
     expected: dict[str, LoadedRow],
     database_url: str,
     in_process_gateway: GatewayProcess,
-    rng: random.Random,
+    kills: Kills,
 ) -> None:
-    moments = Moments(rng, database_url)
+    moments = Moments(kills, database_url)
     before = in_process_gateway.metric("qwen3_triton_texts_total")
     for mark in moments.marks:
         with loading(corpus, database_url, in_process_gateway.url, *NO_INDEX) as loader:
@@ -201,21 +215,21 @@ def test_killed_loader_goes_on_where_it_stopped(
         loader.finish()
     assert_whole(database_url, expected)
     texts = in_process_gateway.metric("qwen3_triton_texts_total") - before
-    # What was done is not done again: a kill costs no more than what was under way.
+    # A kill costs at most the work in flight; finished work is not repeated.
     assert texts < 2 * len(expected)
 
 
-def test_killed_loader_builds_the_index_in_the_end(
+def test_a_loader_killed_while_it_builds_the_index_builds_it_on_resuming(
     corpus: Path,
     expected: dict[str, LoadedRow],
     database_url: str,
     in_process_gateway: GatewayProcess,
-    rng: random.Random,
+    kills: Kills,
 ) -> None:
-    for _ in range(KILLS):
+    for _ in range(kills.count):
         with loading(corpus, database_url, in_process_gateway.url, *SLOW_INDEX) as loader:
-            _wait_until(lambda: _index_is_being_built(database_url), "the index is begun")
-            time.sleep(rng.uniform(0, 1))
+            _wait_until(lambda: _index_is_being_built(database_url), "the index build starts")
+            time.sleep(kills.rng.uniform(0, 1))
             loader.kill()
     with loading(corpus, database_url, in_process_gateway.url, *SLOW_INDEX) as loader:
         loader.finish()
@@ -232,19 +246,22 @@ def assert_one_valid_index(dsn: str) -> None:
     assert rows == [(True,)]
 
 
-def test_gateway_is_killed_and_comes_back(
-    corpus: Path, expected: dict[str, LoadedRow], database_url: str, rng: random.Random
+def test_a_load_survives_kills_of_the_gateway(
+    corpus: Path,
+    expected: dict[str, LoadedRow],
+    database_url: str,
+    kills: Kills,
 ) -> None:
     gateway = GatewayProcess()
     try:
         gateway.wait_ready()
         url, port = gateway.url, gateway.url.rpartition(":")[2]
-        moments = Moments(rng, database_url)
+        moments = Moments(kills, database_url)
         with loading(corpus, database_url, url, *NO_INDEX) as loader:
             for mark in moments.marks:
                 moments.wait(mark, loader)
                 gateway.kill()
-                time.sleep(rng.uniform(0, 0.5))
+                time.sleep(kills.rng.uniform(0, 0.5))
                 gateway = GatewayProcess("--port", port)
                 gateway.wait_ready()
             loader.finish()
@@ -253,40 +270,40 @@ def test_gateway_is_killed_and_comes_back(
     assert_whole(database_url, expected)
 
 
-def test_postgres_is_killed_and_comes_back(
+def test_a_load_survives_kills_of_postgres(
     corpus: Path,
     expected: dict[str, LoadedRow],
     server: RestartablePostgres,
     in_process_gateway: GatewayProcess,
-    rng: random.Random,
+    kills: Kills,
 ) -> None:
-    moments = Moments(rng, server.uri)
+    moments = Moments(kills, server.uri)
     with loading(corpus, server.uri, in_process_gateway.url, *NO_INDEX) as loader:
         for mark in moments.marks:
             moments.wait(mark, loader)
             server.kill()
-            time.sleep(rng.uniform(0, 0.5))
+            time.sleep(kills.rng.uniform(0, 0.5))
             server.start()
         loader.finish()
     assert_whole(server.uri, expected)
 
 
-def test_postgres_is_killed_while_it_builds_the_index(
+def test_a_load_survives_kills_of_postgres_while_it_builds_the_index(
     corpus: Path,
     expected: dict[str, LoadedRow],
     server: RestartablePostgres,
     in_process_gateway: GatewayProcess,
-    rng: random.Random,
+    kills: Kills,
 ) -> None:
     with loading(corpus, server.uri, in_process_gateway.url, *SLOW_INDEX) as loader:
-        for _ in range(KILLS):
+        for _ in range(kills.count):
 
-            def begun() -> bool:
+            def has_started() -> bool:
                 assert loader.is_running(), loader.output[-3000:]
                 return _index_is_being_built(server.uri)
 
-            _wait_until(begun, "the index is begun")
-            time.sleep(rng.uniform(0, 1))
+            _wait_until(has_started, "the index build starts")
+            time.sleep(kills.rng.uniform(0, 1))
             server.cut_power()
             server.start()
         loader.finish()
@@ -294,22 +311,22 @@ def test_postgres_is_killed_while_it_builds_the_index(
     assert_one_valid_index(server.uri)
 
 
-def test_backends_are_killed_and_the_server_recovers(
+def test_a_load_survives_kills_of_postgres_backends(
     corpus: Path,
     expected: dict[str, LoadedRow],
     server: RestartablePostgres,
     in_process_gateway: GatewayProcess,
-    rng: random.Random,
+    kills: Kills,
 ) -> None:
-    moments = Moments(rng, server.uri)
+    moments = Moments(kills, server.uri)
     with loading(corpus, server.uri, in_process_gateway.url, *NO_INDEX) as loader:
         for mark in moments.marks:
             moments.wait(mark, loader)
 
             def kill_one() -> bool:
-                # One at work where there is one: in the middle of a COPY or of a transaction.
+                # Preferably an active one: in the middle of a COPY or of a transaction.
                 backends = _own_backends(server.uri, "%active%") or _own_backends(server.uri)
-                return bool(backends) and server.kill_backend(rng.choice(backends))
+                return bool(backends) and server.kill_backend(kills.rng.choice(backends))
 
             _wait_until(kill_one, "a backend of the loader is killed")
             server.wait()
@@ -318,33 +335,33 @@ def test_backends_are_killed_and_the_server_recovers(
 
 
 def _ray_workers(loader: Loader) -> list[psutil.Process]:
-    def is_at_work(each: psutil.Process) -> bool:
+    def is_worker(each: psutil.Process) -> bool:
         with contextlib.suppress(psutil.Error):
             title = " ".join(each.cmdline())
-            # Ray's own agents bear such names too, and its node ends with them.
+            # Ray's own agents have such names too, and the node dies with them.
             return title.startswith("ray::ingest")
         return False
 
-    return [each for each in loader.descendants() if is_at_work(each)]
+    return [each for each in loader.descendants() if is_worker(each)]
 
 
-def test_ray_workers_are_killed(
+def test_a_load_survives_kills_of_ray_workers(
     corpus: Path,
     expected: dict[str, LoadedRow],
     database_url: str,
     in_process_gateway: GatewayProcess,
-    rng: random.Random,
+    kills: Kills,
 ) -> None:
     flags = (*NO_INDEX, "--engine", "ray")
     killed = 0
-    moments = Moments(rng, database_url)
+    moments = Moments(kills, database_url)
     with loading(corpus, database_url, in_process_gateway.url, *flags) as loader:
         for mark in moments.marks:
             moments.wait(mark, loader)
-            _wait_until(lambda: bool(_ray_workers(loader)), "a Ray worker is at work")
-            killed += _kill_one(_ray_workers(loader), rng)
+            _wait_until(lambda: bool(_ray_workers(loader)), "a Ray worker is running")
+            killed += _kill_one(_ray_workers(loader), kills.rng)
         loader.finish()
-    assert killed == KILLS
+    assert killed == kills.count
     assert_whole(database_url, expected)
 
 
