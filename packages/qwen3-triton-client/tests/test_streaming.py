@@ -89,7 +89,8 @@ def test_an_error_in_a_stream_counts_from_its_start(streamed: Streamed, fake: Fa
     with pytest.raises(EmbeddingError, match="texts: 45-49") as caught:
         streamed(TEXTS)
     completed = caught.value.completed
-    assert min(completed, default=40) >= 40
+    # The window of 20 texts before the one that fails may still be in flight.
+    assert min(completed, default=20) >= 20
     assert all(completed[i].tolist() == EXPECTED[i] for i in completed)
 
 
