@@ -1,10 +1,10 @@
-# Everything a person or CI runs here. `make help` lists it.
+# Everything that a person or CI runs in this repository. `make help` lists it.
 
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
-# The first Python of the machine that is new enough.
+# The first Python on this machine that is new enough.
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 	$$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 VENV := .venv
@@ -17,6 +17,10 @@ BASELINE ?=
 ONLY ?=
 ROUNDS ?=
 MARKDOWN ?=
+ARGS ?=
+CORES := $(shell getconf _NPROCESSORS_ONLN)
+# Tests that use servers wait more than they compute: more workers than cores.
+WORKERS ?= $(shell echo $$(( $(CORES) + 2 )))
 
 .PHONY: help
 help: ## Show this list
@@ -25,15 +29,15 @@ help: ## Show this list
 # The environment
 
 .PHONY: install
-install: $(VENV)/.installed ## Set up .venv, and a real Triton where this machine can run one
+install: $(VENV)/.installed ## Set up .venv, and a real Triton if this machine can run one
 
 $(VENV)/.installed: requirements/bootstrap.txt requirements/dev.txt $(PYPROJECTS)
-	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name it: make PYTHON=/path/to/python3"; exit 1; }
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is required. Set it with: make PYTHON=/path/to/python3"; exit 1; }
 	@echo "==> Creating $(VENV) with $(PYTHON)"
-	@$(PYTHON) -m venv $(VENV) || { echo "This Python cannot make virtual environments (Debian: apt install python3-venv)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { echo "This Python cannot create virtual environments. On Debian: apt install python3-venv"; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
 	@echo "==> Installing the locked packages"
-	@# pip is the fallback where the package index is known to pip's configuration only.
+	@# pip is the fallback for machines where only pip is configured with a package index.
 	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.txt \
 	|| $(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements/dev.txt
 	@echo "==> Installing this repository's distributions, editable"
@@ -43,7 +47,7 @@ $(VENV)/.installed: requirements/bootstrap.txt requirements/dev.txt $(PYPROJECTS
 	@touch $@
 
 .PHONY: lock
-lock: ## Compile the requirements files anew (versions and hashes, no registry address)
+lock: ## Recompile the requirements files (versions and hashes, no registry address)
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 		--custom-compile-command "make lock" requirements/bootstrap.in -o requirements/bootstrap.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
@@ -63,7 +67,7 @@ lock: ## Compile the requirements files anew (versions and hashes, no registry a
 		requirements/bench-infinity.in -o requirements/bench-infinity.txt
 
 .PHONY: openapi
-openapi: install ## Renew docs/openapi.json after a change of the interface that is meant
+openapi: install ## Regenerate docs/openapi.json after an intended change of the interface
 	@PYTHONPATH=server/tests $(BIN)/python server/tests/test_openapi.py
 
 .PHONY: docs
@@ -73,36 +77,52 @@ docs: install ## Build the documentation site into build/site; a dead link or a 
 # The product
 
 .PHONY: demo
-demo: install ## From nothing to a search hit through a real Triton (KEEP=1 leaves the stack up)
+demo: install ## Go from nothing to a search hit through a real Triton (KEEP=1 leaves the stack up)
 	@cd examples && ../$(BIN)/python -m demo $(if $(KEEP),--keep)
 
 # The checks
 
+# ARGS goes to pytest (make test ARGS="-k name"), which then runs in one process: to start the
+# workers would take longer than to run a few tests.
+pytest = $(BIN)/python -m pytest -m $(1) $(or $(ARGS),--numprocesses $(2) --dist worksteal)
+
+.PHONY: fast
+fast: install ## Run the tests that need no server (ARGS="-k name" selects some)
+	@$(call pytest,"not stack and not slow and not campaign",$(CORES))
+
 .PHONY: test
-test: install ## Run every test
-	@$(BIN)/python -m pytest
+test: install ## Run all tests but the campaigns, with real servers (ARGS="-k name" selects some)
+	@$(call pytest,"not campaign",$(WORKERS))
+
+.PHONY: campaign
+campaign: install ## Run the long fault campaigns
+	@$(call pytest,"campaign",$(WORKERS))
+
+.PHONY: coverage
+coverage: install ## Run `test` and report which lines it covers, in child processes too
+	@$(call pytest,"not campaign",$(WORKERS)) --cov --cov-report=term:skip-covered
 
 .PHONY: lint
-lint: install ## Format, lint, types, import contracts
+lint: install ## Check format, style, types and import contracts
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/pyright
 	@$(BIN)/lint-imports
 
 .PHONY: check
-check: lint ## The same, and known vulnerabilities of the locked packages (asks the package index)
+check: lint ## Run `lint` and look for known vulnerabilities of the locked packages (online)
 	@$(BIN)/pip-audit --require-hashes --disable-pip -r requirements/dev.txt
 
 .PHONY: format
-format: install ## Format and mend what can be mended
+format: install ## Format the code and fix what can be fixed
 	@$(BIN)/ruff check --fix --quiet . || true
 	@$(BIN)/ruff format .
 
 .PHONY: parity
-parity: install $(VENV)-parity/.installed ## Compare with the live reference implementation (torch, transformers)
+parity: install $(VENV)-parity/.installed ## Compare with the reference implementation, live (torch, transformers)
 	@$(VENV)-parity/bin/python -m pytest -c tests/parity/pytest.ini --rootdir tests/parity tests/parity
 
-# pip, and torch by itself: it finds a CPU build on machines that keep one for it.
+# With pip, and torch first: pip finds a CPU build on machines that provide one.
 $(VENV)-parity/.installed: requirements/parity.txt packages/qwen3-nano/pyproject.toml | $(VENV)/.installed
 	@echo "==> Creating $(VENV)-parity with torch, transformers and sentence-transformers"
 	@$(PYTHON) -m venv $(VENV)-parity
@@ -114,10 +134,11 @@ $(VENV)-parity/.installed: requirements/parity.txt packages/qwen3-nano/pyproject
 	@touch $@
 
 .PHONY: bench
-bench: install ## Measure the gateway beside its ceiling (BASELINE=app.py: and beside another gateway)
+bench: install ## Measure the gateway against its ceiling (BASELINE=app.py: and another gateway)
 	@PYTHONPATH=tests/support $(BIN)/python bench/run.py $(if $(BASELINE),--baseline $(BASELINE)) \
 		$(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(MARKDOWN),--markdown $(MARKDOWN))
 
 .PHONY: clean
 clean: ## Remove the environments and caches of this checkout
-	@rm -rf $(VENV) $(VENV)-parity $(VENV)-baseline $(VENV)-infinity .pytest_cache .ruff_cache .hypothesis dist build .cache
+	@rm -rf $(VENV) $(VENV)-parity $(VENV)-oldest $(VENV)-baseline $(VENV)-infinity \
+		.coverage* .pytest_cache .ruff_cache .cache dist build

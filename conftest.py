@@ -1,11 +1,13 @@
-"""What tests of every distribution may stand on: a real Triton and real gateways."""
+"""Fixtures for the tests of every distribution: a real Triton, real gateways, a real PostgreSQL."""
 
 from __future__ import annotations
 
 import os
 import secrets
+import signal
 from collections.abc import Generator
 
+import hypothesis
 import psycopg
 import pytest
 from psycopg.sql import SQL, Identifier
@@ -15,8 +17,38 @@ from demo.embedded_postgres import embedded_postgres
 from gateway_process import GatewayProcess, running_gateway, triton_flags
 from qwen3_triton_tools.local_triton import LocalTriton
 
-# Tests import ONNX Runtime themselves; the product switches this off by itself.
+# Tests import ONNX Runtime directly; the product sets this itself.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+# A shell starts background jobs (`nohup make test &`) with SIGINT ignored, and every process that
+# a test starts would inherit that. With a handler installed here, they start with the default.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# The same examples on every run, and no failure because the machine is busy.
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("repeatable")
+
+# What a test needs, by the fixtures that it uses, directly or through others.
+MARK_OF_FIXTURE = {
+    "triton": "stack",
+    "gateway": "stack",
+    "grpc_gateway": "stack",
+    "in_process_gateway": "stack",
+    "any_gateway": "stack",
+    "postgres_uri": "stack",
+    "wheels": "slow",
+}
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests by their fixtures; a test that starts a server by itself carries its own mark."""
+    for item in items:
+        if isinstance(item, pytest.Function):
+            for mark in {
+                MARK_OF_FIXTURE[name] for name in item.fixturenames if name in MARK_OF_FIXTURE
+            }:
+                item.add_marker(mark)
 
 
 @pytest.fixture(name="triton", scope="session")

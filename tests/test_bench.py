@@ -29,6 +29,7 @@ def test_the_load_generator_loads_both_lanes(gateway_url: str) -> None:
         assert "200: " in row
 
 
+@pytest.mark.slow
 def test_the_table_is_printed_and_written(tmp_path: Path) -> None:
     table = tmp_path / "table.md"
     printed = run_script("run.py", "--only", "answers", "--rounds", "1", "--markdown", str(table))
@@ -36,12 +37,14 @@ def test_the_table_is_printed_and_written(tmp_path: Path) -> None:
     assert table.read_text().count("\n| CPU of writing") == 2
 
 
+@pytest.mark.stack
 def test_the_loader_is_measured_beside_the_frameworks() -> None:
     printed = run_script("ingest_rates.py", "--rows", "40", "--rounds", "1")
     assert printed.count("a fresh load") == 6
     assert "the drop-in, new rows" in printed
 
 
+@pytest.mark.stack
 def test_the_loader_is_measured_end_to_end() -> None:
     small = ("--texts", "40", "--rounds", "1", "--rows", "2000")
     printed = run_script("ingest_load.py", *small)
@@ -56,5 +59,6 @@ SCRIPTS = (
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.slow
 def test_each_script_says_what_it_does(script: str) -> None:
     assert "--help" in run_script(script, "--help")

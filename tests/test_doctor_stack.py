@@ -30,6 +30,8 @@ from qwen3_triton_tools.local_triton.ports import Ports, choose_ports
 from qwen3_triton_tools.local_triton.process import TritonProcess
 from qwen3_triton_tools.local_triton.repository import MODEL_SOURCE
 
+pytestmark = pytest.mark.stack
+
 NANO = qwen3_nano.MODEL_ID
 HOST = "127.0.0.1"
 # What the `onnxruntime` backend does when it loads a model: tell Triton the file's own types. The

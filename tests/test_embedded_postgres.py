@@ -15,6 +15,8 @@ import pytest
 
 from demo.embedded_postgres import EmbeddedPostgresError, embedded_postgres
 
+pytestmark = pytest.mark.stack
+
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 HOLD_A_SERVER_OPEN = """

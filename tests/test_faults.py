@@ -21,6 +21,8 @@ from polling import wait_for
 from qwen3_triton_tools.local_triton import LocalTriton
 from tolerances import FLOAT32_COSINE
 
+pytestmark = pytest.mark.stack
+
 TEXTS = [f"{'filler ' * (index % 9)}text {index}" for index in range(24)]
 ALLOWED_WHILE_TRITON_IS_AWAY = {200, 503, 504}
 SCHEMES = ("http", "grpc")

@@ -25,6 +25,8 @@ from gateway_process import GatewayProcess, running_gateway, triton_flags
 from polling import wait_for
 from qwen3_triton_tools.local_triton import LocalTriton
 
+pytestmark = pytest.mark.stack
+
 TRACE_ID, PARENT_ID = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SECRET_TEXT, SECRET_KEY = "whales sing at night", "key-that-nobody-sees"
 

@@ -32,6 +32,7 @@ LONG = "word " * 3000
 
 # LangChain's and LlamaIndex's wrappers leave their async connections to the garbage collector.
 pytestmark = [
+    pytest.mark.stack,
     pytest.mark.filterwarnings("ignore::ResourceWarning"),
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]

@@ -16,6 +16,8 @@ from gateway_process import GatewayProcess, running_gateway, triton_flags
 from qwen3_triton_tools.local_triton import LocalTriton
 from tolerances import FLOAT32_COSINE, UNIT_NORM
 
+pytestmark = pytest.mark.stack
+
 MODEL = "qwen3_embed_4b_onnx"
 MODEL_ID = "Qwen/Qwen3-Embedding-4B"
 

@@ -18,6 +18,8 @@ from embed_call import embed, post
 from gateway_process import GatewayProcess, running_gateway
 from polling import wait_for
 
+pytestmark = pytest.mark.stack
+
 KEYS = ("first-key", "second-key")
 FILE_KEY = "key-of-the-file"
 ORIGIN = "https://search.example"

@@ -10,6 +10,8 @@ import pytest
 
 from gateway_process import GatewayProcess, running_gateway
 
+pytestmark = pytest.mark.stack
+
 COUNT = 200_000
 DISTINCT = 2_000
 MAX_RESIDENT_KIB = 300_000_000 // 1024

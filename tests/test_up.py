@@ -13,6 +13,8 @@ from embed_call import embed, post
 from gateway_process import GatewayProcess
 from polling import wait_for
 
+pytestmark = pytest.mark.stack
+
 FREE_PORTS = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
 
 

@@ -45,6 +45,7 @@ def _float16_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.stack
 def test_float16_vectors_are_the_reference_implementations(float16_dir: Path) -> None:
     with (
         LocalTriton(model_dir=float16_dir, model_name="float16") as triton,

@@ -59,8 +59,8 @@ def _model_dirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
-@pytest.fixture(name="variants_triton", scope="session")
-def _variants_triton(
+@pytest.fixture(name="triton", scope="session")
+def _triton(
     model_dirs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Generator[LocalTriton]:
     """One Triton that serves them all."""
@@ -76,13 +76,13 @@ async def _backend(
     request: pytest.FixtureRequest,
     variant: str,
     model_dirs: dict[str, Path],
-    variants_triton: LocalTriton,
+    triton: LocalTriton,
 ) -> AsyncGenerator[Backend]:
     backend: Backend
     if request.param == "in-process":
         backend = OnnxBackend(model_dirs[variant])
     else:
-        urls = {"http": variants_triton.http_url, "grpc": variants_triton.grpc_url}
+        urls = {"http": triton.http_url, "grpc": triton.grpc_url}
         backend = TritonBackend(urls[request.param], variant)
     await backend.connect()
     yield backend
@@ -174,9 +174,9 @@ async def test_an_absent_triton_is_unavailable(scheme: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
 async def test_a_model_that_triton_does_not_have_is_unavailable(
-    variants_triton: LocalTriton, scheme: str
+    triton: LocalTriton, scheme: str
 ) -> None:
-    url = variants_triton.http_url if scheme == "http" else variants_triton.grpc_url
+    url = triton.http_url if scheme == "http" else triton.grpc_url
     backend = TritonBackend(url, "nosuchmodel")
     with pytest.raises(BackendUnavailableError, match="nosuchmodel"):
         await backend.connect()

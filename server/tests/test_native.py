@@ -50,6 +50,7 @@ def test_a_text_has_the_same_vector_alone_and_among_others(client: TestClient) -
     assert (together * alone).sum(axis=1).min() >= FLOAT32_COSINE
 
 
+@pytest.mark.slow
 def test_answers_keep_the_order_of_2048_texts(client: TestClient, backend: FakeBackend) -> None:
     texts = [f"{i % 97} " * (1 + i * 7 % 60) + str(i) for i in range(2048)]
     rows = vectors(client, texts, dimensions=64)

@@ -63,6 +63,7 @@ def test_the_start_is_cut_where_that_is_asked_for(tmp_path: Path) -> None:
 
 
 @given(st.text(alphabet=LETTERS_AND_SEPARATORS, max_size=400), st.integers(2, 12))
+@pytest.mark.slow
 def test_a_huge_text_is_cut_early_and_has_the_tokens_of_the_whole(
     text: str, max_length: int
 ) -> None:

@@ -41,6 +41,7 @@ async def test_an_asynchronous_pipeline_gives_every_node_its_vector(
     assert_every_node_has_its_vector(nodes)
 
 
+@pytest.mark.slow
 def test_a_pipeline_in_two_processes_gives_every_node_its_vector(
     model: Qwen3TritonEmbedding,
 ) -> None:

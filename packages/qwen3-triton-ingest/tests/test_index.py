@@ -365,6 +365,7 @@ def test_dropping_waits_for_a_long_search_without_holding_up_others(database_url
     assert longest < 1.0
 
 
+@pytest.mark.stack
 def test_too_little_shared_memory_is_told_and_built_without_workers(tmp_path: Path) -> None:
     if os.geteuid() != 0 or shutil.which("unshare") is None:
         pytest.skip("needs root, to give a server a small /dev/shm")

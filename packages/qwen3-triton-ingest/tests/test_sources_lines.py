@@ -67,6 +67,7 @@ def test_shards_give_every_line_once_whatever_their_size(
     assert positions == sorted(set(positions))
 
 
+@pytest.mark.slow
 def test_a_line_of_a_gigabyte_costs_no_memory(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     with path.open("wb") as file:

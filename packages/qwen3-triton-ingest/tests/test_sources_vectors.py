@@ -83,6 +83,7 @@ def test_csv_vectors_are_written_as_pgvector_writes_them(tmp_path: Path) -> None
     assert reasons(items) == ["the vector is a text that holds no list of numbers"]
 
 
+@pytest.mark.slow
 def test_vectors_of_one_large_row_group_stream_through(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     rows, size = 20_000, 1024

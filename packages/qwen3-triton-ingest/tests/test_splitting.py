@@ -121,6 +121,7 @@ def test_a_tokenizer_that_truncates_does_not_count_short() -> None:
         pytest.param("".join(map(chr, range(0x4E00, 0x9FA5))) * 16, "text", id="rare-characters"),
     ],
 )
+@pytest.mark.slow
 def test_a_megabyte_without_any_boundary_takes_seconds(text: str, markup: Markup) -> None:
     splitter = Splitter(SplitOptions(), TOKENIZER_JSON)
     began = time.process_time()
@@ -130,6 +131,7 @@ def test_a_megabyte_without_any_boundary_takes_seconds(text: str, markup: Markup
     assert max(map(tokens, chunks)) <= 512
 
 
+@pytest.mark.slow
 def test_a_document_of_ten_megabytes_is_cut_without_loss() -> None:
     paragraph = "Paragraph {}: the pump loses pressure. Check the seal, then the valve.\n\n"
     text = "".join(paragraph.format(number) for number in range(140_000))
@@ -217,6 +219,7 @@ def test_a_file_or_its_folder_may_be_named(tmp_path: Path) -> None:
         load_tokenizer(SplitOptions(tokenizer_path=str(tmp_path)), unreachable)
 
 
+@pytest.mark.stack
 def test_a_gateway_with_keys_wants_one() -> None:
     with running_gateway("--api-keys", "secret-key") as gateway:
         options = GatewayOptions(url=gateway.url, api_key="secret-key")

@@ -33,6 +33,8 @@ from qwen3_triton_tools.local_triton import (
     write_repository,
 )
 
+pytestmark = pytest.mark.stack
+
 MAX_BATCH_SIZE = 8
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
