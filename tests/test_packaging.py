@@ -1,4 +1,4 @@
-"""The built wheels, as strangers install them."""
+"""The built distributions, as users install them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -16,12 +18,14 @@ from typing import Any
 
 import pytest
 
+import release
+
 ROOT = Path(__file__).resolve().parents[1]
-FOLDERS = [ROOT / "server", *sorted(path.parent for path in ROOT.glob("packages/*/pyproject.toml"))]
+FOLDERS = release.distributions(ROOT)
 SUITES = ROOT / "tests" / "support"
 MAX_NANO_WHEEL_BYTES = 16 * 1024 * 1024
 HEAVY = {"torch", "onnx", "onnxruntime", "transformers", "sentence_transformers", "pandas", "ray"}
-# What an adapter has no use for by itself, beyond those; a framework may load them.
+# What an adapter does not need itself; its framework may load some of it.
 NUMERIC = HEAVY | {"numpy", "scipy", "sklearn", "tensorflow", "jax", "nltk", "tiktoken", "tqdm"}
 ADAPTERS = [
     pytest.param(
@@ -37,7 +41,7 @@ ADAPTERS = [
         id="llamaindex",
     ),
 ]
-# Of extras: loaded by what needs them, and by nothing else.
+# From extras: loaded only by the code that needs them.
 OPTIONAL = NUMERIC | {
     *("dask", "distributed", "pyarrow", "pypdfium2", "sqlalchemy", "trafilatura"),
     *("langchain_core", "langchain_postgres", "llama_index"),
@@ -75,9 +79,9 @@ def run(*command: str | Path, **options: Any) -> str:
 
 @pytest.fixture(name="wheels", scope="session")
 def _wheels(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Build all wheels, each from its source distribution, which lies next to it."""
     target = tmp_path_factory.mktemp("wheels")
-    for folder in FOLDERS:
-        run(sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", target, folder)
+    release.build_distributions(ROOT, target)
     return target
 
 
@@ -86,7 +90,7 @@ Install = Callable[..., Path]
 
 @pytest.fixture(name="install", scope="session")
 def _install(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Install:
-    """Give the Python of an environment with a wheel, only what it declares, and test tools."""
+    """Return the Python of an environment with a wheel, what it declares, and test tools."""
 
     @cache
     def install(distribution: str, *tools: str) -> Path:
@@ -103,13 +107,13 @@ def _install(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Install:
     return install
 
 
-def test_all_distributions_have_one_version_and_the_changelog_tells_it() -> None:
-    (version,) = {project(folder)["version"] for folder in FOLDERS}
+def test_all_distributions_have_one_version_and_the_changelog_has_a_section_for_it() -> None:
+    (version,) = {project(folder)["version"] for folder in FOLDERS.values()}
     assert f"## {version}" in (ROOT / "CHANGELOG.md").read_text()
 
 
-def test_all_distributions_state_licence_floor_and_readme() -> None:
-    for folder in FOLDERS:
+def test_all_distributions_state_license_python_and_readme() -> None:
+    for folder in FOLDERS.values():
         stated = project(folder)
         assert (stated["license"], stated["requires-python"]) == ("Apache-2.0", ">=3.11")
         assert (folder / "LICENSE").read_text() == (ROOT / "LICENSE").read_text()
@@ -128,7 +132,7 @@ Probe = Callable[..., tuple[list[str], list[str]]]
 
 @pytest.fixture(name="probe", scope="session")
 def _probe(install: Install) -> Probe:
-    """Tell which packages a module loads beyond its framework, and its public names."""
+    """Return the packages a module loads beyond its framework, and its public names."""
 
     @cache
     def probe(distribution: str, module: str, framework: str) -> tuple[list[str], list[str]]:
@@ -229,7 +233,7 @@ def test_a_frameworks_own_suite_passes_from_the_wheel(
 def _from_the_wheels(
     install: Install, gateway_url: str, tmp_path: Path
 ) -> Callable[[str, tuple[str, ...], str], str]:
-    """Run a file of tests against a real gateway, away from this repository and its settings."""
+    """Run a file of tests against a real gateway, outside this repository and its settings."""
 
     def from_the_wheels(suite: str, requirements: tuple[str, ...], settings: str) -> str:
         shutil.copy(SUITES / suite, tmp_path)
@@ -239,6 +243,32 @@ def _from_the_wheels(
         return run(python, "-m", "pytest", "-q", suite, cwd=tmp_path, env=environment)
 
     return from_the_wheels
+
+
+def test_every_wheel_passes_the_checks_of_a_release(wheels: Path) -> None:
+    release.check_distributions(ROOT, wheels)
+
+
+@pytest.mark.parametrize("distribution", FOLDERS)
+def test_a_source_distribution_holds_no_tests_or_tests_that_run_from_it(
+    distribution: str, wheels: Path, tmp_path: Path
+) -> None:
+    (sdist,) = wheels.glob(f"{distribution.replace('-', '_')}-*.tar.gz")
+    with tarfile.open(sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (folder,) = tmp_path.iterdir()
+    assert (folder / "LICENSE").is_file()
+    if (folder / "tests").exists():
+        run(sys.executable, "-m", "pytest", "-q", "tests", cwd=folder)
+
+
+def test_the_gateways_wheel_holds_the_gateway_alone(wheels: Path) -> None:
+    (wheel,) = wheels.glob("qwen3_triton_gateway-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        folders = {name.split("/")[0] for name in archive.namelist()}
+        names = [name for name in archive.namelist() if name.endswith(".py")]
+    assert {name for name in folders if not name.endswith(".dist-info")} == {"qwen3_triton_gateway"}
+    assert not [name for name in names if re.search("doctor|local_triton|model_tools", name)]
 
 
 def test_the_nano_models_wheel_is_small(wheels: Path) -> None:
