@@ -69,6 +69,10 @@ def read_compose(name: str, **variables: str) -> dict[str, Any]:
 
 
 COMPOSE = read_compose("compose.yaml")
+STAGES = {
+    re.search(r" AS (\S+)", stage)[1]: stage  # pyright: ignore[reportOptionalSubscript]
+    for stage in re.split(r"^(?=FROM )", (DEPLOY / "Dockerfile").read_text(), flags=re.M)[1:]
+}
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 
 
@@ -101,8 +105,8 @@ def test_a_service_runs_without_root_without_writing_and_without_capabilities(na
     assert options["security_opt"] == ["no-new-privileges:true"]
     assert "privileged" not in options
     if "build" in options and "user" not in options:
-        final = (DEPLOY / "Dockerfile").read_text().rpartition("\nFROM ")[2]
-        assert re.search(r"^USER [1-9]\d*:[1-9]\d*$", final, re.MULTILINE)
+        assert re.search(r"^USER [1-9]\d*:[1-9]\d*$", STAGES["runtime"], re.MULTILINE)
+        assert STAGES[options["build"]["target"]].startswith("FROM runtime ")
     else:
         assert re.fullmatch(r"[1-9]\d*:\d+", options["user"])
 
@@ -130,11 +134,11 @@ def test_no_image_goes_by_a_floating_tag() -> None:
     assert [image for image in images if not EXACT_IMAGE.fullmatch(image)] == []
 
 
-def test_image_and_chart_carry_the_gateways_version() -> None:
+def test_images_and_chart_carry_the_gateways_version() -> None:
     chart = yaml.safe_load((DEPLOY / "chart" / "Chart.yaml").read_text())
     assert chart["appVersion"] == __version__
     assert SERVICES["gateway"]["image"] == f"qwen3-triton-gateway:{__version__}"
-    assert f"-t qwen3-triton-gateway:{__version__} " in (DEPLOY / "Dockerfile").read_text()
+    assert SERVICES["tools"]["image"] == f"qwen3-triton-tools:{__version__}"
 
 
 def all_examples(*names: str) -> list[tuple[str, str]]:
@@ -265,15 +269,29 @@ def test_prepare_makes_what_compose_needs_and_keeps_what_is_there(tmp_path: Path
     assert first[deploy / "secrets" / "metrics_key"] == keys[1]
 
 
-def test_the_image_ships_locked_packages_and_a_wheel() -> None:
-    text = (DEPLOY / "Dockerfile").read_text()
-    stages = re.findall(r"^FROM (\S+)", text, re.MULTILINE)
-    assert stages == ["${PYTHON_IMAGE}", "${PYTHON_IMAGE}"]
-    for command in re.findall(r"pip install ([^\n&]*)", text):
+def test_the_images_ship_locked_packages_and_wheels() -> None:
+    images = {stage.split()[1] for stage in STAGES.values()}
+    assert images == {"${PYTHON_IMAGE}", "base", "runtime"}
+    for command in re.findall(r"pip install ([^\n&]*)", "".join(STAGES.values())):
         assert "--require-hashes" in command or command.startswith("--no-deps /dist/")
-    assert "uv build --wheel" in text
-    assert text.rpartition("\nFROM ")[2].count("COPY ") == 1
-    assert "/health/ready" in text
+    for target in ("gateway", "tools"):
+        assert STAGES[target].count("COPY ") == 1
+        assert f"COPY --from=build-{target} " in STAGES[target]
+
+
+def test_the_default_image_is_the_gateway_alone() -> None:
+    assert next(reversed(STAGES)) == "gateway"
+    assert "/health/ready" in STAGES["gateway"]
+    for stage in ("base", "build-gateway", "runtime", "gateway"):
+        assert "tools" not in STAGES[stage]
+
+
+def test_the_build_context_holds_what_the_images_copy_and_nothing_else() -> None:
+    lines = re.findall(r"^COPY (?!--from)(.*) \S+$", "".join(STAGES.values()), re.MULTILINE)
+    copied = [source.removeprefix("requirements/") for line in lines for source in line.split()]
+    folders = {source for source in copied if not source.endswith(".txt")} | {"requirements"}
+    ignored = (DEPLOY.parent / ".dockerignore").read_text().split()
+    assert {line[1:] for line in ignored if line.startswith("!")} == folders
 
 
 UNITS = sorted(DEPLOY.glob("systemd/*.service"))
