@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -13,16 +14,17 @@ from pathlib import Path
 import orjson
 
 _CHUNK_BYTES = 8 * 1024 * 1024
-# An entry of `TensorProto.external_data` as protobuf writes it: key "location" (field 1), then the
-# value (field 2) with its length as a varint, one or two bytes for any path. Found by search, not
-# parsed: the gateway needs no ONNX library for it, and 2 GB are searched in the time they are read.
+# An entry of `TensorProto.external_data` as protobuf serializes it: the key "location" (field 1),
+# then the value (field 2) with its length as a varint, one or two bytes for any path. It is found
+# by a search instead of a parser, so that the gateway needs no ONNX library; 2 GB are searched in
+# about the time it takes to read them.
 # https://github.com/onnx/onnx/blob/v1.18.0/onnx/onnx.proto#L580-L595
 _LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f]|[\x80-\xff][\x01-\x7f])")
 
 
 @dataclass(frozen=True, slots=True)
 class EmbeddingSpace:
-    """What decides a vector. Two gateways with equal fields give comparable vectors."""
+    """Everything that decides a vector. Vectors are comparable if all fields are equal."""
 
     model_id: str
     weights_digest: str
@@ -46,7 +48,7 @@ def _digest(space: EmbeddingSpace, dimensions: int) -> str:
 def weights_digest(model_path: Path, on_bytes: Callable[[int], object] | None = None) -> str:
     """Compute a digest of an ONNX file and the files that hold its external weights.
 
-    Reads every byte: seconds for gigabytes.
+    It reads every byte, which takes seconds for gigabytes.
 
     Args:
         model_path: The ONNX file.
@@ -59,9 +61,11 @@ def weights_digest(model_path: Path, on_bytes: Callable[[int], object] | None = 
 
 
 def weight_files(model_path: Path) -> list[Path]:
-    """List the ONNX file, then the files of its external weights, sorted, where they exist."""
+    """List the ONNX file, then the existing files of its external weights, sorted."""
     external = {model_path.parent / name for name in _external_locations(model_path)}
-    return [model_path, *(path for path in sorted(external) if path.is_file())]
+    # Weights may contain the pattern by chance: what follows is then rarely a name that a file
+    # system takes, for which `Path.is_file` may raise and `os.path.isfile` does not.
+    return [model_path, *(path for path in sorted(external) if os.path.isfile(path))]
 
 
 def _external_locations(model_path: Path) -> Iterator[str]:
