@@ -1,7 +1,7 @@
 """The command line, and the only reader of the environment.
 
 The gateway itself has one command, `serve`. Installed distributions add others through the entry
-point group `qwen3_triton.commands`; `qwen3-triton-tools` brings those in `TOOLS_COMMANDS`.
+point group `qwen3_triton.commands`; `qwen3-triton-tools` adds those in `TOOLS_COMMANDS`.
 """
 
 from __future__ import annotations
@@ -11,32 +11,33 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 import click
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from . import __version__
-from .errors import StartupError
+from .errors import StartupError, describe_invalid_value
 from .settings import Settings
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 COMMANDS_GROUP = "qwen3_triton.commands"
 TOOLS_COMMANDS = ("doctor", "model", "triton", "up")
+SECRETS = ("EMBED_API_KEYS",)
 
 
 class CommandGroup(click.Group):
     """The commands of the gateway and of every installed distribution that adds some."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *_entry_points()})
+        return sorted({*super().list_commands(ctx), *_added_commands()})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         command = super().get_command(ctx, cmd_name)
-        if command is None and cmd_name in (added := _entry_points()):
-            command = cast("click.Command", added[cmd_name].load())
+        if command is None and cmd_name in (added := _added_commands()):
+            command = _load(added[cmd_name])
         return command
 
     def resolve_command(
@@ -44,14 +45,43 @@ class CommandGroup(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] in TOOLS_COMMANDS and args[0] not in self.list_commands(ctx):
             ctx.fail(
-                f"`{args[0]}` is part of qwen3-triton-tools, which is not installed. "
-                'Install it with: pip install "qwen3-triton-gateway[tools]"'
+                f"`{args[0]}` is part of qwen3-triton-tools, which is not installed. Install it "
+                'with `pip install "qwen3-triton-gateway[tools]"`.'
             )
         return super().resolve_command(ctx, args)
 
 
-def _entry_points() -> dict[str, EntryPoint]:
+def _added_commands() -> dict[str, EntryPoint]:
     return {point.name: point for point in entry_points(group=COMMANDS_GROUP)}
+
+
+def _load(point: EntryPoint) -> click.Command:
+    """Load a command; one that cannot be loaded becomes a command that says why.
+
+    So the others, and `--help`, keep working whatever is installed next to the gateway.
+    """
+    try:
+        command = point.load()
+        if isinstance(command, click.Command):
+            return command
+        cause = f"{point.value!r} is not a click command"
+    except Exception as error:  # whatever a foreign module raises when it is imported
+        cause = f"{type(error).__name__}: {error}"
+    source = f"{point.dist.name} {point.dist.version}" if point.dist else point.value
+    msg = f"`{point.name}` of {source} cannot be loaded ({cause}). Reinstall or remove {source}."
+
+    @click.command(
+        point.name,
+        short_help=f"Unavailable ({source}).",
+        add_help_option=False,
+        context_settings={"ignore_unknown_options": True},
+    )
+    @click.argument("arguments", nargs=-1)
+    def unavailable(arguments: tuple[str, ...]) -> None:
+        del arguments
+        raise click.ClickException(msg)
+
+    return unavailable
 
 
 @click.group(
@@ -76,7 +106,7 @@ def setting_options(command: Command) -> Command:
     for field in reversed(Settings.model_fields.values()):
         variable = str(field.validation_alias)
         command = click.option(
-            flag_name(variable), variable, metavar=_metavar(field), help=_help(variable, field)
+            flag_name(variable), variable, metavar=_metavar(variable, field), help=_help(field)
         )(command)
     return command
 
@@ -86,19 +116,45 @@ def flag_name(variable: str) -> str:
     return "--" + variable.removeprefix("EMBED_").lower().replace("_", "-")
 
 
-def _help(variable: str, field: FieldInfo) -> str:
+def allowed_values(field: FieldInfo) -> str:
+    """Describe the bounds of a setting: `at least 2`, `0 to 65535`, `text or json`; or nothing."""
+    if get_origin(field.annotation) is Literal:
+        return " or ".join(get_args(field.annotation))
+    bounds = {
+        name: getattr(constraint, name)
+        for constraint in field.metadata
+        for name in ("ge", "gt", "le")
+        if hasattr(constraint, name)
+    }
+    if "le" in bounds:
+        return f"{bounds['ge']} to {bounds['le']}"
+    if "ge" in bounds:
+        return f"at least {bounds['ge']}" if bounds["ge"] else ""
+    return f"more than {bounds['gt']}" if "gt" in bounds else ""
+
+
+def _help(field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True)
-    shown = f"; default {default}" if default not in (None, []) else ""
-    return f"{field.description} [{variable}{shown}]"
+    notes = [str(field.validation_alias), allowed_values(field)]
+    if default not in (None, []):
+        notes.append(f"default {default:g}" if isinstance(default, float) else f"default {default}")
+    return f"{field.description} [{'; '.join(filter(None, notes))}]"
 
 
-def _metavar(field: FieldInfo) -> str:
-    kinds: dict[Any, str] = {int: "INTEGER", float: "SECONDS", Path: "PATH", Path | None: "PATH"}
-    return kinds.get(cast("Any", field.annotation), "TEXT")
+def _metavar(variable: str, field: FieldInfo) -> str:
+    units = {"_BYTES": "BYTES", "_TOKENS": "TOKENS", "_S": "SECONDS"}
+    for suffix, unit in units.items():
+        if variable.endswith(suffix):
+            return unit
+    kinds: dict[Any, str] = {int: "INTEGER", Path | None: "PATH"}
+    return kinds.get(field.annotation, "TEXT")
 
 
 def read_settings(flags: dict[str, str | None]) -> Settings:
     """Merge flags with the environment; a flag wins.
+
+    Args:
+        flags: Values by the names of their variables; None where a flag is not set.
 
     Raises:
         click.UsageError: A value is invalid; the command exits with 2.
@@ -107,16 +163,22 @@ def read_settings(flags: dict[str, str | None]) -> Settings:
     try:
         return Settings(**given)  # pyright: ignore[reportArgumentType]
     except ValidationError as error:
-        problems = [
-            ": ".join(filter(None, [".".join(map(str, item["loc"])), item["msg"]]))
-            for item in error.errors(include_url=False, include_input=False)
-        ]
-        raise click.UsageError("; ".join(problems)) from None
+        problems = [_describe(dict(item)) for item in error.errors(include_url=False)]
+        raise click.UsageError(" ".join(problems)) from None
+
+
+def _describe(problem: dict[str, Any]) -> str:
+    """Write one of pydantic's findings as a sentence, without showing a secret."""
+    if not problem["loc"]:  # about several settings: the message names them
+        return str(problem["msg"]).removeprefix("Value error, ")
+    variable = str(problem["loc"][0])
+    shown = "a secret" if variable in SECRETS else repr(problem["input"])
+    return describe_invalid_value(variable, problem["msg"], shown)
 
 
 @contextmanager
 def plain_errors(*expected: type[Exception]) -> Generator[None]:
-    """Print an expected error's message alone and exit with 1."""
+    """Print the message of an expected error without a traceback, and exit with 1."""
     try:
         yield
     except expected as error:

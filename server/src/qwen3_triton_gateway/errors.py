@@ -118,6 +118,8 @@ def describe_invalid_value(name: str, message: str, shown: str) -> str:
         message: Pydantic's message.
         shown: What was sent: the value, or its type where the value may be long or secret.
     """
+    if message.startswith("Value error, "):  # one of our own sentences
+        return f"`{name}`: {message.removeprefix('Value error, ')}"
     if message.startswith("Input "):
-        return f"`{name}`{message.removeprefix('Input')} (got {shown})."
-    return f"`{name}`: {message.removeprefix('Value error, ')} (got {shown})."
+        return f"`{name}` {message.removeprefix('Input ')} (got {shown})."
+    return f"`{name}`: {message} (got {shown})."
