@@ -51,7 +51,7 @@ def test_vectors_that_cannot_be_searched_for_are_refused(tmp_path: Path, source:
     words = ["is null", "is all zeros", "holds NaN or infinity"]
     if source != "fixed":
         vectors[-1:-1] = [[1.0, 2.0], [0.5, None, 0.5, 0.5], []]
-        words += ["has 2 dimensions where the table has 4", "null|no number", "has 0 dimensions"]
+        words += ["has 2 dimensions instead of 4", "null|no number", "has 0 dimensions"]
     records = [{"id": str(i), "text": "t", "v": vector} for i, vector in enumerate(vectors)]
     if source == "jsonl":
         path = write(tmp_path, "jsonl", records)

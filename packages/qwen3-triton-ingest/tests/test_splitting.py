@@ -228,12 +228,13 @@ def test_a_gateway_with_keys_wants_one() -> None:
             load_tokenizer(SMALL, GatewayOptions(url=gateway.url, api_key="wrong-key"))
         assert "wrong-key" not in str(caught.value)
         prefixed = GatewayOptions(url=f"{gateway.url}/elsewhere", api_key="secret-key")
-        with pytest.raises(IngestError, match=r"answered 404 .* by `--tokenizer`"):
+        with pytest.raises(IngestError, match=r"answered 404: .* by `--tokenizer`"):
             load_tokenizer(SMALL, prefixed)
 
 
 def test_a_gateway_that_stays_away_is_an_error_after_a_while() -> None:
     began = time.monotonic()
-    with pytest.raises(EmbeddingConnectionError, match="cannot reach the gateway"):
+    with pytest.raises(EmbeddingConnectionError, match="Cannot reach the gateway") as caught:
         load_tokenizer(SMALL, GatewayOptions(url="http://127.0.0.1:9"), retry_seconds=1)
-    assert 1 <= time.monotonic() - began < 20
+    assert caught.value.tries > 1
+    assert time.monotonic() - began < 20

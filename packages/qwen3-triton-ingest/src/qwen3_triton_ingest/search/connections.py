@@ -7,16 +7,16 @@ poolers stay usable.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import threading
 import weakref
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from psycopg import IsolationLevel
+
+from qwen3_triton_client import PerEventLoop
 
 from ..database import AsyncConnection, Connection, connect, connect_async, is_away
 
@@ -96,23 +96,17 @@ class OneConnection:
         """Leave the connection open: it is the caller's."""
 
 
-@dataclass(frozen=True, slots=True)
-class _LoopState:
-    closer: AsyncGenerator[None]
-    idle: deque[AsyncConnection] = field(default_factory=deque["AsyncConnection"])
-
-
 class AsyncConnections:
     """Lend connections to the tasks of any number of event loops."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
-        self._states: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, _LoopState]
-        self._states = weakref.WeakKeyDictionary()
+        # A retriever that nobody closes leaves no connection open at the end of `asyncio.run`.
+        self._idle = PerEventLoop(deque["AsyncConnection"], _aclose_all)
 
     async def run(self, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
         """Do work on a connection; once more on another where a kept one has been lost."""
-        idle = (await self._state()).idle
+        idle = await self._idle.get()
         while True:
             kept = idle.pop() if idle else None
             connection = kept or await self._open()
@@ -123,7 +117,7 @@ class AsyncConnections:
                 if kept is not None and is_away(error):
                     continue
                 raise
-            if len(idle) < _MOST_IDLE and asyncio.get_running_loop() in self._states:
+            if len(idle) < _MOST_IDLE and self._idle.is_current(idle):
                 idle.append(connection)
             else:
                 await connection.close()
@@ -131,9 +125,7 @@ class AsyncConnections:
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop; a later search opens new ones."""
-        state = self._states.pop(asyncio.get_running_loop(), None)
-        if state is not None:
-            await state.closer.aclose()
+        await self._idle.aclose()
 
     async def _open(self) -> AsyncConnection:
         connection = await connect_async(self._dsn, autocommit=True)
@@ -141,23 +133,7 @@ class AsyncConnections:
         connection.prepare_threshold = None
         return connection
 
-    async def _state(self) -> _LoopState:
-        loop = asyncio.get_running_loop()
-        state = self._states.get(loop)
-        if state is None:
-            idle: deque[AsyncConnection] = deque()
-            state = self._states[loop] = _LoopState(_closed_with_loop(idle), idle)
-            await anext(state.closer)  # now the loop knows of the generator
-        return state
 
-
-async def _closed_with_loop(idle: deque[AsyncConnection]) -> AsyncGenerator[None]:
-    """Close connections when the event loop shuts down its asynchronous generators.
-
-    So a retriever that nobody closes leaves none behind at the end of `asyncio.run`.
-    """
-    try:
-        yield
-    finally:
-        while idle:
-            await idle.pop().close()
+async def _aclose_all(idle: deque[AsyncConnection]) -> None:
+    while idle:
+        await idle.pop().close()

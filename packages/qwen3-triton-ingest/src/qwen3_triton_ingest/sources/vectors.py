@@ -7,16 +7,13 @@ from typing import Any, cast
 
 import orjson
 
-from qwen3_triton_client import Vector
+from qwen3_triton_client import Vector, vector_defect
 
 from .plain_values import UnreadableError
 
 __all__ = ["checked_vector", "vector_of"]
 
 FLOAT_BYTES = 4
-# In the last byte of a float32 of either sign: an exponent of 254 or 255, so 1.7e38 or more,
-# infinite or no number. No unit vector holds any.
-_ENDLESS, _MINUS_ENDLESS = 0x7F, 0xFF
 
 
 def vector_of(value: Any, dimensions: int | None) -> Vector:
@@ -46,14 +43,8 @@ def checked_vector(vector: Vector, dimensions: int | None) -> Vector:
     Raises:
         UnreadableError: It has another length, or is empty, all zeros or not finite.
     """
-    if dimensions is not None and len(vector) != dimensions:
-        msg = f"the vector has {len(vector):,} dimensions where the table has {dimensions:,}"
-        raise UnreadableError(msg)
-    if not any(vector):  # stops at the first value, unless there is nothing but zeros
-        raise UnreadableError("the vector is all zeros" if vector else "the vector is empty")
-    high_bytes = vector.tobytes()[FLOAT_BYTES - 1 :: FLOAT_BYTES]
-    if _ENDLESS in high_bytes or _MINUS_ENDLESS in high_bytes:
-        raise UnreadableError("the vector holds NaN or infinity")
+    if defect := vector_defect(vector, dimensions):
+        raise UnreadableError(f"the vector {defect}")
     return vector
 
 

@@ -2,20 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from http import HTTPStatus
 from pathlib import Path
 
-import httpx2
-from tenacity import (
-    Retrying,
-    retry_if_exception_type,
-    stop_after_delay,
-    wait_exponential,
-    wait_random,
-)
-
-from qwen3_triton_client import AuthenticationError, ClientSettings, EmbeddingConnectionError
+from qwen3_triton_client import EmbeddingClient, ModelNotFoundError
 
 from ..config import GatewayOptions, SplitOptions
 from ..errors import IngestError
@@ -23,11 +12,8 @@ from ..errors import IngestError
 __all__ = ["load_tokenizer"]
 
 FILE_NAME = "tokenizer.json"
-ROUTE = "/tokenizer"
-TIMEOUT_SECONDS = 30.0
 _LFS_POINTER = b"version https://git-lfs"
-_PASSING = frozenset({429, 502, 503, 504})
-_REFUSED = frozenset({401, 403})
+_MAX_RETRIES = 100  # with waits of up to 16 s it is the deadline that ends them
 
 
 def load_tokenizer(
@@ -43,26 +29,25 @@ def load_tokenizer(
     Raises:
         IngestError: The file is not there or none, or the gateway has no such route.
         AuthenticationError: The gateway wants another key.
-        EmbeddingConnectionError: The gateway cannot be reached, or stayed away.
+        EmbeddingError: The gateway cannot be reached, or stayed away.
         ValueError: The gateway's URL or key cannot be one.
     """
     if options.tokenizer_path is not None:
         return _read(Path(options.tokenizer_path))
     if not options.chunk_tokens:
         return b""
-    known = ClientSettings()
-    settings = replace(
-        known,
-        base_url=gateway.url or known.base_url,
-        api_key=gateway.api_key or known.api_key,
+    client = EmbeddingClient(
+        gateway.url,
+        api_key=gateway.api_key,
+        deadline_seconds=retry_seconds,
+        max_retries=_MAX_RETRIES,
     )
-    retrying = Retrying(
-        retry=retry_if_exception_type(EmbeddingConnectionError),
-        stop=stop_after_delay(retry_seconds),
-        wait=wait_exponential(0.2, 5.0) + wait_random(0, 0.1),
-        reraise=True,
-    )
-    return retrying(_fetch, settings)
+    try:
+        with client:
+            return client.tokenizer_json()
+    except ModelNotFoundError as error:
+        msg = f"{error.message} To cut without the gateway, name the {FILE_NAME} by `--tokenizer`."
+        raise IngestError(msg) from None
 
 
 def _read(path: Path) -> bytes:
@@ -79,24 +64,3 @@ def _read(path: Path) -> bytes:
         msg = f"`tokenizer_path`: {file} is a Git LFS pointer; fetch the file with `git lfs pull`"
         raise IngestError(msg)
     return content
-
-
-def _fetch(settings: ClientSettings) -> bytes:
-    url = settings.base_url + ROUTE
-    headers = {"Authorization": f"Bearer {settings.api_key}"} if settings.api_key else {}
-    try:
-        response = httpx2.get(url, headers=headers, timeout=TIMEOUT_SECONDS)
-    except httpx2.RequestError as error:
-        msg = f"cannot reach the gateway at {settings.base_url}: {error or type(error).__name__}"
-        raise EmbeddingConnectionError(msg, retryable=True) from error
-    status = response.status_code
-    if status == HTTPStatus.OK:
-        return response.content
-    msg = f"the gateway at {settings.base_url} answered {status} to GET {ROUTE}"
-    if status in _REFUSED:
-        hint = "set `api_key` or QWEN3_TRITON_API_KEY to one of the gateway's keys"
-        raise AuthenticationError(f"{msg}: {hint}", status=status)
-    if status in _PASSING:
-        raise EmbeddingConnectionError(msg, status=status, retryable=True)
-    msg += f": name the served model's {FILE_NAME} by `--tokenizer`"
-    raise IngestError(msg)
