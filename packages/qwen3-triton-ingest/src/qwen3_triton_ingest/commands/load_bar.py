@@ -44,9 +44,7 @@ class LoadBar:
 
     def show_reembed(self, progress: ReembedProgress) -> None:
         """Show how far a re-embedding is."""
-        if progress.waiting_for:
-            description = f"Waiting for {progress.waiting_for}"
-        elif progress.index is not None and progress.phase == "index":
+        if progress.index is not None and progress.phase == "index":
             description = f"Index: {progress.index.phase}"
         else:
             description = f"Re-embedding: {progress.rows_done:,} rows"

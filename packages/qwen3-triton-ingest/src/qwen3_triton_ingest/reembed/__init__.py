@@ -1,6 +1,6 @@
-"""Moving a table to another model: new vectors beside the old, swapped in one transaction."""
+"""Moving a table to another model: a new table is filled and takes the old one's place."""
 
-from .progress import OnReembedProgress, ReembedProgress, ReembedReport
+from .job import OnReembedProgress, ReembedProgress, ReembedReport
 from .run import abandon_reembed, reembed
 
 __all__ = [

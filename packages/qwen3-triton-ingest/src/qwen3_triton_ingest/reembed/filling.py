@@ -1,4 +1,4 @@
-"""Embedding a table's texts anew, in the order of its key and then what changed meanwhile."""
+"""Embedding a table's texts, first in the order of its key, then what changed in the meantime."""
 
 from __future__ import annotations
 
@@ -12,85 +12,86 @@ from psycopg import sql
 from qwen3_triton_client import EmbeddingClient, EmbeddingError, Vector
 
 from ..database import Connection, Session
-from ..rows.binary import copy_stream, pack_vector
-from .anatomy import Anatomy
 from .job import Job
+from .old_table import OldTable
 from .state import (
     Change,
+    add_changes,
+    delete_changes,
     find_state,
-    forget_changes,
-    note_changes,
-    note_position,
-    open_changes,
+    pending_changes,
+    save_position,
 )
-from .successor import insert_from_stage, key_type
+from .successor import insert_rows
 
-__all__ = ["Filling", "StartAfreshError", "note_differences"]
-
-# Beyond some hundred rows a larger transaction is no faster, and what is not written is embedded
-# again after a kill.
+# Beyond some hundred rows a larger transaction is no faster, and rows that are not written when
+# the process is killed are embedded again.
 BATCH_ROWS = 1000
 # Texts read at once; at least one row, however long.
 PAGE_ROWS, PAGE_BYTES = 2000, 8 * 1024 * 1024
-_STAGE = "qwen3_ingest_stage"
 
 Row = tuple[str, str]
 """Key and text."""
 
 
-class StartAfreshError(Exception):
-    """Say that what is filled is of no use: the table was emptied or changed its shape."""
+class RestartError(Exception):
+    """What was filled is useless, because the table was emptied or its columns changed."""
 
 
 @dataclass(slots=True)
 class Filling:
-    """Fill the successor of one table."""
+    """The rows of one successor as they are embedded.
+
+    Attributes:
+        on_rows: Called after each transaction with the number of rows that it added.
+        failed: By key, the rows whose text the gateway refuses.
+        embedded: Rows embedded so far.
+    """
 
     job: Job
     session: Session
     client: EmbeddingClient
-    anatomy: Anatomy
+    old: OldTable
     on_rows: Callable[[int], None]
-    """Called after each transaction with the rows that it brought."""
     failed: dict[str, EmbeddingError] = field(default_factory=dict[str, EmbeddingError])
-    """By key, the rows whose text the gateway refuses."""
     embedded: int = 0
-    _noted: set[str] = field(default_factory=set[str])
+    _saved_failures: set[str] = field(default_factory=set[str])
 
     def fill(self, last_key: str | None) -> None:
-        """Embed every row behind a key, then say that all were passed.
+        """Embed every row after a key, then save that all rows were passed.
 
-        A row that is written meanwhile may be missed: it is among the changes.
+        A row that is written while this runs may be missed: it is among the changes.
         """
         with closing(self._embed(self._pages(last_key))) as rows:
             batch: list[tuple[str, Vector]] = []
             for key, vector in rows:
                 batch.append((key, vector))
                 if len(batch) == BATCH_ROWS:
-                    self._write_next(batch)
+                    self._write_batch(batch)
                     batch = []
-        self._write_next(batch)
+        self._write_batch(batch)
 
         def finish(connection: Connection) -> None:
-            note_changes(connection, self.job.table_id, list(self.failed.keys() - self._noted))
-            note_position(connection, self.job.table_id, filled=True)
+            unsaved = list(self.failed.keys() - self._saved_failures)
+            add_changes(connection, self.job.table_id, unsaved)
+            save_position(connection, self.job.table_id, filled=True)
 
         self.session.run(finish)
 
     def apply_changes(self, session: Session | None = None, *, few: int = 1) -> None:
-        """Embed the rows that were written meanwhile, until fewer than `few` were found at once.
+        """Embed the rows that others have written, until fewer than `few` are found at once.
 
         Args:
             session: Where to work, if not on the filling's own connection.
-            few: With 1 it ends when nothing is left, which may be never where others write on.
+            few: With 1 it ends when nothing is left, which may be never while others write.
 
         Raises:
-            StartAfreshError: The table was truncated.
+            RestartError: The table was truncated.
         """
         session = session or self.session
         while True:
             changes = session.run(
-                lambda connection: open_changes(
+                lambda connection: pending_changes(
                     connection, self.job.table_id, without=list(self.failed), limit=BATCH_ROWS
                 )
             )
@@ -102,15 +103,21 @@ class Filling:
     def _apply(self, session: Session, changes: Sequence[Change]) -> None:
         keys = sorted({change.key for change in changes if change.key is not None})
         if any(change.key is None for change in changes):
-            raise StartAfreshError
+            raise RestartError
         rows = session.run(partial(self._take_out, keys=keys))
         with closing(self._embed([rows])) as stream:
-            fresh = list(stream)
+            vectors = list(stream)
         ids = [change.id for change in changes if change.key not in self.failed]
-        session.run(partial(self._settle, fresh=fresh, ids=ids))
-        self.embedded += len(fresh)
 
-    def _write_next(self, batch: Sequence[tuple[str, Vector]]) -> None:
+        def write(connection: Connection) -> None:
+            self._delete(connection, [key for key, _ in vectors])  # if this is done a second time
+            self._insert(connection, vectors)
+            delete_changes(connection, ids)
+
+        session.run(write)
+        self.embedded += len(vectors)
+
+    def _write_batch(self, batch: Sequence[tuple[str, Vector]]) -> None:
         if not batch:
             return
 
@@ -119,22 +126,15 @@ class Filling:
             if state is not None and state.last_key == batch[-1][0]:
                 return  # it was committed, and only the answer was lost
             self._insert(connection, batch)
-            note_changes(connection, self.job.table_id, refused)
-            note_position(connection, self.job.table_id, last_key=batch[-1][0])
+            add_changes(connection, self.job.table_id, refused)
+            save_position(connection, self.job.table_id, last_key=batch[-1][0])
 
         # Rows that the position passes over must not be forgotten if this process is killed.
-        refused = [key for key in self.failed if key not in self._noted]
+        refused = [key for key in self.failed if key not in self._saved_failures]
         self.session.run(write)
-        self._noted.update(refused)
+        self._saved_failures.update(refused)
         self.embedded += len(batch)
         self.on_rows(len(batch))
-
-    def _settle(
-        self, connection: Connection, *, fresh: Sequence[tuple[str, Vector]], ids: Sequence[int]
-    ) -> None:
-        self._delete(connection, [key for key, _ in fresh])  # where this is done a second time
-        self._insert(connection, fresh)
-        forget_changes(connection, ids)
 
     def _pages(self, last_key: str | None) -> Iterator[list[Row]]:
         while page := self.session.run(partial(self._page, last_key=last_key)):
@@ -143,51 +143,49 @@ class Filling:
 
     def _page(self, connection: Connection, *, last_key: str | None) -> list[Row]:
         """Read the next rows, as many as their texts' bytes allow."""
-        key, content = (
-            sql.Identifier(self.anatomy.key),
-            sql.Identifier(self.job.table.layout.content),
-        )
-        behind = sql.SQL("")
+        key = sql.Identifier(self.old.key)
+        after = sql.SQL("")
         if last_key is not None:
-            behind = sql.SQL("WHERE {} > {}::{}").format(
-                key, sql.Literal(last_key), key_type(self.anatomy)
+            after = sql.SQL("WHERE {} > {}::{}").format(
+                key, sql.Literal(last_key), self.old.key_type
             )
         query = sql.SQL(
             "SELECT key::text, content FROM (SELECT key, content, sum(octet_length(content)) "
             "OVER (ORDER BY key) - octet_length(content) AS before FROM (SELECT {key} AS key, "
-            "{content} AS content FROM {table} {behind} ORDER BY {key} LIMIT {rows}) AS next) AS n "
+            "{content} AS content FROM {table} {after} ORDER BY {key} LIMIT {rows}) AS next) AS n "
             "WHERE before < {bytes} ORDER BY n.key"
         ).format(
             key=key,
-            content=content,
+            content=sql.Identifier(self.job.table.layout.content),
             table=self.job.table.identifier,
-            behind=behind,
+            after=after,
             rows=PAGE_ROWS,
             bytes=PAGE_BYTES,
         )
         return [(row[0], row[1]) for row in connection.execute(query)]
 
     def _take_out(self, connection: Connection, *, keys: Sequence[str]) -> list[Row]:
-        """Remove rows from the successor, and return those that are still in the table."""
+        """Delete rows from the successor, and return those that still exist in the table."""
         self._delete(connection, keys)
-        key, kind = sql.Identifier(self.anatomy.key), key_type(self.anatomy)
+        key, content = sql.Identifier(self.old.key), self.job.table.layout.content
         query = sql.SQL("SELECT {}::text, {} FROM {} WHERE {} = ANY(%s::{}[])").format(
-            key, sql.Identifier(self.job.table.layout.content), self.job.table.identifier, key, kind
+            *(key, sql.Identifier(content), self.job.table.identifier, key, self.old.key_type)
         )
         return [(row[0], row[1]) for row in connection.execute(query, (list(keys),))]
 
     def _delete(self, connection: Connection, keys: Sequence[str]) -> None:
         connection.execute(
             sql.SQL("DELETE FROM {} WHERE {} = ANY(%s::{}[])").format(
-                self.job.successor.identifier,
-                sql.Identifier(self.anatomy.key),
-                key_type(self.anatomy),
+                self.job.successor.identifier, sql.Identifier(self.old.key), self.old.key_type
             ),
             (list(keys),),
         )
 
+    def _insert(self, connection: Connection, vectors: Sequence[tuple[str, Vector]]) -> None:
+        insert_rows(connection, self.job.table, self.old, self.job.successor, vectors)
+
     def _embed(self, pages: Iterable[Sequence[Row]]) -> Generator[tuple[str, Vector]]:
-        """Give each key with the vector of its text, in order; note which cannot be embedded."""
+        """Yield each key with the vector of its text, in order; record which are refused."""
         keys: dict[int, str] = {}
 
         def texts() -> Iterator[str]:
@@ -198,7 +196,7 @@ class Filling:
                     index += 1
                     yield text
 
-        def note_failure(index: int, error: EmbeddingError) -> None:
+        def record_failure(index: int, error: EmbeddingError) -> None:
             self.failed[keys.pop(index)] = error
 
         instruction = self.job.options.gateway.instruction
@@ -206,32 +204,16 @@ class Filling:
             texts(),
             input_type="query" if instruction else "document",
             instruction=instruction,
-            on_failure=note_failure,
+            on_failure=record_failure,
         )
         for index, vector in vectors:
             yield keys.pop(index), vector
 
-    def _insert(self, connection: Connection, rows: Sequence[tuple[str, Vector]]) -> None:
-        """Write rows with new vectors, everything else as it stands in the table now."""
-        stage = sql.Identifier(_STAGE)
-        connection.execute(
-            sql.SQL(
-                "CREATE TEMPORARY TABLE IF NOT EXISTS {} (key text, embedding {}) "
-                "ON COMMIT DELETE ROWS"
-            ).format(stage, sql.Identifier(self.job.table.vector_schema, "vector"))
-        )
-        copy = sql.SQL("COPY {} (key, embedding) FROM STDIN (FORMAT binary)").format(stage)
-        with connection.cursor().copy(copy) as stream:
-            for block in copy_stream((key.encode(), pack_vector(vector)) for key, vector in rows):
-                stream.write(block)
-        insert_from_stage(connection, self.job.table, self.anatomy, self.job.successor, stage)
 
-
-def note_differences(connection: Connection, job: Job, anatomy: Anatomy) -> None:
-    """Note the rows that one of the two tables lacks, however that came about."""
-    key = sql.Identifier(anatomy.key)
+def record_differences(connection: Connection, job: Job, old: OldTable) -> None:
+    """Record the rows that one of the two tables lacks, for whatever reason, as changes."""
     query = sql.SQL(
         "SELECT coalesce(o.{key}, n.{key})::text FROM {old} o FULL JOIN {new} n USING ({key}) "
         "WHERE o.{key} IS NULL OR n.{key} IS NULL"
-    ).format(key=key, old=job.table.identifier, new=job.successor.identifier)
-    note_changes(connection, job.table_id, [row[0] for row in connection.execute(query)])
+    ).format(key=sql.Identifier(old.key), old=job.table.identifier, new=job.successor.identifier)
+    add_changes(connection, job.table_id, [row[0] for row in connection.execute(query)])

@@ -1,4 +1,4 @@
-"""How far a re-embedding is, kept beside the ledger so that it can be gone on with."""
+"""How far a re-embedding is, stored in the ledger so that it can be resumed."""
 
 from __future__ import annotations
 
@@ -11,26 +11,18 @@ from ..database import Connection, with_short_lock
 from ..layouts import Table
 from ..ledger.tables import Space
 
-__all__ = [
-    "Change",
-    "State",
-    "find_state",
-    "forget_changes",
-    "note_changes",
-    "note_position",
-    "open_changes",
-    "start_noting",
-    "stop_noting",
-]
-
-# Also known to `CARRIED_OVER`, which leaves them behind.
-TRIGGER = "qwen3_ingest_reembed"
-TRUNCATE_TRIGGER = "qwen3_ingest_reembed_truncate"
+# Row changes, and truncation.
+TRIGGERS = ("qwen3_ingest_reembed", "qwen3_ingest_reembed_truncate")
 
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """Say what a re-embedding aims at and how far it is."""
+    """The target of a re-embedding and how far it is.
+
+    Attributes:
+        last_key: Key of the last row that has its new vector, as text.
+        filled: Whether every row that existed at the start has been passed.
+    """
 
     space: Space
     last_key: str | None
@@ -39,14 +31,14 @@ class State:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """Name a row that is to be embedded again; None stands for all."""
+    """A row to be embedded again; without a key, all of them."""
 
     id: int
     key: str | None
 
 
 def find_state(connection: Connection, table_id: int) -> State | None:
-    """Return what is known of a re-embedding that has begun; None if there is none."""
+    """Return the state of a re-embedding that has begun, None if there is none."""
     row = connection.execute(
         "SELECT fingerprint, model, dimensions, instruction, last_key, filled "
         "FROM qwen3_ingest.reembeds WHERE table_id = %s",
@@ -55,30 +47,40 @@ def find_state(connection: Connection, table_id: int) -> State | None:
     return State(Space(*row[:4]), row[4], row[5]) if row else None
 
 
-def start_noting(
+def start_tracking(
     connection: Connection, table: Table, key: str, table_id: int, space: Space
 ) -> None:
-    """Begin a re-embedding: from now on a trigger notes which rows others write.
+    """Begin a re-embedding: from now on a trigger records which rows others write.
 
     Raises:
         BusyError: The table was in use for too long.
     """
     arguments = sql.SQL("{}, {}").format(sql.Literal(str(table_id)), sql.Literal(key))
     function = sql.SQL("EXECUTE FUNCTION qwen3_ingest.note_reembed_change({})").format(arguments)
+    events = (
+        sql.SQL("INSERT OR UPDATE OR DELETE ON {} FOR EACH ROW"),
+        sql.SQL("TRUNCATE ON {} FOR EACH STATEMENT"),
+    )
 
     def work() -> None:
-        _insert_state(connection, table_id, space)
-        rows = sql.SQL("CREATE TRIGGER {} AFTER INSERT OR UPDATE OR DELETE ON {} FOR EACH ROW {}")
-        all_rows = sql.SQL("CREATE TRIGGER {} AFTER TRUNCATE ON {} FOR EACH STATEMENT {}")
-        for statement, name in ((rows, TRIGGER), (all_rows, TRUNCATE_TRIGGER)):
-            connection.execute(statement.format(sql.Identifier(name), table.identifier, function))
+        connection.execute(
+            "INSERT INTO qwen3_ingest.reembeds "
+            "(table_id, fingerprint, model, dimensions, instruction) VALUES (%s, %s, %s, %s, %s)",
+            (table_id, space.fingerprint, space.model, space.dimensions, space.instruction),
+        )
+        for name, event in zip(TRIGGERS, events, strict=True):
+            connection.execute(
+                sql.SQL("CREATE TRIGGER {} AFTER {} {}").format(
+                    sql.Identifier(name), event.format(table.identifier), function
+                )
+            )
 
     with_short_lock(connection, work, what=str(table))
 
 
-def stop_noting(connection: Connection, table: Table, table_id: int) -> None:
-    """Forget a re-embedding: the state, the changes and the triggers."""
-    for name in (TRIGGER, TRUNCATE_TRIGGER):
+def stop_tracking(connection: Connection, table: Table, table_id: int) -> None:
+    """Delete a re-embedding's state, its recorded changes and its triggers."""
+    for name in TRIGGERS:
         connection.execute(
             sql.SQL("DROP TRIGGER IF EXISTS {} ON {}").format(
                 sql.Identifier(name), table.identifier
@@ -87,10 +89,10 @@ def stop_noting(connection: Connection, table: Table, table_id: int) -> None:
     connection.execute("DELETE FROM qwen3_ingest.reembeds WHERE table_id = %s", (table_id,))
 
 
-def note_position(
+def save_position(
     connection: Connection, table_id: int, *, last_key: str | None = None, filled: bool = False
 ) -> None:
-    """Say, in the transaction that writes the rows, how far it is."""
+    """Save how far it is, in the transaction that writes the rows."""
     connection.execute(
         "UPDATE qwen3_ingest.reembeds SET last_key = coalesce(%s, last_key), filled = %s "
         "WHERE table_id = %s",
@@ -98,16 +100,16 @@ def note_position(
     )
 
 
-def open_changes(
+def pending_changes(
     connection: Connection, table_id: int, *, without: Sequence[str], limit: int
 ) -> list[Change]:
-    """Return rows that are to be embedded again, those noted first before the others.
+    """Return rows to be embedded again, oldest change first.
 
     Args:
         connection: To the database.
         table_id: The table's id in the ledger.
         without: Keys of rows that cannot be embedded.
-        limit: Most to return.
+        limit: Most changes to return.
     """
     rows = connection.execute(
         "SELECT id, key FROM qwen3_ingest.reembed_changes WHERE table_id = %s "
@@ -117,8 +119,8 @@ def open_changes(
     return [Change(*row) for row in rows]
 
 
-def note_changes(connection: Connection, table_id: int, keys: Sequence[str]) -> None:
-    """Note rows that are to be embedded again."""
+def add_changes(connection: Connection, table_id: int, keys: Sequence[str]) -> None:
+    """Record rows to be embedded again."""
     connection.execute(
         "INSERT INTO qwen3_ingest.reembed_changes (table_id, key) "
         "SELECT %s, k FROM unnest(%s::text[]) k",
@@ -126,14 +128,6 @@ def note_changes(connection: Connection, table_id: int, keys: Sequence[str]) -> 
     )
 
 
-def forget_changes(connection: Connection, ids: Sequence[int]) -> None:
-    """Forget changes that are done; later ones of the same rows stay."""
+def delete_changes(connection: Connection, ids: Sequence[int]) -> None:
+    """Delete changes that are done; later changes of the same rows stay."""
     connection.execute("DELETE FROM qwen3_ingest.reembed_changes WHERE id = ANY(%s)", (list(ids),))
-
-
-def _insert_state(connection: Connection, table_id: int, space: Space) -> None:
-    connection.execute(
-        "INSERT INTO qwen3_ingest.reembeds (table_id, fingerprint, model, dimensions, instruction) "
-        "VALUES (%s, %s, %s, %s, %s)",
-        (table_id, space.fingerprint, space.model, space.dimensions, space.instruction),
-    )

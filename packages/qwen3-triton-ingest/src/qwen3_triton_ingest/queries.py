@@ -1,0 +1,109 @@
+"""The longer SQL statements, each with the module that executes it."""
+
+from __future__ import annotations
+
+# reembed.old_table: columns whose values are copied.
+COPIED_COLUMNS = """
+SELECT attname FROM pg_attribute
+WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped AND attgenerated = ''
+ORDER BY attnum
+"""
+
+# reembed.old_table
+PRIMARY_KEY = """
+SELECT a.attname, format_type(a.atttypid, a.atttypmod)
+FROM pg_index i CROSS JOIN unnest(i.indkey::int2[]) k (attnum)
+JOIN pg_attribute a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+WHERE i.indrelid = %s AND i.indisprimary
+"""
+
+# reembed.old_table: the third column is the part of the definition before the index method, quoted
+# by the server as it quotes in the definition.
+INDEX_DEFINITIONS = """
+SELECT c.relname, am.amname,
+    format('CREATE %%sINDEX %%I ON %%I.%%I USING ', CASE WHEN i.indisunique THEN 'UNIQUE ' END,
+        c.relname, n.nspname, t.relname),
+    pg_get_indexdef(i.indexrelid), i.indisunique, i.indisprimary, pg_get_constraintdef(k.oid),
+    o.opcname, coalesce(c.reloptions, '{}')
+FROM pg_index i
+JOIN pg_class c ON c.oid = i.indexrelid
+JOIN pg_class t ON t.oid = i.indrelid
+JOIN pg_namespace n ON n.oid = t.relnamespace
+JOIN pg_am am ON am.oid = c.relam
+JOIN pg_opclass o ON o.oid = i.indclass[0]
+LEFT JOIN pg_constraint k ON k.conindid = i.indexrelid AND k.contype IN ('p', 'u', 'x')
+    AND k.conrelid = i.indrelid
+WHERE i.indrelid = %s AND i.indisvalid
+ORDER BY i.indisprimary DESC, c.oid
+"""
+
+# reembed.old_table: everything that a new table in place of the old one would not have. What the
+# loader and the frameworks make is left out: defaults, indexes, their constraints, sequences of
+# serial columns.
+OBSTACLES = """
+SELECT pg_describe_object(d.classid, d.objid, d.objsubid)
+FROM pg_depend d
+WHERE d.refclassid = 'pg_class'::regclass AND d.refobjid = %(oid)s AND d.deptype IN ('n', 'a')
+    AND d.classid <> 'pg_attrdef'::regclass
+    AND NOT (d.classid = 'pg_class'::regclass AND EXISTS (
+        SELECT FROM pg_class WHERE oid = d.objid AND relkind IN ('i', 'S')))
+    AND NOT (d.classid = 'pg_constraint'::regclass AND EXISTS (
+        SELECT FROM pg_constraint WHERE oid = d.objid AND conrelid = %(oid)s AND contype <> 'f'))
+    AND NOT (d.classid = 'pg_trigger'::regclass AND EXISTS (
+        SELECT FROM pg_trigger WHERE oid = d.objid AND tgname = ANY(%(own_triggers)s)))
+UNION SELECT pg_describe_object(d.classid, d.objid, d.objsubid)
+FROM pg_depend d JOIN pg_type t ON t.oid = d.refobjid AND t.typrelid = %(oid)s
+WHERE d.refclassid = 'pg_type'::regclass AND d.deptype = 'n'
+UNION SELECT 'inheritance from ' || inhparent::regclass FROM pg_inherits WHERE inhrelid = %(oid)s
+UNION SELECT kind FROM pg_class c CROSS JOIN LATERAL (VALUES
+    ('partitions', relkind = 'p'),
+    ('row level security', relrowsecurity OR relforcerowsecurity),
+    ('a replica identity', relreplident <> 'd'),
+    ('being unlogged', relpersistence <> 'p'),
+    ('being of a composite type', reloftype <> 0)) k (kind, is_present)
+WHERE c.oid = %(oid)s AND is_present
+UNION SELECT format('%%s of column %%I', kind, attname)
+FROM pg_attribute a CROSS JOIN LATERAL (VALUES
+    ('the identity', attidentity <> ''),
+    ('grants', attacl IS NOT NULL),
+    ('the statistics target', attstattarget >= 0)) k (kind, is_present)
+WHERE a.attrelid = %(oid)s AND attnum > 0 AND NOT attisdropped AND is_present
+ORDER BY 1
+"""
+
+# reembed.successor: statements that give the new table, once it has the old table's name, what
+# LIKE leaves out. They are composed while the old table still exists.
+LEFT_OUT_BY_LIKE = """
+WITH old AS (
+    SELECT c.*, format('%%I.%%I', n.nspname, c.relname) AS full_name
+    FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace WHERE c.oid = %(old)s
+)
+SELECT statement FROM (
+    SELECT 1 AS step, format('REVOKE ALL ON %%s FROM %%s', full_name,
+        CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END) AS statement
+    FROM old, pg_class s CROSS JOIN LATERAL (SELECT DISTINCT grantee FROM aclexplode(s.relacl)) a
+    WHERE s.oid = %(new)s
+    UNION ALL
+    SELECT 2, format('GRANT %%s ON %%s TO %%s%%s', privilege_type, full_name,
+        CASE grantee WHEN 0 THEN 'PUBLIC' ELSE grantee::regrole::text END,
+        CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END)
+    FROM old, aclexplode(old.relacl)
+    UNION ALL
+    -- %%L gives NULL where there is no comment, which removes the new table's own.
+    SELECT 3, format('COMMENT ON TABLE %%s IS %%L', full_name, obj_description(oid, 'pg_class'))
+    FROM old
+    UNION ALL
+    SELECT 3, format('COMMENT ON INDEX %%I.%%I IS %%L', n.nspname, i.relname,
+        obj_description(i.oid, 'pg_class'))
+    FROM old JOIN pg_index x ON x.indrelid = old.oid JOIN pg_class i ON i.oid = x.indexrelid
+        JOIN pg_namespace n ON n.oid = i.relnamespace
+    WHERE obj_description(i.oid, 'pg_class') IS NOT NULL AND x.indisvalid
+    UNION ALL
+    SELECT 3, format('ALTER TABLE %%s SET (%%s = %%L)', full_name, option_name, option_value)
+    FROM old, pg_options_to_table(old.reloptions)
+    UNION ALL
+    SELECT 3, format('ALTER TABLE %%s SET (toast.%%s = %%L)', full_name, option_name, option_value)
+    FROM old JOIN pg_class t ON t.oid = old.reltoastrelid, pg_options_to_table(t.reloptions)
+) AS steps
+ORDER BY step
+"""
