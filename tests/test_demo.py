@@ -27,7 +27,7 @@ def test_the_demo_finds_answers_through_both_frameworks_and_leaves_nothing(tmp_p
     )
     assert done.returncode == 0, done.stdout + done.stderr
     for framework in ("LangChain", "LlamaIndex"):
-        assert f"Index through {framework}   312 documents" in done.stdout
+        assert f"Index with {framework}   312 documents" in done.stdout
         assert f"{framework}: " in done.stdout
-    assert "Start Triton with the nano model, and the gateway" in done.stdout
+    assert "Start Triton with the nano model and the gateway" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == []

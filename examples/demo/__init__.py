@@ -1,1 +1,1 @@
-"""The whole path on one machine: Triton, gateway, PostgreSQL, LangChain and LlamaIndex."""
+"""The whole stack on one machine: Triton, gateway, PostgreSQL, LangChain and LlamaIndex."""

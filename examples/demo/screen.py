@@ -15,7 +15,7 @@ _WIDTH_OF_A_FILE = 120
 
 
 class Stage:
-    """One step of the demo while it runs."""
+    """A running step of the demo."""
 
     def __init__(self, progress: Progress, title: str, total: int | None) -> None:
         self.result = ""
@@ -24,7 +24,7 @@ class Stage:
         self._note = ""
 
     def note(self, text: str) -> None:
-        """Say what is being waited for."""
+        """Show what the step waits for."""
         if text == self._note:
             return
         self._note = text
@@ -33,26 +33,26 @@ class Stage:
             self._progress.console.print(Text(f"     {text}"))
 
     def advance(self, steps: int) -> None:
-        """Move the bar on."""
+        """Advance the progress bar."""
         self._progress.advance(self._task, steps)
 
 
 class Screen:
-    """The demo's output; `console` prints everything that is not progress."""
+    """The demo's output. `console` prints everything except progress."""
 
     def __init__(self, console: Console | None = None, *, record: bool = False) -> None:
         width = None if sys.stdout.isatty() else _WIDTH_OF_A_FILE
         self.console = console or Console(highlight=False, width=width, record=record)
 
     def save_picture(self, path: Path) -> None:
-        """Write what was printed as an SVG; the screen must have been made to `record`."""
+        """Write the output as an SVG. The screen must have been created with `record`."""
         picture = self.console.export_svg(title="make demo")
-        # Without the fonts that it would fetch from the internet: any monospaced one will do.
+        # Without the web fonts: any monospaced font will do.
         path.write_text(re.sub(r"@font-face \{.*?\}", "", picture, flags=re.DOTALL), "utf-8")
 
     @contextmanager
     def stage(self, title: str, total: int | None = None) -> Generator[Stage]:
-        """Show a step with the time it takes; `total` steps make a bar, none a spinner."""
+        """Show a step and its duration, with a bar if `total` is known, else a spinner."""
         began = time.monotonic()
         moving = self.console.is_interactive
         if not moving:

@@ -1,4 +1,4 @@
-"""What the demo asks of a framework: take documents in, give hits back."""
+"""What the demo needs from a framework: add documents, return hits."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ DIMENSIONS = 1024
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A document that was found; `score` is the cosine similarity with the question."""
+    """A search result. `score` is the cosine similarity to the question."""
 
     document_id: str
     title: str
@@ -19,7 +19,7 @@ class Hit:
 
 
 class SearchIndex(Protocol):
-    """An index of documents in PostgreSQL, filled and searched through one framework."""
+    """An index of documents in PostgreSQL, filled and searched with one framework."""
 
     @property
     def framework(self) -> str: ...
@@ -29,7 +29,7 @@ class SearchIndex(Protocol):
         ...
 
     def finish(self) -> None:
-        """Make searching fast, once all documents are in."""
+        """Build whatever makes searching fast, after the last document."""
         ...
 
     def search(self, question: str, count: int) -> list[Hit]:
@@ -37,5 +37,5 @@ class SearchIndex(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back connections."""
+        """Close the connections."""
         ...

@@ -1,4 +1,4 @@
-"""The gateway with Triton behind it, as child processes of the demo."""
+"""The gateway and Triton, as child processes of the demo."""
 
 import json
 import os
@@ -20,21 +20,21 @@ _START_ATTEMPTS = 3
 _POLL_SECONDS = 0.1
 _REQUEST_TIMEOUT_SECONDS = 5.0
 _STOP_SECONDS = 30.0
-# Settings of the user's own gateway must not reach the one of the demo.
+# Settings of the user's own gateway must not affect the demo's.
 _FOREIGN_SETTINGS = ("EMBED_", "TRITON_", "TOKENIZER_PATH", "QWEN3_TRITON_URL")
 
 
 class StackError(RuntimeError):
-    """The gateway or Triton did not start, or ended; the message holds the end of their log."""
+    """The gateway or Triton did not start, or exited. The message has the end of their log."""
 
 
 class _PortTakenError(StackError):
-    """Another process got hold of a port between its choice and its use."""
+    """Another process took a port between its choice and its use."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """Where the servers listen on 127.0.0.1."""
+    """The servers' ports on 127.0.0.1."""
 
     gateway: int
     triton_http: int
@@ -43,12 +43,12 @@ class Ports:
 
 
 class EmbeddingStack:
-    """The nano model behind the gateway: in a real Triton, or inside the gateway's own process.
+    """The nano model behind the gateway: in a real Triton, or in the gateway's own process.
 
-    As a context manager it starts the servers, without waiting for them, and stops them in the end.
+    As a context manager, it starts the servers without waiting for them, and stops them on exit.
 
     Args:
-        with_triton: Start Triton too; else the gateway runs the model by itself.
+        with_triton: Start Triton too. Otherwise the gateway runs the model in-process.
     """
 
     def __init__(self, *, with_triton: bool) -> None:
@@ -68,26 +68,26 @@ class EmbeddingStack:
 
     @property
     def ports(self) -> Ports:
-        """The ports in use, final once `wait_until_ready` has returned."""
+        """The ports in use; final once `wait_until_ready` has returned."""
         return self._ports
 
     @property
     def base_url(self) -> str:
-        """Address of the gateway, final once `wait_until_ready` has returned."""
+        """The gateway's address; final once `wait_until_ready` has returned."""
         return f"http://127.0.0.1:{self._ports.gateway}"
 
     def has_ended(self) -> bool:
         return self._server.has_ended()
 
     def log_tail(self) -> str:
-        """Return the end of what the gateway and Triton wrote."""
+        """Return the end of the gateway's and Triton's log."""
         return self._server.log_tail()
 
     def wait_until_ready(self, timeout_seconds: float, on_wait: Callable[[str], None]) -> None:
-        """Return when the gateway answers with right vectors; call `on_wait` with what is missing.
+        """Wait until the gateway returns correct vectors; call `on_wait` with what is missing.
 
         Raises:
-            StackError: A server ended, or was not ready in time.
+            StackError: A server exited, or was not ready in time.
         """
         deadline = time.monotonic() + timeout_seconds
         for attempt in range(1, _START_ATTEMPTS + 1):
@@ -123,7 +123,7 @@ class EmbeddingStack:
     def _wait(self, deadline: float, on_wait: Callable[[str], None]) -> None:
         while not (state := _ask_readiness(self.base_url)).ready:
             if self.has_ended():
-                raise self._failure("ended at once")
+                raise self._failure("exited at once")
             if time.monotonic() > deadline:
                 raise self._failure("was not ready in time")
             on_wait(state.reason)
@@ -143,7 +143,7 @@ class _Readiness:
 
 
 def _ask_readiness(base_url: str) -> _Readiness:
-    # A proxy of the user's environment has no business with this machine's own addresses.
+    # Local addresses must not go through a proxy of the user's environment.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"{base_url}/health/ready", timeout=_REQUEST_TIMEOUT_SECONDS):
@@ -156,7 +156,7 @@ def _ask_readiness(base_url: str) -> _Readiness:
 
 
 def _reason(body: bytes) -> str:
-    """Return the message of a health answer that says no, or a plain one if it has none."""
+    """Return the reason in a negative health response, or a generic one."""
     try:
         answer: Any = json.loads(body)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Start servers that never outlive this process, however it ends."""
+"""Start servers that never outlive this process."""
 
 import json
 import os
@@ -17,7 +17,7 @@ _SUPERVISOR = Path(__file__).with_name("supervisor.py")
 
 @dataclass(frozen=True, slots=True)
 class Supervised:
-    """A server with the supervisor process that watches over it, and its directory."""
+    """A running server, its supervisor process, and its directory."""
 
     supervisor: subprocess.Popen[bytes]
     directory: Path
@@ -26,7 +26,7 @@ class Supervised:
         return self.supervisor.poll() is not None
 
     def log_tail(self, size_bytes: int = 2000) -> str:
-        """Return the last whole lines of what the server wrote, at most `size_bytes` of them."""
+        """Return the last complete lines of the log, up to `size_bytes`."""
         try:
             log = (self.directory / "log").read_bytes()
         except FileNotFoundError:
@@ -37,10 +37,10 @@ class Supervised:
         return tail.decode("utf-8", "replace").strip()
 
     def stop(self) -> None:
-        """End the server, wait until it is gone, and remove its directory."""
+        """Stop the server, wait for it, and remove its directory."""
         assert self.supervisor.stdin is not None
-        # A word, not end of file alone: a forked child of ours may hold the pipe open too.
-        # Where the server ended before, nobody listens any more.
+        # Write a word: closing alone is not enough if a forked child of ours holds the pipe open.
+        # The pipe is broken if the server has already ended.
         with suppress(BrokenPipeError):
             self.supervisor.stdin.write(b"stop")
             self.supervisor.stdin.close()
@@ -61,13 +61,13 @@ def start_supervised(
     """Run `command` in `directory`, which is removed with the server.
 
     Args:
-        command: The server, in the foreground; what it prints goes to `directory / "log"`.
-        directory: An empty directory that becomes the server's own.
-        setup: What to run before it, under the same conditions.
-        environment: All the server's environment variables; this process's without.
-        uid: User to run as, where this process is root.
-        stop_signals: What ends the server, one after the other; SIGKILL comes last.
-        stop_seconds: How long to wait after each of them.
+        command: The server, in the foreground. Its output goes to `directory / "log"`.
+        directory: An empty directory for the server.
+        setup: A command to run first, in the same way.
+        environment: The server's environment variables. Default: those of this process.
+        uid: User to run as, if this process is root.
+        stop_signals: Signals that stop the server, in order. SIGKILL comes last.
+        stop_seconds: How long to wait after each signal.
     """
     plan = {
         "command": list(command),
@@ -83,13 +83,13 @@ def start_supervised(
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         env=dict(os.environ if environment is None else environment),
-        start_new_session=True,  # Ctrl-C is for us; the server is stopped in order afterwards
+        start_new_session=True,  # Ctrl-C reaches us only; we then stop the server in order
     )
     return Supervised(supervisor, directory)
 
 
 def free_ports(count: int) -> list[int]:
-    """Return different TCP ports of 127.0.0.1 that were free a moment ago."""
+    """Return distinct TCP ports of 127.0.0.1 that were free a moment ago."""
     with ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:

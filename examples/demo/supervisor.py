@@ -1,7 +1,7 @@
-"""Run one server and end it as soon as the process that wanted it is gone.
+"""Run one server and stop it as soon as the parent process is gone.
 
-Started by `supervised` as a script of its own, with standard input held open by the parent. The
-kernel closes that pipe however the parent ends, so even `kill -9` leaves no server behind.
+`supervised` starts this script with standard input held open. The kernel closes that pipe however
+the parent ends, so even `kill -9` leaves no server behind.
 """
 
 import contextlib
@@ -18,11 +18,11 @@ from typing import IO, Any
 
 
 def _ignore(_number: int, _frame: FrameType | None) -> None:
-    """Let the signal do nothing but write to the wake pipe."""
+    """Do nothing; the signal writes to the wake pipe."""
 
 
 def _wake_pipe() -> int:
-    """Return a file descriptor that becomes readable at any signal that concerns the server."""
+    """Return a file descriptor that becomes readable on any signal that concerns the server."""
     read_end, write_end = os.pipe()
     os.set_blocking(read_end, False)
     os.set_blocking(write_end, False)
@@ -56,10 +56,11 @@ def _stop(server: subprocess.Popen[bytes], plan: dict[str, Any]) -> None:
 
 
 def main() -> int:
-    """Prepare and run the server, remove its directory when the parent says so or is gone.
+    """Run the setup and the server, and remove the directory when the parent stops it or is gone.
 
-    Returns 0 after an ordered stop; anything else means that the server ended by itself, and then
-    its directory stays for the parent to read the log.
+    Returns:
+        0 after an orderly stop. Anything else means that the server ended on its own; its directory
+        stays, so that the parent can read the log.
     """
     plan = json.loads(sys.argv[1])
     wake = _wake_pipe()
@@ -68,9 +69,9 @@ def main() -> int:
             if (code := _run(plan["setup"], plan, log).wait()) != 0:
                 return code
             log.seek(0)
-            log.truncate()  # what follows is about the server only
+            log.truncate()  # the log is for the server only
             with contextlib.suppress(BlockingIOError):
-                os.read(wake, 1024)  # the end of the set-up is no reason to stop
+                os.read(wake, 1024)  # the end of the setup is not a reason to stop
         server = _run(plan["command"], plan, log)
         select.select([sys.stdin, wake], [], [])
         if (code := server.poll()) is not None:

@@ -1,4 +1,4 @@
-"""Run a program that refuses to be root, such as PostgreSQL, although we may be root."""
+"""Run a program that refuses to run as root, such as PostgreSQL, even if we are root."""
 
 import os
 import subprocess
@@ -7,38 +7,38 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _NOBODY = 65534
-_MAPPED_USER = 1000  # any user id but 0 will do
+_MAPPED_USER = 1000  # any user id except 0
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """How to run a program as somebody other than root: a command prefix or a user id."""
+    """A way to run a program as a user other than root: a command prefix or a user id."""
 
     prefix: tuple[str, ...] = ()
     uid: int | None = None
 
     def own(self, path: Path) -> None:
-        """Give `path` to the user under whom the program will run."""
+        """Make the program's user the owner of `path`."""
         if self.uid is not None:
             os.chown(path, self.uid, self.uid)
 
     def obstacle(self, paths: Iterable[Path]) -> str | None:
-        """Return why the program could not run from `paths`, in plain words, or `None`."""
+        """Return why the program could not run from `paths`, or `None`."""
         if self.uid is None:
             return None
         try:
             unreadable = next((path for path in paths if not self._may_enter(path)), None)
         except PermissionError:
             return (
-                "here root may neither create a user namespace nor change to another user. Run "
+                "root can neither create a user namespace nor change to another user here. Run "
                 "this as an ordinary user."
             )
         if unreadable is None:
             return None
         return (
-            "user namespaces are not available here, and the user `nobody`, under whom it would "
-            f"run instead, cannot read `{unreadable}`. Put the virtual environment and TMPDIR "
-            "where everybody may read, or run this as an ordinary user."
+            "user namespaces are not available here, and the user `nobody`, which it would run as "
+            f"instead, cannot read `{unreadable}`. Put the virtual environment and TMPDIR where "
+            "everyone can read them, or run this as an ordinary user."
         )
 
     def _may_enter(self, path: Path) -> bool:
@@ -48,10 +48,10 @@ class Identity:
 
 
 def unprivileged() -> Identity:
-    """Return how to run a program as this user, or as another one where this user is root."""
+    """Return how to run a program as this user, or as another one if this user is root."""
     if os.geteuid() != 0:
         return Identity()
-    # A user namespace keeps our access rights, so it also works where only root may read.
+    # A user namespace keeps our access rights, so it works even where only root may read.
     unshare = ("unshare", "--user", f"--map-user={_MAPPED_USER}", f"--map-group={_MAPPED_USER}")
     try:
         if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode == 0:

@@ -1,4 +1,4 @@
-"""The LangChain way: `Qwen3TritonEmbeddings` and `PGVectorStore` of langchain-postgres."""
+"""LangChain: `Qwen3TritonEmbeddings` and the `PGVectorStore` of langchain-postgres."""
 
 import asyncio
 from collections.abc import Sequence
@@ -15,10 +15,10 @@ _TABLE = "demo_langchain"
 
 
 class LangChainIndex:
-    """Documents in a table of langchain-postgres, with title and subject in columns of their own.
+    """Documents in a table of langchain-postgres, with columns for title and subject.
 
     Args:
-        embeddings: What turns texts and questions into vectors.
+        embeddings: Embeds texts and questions.
         postgres_uri: libpq URI, `postgresql://...`.
     """
 
@@ -27,7 +27,7 @@ class LangChainIndex:
     def __init__(self, embeddings: Embeddings, postgres_uri: str) -> None:
         url = postgres_uri.replace("postgresql://", "postgresql+asyncpg://", 1)
         self._engine = PGEngine.from_connection_string(url)
-        # An id column of type TEXT takes our own ids; the default is a UUID.
+        # An id column of type TEXT accepts our ids; the default is UUID.
         self._engine.init_vectorstore_table(
             _TABLE,
             DIMENSIONS,
@@ -64,7 +64,7 @@ class LangChainIndex:
         found = self._store.similarity_search_with_score(  # pyright: ignore[reportUnknownMemberType]
             question, k=count
         )
-        # The "score" of this store is pgvector's cosine distance, 0 for the same direction.
+        # This store's "score" is pgvector's cosine distance: 0 for the same direction.
         return [
             Hit(str(document.id), str(document.metadata["title"]), 1 - distance)
             for document, distance in found

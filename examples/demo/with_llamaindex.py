@@ -1,4 +1,4 @@
-"""The LlamaIndex way: `Qwen3TritonEmbedding`, `IngestionPipeline` and its `PGVectorStore`."""
+"""LlamaIndex: `Qwen3TritonEmbedding`, `IngestionPipeline` and its `PGVectorStore`."""
 
 import asyncio
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ class LlamaIndexIndex:
     """Documents in a table of llama-index-vector-stores-postgres.
 
     Args:
-        embedding: What turns texts and questions into vectors.
+        embedding: Embeds texts and questions.
         postgres_uri: libpq URI, `postgresql://...`.
     """
 
@@ -32,14 +32,14 @@ class LlamaIndexIndex:
             table_name=_TABLE,
             embed_dim=DIMENSIONS,
             use_jsonb=True,
-            # The store asks by cosine distance, so the index must be of that kind to be used.
+            # The store queries by cosine distance, so the index must use it too.
             hnsw_kwargs={
                 "hnsw_m": 16,
                 "hnsw_ef_construction": 64,
                 "hnsw_ef_search": 100,
                 "hnsw_dist_method": "vector_cosine_ops",
             },
-            # Without this a failed set-up is only logged, and the first query fails instead.
+            # Otherwise a failed setup is only logged, and the first query fails instead.
             initialization_fail_on_error=True,
         )
         self._pipeline = IngestionPipeline(
@@ -54,7 +54,7 @@ class LlamaIndexIndex:
         self._pipeline.run(nodes=[_node(document) for document in documents])
 
     def finish(self) -> None:
-        """Do nothing: this store creates its HNSW index together with the table."""
+        """Do nothing: this store creates its HNSW index with the table."""
 
     def search(self, question: str, count: int) -> list[Hit]:
         found = self._index.as_retriever(similarity_top_k=count).retrieve(question)
@@ -69,8 +69,8 @@ class LlamaIndexIndex:
 
 def _node(document: Document) -> TextNode:
     metadata = {"title": document.title, "subject": document.subject}
-    # LlamaIndex would put the metadata in front of the text that it embeds. Here the text stands
-    # alone, so that both frameworks store the same vectors.
+    # By default, LlamaIndex embeds the metadata in front of the text. Excluded here, so that both
+    # frameworks store the same vectors.
     node = TextNode(
         id_=document.id,
         text=document.text,
