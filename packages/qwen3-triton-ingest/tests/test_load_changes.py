@@ -14,7 +14,7 @@ from ingest_loading import TABLE, Loading, notes, quick_loading, write_jsonl
 from qwen3_triton_ingest.config import IndexOptions, SplitOptions
 from qwen3_triton_ingest.documents import BadRecord, Origin
 from qwen3_triton_ingest.layouts import LayoutName
-from qwen3_triton_ingest.ledger.documents import mark_seen
+from qwen3_triton_ingest.ledger.documents import mark_unchanged
 from qwen3_triton_ingest.ledger.runs import Counts, add_dead_letters, run_counts
 from qwen3_triton_ingest.status import status
 
@@ -203,8 +203,8 @@ def test_what_is_noted_twice_is_counted_once(loading: Loading, tmp_path: Path) -
     bad = [BadRecord(Origin("elsewhere", "b.jsonl", 9), "is no JSON")]
     with psycopg.connect(loading.dsn) as connection:
         (table_id, run_id) = loading.query("SELECT table_id, id + 1 FROM qwen3_ingest.runs")[0]
-        assert mark_seen(connection, table_id, run_id, met) == 3
-        assert mark_seen(connection, table_id, run_id, met) == 0
+        assert mark_unchanged(connection, table_id, run_id, met) == 3
+        assert mark_unchanged(connection, table_id, run_id, met) == 0
         for _ in range(2):
             add_dead_letters(connection, table_id, run_id, bad)
         counts, _ = run_counts(connection, run_id)

@@ -25,16 +25,16 @@ Result = TypeVar("Result")
 
 APPLICATION_NAME = "qwen3-triton-ingest"
 CONNECT_TIMEOUT_SECONDS = 10
-# A peer that vanished without a word is noticed after 30 + 3 x 10 seconds.
+# A peer that disappears silently is noticed after 30 + 3 x 10 seconds.
 _KEEPALIVES = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 5.0
-# Of a server that turns a connection away, where the next may be let in.
-_PASSING_WORDS = (
+# In messages of a server that refuses a connection now and may accept the next one.
+_TRANSIENT_WORDS = (
     *("starting up", "shutting down", "recovery mode", "not yet accepting", "too many"),
-    "terminating connection",  # by an administrator, or for want of a postmaster
+    "terminating connection",  # by an administrator, or because the postmaster died
 )
-# Beyond lost connections: states in which the same statement may succeed a moment later.
-_PASSING = (
+# Apart from lost connections: errors after which the same statement may succeed a moment later.
+_TRANSIENT = (
     psycopg.errors.AdminShutdown,
     psycopg.errors.CrashShutdown,
     psycopg.errors.CannotConnectNow,
@@ -49,80 +49,79 @@ def connect(dsn: str, *, autocommit: bool = False) -> Connection:
     """Open a connection to PostgreSQL.
 
     Args:
-        dsn: libpq URI or keywords; what it leaves out comes from libpq's PG* variables.
+        dsn: libpq URI or keywords; libpq's PG* variables supply what it leaves out.
         autocommit: Whether each statement is its own transaction.
 
     Raises:
-        DatabaseError: The DSN cannot be read, or the server refuses for good (a wrong password,
-            no such database).
-        psycopg.OperationalError: The server is away; `keep_trying` waits for it.
+        DatabaseError: The DSN cannot be parsed, or the server refuses permanently (a wrong
+            password, no such database).
+        psycopg.OperationalError: The server is unavailable; `keep_trying` waits for it.
     """
     keywords = _keywords(dsn)
     try:
         return psycopg.connect(dsn, autocommit=autocommit, **keywords)
     except psycopg.OperationalError as error:
-        raise _refused(error) from None
+        raise _connection_error(error) from None
 
 
 async def connect_async(dsn: str, *, autocommit: bool = False) -> AsyncConnection:
-    """Open a connection for an event loop; as `connect` otherwise."""
+    """Open a connection for an event loop, otherwise as `connect` does."""
     keywords = _keywords(dsn)
     try:
         return await psycopg.AsyncConnection.connect(dsn, autocommit=autocommit, **keywords)
     except psycopg.OperationalError as error:
-        raise _refused(error) from None
+        raise _connection_error(error) from None
 
 
 def _keywords(dsn: str) -> dict[str, Any]:
-    """Return what the DSN leaves open of how to connect."""
+    """Return the connection parameters that the DSN leaves out."""
     try:
-        given = conninfo_to_dict(dsn)
+        specified = conninfo_to_dict(dsn)
     except psycopg.ProgrammingError:
-        msg = "the DSN cannot be read; write postgresql://user:password@host:5432/database"
+        msg = "The DSN cannot be parsed. Write postgresql://user:password@host:5432/database."
         raise DatabaseError(msg) from None  # libpq's message quotes the DSN
     defaults: dict[str, Any] = {
         "application_name": APPLICATION_NAME,
         "connect_timeout": CONNECT_TIMEOUT_SECONDS,
         **_KEEPALIVES,
     }
-    return {key: value for key, value in defaults.items() if key not in given}
+    return {key: value for key, value in defaults.items() if key not in specified}
 
 
-def _refused(error: psycopg.OperationalError) -> Exception:
-    if is_away(error):
+def _connection_error(error: psycopg.OperationalError) -> Exception:
+    if is_transient(error):
         return error
-    return DatabaseError(f"PostgreSQL refused the connection: {explain(error)}")
+    return DatabaseError(f"PostgreSQL refused the connection: {explain(error)}.")
 
 
 def server_name(dsn: str) -> str:
     """Return host, port and database of a DSN, for messages."""
-    known = conninfo_to_dict(dsn)
-    host, port = known.get("host") or "localhost", known.get("port") or 5432
-    return f"{host}:{port}/{known.get('dbname') or ''}"
+    parts = conninfo_to_dict(dsn)
+    host, port = parts.get("host") or "localhost", parts.get("port") or 5432
+    return f"{host}:{port}/{parts.get('dbname') or ''}"
 
 
 def explain(error: psycopg.Error) -> str:
-    """Return what PostgreSQL said, on one line."""
+    """Return PostgreSQL's message, detail and hint on one line."""
     primary = error.diag.message_primary or str(error)
     parts = [primary, error.diag.message_detail, error.diag.message_hint]
     return "; ".join(" ".join(part.split()) for part in parts if part)
 
 
-def is_away(error: BaseException) -> bool:
-    """Tell whether the same may succeed a moment later: lost, full, restarting, deadlocked."""
-    if isinstance(error, _PASSING):
+def is_transient(error: BaseException) -> bool:
+    """Return whether a retry may succeed: connection lost, server full or restarting, deadlock."""
+    if isinstance(error, _TRANSIENT):
         return True
     if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return False
-    # Of errors with a state, class 08 is the connection's; those without one are libpq's own. Of
-    # those, a server that answered "FATAL" to the connection says no for good unless it says that
-    # it is starting up, shutting down or full.
+    # Class 08 is for connections. Errors without a state are libpq's own; among those, "FATAL" is a
+    # permanent refusal, unless the server says that it is starting up, shutting down or full.
     if error.sqlstate is not None:
         return error.sqlstate.startswith("08")
     text = str(error)
     if "FATAL" not in text:
         return True
-    return any(words in text for words in _PASSING_WORDS)
+    return any(words in text for words in _TRANSIENT_WORDS)
 
 
 def keep_trying(
@@ -131,21 +130,21 @@ def keep_trying(
     seconds: float,
     on_pause: Callable[[str], None] | None = None,
 ) -> Result:
-    """Do work on the database; where the server is away, do it again until it is back.
+    """Call `work`, and retry while the server is unavailable.
 
     The work must open its own connection and be safe to do twice: a commit whose answer was lost
     may have happened.
 
     Args:
         work: What to do.
-        seconds: How long to go on trying after the first failure; the work itself may take hours.
+        seconds: How long to retry after the first failure; the work itself may take hours.
         on_pause: Called with the reason before each pause.
 
     Raises:
-        DatabaseError: The server stayed away.
+        DatabaseError: The server stayed unavailable.
     """
 
-    def tell(state: RetryCallState) -> None:
+    def report(state: RetryCallState) -> None:
         error = state.outcome.exception() if state.outcome else None
         if on_pause and isinstance(error, psycopg.Error):
             on_pause(explain(error))
@@ -157,27 +156,27 @@ def keep_trying(
         return failed_at[-1] - failed_at[0] >= seconds
 
     retrying = Retrying(
-        retry=retry_if_exception(is_away),
+        retry=retry_if_exception(is_transient),
         stop=is_over,
         wait=wait_exponential(_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS) + wait_random(0, 0.1),
-        before_sleep=tell,
+        before_sleep=report,
         reraise=True,
     )
     try:
         return retrying(work)
     except (psycopg.OperationalError, psycopg.InterfaceError) as error:
-        if not is_away(error):
+        if not is_transient(error):
             raise
         away = time.monotonic() - failed_at[0]
         msg = (
-            f"PostgreSQL was away for {away:.0f} s: {explain(error)}. Bring it back and run the "
-            "same command again: it goes on where it stopped"
+            f"PostgreSQL was unavailable for {away:.0f} s: {explain(error)}. Start it and run the "
+            "same command again: it resumes where it stopped."
         )
         raise DatabaseError(msg) from error
 
 
 class Session:
-    """Do transactions on one connection, and again on a new one where the server went away.
+    """A connection that runs transactions, and runs them again after the server was unavailable.
 
     For one thread at a time.
     """
@@ -195,10 +194,10 @@ class Session:
         self._connection: Connection | None = None
 
     def run(self, work: Callable[[Connection], Result]) -> Result:
-        """Do `work` in a transaction; it must be safe to do twice.
+        """Call `work` in a transaction; it must be safe to do twice.
 
         Raises:
-            DatabaseError: The server stayed away.
+            DatabaseError: The server stayed unavailable.
         """
         return keep_trying(
             lambda: self._once(work), seconds=self._retry_seconds, on_pause=self._on_pause
@@ -227,10 +226,8 @@ class Session:
             raise
 
 
-Result = TypeVar("Result")
-
-# A request for an exclusive lock that waits for a long search lets nobody past it, so it gives up
-# soon and comes again, and the searches that queued behind it are served in between.
+# While a request for an exclusive lock waits for a long search, all later searches queue behind it.
+# So it gives up soon and tries again, and the queued searches are served in between.
 LOCK_WAIT_MILLISECONDS = 500
 PAUSE_SECONDS = 1.0
 PATIENCE_SECONDS = 600.0
@@ -243,18 +240,18 @@ def with_short_lock(
     what: str,
     patience_seconds: float = PATIENCE_SECONDS,
 ) -> Result:
-    """Do work that needs an exclusive lock, in a transaction that never waits long for it.
+    """Call `work`, which needs an exclusive lock, in a transaction that never waits long for it.
 
     Args:
-        connection: Inside its transaction, if it is in one, a savepoint is used.
-        work: Executes the statements; done again from the start where the lock was not granted.
+        connection: If it is in a transaction, a savepoint is used.
+        work: Executes the statements; called again if the lock was not granted.
         what: What is locked, for the message.
-        patience_seconds: How long to go on asking.
+        patience_seconds: How long to retry.
 
     Raises:
         BusyError: The lock was not granted in all that time.
     """
-    end = time.monotonic() + patience_seconds
+    deadline = time.monotonic() + patience_seconds
     while True:
         try:
             with connection.transaction():
@@ -264,10 +261,10 @@ def with_short_lock(
                 _set_lock_timeout(connection, former[0] if former else "0")
                 return result
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
-            if time.monotonic() > end:
+            if time.monotonic() > deadline:
                 msg = (
-                    f"{what} was in use for {patience_seconds:.0f} s without a break. End the "
-                    "long transactions on it (see pg_stat_activity) and run the same again"
+                    f"No lock on {what} was granted for {patience_seconds:.0f} s. End the long "
+                    "transactions on it (see pg_stat_activity) and run the same command again."
                 )
                 raise BusyError(msg) from None
         time.sleep(PAUSE_SECONDS)

@@ -2,6 +2,49 @@
 
 from __future__ import annotations
 
+# ledger.documents: rows are locked in the same order everywhere, or workers could deadlock.
+MARK_UNCHANGED = """
+WITH met AS (
+    SELECT * FROM unnest(%(ids)s::text[], %(sources)s::text[], %(paths)s::text[],
+        %(positions)s::bigint[]) AS m (doc_id, source, path, position)
+), locked AS (
+    SELECT d.doc_id, d.run_id FROM qwen3_ingest.documents d JOIN met USING (doc_id)
+    WHERE d.table_id = %(table)s ORDER BY d.doc_id FOR UPDATE OF d
+), marked AS (
+    UPDATE qwen3_ingest.documents d
+    SET run_id = %(run)s, source = met.source, path = met.path, position = met.position
+    FROM met JOIN locked USING (doc_id)
+    WHERE d.table_id = %(table)s AND d.doc_id = met.doc_id
+)
+SELECT count(*) FROM locked WHERE run_id <> %(run)s
+"""
+
+# index.catalog
+VECTOR_INDEXES = """
+SELECT c.relname, a.amname, pg_get_indexdef(i.indexrelid, 1, true), o.opcname,
+    i.indisvalid AND i.indisready, pg_relation_size(c.oid), coalesce(c.reloptions, '{}'),
+    pg_get_indexdef(i.indexrelid)
+FROM pg_index i
+JOIN pg_class c ON c.oid = i.indexrelid
+JOIN pg_am a ON a.oid = c.relam
+JOIN pg_opclass o ON o.oid = i.indclass[0]
+JOIN pg_class t ON t.oid = i.indrelid
+JOIN pg_namespace n ON n.oid = t.relnamespace
+WHERE n.nspname = %s AND t.relname = %s AND a.amname = ANY(%s)
+ORDER BY c.oid
+"""
+
+# index.catalog
+INDEX_PROGRESS = """
+SELECT p.pid, p.phase, p.blocks_done, p.blocks_total, p.tuples_done,
+    greatest(p.tuples_total, CASE WHEN c.reltuples > 0 THEN c.reltuples::bigint ELSE 0 END)
+FROM pg_stat_progress_create_index p
+JOIN pg_class c ON c.oid = p.relid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE p.datname = current_database() AND n.nspname = %s AND c.relname = %s
+LIMIT 1
+"""
+
 # reembed.old_table: columns whose values are copied.
 COPIED_COLUMNS = """
 SELECT attname FROM pg_attribute

@@ -15,7 +15,7 @@ from .database import Connection, Session
 from .documents import BadRecord, Document, Metadata
 from .embedding import embed_documents
 from .layouts import Table
-from .ledger.documents import KnownDocument, known_documents, mark_seen
+from .ledger.documents import KnownDocument, known_documents, mark_unchanged
 from .ledger.runs import Counts, add_counts, begin_shard, clear_dead_letters, finish_shard
 from .preparing import (
     Digests,
@@ -222,7 +222,7 @@ class _ShardRun:
         found = [(document.doc_id, document.origin) for document in seen]
 
         def note(connection: Connection) -> None:
-            unchanged = mark_seen(connection, task.table_id, task.run_id, found)
+            unchanged = mark_unchanged(connection, task.table_id, task.run_id, found)
             clear_dead_letters(connection, task.table_id, [origin for _, origin in found])
             counts = Counts(unchanged=unchanged)
             add_counts(connection, task.run_id, self._shard.key, counts)

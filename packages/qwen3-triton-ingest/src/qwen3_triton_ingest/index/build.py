@@ -20,7 +20,7 @@ from ..rows.chunks import count_chunks
 from .catalog import (
     IndexProgress,
     VectorIndex,
-    drop_if_there,
+    drop_if_exists,
     drop_invalid,
     final_name,
     find_vector_indexes,
@@ -34,9 +34,12 @@ OnNotice: TypeAlias = Callable[[str], None]
 
 POLL_SECONDS = 0.5
 _CANCEL_SECONDS = 30.0
-_MIB = 1024**2
+_KIB, _MIB = 1024, 1024**2
 _OUTGROWN = re.compile(r"hnsw graph no longer fits into maintenance_work_mem after (\d+) tuples")
 _UNDER_CONSTRUCTION = "_building"
+# During a build, the server notices only at this interval that the client was killed.
+_CLIENT_CHECK = "5s"
+_CLIENT_CHECK_SINCE, _TRANSACTION_TIMEOUT_SINCE = 140_000, 170_000
 
 
 def build_vector_index(
@@ -50,17 +53,17 @@ def build_vector_index(
     """Build the table's HNSW index for cosine distance, and return it.
 
     The default for our own layout is an index on half precision, `((embedding)::halfvec(1024))`,
-    which serves queries that repeat the cast. LangChain's and LlamaIndex' stores query the plain
+    which serves queries that repeat the cast. LangChain's and LlamaIndex's stores query the plain
     column, so their tables get an index on that; see `uses_halfvec`. An index of the same kind
     serves searches until the new one is ready, and is dropped then. An interrupt or a lost
-    connection leaves the table as it was, to be built again.
+    connection leaves the table as it was.
 
     Args:
         dsn: Where the table is; two connections are opened.
         table: What to index.
         options: How. Without `concurrently`, writers wait until it is done; readers never do.
         on_progress: Called every half second, in this thread.
-        on_notice: Called with what a person should know, such as that memory was short.
+        on_notice: Called with what a person should know, such as that memory was too small.
 
     Raises:
         ValueError: An option is out of range.
@@ -86,16 +89,16 @@ def build_index(
     on_progress: OnIndexProgress | None = None,
     on_notice: OnNotice | None = None,
 ) -> None:
-    """Make the index that a statement describes; else as `build_vector_index`.
+    """Build the index that a statement describes, otherwise as `build_vector_index` does.
 
-    It takes the place of one with the same name, and where it `replaces`, of the same kind.
+    It replaces an index of the same name, and with `replaces`, those of the same kind.
     """
     with connect(dsn, autocommit=True) as connection:
         set_up_session(connection)
         drop_invalid(connection, table)
         name = final_name(connection, table, statement.name)
         temporary = fit_name(name, _UNDER_CONSTRUCTION)
-        drop_if_there(connection, table, temporary)
+        drop_if_exists(connection, table, temporary)
         plan = _Plan(
             statement.compose(table, temporary, concurrently=options.concurrently),
             table,
@@ -127,8 +130,8 @@ def _build(
         _watched(dsn, connection, plan, on_progress)
     except psycopg.errors.InsufficientPrivilege as error:
         msg = (
-            f"the user `{connection.info.user}` may not build an index on {plan.table} "
-            f"({explain(error)}). Connect as the table's owner, or leave it out with `--index none`"
+            f"The user `{connection.info.user}` may not build an index on {plan.table} "
+            f"({explain(error)}). Connect as the table's owner, or skip it with `--index none`."
         )
         raise TableError(msg) from None
     except psycopg.Error as error:
@@ -136,9 +139,9 @@ def _build(
             raise
         if on_notice is not None:
             on_notice(
-                f"the server has too little shared memory for parallel workers ({explain(error)}); "
-                "the index is built without them, which takes longer. Of a container raise "
-                "`--shm-size` above `maintenance_work_mem`, else enlarge /dev/shm"
+                f"The server has too little shared memory for parallel workers ({explain(error)}). "
+                "The index is built without them, which takes longer. In a container, raise "
+                "`--shm-size` above `maintenance_work_mem`; otherwise enlarge /dev/shm."
             )
         drop_invalid(connection, plan.table)
         _watched(dsn, connection, plan._replace(workers=0), on_progress)
@@ -147,7 +150,7 @@ def _build(
 def _watched(
     dsn: str, connection: Connection, plan: _Plan, on_progress: OnIndexProgress | None
 ) -> None:
-    """Execute in a thread, so that this one can watch, and be interrupted."""
+    """Execute in a thread, so that this one can report progress and be interrupted."""
     with ThreadPoolExecutor(1, "qwen3-index") as pool:
         future = pool.submit(_execute, connection, plan)
         try:
@@ -187,38 +190,32 @@ def _cancel(connection: Connection, future: Future[None]) -> None:
 
 
 def _clean_up(dsn: str, plan: _Plan) -> None:
-    """Remove what a cancelled `CONCURRENTLY` left; where that fails, the next build does it."""
+    """Remove what a canceled `CONCURRENTLY` left; if that fails, the next build does it."""
     if plan.concurrently:
         with contextlib.suppress(Exception), connect(dsn, autocommit=True) as connection:
             drop_invalid(connection, plan.table)
 
 
 def _surface_notices(connection: Connection, memory: int, on_notice: OnNotice) -> None:
-    def tell(diagnostic: psycopg.errors.Diagnostic) -> None:
+    def report(diagnostic: psycopg.errors.Diagnostic) -> None:
         found = _OUTGROWN.search(diagnostic.message_primary or "")
         if found:
             on_notice(
                 f"`maintenance_work_mem` of {memory // _MIB} MB held {int(found[1]):,} rows of the "
-                "index; the others are added on disk, which is slower. Give it more with "
-                "`--maintenance-work-mem`, in proportion to the rows"
+                "index; the rest is added on disk, which is slower. Set `--maintenance-work-mem` "
+                "higher, in proportion to the rows."
             )
 
-    connection.add_notice_handler(tell)
+    connection.add_notice_handler(report)
 
 
 def _is_shared_memory_short(error: psycopg.Error) -> bool:
-    # The segment's name stands in the message in every language.
+    # The segment's name is part of the message in every language.
     return isinstance(error, psycopg.errors.DiskFull) and "/PostgreSQL." in str(error)
 
 
-KIB = 1024
-# A client that was killed is noticed by its backend only at this interval, while it builds on.
-_CLIENT_CHECK = "5s"
-_CLIENT_CHECK_SINCE, _TRANSACTION_TIMEOUT_SINCE = 140_000, 170_000
-
-
 def set_up_session(connection: Connection) -> None:
-    """Lift every time limit, and let the server end the build if this process is killed."""
+    """Remove all time limits, and let the server end the build if this process is killed."""
     version = connection.info.server_version
     limits = ["statement_timeout", "lock_timeout"]
     if version >= _TRANSACTION_TIMEOUT_SINCE:
@@ -236,24 +233,24 @@ def choose_memory(
     """Set `maintenance_work_mem` for this session and return it in bytes.
 
     Raises:
-        ValueError: The option is no size that PostgreSQL understands.
+        ValueError: The option is not a size that PostgreSQL understands.
     """
     wanted = options.maintenance_work_mem
     if wanted is None:
-        wanted = f"{_needed(connection, table, statement) // KIB}kB"
+        wanted = f"{_needed(connection, table, statement) // _KIB}kB"
     try:
         _set(connection, "maintenance_work_mem", wanted)
     except psycopg.errors.InvalidParameterValue as error:
         msg = (
             f"`maintenance_work_mem` is {wanted!r}; write a size such as '2GB' "
-            f"({error.diag.message_primary})"
+            f"({error.diag.message_primary})."
         )
         raise ValueError(msg) from None
     return _size(connection, "maintenance_work_mem")
 
 
 def choose_workers(connection: Connection, options: IndexOptions) -> int:
-    """Set how many parallel workers this session's builds may have, and return it."""
+    """Set how many parallel workers this session's builds may use, and return it."""
     if options.parallel_workers is None:
         row = connection.execute("SHOW max_parallel_maintenance_workers").fetchone()
         return int(row[0]) if row else 0
@@ -263,22 +260,22 @@ def choose_workers(connection: Connection, options: IndexOptions) -> int:
 
 @contextmanager
 def table_workers(connection: Connection, table: Table, workers: int) -> Generator[None]:
-    """Have the planner give a build these workers, and put the table's option back.
+    """Make the planner give a build these workers, and restore the table's option afterwards.
 
-    By itself it gives none: vectors are stored out of line, and the table looks small.
+    On its own it gives none: vectors are stored out of line, and the table looks small.
     """
     former = _table_workers(connection, table)
     set_workers(connection, table, workers)
     try:
         yield
     finally:
-        # Within a transaction that failed, its end puts the option back.
+        # In a transaction that failed, the rollback restores the option.
         if connection.info.transaction_status != psycopg.pq.TransactionStatus.INERROR:
             set_workers(connection, table, former)
 
 
 def set_workers(connection: Connection, table: Table, workers: int | None) -> None:
-    """Set the table's option `parallel_workers`; None takes it away."""
+    """Set the table's option `parallel_workers`; None removes it."""
     change: sql.Composable = sql.SQL("RESET (parallel_workers)")
     if workers is not None:
         change = sql.SQL("SET (parallel_workers = {})").format(workers)
@@ -301,7 +298,7 @@ def _needed(connection: Connection, table: Table, statement: BuildStatement) -> 
         maintenance_work_mem=_size(connection, "maintenance_work_mem"),
     )
     return build_memory_bytes(
-        count_chunks(connection, table),  # quick, and right before any ANALYZE
+        count_chunks(connection, table),  # fast, and correct before any ANALYZE
         dimensions=table.dimensions,
         bytes_per_dimension=statement.bytes_per_dimension,
         m=statement.m,

@@ -12,36 +12,81 @@ from ..errors import TableError
 from ..layouts import Table, fit_name
 
 IndexPlan: TypeAlias = Literal["keep", "drop and rebuild", "build after"]
-"""What becomes of the vector index: left as it is, dropped now and built after, or built after."""
+"""What a load does with the vector index: nothing, drop it and build one at the end, or build."""
 
 MIB, GIB = 1024**2, 1024**3
 
-# Measured with 1,024 dimensions, m = 16 and ef_construction = 64 on two cores: rows that one
-# connection adds in a second to a table with an HNSW index, and that a build adds.
+# Measured with 1,024 dimensions, m = 16 and ef_construction = 64 on two cores: rows per second that
+# one connection adds to a table with an HNSW index, and that a build adds.
 INSERTED_ROWS_PER_SECOND = 530
 BUILT_ROWS_PER_SECOND = 2300
-# Below this an insertion takes ten seconds, and every search meanwhile has its index.
+# Fewer rows than this are inserted in ten seconds, and searches keep their index.
 MIN_ROWS_TO_REBUILD = 5000
 
 MIN_BUILD_MEMORY_BYTES = 64 * MIB  # PostgreSQL's own default
 MAX_BUILD_MEMORY_BYTES = 8 * GIB
 _UNKNOWN_SERVER_MEMORY_BYTES = GIB
-# Of an element of the graph beside its vector: 16 bytes for each of the 2 m neighbours, and what
-# holds them. Measured with m = 16: 4,816 bytes a row of `vector(1024)`, 2,763 of `halfvec(1024)`,
-# 1,740 of `vector(256)`, 1,228 of `halfvec(256)`.
-_NEIGHBOUR_BYTES, _ELEMENT_BYTES = 16, 208
-# Rows come while it is built, and a parallel build leaves some 4 MB of its memory aside.
+# An element of the graph has its vector, 16 bytes for each of 2 m neighbors, and some overhead.
+# Measured with m = 16: 4,816 bytes per row of `vector(1024)`, 2,763 of `halfvec(1024)`, 1,740 of
+# `vector(256)`, 1,228 of `halfvec(256)`.
+_NEIGHBOR_BYTES, _ELEMENT_BYTES = 16, 208
+# Rows are added while it is built, and a parallel build leaves about 4 MB of its memory unused.
 _MARGIN = 1.15
+
+# What pgvector's HNSW allows.
+MAX_DIMENSIONS = {"vector": 2000, "halfvec": 4000}
+M_RANGE, EF_CONSTRUCTION_RANGE = (2, 100), (4, 1000)
+MAX_PARALLEL_WORKERS = 1024
+
+# The frameworks recognize their index by these names: LlamaIndex does not build a second one, and
+# LangChain's `is_valid_index`, `reindex` and `drop_vector_index` find it by default.
+_NAME_SUFFIXES = {
+    "own": "_embedding_hnsw",
+    "langchain": "langchainvectorindex",
+    "llamaindex": "_embedding_idx",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class BuildStatement:
+    """How one index is created.
+
+    Attributes:
+        name: The index's name.
+        tail: Everything that follows `USING`.
+        method: `hnsw`, `btree` and so on.
+        unique: Whether it is a unique index.
+        bytes_per_dimension: Size of a vector's elements in it.
+        m: Neighbors of an element in the graph's upper layers.
+    """
+
+    name: str
+    tail: sql.Composable
+    method: str = "hnsw"
+    unique: bool = False
+    bytes_per_dimension: int = 4
+    m: int = 16
+
+    def compose(self, table: Table, name: str, *, concurrently: bool = False) -> sql.Composed:
+        """Return the statement that creates the index under a name."""
+        return sql.SQL("CREATE {}INDEX {}{} ON {} USING {}").format(
+            sql.SQL("UNIQUE " if self.unique else ""),
+            sql.SQL("CONCURRENTLY " if concurrently else ""),
+            sql.Identifier(name),
+            table.identifier,
+            self.tail,
+        )
 
 
 def decide(
     policy: IndexPolicy, *, rows_before: int, rows_added: int, index_exists: bool
 ) -> IndexPlan:
-    """Say what a load does with the vector index, given what it has added so far.
+    """Return what a load does with the vector index, given what it has added so far.
 
-    "auto" rebuilds where building all rows anew takes less time than adding these rows to the
-    index: where they are more than about 30 % of the rows before, a quarter of all. Fewer than
-    5,000 rows are always added. A dropped index leaves searches exact and slow until it is built.
+    "auto" rebuilds if building an index of all rows takes less time than adding the new rows to the
+    existing one: if they are more than about 30 % of the rows before, a quarter of all. Fewer than
+    5,000 rows are always added. After an index is dropped, searches are exact and slow until one is
+    built.
 
     Args:
         policy: What the user chose; "none" never touches an index.
@@ -65,19 +110,19 @@ def decide(
 def build_memory_bytes(
     rows: int, *, dimensions: int, bytes_per_dimension: int, m: int, limit: int
 ) -> int:
-    """Return the `maintenance_work_mem` that holds the graph of so many rows, within bounds.
+    """Return the `maintenance_work_mem` that holds the graph of this many rows, within bounds.
 
     A graph that does not fit is finished on disk, at about half the speed. A parallel build
-    claims all of the memory as it begins, so there is no use in more than the rows need.
+    allocates all of the memory at its start, so more than the rows need is useless.
 
     Args:
         rows: Rows of the table, estimated.
         dimensions: Length of a vector.
         bytes_per_dimension: 4 for `vector`, 2 for `halfvec`.
-        m: Neighbours of an element in the graph's upper layers.
-        limit: Most to take, as `memory_limit_bytes` gives it.
+        m: Neighbors of an element in the graph's upper layers.
+        limit: Most to take, from `memory_limit_bytes`.
     """
-    row_bytes = dimensions * bytes_per_dimension + 2 * m * _NEIGHBOUR_BYTES + _ELEMENT_BYTES
+    row_bytes = dimensions * bytes_per_dimension + 2 * m * _NEIGHBOR_BYTES + _ELEMENT_BYTES
     needed = int(rows * row_bytes * _MARGIN)
     return max(MIN_BUILD_MEMORY_BYTES, min(needed, limit))
 
@@ -85,52 +130,16 @@ def build_memory_bytes(
 def memory_limit_bytes(*, shared_buffers: int, maintenance_work_mem: int) -> int:
     """Return the most memory that a build may take on this server.
 
-    The server may be another machine, whose memory cannot be asked. By custom a quarter of it is
-    `shared_buffers`, and as much again is a fair share for a build; the default of 128 MB says
-    nothing, and 1 GB is taken then. An administrator who set more for maintenance meant it.
+    The server may be another machine, whose memory cannot be queried. By convention a quarter of it
+    is `shared_buffers`, and the same amount is a fair share for a build; if that is PostgreSQL's
+    default of 128 MB, 1 GB is assumed. A larger `maintenance_work_mem` of the administrator counts.
     """
     share = max(shared_buffers, _UNKNOWN_SERVER_MEMORY_BYTES)
     return max(maintenance_work_mem, min(share, MAX_BUILD_MEMORY_BYTES))
 
 
-# What pgvector's HNSW allows.
-MAX_DIMENSIONS = {"vector": 2000, "halfvec": 4000}
-M_RANGE, EF_CONSTRUCTION_RANGE = (2, 100), (4, 1000)
-MAX_PARALLEL_WORKERS = 1024
-
-# With these names the frameworks know that there is an index: LlamaIndex does not build a second
-# one, and LangChain's `is_valid_index`, `reindex` and `drop_vector_index` find it by default.
-_NAME_SUFFIXES = {
-    "own": "_embedding_hnsw",
-    "langchain": "langchainvectorindex",
-    "llamaindex": "_embedding_idx",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class BuildStatement:
-    """Say how one index is made; `tail` is all that follows `USING`."""
-
-    name: str
-    tail: sql.Composable
-    method: str = "hnsw"
-    unique: bool = False
-    bytes_per_dimension: int = 4
-    m: int = 16
-
-    def compose(self, table: Table, name: str, *, concurrently: bool = False) -> sql.Composed:
-        """Return the statement that makes the index under a name."""
-        return sql.SQL("CREATE {}INDEX {}{} ON {} USING {}").format(
-            sql.SQL("UNIQUE " if self.unique else ""),
-            sql.SQL("CONCURRENTLY " if concurrently else ""),
-            sql.Identifier(name),
-            table.identifier,
-            self.tail,
-        )
-
-
 def vector_index_statement(table: Table, options: IndexOptions) -> BuildStatement:
-    """Return how the HNSW index of a table is made.
+    """Return how the HNSW index of a table is created.
 
     Raises:
         ValueError: An option is out of range.
@@ -155,7 +164,7 @@ def vector_index_statement(table: Table, options: IndexOptions) -> BuildStatemen
 
 
 def uses_halfvec(table: Table, options: IndexOptions) -> bool:
-    """Tell whether the index holds half-precision values.
+    """Return whether the index stores half-precision values.
 
     A `halfvec` column can be indexed in no other way. For the layouts of LangChain and LlamaIndex
     the plain column is indexed, whatever the option says: their stores order by
@@ -172,7 +181,7 @@ def vector_index_name(table: Table) -> str:
 
 
 def check_options(options: IndexOptions) -> None:
-    """Compare the options with what pgvector allows.
+    """Check the options against what pgvector allows.
 
     Raises:
         ValueError: One is out of range.
@@ -182,7 +191,7 @@ def check_options(options: IndexOptions) -> None:
     if options.ef_construction < 2 * options.m:
         msg = (
             f"`ef_construction` is {options.ef_construction}; with `m` = {options.m} it must be "
-            f"{2 * options.m} or more"
+            f"{2 * options.m} or more."
         )
         raise ValueError(msg)
     if options.parallel_workers is not None:
@@ -192,7 +201,7 @@ def check_options(options: IndexOptions) -> None:
 def _check_range(name: str, value: int, allowed: tuple[int, int]) -> None:
     low, high = allowed
     if not low <= value <= high:
-        raise ValueError(f"`{name}` is {value}; allowed are {low} to {high}")
+        raise ValueError(f"`{name}` is {value}; it must be from {low} to {high}.")
 
 
 def _too_long(table: Table, kind: str) -> str:
@@ -203,7 +212,7 @@ def _too_long(table: Table, kind: str) -> str:
         if table.layout.name != "own":
             ways = f"use a `halfvec` column, which takes {MAX_DIMENSIONS['halfvec']}, or {ways}"
     return (
-        f"the vectors of {table} have {table.dimensions} dimensions, and an HNSW index on "
-        f"`{kind}` takes at most {limit}: {ways}. Without an index (`--index none`) searches are "
-        "exact, and slow on large tables"
+        f"The vectors of {table} have {table.dimensions} dimensions, and an HNSW index on "
+        f"`{kind}` takes at most {limit}: {ways}. Without an index (`--index none`), searches are "
+        "exact, and slow on large tables."
     )

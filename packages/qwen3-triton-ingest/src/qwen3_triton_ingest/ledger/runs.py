@@ -17,30 +17,38 @@ RunState: TypeAlias = Literal["running", "complete", "replaced"]
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """Count what a shard or a run did."""
+    """What a shard or a run did, in numbers.
+
+    Attributes:
+        documents: Documents written: new ones, and those with changed text or metadata.
+        unchanged: Documents that needed nothing.
+        duplicates: Records whose id had occurred before in the same run.
+        chunks_written: Chunks with a new vector.
+        chunks_kept: Chunks of changed documents whose text had not changed.
+        chunks_removed: Chunks that their documents no longer have.
+        failed: Documents in the dead letters.
+        nameless: Failed documents whose id could not be read.
+    """
 
     documents: int = 0
-    """Written: new, or changed in text or metadata."""
     unchanged: int = 0
     duplicates: int = 0
-    """Records whose id had come before in the same run."""
     chunks_written: int = 0
     chunks_kept: int = 0
-    """Of changed documents, the chunks whose text had not changed."""
     chunks_removed: int = 0
     failed: int = 0
-    """In the dead letters."""
     nameless: int = 0
-    """Of the failed, those whose id could not be read."""
-
-
-_IN_DEAD_LETTERS = ("failed", "nameless")
-_NAMES = tuple(field.name for field in fields(Counts) if field.name not in _IN_DEAD_LETTERS)
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Hold one run of a load over a table."""
+    """One run of a load into a table.
+
+    Attributes:
+        rows_before: Rows of the table when it began.
+        removed: Documents that had vanished from their source and were removed.
+        resumed: Whether this process continues an earlier one's run.
+    """
 
     id: int
     state: RunState
@@ -48,13 +56,42 @@ class Run:
     finished_at: datetime | None
     sources: tuple[str, ...]
     rows_before: int
-    """Rows of the table when it began."""
     removed: int
-    """Documents that had vanished from their source, and were removed."""
     resumed: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A document that could not be loaded."""
+
+    origin: Origin
+    doc_id: str | None
+    stage: str
+    reason: str
+    attempts: int
+    last_at: datetime
+
+
+# A reason may quote a library's message; PostgreSQL cannot store NUL.
+MAX_REASON_CHARACTERS = 1000
 _RUN = "id, state, started_at, finished_at, sources, rows_before, removed"
+_IN_DEAD_LETTERS = ("failed", "nameless")
+_NAMES = tuple(field.name for field in fields(Counts) if field.name not in _IN_DEAD_LETTERS)
+_ADD_COUNTS = sql.SQL(
+    "UPDATE qwen3_ingest.shards SET {}, updated_at = now() WHERE run_id = %s AND key = %s"
+).format(
+    sql.SQL(", ").join(sql.SQL("{0} = {0} + %s").format(sql.Identifier(name)) for name in _NAMES)
+)
+_COUNTS = sql.SQL(
+    "SELECT count(*) FILTER (WHERE done), {}, "
+    "(SELECT count(*) FROM qwen3_ingest.dead_letters WHERE run_id = %(run)s), "
+    "(SELECT count(*) FROM qwen3_ingest.dead_letters WHERE run_id = %(run)s AND doc_id IS NULL) "
+    "FROM qwen3_ingest.shards WHERE run_id = %(run)s"
+).format(
+    sql.SQL(", ").join(
+        sql.SQL("coalesce(sum({}), 0)::bigint").format(sql.Identifier(name)) for name in _NAMES
+    )
+)
 
 
 def open_run(
@@ -65,7 +102,7 @@ def open_run(
     recipe: bytes,
     rows_before: int,
 ) -> Run:
-    """Resume the table's unfinished run if it is the same, or begin a new one in its place."""
+    """Resume the table's unfinished run if it has the same recipe, else begin a new one."""
     with connection.transaction():
         row = connection.execute(
             f"SELECT {_RUN} FROM qwen3_ingest.runs WHERE table_id = %s AND state = 'running' "
@@ -89,7 +126,7 @@ def open_run(
 
 
 def finish_run(connection: Connection, run_id: int) -> Run:
-    """Note that a run did all it was to do."""
+    """Mark a run as complete and return it."""
     row = connection.execute(
         "UPDATE qwen3_ingest.runs SET state = 'complete', finished_at = now() WHERE id = %s "
         f"RETURNING {_RUN}",
@@ -109,7 +146,7 @@ def last_run(connection: Connection, table_id: int) -> Run | None:
 
 
 def begin_shard(connection: Connection, run_id: int, key: bytes, source: str, name: str) -> bool:
-    """Note that a shard is begun. Returns whether it was done before."""
+    """Record that a shard has begun, and return whether it was done before."""
     row = connection.execute(
         "INSERT INTO qwen3_ingest.shards (run_id, key, source, name) VALUES (%s, %s, %s, %s) "
         "ON CONFLICT (run_id, key) DO UPDATE SET updated_at = now() RETURNING done",
@@ -119,19 +156,12 @@ def begin_shard(connection: Connection, run_id: int, key: bytes, source: str, na
 
 
 def add_counts(connection: Connection, run_id: int, key: bytes, counts: Counts) -> None:
-    """Add to what a shard did, in the transaction that does it."""
+    """Add to a shard's counts, in the transaction that does the work."""
     connection.execute(_ADD_COUNTS, (*(getattr(counts, name) for name in _NAMES), run_id, key))
 
 
-_ADD_COUNTS = sql.SQL(
-    "UPDATE qwen3_ingest.shards SET {}, updated_at = now() WHERE run_id = %s AND key = %s"
-).format(
-    sql.SQL(", ").join(sql.SQL("{0} = {0} + %s").format(sql.Identifier(name)) for name in _NAMES)
-)
-
-
 def finish_shard(connection: Connection, run_id: int, key: bytes, *, duplicates: int) -> None:
-    """Note that all of a shard is in the table, or in the dead letters."""
+    """Record that all of a shard is in the table or in the dead letters."""
     connection.execute(
         "UPDATE qwen3_ingest.shards SET done = true, duplicates = %s, updated_at = now() "
         "WHERE run_id = %s AND key = %s",
@@ -140,7 +170,7 @@ def finish_shard(connection: Connection, run_id: int, key: bytes, *, duplicates:
 
 
 def has_open_shards(connection: Connection, run_id: int) -> bool:
-    """Tell whether a shard was begun and is not done."""
+    """Return whether a shard was begun and is not done."""
     row = connection.execute(
         "SELECT EXISTS (SELECT FROM qwen3_ingest.shards WHERE run_id = %s AND NOT done)", (run_id,)
     ).fetchone()
@@ -148,49 +178,16 @@ def has_open_shards(connection: Connection, run_id: int) -> bool:
 
 
 def run_counts(connection: Connection, run_id: int) -> tuple[Counts, int]:
-    """Return what a run did so far, over all its workers, and how many shards are done."""
+    """Return what all workers of a run have done so far, and how many shards are done."""
     row = connection.execute(_COUNTS, {"run": run_id}).fetchone()
     assert row is not None
     return Counts(*row[1:]), row[0]
 
 
-_COUNTS = sql.SQL(
-    "SELECT count(*) FILTER (WHERE done), {}, "
-    "(SELECT count(*) FROM qwen3_ingest.dead_letters WHERE run_id = %(run)s), "
-    "(SELECT count(*) FROM qwen3_ingest.dead_letters WHERE run_id = %(run)s AND doc_id IS NULL) "
-    "FROM qwen3_ingest.shards WHERE run_id = %(run)s"
-).format(
-    sql.SQL(", ").join(
-        sql.SQL("coalesce(sum({}), 0)::bigint").format(sql.Identifier(name)) for name in _NAMES
-    )
-)
-
-
-def _run(row: Any, *, resumed: bool = False) -> Run:
-    number, state, started, finished, sources, rows_before, removed = row
-    return Run(number, state, started, finished, tuple(sources), rows_before, removed, resumed)
-
-
-# A reason may quote what a library said; PostgreSQL cannot hold NUL.
-MAX_REASON_CHARACTERS = 1000
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """Hold a document that could not be loaded."""
-
-    origin: Origin
-    doc_id: str | None
-    stage: str
-    reason: str
-    attempts: int
-    last_at: datetime
-
-
 def add_dead_letters(
     connection: Connection, table_id: int, run_id: int, records: Sequence[BadRecord]
 ) -> None:
-    """Note documents that could not be loaded; a former version of one counts as seen."""
+    """Record documents that could not be loaded; their earlier versions stay in the table."""
     connection.cursor().executemany(
         "INSERT INTO qwen3_ingest.dead_letters AS d "
         "(table_id, source, path, position, doc_id, stage, reason, run_id) "
@@ -213,7 +210,7 @@ def add_dead_letters(
 
 
 def clear_dead_letters(connection: Connection, table_id: int, origins: Iterable[Origin]) -> None:
-    """Forget what went wrong with documents that are now loaded."""
+    """Delete the dead letters of documents that are loaded now."""
     ordered = list(origins)
     connection.execute(
         "DELETE FROM qwen3_ingest.dead_letters d USING unnest(%s::text[], %s::text[], "
@@ -231,7 +228,7 @@ def clear_dead_letters(connection: Connection, table_id: int, origins: Iterable[
 def drop_stale_dead_letters(
     connection: Connection, table_id: int, run_id: int, sources: Sequence[str]
 ) -> None:
-    """Forget what a complete run over these sources did not come upon again."""
+    """Delete the dead letters that a complete run over these sources did not encounter."""
     connection.execute(
         "DELETE FROM qwen3_ingest.dead_letters WHERE table_id = %s AND source = ANY(%s) "
         "AND run_id <> %s",
@@ -257,3 +254,8 @@ def _clean(text: str | None) -> str | None:
         return None
     clean = text.replace("\0", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
     return clean[:MAX_REASON_CHARACTERS]
+
+
+def _run(row: Any, *, resumed: bool = False) -> Run:
+    number, state, started, finished, sources, rows_before, removed = row
+    return Run(number, state, started, finished, tuple(sources), rows_before, removed, resumed)

@@ -18,7 +18,7 @@ from psycopg import IsolationLevel
 
 from qwen3_triton_client import PerEventLoop
 
-from ..database import AsyncConnection, Connection, connect, connect_async, is_away
+from ..database import AsyncConnection, Connection, connect, connect_async, is_transient
 
 __all__ = ["AsyncConnections", "Connections", "OneConnection"]
 
@@ -45,7 +45,7 @@ class Connections:
                 result = work(connection)
             except BaseException as error:
                 connection.close()
-                if kept is not None and is_away(error):
+                if kept is not None and is_transient(error):
                     continue
                 raise
             if len(self._idle) < _MOST_IDLE:
@@ -114,7 +114,7 @@ class AsyncConnections:
                 result = await work(connection)
             except BaseException as error:
                 await connection.close()
-                if kept is not None and is_away(error):
+                if kept is not None and is_transient(error):
                     continue
                 raise
             if len(idle) < _MOST_IDLE and self._idle.is_current(idle):

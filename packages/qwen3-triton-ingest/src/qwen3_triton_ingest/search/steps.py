@@ -10,7 +10,7 @@ import psycopg
 
 from qwen3_triton_client import FingerprintChangedError, Vector
 
-from ..database import explain, is_away
+from ..database import explain, is_transient
 from ..errors import DatabaseError, FingerprintError, IngestError, TableError
 from ..rows.binary import Packed, pack_vector
 from .hits import Hit, read_hits
@@ -195,7 +195,7 @@ def advance(resume: Callable[[], Step]) -> Step | list[Hit]:
 def translated(error: psycopg.Error) -> IngestError:
     """Return what an error of PostgreSQL means for a search."""
     said = explain(error)
-    if is_away(error):
+    if is_transient(error):
         return DatabaseError(f"PostgreSQL cannot be reached: {said}")
     if isinstance(error, _MISSING):
         return TableError(
