@@ -19,12 +19,12 @@ kubernetes_validate = pytest.importorskip("kubernetes_validate")
 
 CHART = Path(__file__).resolve().parents[1] / "deploy" / "chart"
 SCHEMA: dict[str, Any] = json.loads((CHART / "values.schema.json").read_text())
-# The oldest that the chart promises and the newest that the schemas know.
+# The oldest version that the chart supports, and the newest with a schema.
 VERSIONS = ("1.25.16", "1.37.0")
-# Definitions that the cluster learns from operators; no schema of theirs is at hand.
+# Resources defined by operators, for which there is no schema here.
 FOREIGN = ("monitoring.coreos.com/", "keda.sh/")
-# Variables of a gateway that the chart itself sets, or that have no place in it.
-NOT_FREE = {
+# Settings that the chart sets itself, or that make no sense in it.
+FIXED_SETTINGS = {
     "TRITON_URL",
     "TRITON_MODEL",
     "TOKENIZER_PATH",
@@ -36,17 +36,17 @@ NOT_FREE = {
     "EMBED_PORT",
     "EMBED_MODEL_DIR",
 }
-LEAST: dict[str, Any] = {
+MINIMAL: dict[str, Any] = {
     "gateway": {
         "image": {"repository": "registry.example/qwen3-triton-gateway"},
         "apiKeys": {"existingSecret": "keys"},
     },
     "storage": {"existingClaim": "models"},
 }
-MOST: dict[str, Any] = {
+MAXIMAL: dict[str, Any] = {
     "imagePullSecrets": [{"name": "registry"}],
     "gateway": {
-        **LEAST["gateway"],
+        **MINIMAL["gateway"],
         "settings": {"EMBED_MAX_QUEUE_TOKENS": 4194304, "EMBED_MODEL_ALIASES": 'a,"b"'},
         "autoscaling": {"enabled": True},
         "podAnnotations": {"note": "yes"},
@@ -60,7 +60,7 @@ MOST: dict[str, Any] = {
         "extraArgs": ["--log-verbose=1"],
         "keda": {"enabled": True, "queueTokensPerReplica": 3000000},
     },
-    "storage": LEAST["storage"],
+    "storage": MINIMAL["storage"],
     "networkPolicy": {"gatewayFrom": [{"namespaceSelector": {}}]},
     "monitoring": {
         "serviceMonitor": {"enabled": True, "metricsKeySecret": "keys", "labels": {"release": "p"}},
@@ -77,7 +77,9 @@ def render(values: dict[str, Any]) -> list[dict[str, Any]]:
     return [document for text in texts for document in yaml.safe_load_all(text) if document]
 
 
-@pytest.fixture(name="manifests", params=[LEAST, MOST], ids=["least", "most"], scope="module")
+@pytest.fixture(
+    name="manifests", params=[MINIMAL, MAXIMAL], ids=["minimal", "maximal"], scope="module"
+)
 def _manifests(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     return render(request.param)
 
@@ -101,14 +103,14 @@ def environment(manifests: list[dict[str, Any]]) -> dict[str, str]:
     return {variable["name"]: variable["value"] for variable in gateway["env"]}
 
 
-def test_helm_finds_nothing_wrong_with_the_chart() -> None:
-    result = helm.lint(CHART, MOST)
+def test_helm_lint_passes() -> None:
+    result = helm.lint(CHART, MAXIMAL)
     assert result["errors"] == []
     assert [m["error"] for m in result["messages"] if "icon" not in m["error"]] == []
 
 
 @pytest.mark.parametrize("version", VERSIONS)
-def test_what_it_renders_is_what_kubernetes_accepts(
+def test_the_rendered_manifests_match_kubernetes_schemas(
     manifests: list[dict[str, Any]], version: str
 ) -> None:
     own = [m for m in manifests if not m["apiVersion"].startswith(FOREIGN)]
@@ -138,7 +140,7 @@ def test_no_pod_has_root_a_writable_disk_capabilities_or_a_token(
             assert re.fullmatch(r"\S+:\d[\w.-]*(@sha256:\w{64})?", container["image"])
 
 
-def test_triton_takes_a_card_and_has_the_time_that_its_weights_need(
+def test_triton_gets_a_gpu_and_has_time_to_load_its_weights(
     manifests: list[dict[str, Any]],
 ) -> None:
     (triton,) = pick(manifests, "StatefulSet")["spec"]["template"]["spec"]["containers"]
@@ -149,11 +151,13 @@ def test_triton_takes_a_card_and_has_the_time_that_its_weights_need(
     assert all(mount["readOnly"] for mount in triton["volumeMounts"] if mount["name"] == "models")
 
 
-def test_the_gateway_knows_every_triton_by_its_own_name() -> None:
+def test_the_gateway_addresses_every_triton_by_name() -> None:
     for replicas, keda in ((1, False), (3, False), (2, True)):
         triton = {"replicas": replicas, "keda": {"enabled": keda, "maxReplicas": 4}}
-        manifests = render(LEAST | {"triton": triton})
-        urls = Settings(**environment(manifests) | {"EMBED_API_KEYS_FILE": ""}).triton_url
+        manifests = render(MINIMAL | {"triton": triton})
+        urls = Settings.model_validate(
+            environment(manifests) | {"EMBED_API_KEYS_FILE": ""}
+        ).triton_url
         stateful = pick(manifests, "StatefulSet")
         name, headless = stateful["metadata"]["name"], stateful["spec"]["serviceName"]
         service_of_pods = pick(manifests, "Service", "-triton")
@@ -164,7 +168,7 @@ def test_the_gateway_knows_every_triton_by_its_own_name() -> None:
         assert stateful["spec"].get("replicas") == (None if keda else replicas)
 
 
-def test_the_gateway_gets_settings_that_exist_and_keys_only_from_a_secret(
+def test_the_gateway_gets_existing_settings_and_keys_only_from_a_secret(
     manifests: list[dict[str, Any]],
 ) -> None:
     variables = environment(manifests)
@@ -174,20 +178,20 @@ def test_the_gateway_gets_settings_that_exist_and_keys_only_from_a_secret(
     folder = Path(variables["EMBED_API_KEYS_FILE"]).parent
     (mount,) = (m for m in gateway["volumeMounts"] if m["mountPath"] == str(folder))
     assert mount["readOnly"] is True
-    Settings(**variables | {"EMBED_API_KEYS_FILE": ""})
+    Settings.model_validate(variables | {"EMBED_API_KEYS_FILE": ""})
 
 
-def test_numbers_and_quotes_in_settings_arrive_as_they_are() -> None:
-    variables = environment(render(MOST))
+def test_numbers_and_quotes_in_settings_are_preserved() -> None:
+    variables = environment(render(MAXIMAL))
     assert variables["EMBED_MAX_QUEUE_TOKENS"] == "4194304"
     assert variables["EMBED_MODEL_ALIASES"] == 'a,"b"'
-    trigger = pick(render(MOST), "ScaledObject")["spec"]["triggers"][0]["metadata"]
+    trigger = pick(render(MAXIMAL), "ScaledObject")["spec"]["triggers"][0]["metadata"]
     assert trigger["threshold"] == "3000000"
     assert "qwen3_triton_queue_tokens" in trigger["query"]
 
 
-def test_a_gateway_has_time_to_end_before_it_is_killed() -> None:
-    manifests = render(LEAST | {"gateway": {**LEAST["gateway"], "timeoutSeconds": 300}})
+def test_a_gateway_has_time_to_drain_before_it_is_killed() -> None:
+    manifests = render(MINIMAL | {"gateway": {**MINIMAL["gateway"], "timeoutSeconds": 300}})
     variables = environment(manifests)
     needed = float(variables["EMBED_TIMEOUT_S"]) + float(variables["EMBED_SHUTDOWN_DELAY_S"])
     needed += server.GRACE_SECONDS + service.DRAIN_SECONDS
@@ -196,7 +200,7 @@ def test_a_gateway_has_time_to_end_before_it_is_killed() -> None:
 
 
 def test_only_the_gateway_reaches_triton_and_triton_reaches_nothing() -> None:
-    manifests = render(LEAST)
+    manifests = render(MINIMAL)
     policy = pick(manifests, "NetworkPolicy", "-triton")["spec"]
     gateway = pick(manifests, "Deployment")["spec"]["selector"]["matchLabels"]
     triton = pick(manifests, "StatefulSet")["spec"]["selector"]["matchLabels"]
@@ -212,7 +216,7 @@ def test_only_the_gateway_reaches_triton_and_triton_reaches_nothing() -> None:
 
 
 def test_the_rules_and_the_dashboard_are_those_of_observability() -> None:
-    manifests = render(MOST)
+    manifests = render(MAXIMAL)
     observability = CHART.parent / "observability"
     rules = pick(manifests, "PrometheusRule")["spec"]
     assert rules == yaml.safe_load((observability / "alerts.yaml").read_text())
@@ -221,7 +225,7 @@ def test_the_rules_and_the_dashboard_are_those_of_observability() -> None:
     assert json.loads(board) == json.loads(path.read_text())
 
 
-def test_the_schema_knows_every_value_and_every_setting_that_is_free() -> None:
+def test_the_schema_covers_every_value_and_every_setting() -> None:
     values = yaml.safe_load((CHART / "values.yaml").read_text())
 
     def check(value: dict[str, Any], schema: dict[str, Any]) -> None:
@@ -237,31 +241,31 @@ def test_the_schema_knows_every_value_and_every_setting_that_is_free() -> None:
     check(values, SCHEMA)
     settings = SCHEMA["properties"]["gateway"]["properties"]["settings"]["propertyNames"]["enum"]
     names = {str(field.validation_alias) for field in Settings.model_fields.values()}
-    assert set(settings) == names - NOT_FREE
+    assert set(settings) == names - FIXED_SETTINGS
 
 
 @pytest.mark.parametrize(
     ("values", "complaint"),
     [
         ({}, "existingClaim"),
-        (LEAST | {"gateway": {"image": {"repository": "r"}}}, "names no Secret"),
-        (LEAST | {"gatway": {}}, "gatway"),
-        (LEAST | {"triton": {"image": {"tag": "latest"}}}, "tag"),
-        (LEAST | {"triton": {"startupSeconds": 60}}, "startupSeconds"),
+        (MINIMAL | {"gateway": {"image": {"repository": "r"}}}, "existingSecret is empty"),
+        (MINIMAL | {"gatway": {}}, "gatway"),
+        (MINIMAL | {"triton": {"image": {"tag": "latest"}}}, "tag"),
+        (MINIMAL | {"triton": {"startupSeconds": 60}}, "startupSeconds"),
         (
-            LEAST | {"gateway": {**LEAST["gateway"], "settings": {"EMBED_API_KEYS": "k"}}},
+            MINIMAL | {"gateway": {**MINIMAL["gateway"], "settings": {"EMBED_API_KEYS": "k"}}},
             "EMBED_API_KEYS",
         ),
     ],
 )
-def test_wrong_values_are_refused_and_named(values: dict[str, Any], complaint: str) -> None:
+def test_invalid_values_are_rejected_by_name(values: dict[str, Any], complaint: str) -> None:
     with helm.Chart.load(CHART) as chart, pytest.raises(helm.HelmError, match=complaint):
         chart.render(values, name="demo")
 
 
-def test_the_notes_say_what_is_left_to_do() -> None:
+def test_the_notes_list_what_is_left_to_do() -> None:
     with helm.Chart.load(CHART) as chart:
-        notes = chart.render(LEAST, name="demo", namespace="rag")[
+        notes = chart.render(MINIMAL, name="demo", namespace="rag")[
             "qwen3-triton/templates/NOTES.txt"
         ]
     assert "Authorization: Bearer" in notes

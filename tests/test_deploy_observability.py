@@ -1,4 +1,4 @@
-"""Alert rules and the dashboard ask for what the gateway and Triton really measure."""
+"""Alert rules and the dashboard query metrics that the gateway and Triton really expose."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ RULES: list[dict[str, Any]] = [rule for group in ALERTS["groups"] for rule in gr
 DASHBOARD: dict[str, Any] = json.loads(
     (OBSERVABILITY / "grafana" / "dashboards" / "qwen3-triton.json").read_text()
 )
-# What a Triton with a card shows beside the local one (its user guide, "Metrics").
-CARD = {
+# What Triton exposes with a GPU, in addition to the local one (its user guide, "Metrics").
+GPU_SERIES = {
     "nv_gpu_power_usage",
     "nv_gpu_power_limit",
     "nv_gpu_utilization",
@@ -35,8 +35,8 @@ CARD = {
     "nv_gpu_memory_used_bytes",
 }
 SUFFIXES = {"counter": ("_total",), "histogram": ("_bucket", "_sum", "_count")}
-# Grafana fills these in; the parser wants what they become.
-FILLED = {"$__rate_interval": "1m", "$gateway": ".*"}
+# Variables that Grafana substitutes, with a value that the parser accepts.
+VARIABLES = {"$__rate_interval": "1m", "$gateway": ".*"}
 
 
 def series_names(family: Metric) -> list[str]:
@@ -44,7 +44,7 @@ def series_names(family: Metric) -> list[str]:
 
 
 def gateway_series() -> dict[str, set[str]]:
-    """Every series of a gateway, with its labels."""
+    """Return every series of a gateway with its labels."""
     metrics = Metrics()
     lane = LaneState(lane="query", texts=0, tokens=0, oldest_seconds=0)
     state = GatewayState([lane], 0, 0, 0, ready=True, backends={"grpc://triton:8001": True})
@@ -64,13 +64,13 @@ def gateway_series() -> dict[str, set[str]]:
 
 @pytest.fixture(name="series", scope="module")
 def _series(triton: LocalTriton) -> dict[str, set[str]]:
-    """Every series that there is, and its labels beside those that a scrape adds."""
+    """Return every series with its labels, without those that a scrape adds."""
     answer = httpx2.get(triton.metrics_url).text
-    # By hand: the parser would append `_total` to Triton's counters, which do without.
+    # By hand: the parser would append `_total` to Triton's counters, which lack it.
     samples = re.findall(r"^(\w+)(?:\{(.*)\})? ", answer, re.MULTILINE)
     of_triton = {name: set(re.findall(r'(\w+)="', labels)) for name, labels in samples}
     assert "nv_inference_count" in of_triton
-    return gateway_series() | of_triton | {name: {"gpu_uuid"} for name in CARD}
+    return gateway_series() | of_triton | {name: {"gpu_uuid"} for name in GPU_SERIES}
 
 
 def dashboard_expressions() -> Iterator[str]:
@@ -82,19 +82,19 @@ def dashboard_expressions() -> Iterator[str]:
 EXPRESSIONS = [*(rule["expr"] for rule in RULES), *dashboard_expressions()]
 
 
-def filled(expression: str) -> str:
-    for variable, value in FILLED.items():
+def substituted(expression: str) -> str:
+    for variable, value in VARIABLES.items():
         expression = expression.replace(variable, value)
     return expression
 
 
 def selectors(expression: str) -> Generator[tuple[str, set[str]]]:
-    """Find the series that an expression names and the labels that it asks them for."""
+    """Find the series in an expression, each with the labels that it is filtered by."""
     for match in re.finditer(r"\b((?:qwen3_triton|nv|process)_\w+)(?:\{([^}]*)\})?", expression):
         yield match[1], set(re.findall(r"(\w+)\s*(?:=~|!~|!=|=)", match[2] or ""))
 
 
-def test_every_expression_names_only_series_and_labels_that_exist(
+def test_every_expression_uses_existing_series_and_labels(
     series: dict[str, set[str]],
 ) -> None:
     for expression in EXPRESSIONS:
@@ -105,13 +105,13 @@ def test_every_expression_names_only_series_and_labels_that_exist(
             assert labels <= series[name] | {"instance"}, expression
 
 
-def test_every_expression_is_promql() -> None:
+def test_every_expression_is_valid_promql() -> None:
     promql_parser = pytest.importorskip("promql_parser")
     for expression in EXPRESSIONS:
-        promql_parser.parse(filled(expression))
+        promql_parser.parse(substituted(expression))
 
 
-def test_what_the_expressions_say_of_labels_are_values_that_the_gateway_writes() -> None:
+def test_label_values_in_expressions_are_values_that_the_gateway_sets() -> None:
     source = "".join(
         path.read_text() for path in (Path(__file__).parents[1] / "server" / "src").rglob("*.py")
     )
@@ -120,7 +120,7 @@ def test_what_the_expressions_say_of_labels_are_values_that_the_gateway_writes()
             assert re.search(rf'"{value}"|\b{value.upper()} = ', source), value
 
 
-def test_every_rule_says_how_bad_it_is_what_happened_and_what_to_do() -> None:
+def test_every_rule_has_a_severity_a_summary_and_a_description() -> None:
     names = [rule["alert"] for rule in RULES]
     assert len(set(names)) == len(names)
     for rule in RULES:
@@ -128,7 +128,7 @@ def test_every_rule_says_how_bad_it_is_what_happened_and_what_to_do() -> None:
         assert rule["annotations"].keys() == {"summary", "description"}
 
 
-def test_the_rules_know_the_gateways_limits() -> None:
+def test_the_rules_use_the_gateways_default_limits() -> None:
     near, slow = (
         next(rule["expr"] for rule in RULES if rule["alert"] == name)
         for name in ("EmbeddingQueueNearItsBound", "EmbeddingQueueSlowToDrain")
@@ -143,7 +143,7 @@ def test_the_rules_fire_when_they_should() -> None:
         subprocess.run(["promtool", *arguments], cwd=OBSERVABILITY, check=True)
 
 
-def test_the_dashboard_has_panels_that_do_not_overlap_and_one_source() -> None:
+def test_the_dashboards_panels_do_not_overlap_and_share_one_data_source() -> None:
     panels = DASHBOARD["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     cells = [
@@ -159,7 +159,7 @@ def test_the_dashboard_has_panels_that_do_not_overlap_and_one_source() -> None:
     assert {panel["datasource"]["uid"] for panel in drawn} == {"${datasource}"}
 
 
-def test_the_dashboard_joins_the_gateways_view_with_tritons() -> None:
+def test_the_dashboard_compares_the_gateways_view_with_tritons() -> None:
     def kinds(panel: dict[str, Any]) -> set[str]:
         names = [name for t in panel.get("targets", []) for name, _ in selectors(t["expr"])]
         return {name.partition("_")[0] for name in names}
@@ -167,7 +167,7 @@ def test_the_dashboard_joins_the_gateways_view_with_tritons() -> None:
     assert sum(kinds(panel) == {"qwen3", "nv"} for panel in DASHBOARD["panels"]) >= 3
 
 
-def test_prometheus_scrapes_what_compose_runs_with_the_key_that_it_is_given() -> None:
+def test_prometheus_scrapes_the_services_of_compose_with_its_key() -> None:
     compose = yaml.safe_load((OBSERVABILITY.parent / "compose.yaml").read_text())["services"]
     prometheus = yaml.safe_load((OBSERVABILITY / "prometheus.yml").read_text())
     gateway, triton = prometheus["scrape_configs"]
@@ -191,9 +191,8 @@ def test_grafana_finds_prometheus_and_the_dashboard() -> None:
     (provider,) = yaml.safe_load((provisioning / "dashboards" / "qwen3-triton.yaml").read_text())[
         "providers"
     ]
-    mounts = dict(
-        reversed(volume.removesuffix(":ro").rsplit(":", 1))
-        for volume in compose["grafana"]["volumes"]
-    )
+    volumes: list[str] = compose["grafana"]["volumes"]
+    pairs = [volume.removesuffix(":ro").rsplit(":", 1) for volume in volumes]
+    mounts = {target: source for source, target in pairs}
     folder = OBSERVABILITY.parent / mounts[provider["options"]["path"]]
     assert [path.name for path in folder.iterdir()] == ["qwen3-triton.json"]

@@ -155,7 +155,7 @@ def test_a_wheel_imports_with_its_declared_dependencies_only(
 
 
 @pytest.mark.parametrize(("distribution", "module", "framework"), ADAPTERS)
-def test_importing_an_adapter_loads_nothing_numeric_that_its_framework_does_not(
+def test_importing_an_adapter_loads_no_numeric_library_beyond_its_framework(
     probe: Probe, distribution: str, module: str, framework: str
 ) -> None:
     loaded, _ = probe(distribution, module, framework)
@@ -163,7 +163,7 @@ def test_importing_an_adapter_loads_nothing_numeric_that_its_framework_does_not(
 
 
 @pytest.mark.parametrize("module", ["qwen3_triton_ingest", "qwen3_triton_ingest.cli"])
-def test_importing_the_loader_loads_no_optional_library_that_is_installed(module: str) -> None:
+def test_importing_the_loader_loads_no_optional_library(module: str) -> None:
     loaded, _ = json.loads(run(sys.executable, "-c", PROBE, "json", module))
     assert {"psycopg", "qwen3_triton_client"} <= set(loaded)
     assert OPTIONAL.isdisjoint(loaded)
@@ -176,7 +176,7 @@ def _loader(install: Install) -> Path:
 
 
 @pytest.mark.parametrize("command", [[], ["load"], ["search"], ["status"]], ids="".join)
-def test_every_command_of_the_loaders_wheel_explains_itself(
+def test_every_command_of_the_loaders_wheel_has_help_with_examples(
     loader: Path, command: list[str]
 ) -> None:
     shown = run(loader, *command, "--help")
@@ -276,7 +276,7 @@ def test_the_nano_models_wheel_is_small(wheels: Path) -> None:
     assert wheel.stat().st_size <= MAX_NANO_WHEEL_BYTES
 
 
-def test_no_requirements_file_records_an_address_or_a_path() -> None:
+def test_no_requirements_file_contains_an_address() -> None:
     for file in ROOT.glob("requirements/*.txt"):
         text = file.read_text()
         assert "://" not in text

@@ -1,2 +1,2 @@
--- Runs once, when the database is made.
+-- Runs once, when the database is created.
 CREATE EXTENSION IF NOT EXISTS vector;

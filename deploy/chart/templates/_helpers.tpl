@@ -1,5 +1,5 @@
 {{- define "qwen3-triton.name" -}}
-{{- /* 40, so that what is appended still fits into the 63 characters of a DNS label. */ -}}
+{{- /* 40 characters, so that suffixes still fit into the 63 of a DNS label. */ -}}
 {{- .Values.fullnameOverride | default .Release.Name | trunc 40 | trimSuffix "-" -}}
 {{- end -}}
 
@@ -20,7 +20,7 @@ app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
 helm.sh/chart: {{ (index . 0).Chart.Name }}-{{ (index . 0).Chart.Version }}
 {{- end -}}
 
-{{- /* repository:tag@digest; the digest wins where both stand. (list .image default-tag) */ -}}
+{{- /* repository:tag@digest; the digest takes precedence. (list .image default-tag) */ -}}
 {{- define "qwen3-triton.image" -}}
 {{- $image := index . 0 -}}
 {{ $image.repository }}:{{ $image.tag | default (index . 1) }}{{ with $image.digest }}@{{ . }}{{ end }}
@@ -31,7 +31,7 @@ helm.sh/chart: {{ (index . 0).Chart.Name }}-{{ (index . 0).Chart.Version }}
 {{- end -}}
 
 {{- /* One address for each pod of the StatefulSet: the gateway spreads batches over addresses, not over what a name
-resolves to. Those that do not run (yet) are left out by the gateway. */ -}}
+resolves to. The gateway skips those that are not running. */ -}}
 {{- define "qwen3-triton.tritonUrls" -}}
 {{- $name := include "qwen3-triton.triton" . -}}
 {{- $urls := list -}}
