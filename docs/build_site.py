@@ -32,6 +32,8 @@ ELSEWHERE = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
+    "CODE_OF_CONDUCT.md": "code-of-conduct.md",
+    "SECURITY.md": "security.md",
     "bench/README.md": "measurements.md",
 }
 ASSETS = {".svg", ".png", ".json"}
@@ -183,7 +185,7 @@ def _escape(text: str) -> str:
     """Keep what Markdown would take for links or tags as it is, code spans aside."""
     parts = re.split(r"(`[^`]*`)", text)
     return "".join(
-        part if number % 2 else re.sub(r"([\[\]<*_])", r"\\\1", part)
+        part if number % 2 else re.sub(r"([\[\]<*])", r"\\\1", part)
         for number, part in enumerate(parts)
     )
 
