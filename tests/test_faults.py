@@ -100,7 +100,7 @@ def test_a_dead_triton_of_two_is_left_out_and_comes_back(
         os.kill(own_triton.pid, signal.SIGKILL)
         for _ in range(10):
             assert cosines(embed(gateway.url, TEXTS), expected).min() >= FLOAT32_COSINE
-        wait_for(lambda: "is left out" in gateway.log, "the dead one left out")
+        wait_for(lambda: "is excluded" in gateway.log, "the dead one is excluded")
         own_triton.start()
         own_triton.wait_ready()
         before = _inferences(own_triton)
@@ -125,7 +125,7 @@ def test_batches_on_a_paused_triton_of_two_are_run_on_the_other(
         finally:
             os.kill(own_triton.pid, signal.SIGCONT)
         assert all(cosines(vectors, expected).min() >= FLOAT32_COSINE for vectors in answers)
-        assert "is left out" in gateway.log
+        assert "is excluded" in gateway.log
         assert gateway.metric("qwen3_triton_backend_up") in {1, 2}
 
 
@@ -243,7 +243,7 @@ def test_dimensions_that_the_model_lacks_end_the_start_with_a_message(triton: Lo
         pytest.param(("--triton-url", "http://127.0.0.1:1"), "TOKENIZER_PATH is not set", id="tok"),
         pytest.param(("--tokenizer-path", "/nowhere"), "No tokenizer at /nowhere", id="no-file"),
         pytest.param(
-            ("--triton-url", "ftp://x", *TOKENIZER), "TRITON_URL 'ftp://x' is not", id="url"
+            ("--triton-url", "ftp://x", *TOKENIZER), "TRITON_URL 'ftp://x' is invalid", id="url"
         ),
         pytest.param(("--model-dir", "/nowhere"), "No tokenizer at /nowhere", id="no-model"),
         pytest.param(

@@ -163,14 +163,14 @@ def test_a_file_without_keys_does_not_leave_the_gateway_open(tmp_path: Path) -> 
     (tmp_path / "keys").write_text("# none yet\n")
     gateway = GatewayProcess("--api-keys-file", str(tmp_path / "keys"))
     assert gateway.process.wait(timeout=60) == 1
-    assert "holds no key" in gateway.log
+    assert "contains no key" in gateway.log
     assert "Traceback" not in gateway.log
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        pytest.param(("--api-keys-file", "/nowhere"), "cannot read the file", id="keys-file"),
+        pytest.param(("--api-keys-file", "/nowhere"), "'/nowhere' cannot be read", id="keys-file"),
         pytest.param(("--tls-key", __file__), "belong together", id="half-of-tls"),
     ],
 )
@@ -217,7 +217,7 @@ def test_a_certificate_that_is_none_ends_the_start_with_a_message(tmp_path: Path
     wrong = str(tmp_path / "wrong.pem")
     gateway = GatewayProcess("--tls-certificate", wrong, "--tls-key", wrong)
     assert gateway.process.wait(timeout=60) == 1
-    assert "no PEM certificate" in gateway.log
+    assert "are not a PEM certificate" in gateway.log
     assert "Traceback" not in gateway.log
 
 

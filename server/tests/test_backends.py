@@ -194,7 +194,7 @@ def test_an_address_without_a_scheme_is_http() -> None:
 
 
 async def test_a_folder_without_a_model_refuses_to_start(tmp_path: Path) -> None:
-    with pytest.raises(StartupError, match="EMBED_MODEL_DIR must hold"):
+    with pytest.raises(StartupError, match="EMBED_MODEL_DIR must contain"):
         await OnnxBackend(tmp_path).connect()
 
 

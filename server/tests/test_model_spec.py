@@ -75,7 +75,7 @@ def test_the_output_is_chosen_by_name_and_rank(
         pytest.param(
             [IDS, MASK, TensorSpec("token_type_ids", INT64, (-1, -1))],
             [HIDDEN],
-            "`token_type_ids` that the gateway does not know",
+            "`token_type_ids`, which the gateway does not support",
             id="unknown-input",
         ),
         pytest.param(
@@ -90,7 +90,7 @@ def test_the_output_is_chosen_by_name_and_rank(
         pytest.param(
             [IDS, MASK, TensorSpec(KEY.name, FLOAT32, (-1, -1, -1, 128))],
             [HIDDEN],
-            "empty past needs",
+            "with fixed heads and head size",
             id="free-heads",
         ),
         pytest.param(
@@ -108,7 +108,7 @@ def test_the_output_is_chosen_by_name_and_rank(
         pytest.param(
             [IDS, MASK],
             [TensorSpec("last_hidden_state", FLOAT32, (-1, -1, -1))],
-            "hidden size fixed",
+            "with a fixed hidden size",
             id="free-hidden-size",
         ),
     ],
@@ -124,7 +124,7 @@ def test_a_hidden_size_that_pooling_lost_is_that_of_the_states_beside_it() -> No
     lost = TensorSpec("sentence_embedding", FLOAT32, (-1, -1))
     spec = describe([IDS, MASK], [TensorSpec("token_embeddings", FLOAT32, (-1, -1, 640)), lost])
     assert (spec.output.name, spec.hidden_size, spec.pooling) == (lost.name, 640, "in_graph")
-    with pytest.raises(StartupError, match="with the hidden size fixed is needed"):
+    with pytest.raises(StartupError, match="with a fixed hidden size"):
         describe([IDS, MASK], [lost])
 
 
@@ -135,5 +135,5 @@ def test_a_pooled_answer_is_named_so() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 3, 1280), (2, 2, 1280), (2, 3, 1024), (2, 1280)])
 def test_an_answer_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
-    with pytest.raises(BackendError, match="where \\(2, 3, 1280\\) was due"):
+    with pytest.raises(BackendError, match="instead of \\(2, 3, 1280\\)"):
         wrap_output(describe([IDS, MASK], [HIDDEN]), BATCH, np.zeros(shape))

@@ -1,4 +1,4 @@
-"""Wiring: a service to a FastAPI application whose lifespan connects, watches and closes it."""
+"""The FastAPI application, whose lifespan connects, watches and closes a service."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from . import __version__
-from .errors import EmbeddingServerError, InvalidRequestError, StartupError
+from .errors import INTERNAL_ERROR, EmbeddingServerError, InvalidRequestError, StartupError
 from .middleware import Guard, RequestLog
 from .responses import dialect_of, error_response
 from .routes import native, openai, ops, pages, tei
@@ -24,7 +24,7 @@ from .tracing import REQUEST_SPANS
 
 logger = logging.getLogger(__name__)
 
-# nginx's status for a caller that went away; nobody reads the answer, the log line does.
+# nginx's status for a caller that disconnected. No caller reads it; the log line and metrics do.
 CLIENT_CLOSED_REQUEST = 499
 EXPOSED_HEADERS = [
     "retry-after",
@@ -36,10 +36,15 @@ EXPOSED_HEADERS = [
 
 
 def create_app(service: EmbeddingService, *, on_fatal: Callable[[str], None]) -> FastAPI:
-    """Build the application; `on_fatal` is called where the model turns out not to fit.
+    """Build the application.
 
-    The server listens while the model is still away, and says so on `/health`; a mismatch found
-    once it answers cannot be waited out, so it is handed to `on_fatal`, which ends the process.
+    The server listens while the model is still unavailable, and reports that on `/health`. A
+    mismatch that is found once the model answers does not go away by waiting.
+
+    Args:
+        service: What the routes use.
+        on_fatal: Called with the reason if the model and the settings do not match; it should end
+            the process.
     """
 
     @asynccontextmanager
@@ -54,10 +59,10 @@ def create_app(service: EmbeddingService, *, on_fatal: Callable[[str], None]) ->
 
     app = FastAPI(
         title="qwen3-triton gateway",
-        summary="Right Qwen3-Embedding vectors behind one HTTP call.",
+        summary="Qwen3-Embedding vectors that match the reference implementation, by HTTP.",
         version=__version__,
         lifespan=lifespan,
-        # Their pages load scripts from the internet; `pages` has its own.
+        # FastAPI's pages load scripts from the internet; `pages` serves its own.
         docs_url=None,
         redoc_url=None,
         telemetry=REQUEST_SPANS,
@@ -76,7 +81,7 @@ def create_app(service: EmbeddingService, *, on_fatal: Callable[[str], None]) ->
 
 
 def _describe_with_key(app: FastAPI) -> dict[str, Any]:
-    """Describe the interface, and how a key is sent: `Guard` checks it before any route."""
+    """Add the API key to the OpenAPI document: `Guard` checks it before any route does."""
     schema = FastAPI.openapi(app)
     schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     schema["security"] = [{"key": []}]
@@ -84,7 +89,7 @@ def _describe_with_key(app: FastAPI) -> dict[str, Any]:
 
 
 def _add_middleware(app: FastAPI, service: EmbeddingService) -> None:
-    """Wrap the application; what is added last sees a request first."""
+    """Wrap the application; the middleware that is added last sees a request first."""
     settings = service.settings
     try:
         app.add_middleware(
@@ -110,7 +115,7 @@ async def _run(service: EmbeddingService, on_fatal: Callable[[str], None]) -> No
     except StartupError as error:
         on_fatal(error.message)
     except Exception as error:
-        logger.exception("The gateway cannot go on.")
+        logger.exception("The gateway cannot continue.")
         on_fatal(repr(error))
 
 
@@ -120,7 +125,7 @@ async def _render_error(request: Request, error: Exception) -> Response:
 
 
 async def _render_http_error(request: Request, error: Exception) -> Response:
-    """Render what the router refuses: an unknown path, or a method that a path does not take."""
+    """Render a refusal of the router: an unknown path, or a method that a path does not allow."""
     assert isinstance(error, HTTPException)
     method, path = request.method, request.url.path
     msg = f"{method} {path}: {error.detail}. See GET /docs."
@@ -135,5 +140,5 @@ async def _render_disconnect(_: Request, __: Exception) -> Response:
 
 
 async def _render_bug(request: Request, __: Exception) -> Response:
-    error = EmbeddingServerError("Internal error; see the gateway's log.")
+    error = EmbeddingServerError(INTERNAL_ERROR)
     return error_response(error, dialect_of(request.scope))

@@ -1,4 +1,4 @@
-"""Vectors of texts seen before, within a bound of bytes."""
+"""A cache of vectors, bounded in bytes."""
 
 from __future__ import annotations
 
@@ -8,14 +8,15 @@ from cachetools import LRUCache
 
 from .tensors import EmbeddedText
 
-# A key, a record, an array's header and the cache's links, beside the array's own bytes.
+# The key, the record, the array's header and the cache's links, in addition to the array's bytes.
 ENTRY_OVERHEAD_BYTES = 600
 
 
 class VectorCache:
-    """Keep the vectors used last; `max_bytes` bounds what all of them take, 0 keeps none."""
+    """The vectors that were used most recently."""
 
     def __init__(self, max_bytes: int) -> None:
+        """Create an empty cache of at most `max_bytes`; 0 disables it."""
         self.enabled = max_bytes > 0
         self._entries: LRUCache[bytes, EmbeddedText] = LRUCache(max_bytes, getsizeof=_size_bytes)
 
@@ -24,11 +25,16 @@ class VectorCache:
         return int(self._entries.currsize)
 
     def key(self, text: str, *scope: str) -> bytes:
-        """Digest a text and all else that decides its vector."""
+        """Compute the key of a text.
+
+        Args:
+            text: The text.
+            *scope: Everything else that decides its vector.
+        """
         digest = hashlib.blake2b(digest_size=32)
         for part in (*scope, text):
             data = part.encode()
-            # The lengths keep neighbouring parts from running together.
+            # With its length, a part cannot run into the next one.
             digest.update(len(data).to_bytes(8, "little"))
             digest.update(data)
         return digest.digest()
@@ -37,8 +43,8 @@ class VectorCache:
         return self._entries.get(key)
 
     def put(self, key: bytes, text: EmbeddedText) -> None:
-        """Keep a vector; one larger than the whole cache is let go."""
-        # A row of a matrix would keep the whole matrix alive.
+        """Store a vector, unless it is larger than the whole cache."""
+        # A copy: a row of a matrix keeps the whole matrix alive.
         owned = EmbeddedText(text.vector.copy(), text.count)
         if _size_bytes(owned) <= self._entries.maxsize:
             self._entries[key] = owned

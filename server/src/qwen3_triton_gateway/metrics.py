@@ -1,4 +1,4 @@
-"""What Prometheus can read of a gateway: every instrument, in one place."""
+"""Every Prometheus metric of the gateway."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 
 from .tensors import TokenBatch
 
-# The time at which each series began is of no use here, and doubles the answer.
+# The creation time of each series is of no use here, and doubles the size of `/metrics`.
 disable_created_metrics()
 
 PREFIX = "qwen3_triton"
@@ -32,7 +32,7 @@ ROWS_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 @dataclass(frozen=True, slots=True)
 class LaneState:
-    """What waits in one lane now."""
+    """The waiting texts of one lane."""
 
     lane: str
     texts: int
@@ -42,7 +42,7 @@ class LaneState:
 
 @dataclass(frozen=True, slots=True)
 class GatewayState:
-    """What is read when Prometheus asks, rather than counted as it happens."""
+    """Values that are read when Prometheus asks, instead of counted as things happen."""
 
     lanes: Sequence[LaneState]
     batches_in_flight: int
@@ -53,59 +53,68 @@ class GatewayState:
 
 
 class Metrics:
-    """The instruments of one gateway, in a registry of its own."""
+    """The metrics of one gateway, in a registry of its own."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self.requests = self._counter(
-            "requests", "Answers by route, dialect and status.", "route", "dialect", "status"
+            "requests", "Responses by route, dialect and status.", "route", "dialect", "status"
         )
         self.request_seconds = self._histogram(
-            "request_seconds", "From the first byte in to the last out.", SECONDS_BUCKETS, "route"
+            "request_seconds",
+            "Time from receiving a request to its last byte.",
+            SECONDS_BUCKETS,
+            "route",
         )
         self.stage_seconds = self._histogram(
-            "stage_seconds", "Where an embedding request's time went.", SECONDS_BUCKETS, "stage"
+            "stage_seconds", "Time of an embedding request by stage.", SECONDS_BUCKETS, "stage"
         )
         self.texts = self._counter("texts", "Texts embedded.", "input_type")
         self.tokens = self._counter("tokens", "Tokens of those texts.", "input_type")
-        self.truncated_texts = self._counter("truncated_texts", "Texts cut to EMBED_MAX_LENGTH.")
+        self.truncated_texts = self._counter(
+            "truncated_texts", "Texts truncated to EMBED_MAX_LENGTH."
+        )
         self.rejected_requests = self._counter(
-            "rejected_requests", "Requests refused with 429, by the limit that they met.", "limit"
+            "rejected_requests", "Requests refused with 429, by the limit they hit.", "limit"
         )
         self.recomputed_texts = self._counter(
-            "recomputed_texts", "Texts computed once more, alone, after an unusable answer."
+            "recomputed_texts", "Texts retried alone after an unusable result."
         )
         self.refused_vectors = self._counter(
-            "refused_vectors", "Texts refused with 502: no usable vector, alone either."
+            "refused_vectors", "Texts refused with 502: no usable vector, even alone."
         )
         self.abandoned_texts = self._counter(
-            "abandoned_texts", "Texts that left the queue since nobody waited for them any more."
+            "abandoned_texts", "Texts that left the queue because no caller was waiting for them."
         )
-        self.batch_rows = self._histogram("batch_rows", "Texts in a batch.", ROWS_BUCKETS, "lane")
+        self.batch_rows = self._histogram("batch_rows", "Texts per batch.", ROWS_BUCKETS, "lane")
         self.batch_seconds = self._histogram(
-            "batch_seconds", "Round trip of a batch to the model.", SECONDS_BUCKETS, "lane"
+            "batch_seconds", "Round trip time of a batch.", SECONDS_BUCKETS, "lane"
         )
         self.batch_tokens = self._counter(
-            "batch_tokens", "Tokens sent to the model: of texts, and padding beside them.", "kind"
+            "batch_tokens", "Tokens sent to the model, by kind: text or padding.", "kind"
         )
-        self.failed_batches = self._counter("failed_batches", "Batches without an answer.", "code")
-        self.cache_lookups = self._counter("cache_lookups", "Texts looked up.", "outcome")
+        self.failed_batches = self._counter(
+            "failed_batches", "Batches that failed, by error code.", "code"
+        )
+        self.cache_lookups = self._counter(
+            "cache_lookups", "Cache lookups of texts: hit or miss.", "outcome"
+        )
 
     def observe_batch(self, lane: str, batch: TokenBatch) -> None:
-        """Count a batch's rows, its tokens and the padding beside them."""
+        """Count a batch's rows, tokens and padding."""
         tokens = int(batch.attention_mask.sum())
         self.batch_rows.labels(lane).observe(len(batch.input_ids))
         self.batch_tokens.labels("text").inc(tokens)
         self.batch_tokens.labels("padding").inc(batch.input_ids.size - tokens)
 
     def observe_state(self, read: Callable[[], GatewayState]) -> None:
-        """Add the gauges that `read` gives whenever Prometheus asks."""
+        """Add the gauges, whose values come from `read` whenever Prometheus asks."""
         self.registry.register(_StateCollector(read))
 
     def render(self) -> bytes:
-        """Write everything in Prometheus' text format."""
+        """Render all metrics in Prometheus' text format."""
         return generate_latest(self.registry)
 
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
@@ -120,7 +129,7 @@ class Metrics:
 
 
 class _StateCollector(Collector):
-    """Turn a `GatewayState` into gauges."""
+    """The gauges of a `GatewayState`."""
 
     def __init__(self, read: Callable[[], GatewayState]) -> None:
         self._read = read
@@ -130,15 +139,19 @@ class _StateCollector(Collector):
         texts = ((lane.lane, lane.texts) for lane in state.lanes)
         tokens = ((lane.lane, lane.tokens) for lane in state.lanes)
         oldest = ((lane.lane, lane.oldest_seconds) for lane in state.lanes)
-        yield _labelled("queue_texts", "Texts waiting for the model.", "lane", texts)
-        yield _labelled("queue_tokens", "Tokens waiting for the model.", "lane", tokens)
-        yield _labelled("queue_oldest_seconds", "Age of the oldest text.", "lane", oldest)
-        yield _gauge("batches_in_flight", "Batches at the model.", state.batches_in_flight)
-        yield _gauge("requests_under_way", "Embedding requests taken.", state.requests_under_way)
-        yield _gauge("cache_bytes", "Memory of cached vectors.", state.cache_bytes)
-        yield _gauge("ready", "Whether requests are answered, 1 or 0.", state.ready)
-        yield _labelled(
-            "backend_up", "Whether it answers, 1 or 0.", "backend", state.backends.items()
+        yield _labeled("queue_texts", "Texts waiting for the model.", "lane", texts)
+        yield _labeled("queue_tokens", "Tokens waiting for the model.", "lane", tokens)
+        yield _labeled("queue_oldest_seconds", "Age of the oldest waiting text.", "lane", oldest)
+        yield _gauge(
+            "batches_in_flight", "Batches that the model is working on.", state.batches_in_flight
+        )
+        yield _gauge(
+            "requests_under_way", "Embedding requests in progress.", state.requests_under_way
+        )
+        yield _gauge("cache_bytes", "Memory used by cached vectors.", state.cache_bytes)
+        yield _gauge("ready", "Whether requests are answered (1) or not (0).", state.ready)
+        yield _labeled(
+            "backend_up", "Whether it answers (1) or not (0).", "backend", state.backends.items()
         )
 
 
@@ -146,7 +159,7 @@ def _gauge(name: str, documentation: str, value: float) -> GaugeMetricFamily:
     return GaugeMetricFamily(f"{PREFIX}_{name}", documentation, value=float(value))
 
 
-def _labelled(
+def _labeled(
     name: str,
     documentation: str,
     label: str,

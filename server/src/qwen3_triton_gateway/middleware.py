@@ -1,4 +1,4 @@
-"""What every request passes before its route: an id, a log line, the body limit, the key."""
+"""What every request passes before its route: request ID, log line, API key, body limit."""
 
 from __future__ import annotations
 
@@ -23,13 +23,16 @@ logger = logging.getLogger(__name__)
 REQUEST_ID_HEADER = "x-request-id"
 REQUEST_ID = re.compile(r"[!-~]{1,128}")
 HEALTH_PATHS = ("/health", "/v1/health")
-# Pages that a browser opens without headers; they hold nothing but themselves.
+# Pages that a browser opens without headers. They contain no data.
 PAGES = ("/", "/docs", "/openapi.json")
 PAGE_FILES = "/swagger/"
 
 
 class RequestLog:
-    """Give every answer an `X-Request-ID`, the caller's own where it sent one; log and count it."""
+    """Middleware that logs and counts every request, and sets its `X-Request-ID`.
+
+    The ID is the caller's own if it sent one.
+    """
 
     def __init__(self, app: ASGIApp, service: EmbeddingService) -> None:
         self._app = app
@@ -49,7 +52,7 @@ class RequestLog:
                 headers = MutableHeaders(scope=message)
                 headers[REQUEST_ID_HEADER] = request_id
                 if self._service.stopping:
-                    # Callers that keep connections open look for another gateway now.
+                    # Callers that keep connections open reconnect, to another gateway.
                     headers["connection"] = "close"
             await send(message)
 
@@ -59,7 +62,7 @@ class RequestLog:
             self._record(scope, status, request_id, time.perf_counter() - began)
 
     def _record(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
-        # The route's own pattern, so that unknown paths do not make metrics without end.
+        # The route's pattern instead of the path: unknown paths must not create endless metrics.
         route = getattr(scope.get("route"), "path", "unknown")
         dialect = dialect_of(scope)
         self._service.metrics.requests.labels(route, dialect.value, status).inc()
@@ -79,7 +82,10 @@ class RequestLog:
 
 
 class Guard:
-    """Refuse what must not cost memory or time: bodies over the limit, callers without a key."""
+    """Middleware that refuses callers without a key and bodies over the limit.
+
+    It does so before they cost memory or time.
+    """
 
     def __init__(self, app: ASGIApp, *, keys: Sequence[str], max_body_bytes: int) -> None:
         self._app = app
@@ -112,25 +118,25 @@ class Guard:
     def _check_length(self, length: int) -> None:
         if length > self._max_body_bytes:
             msg = (
-                f"The body is larger than {self._max_body_bytes} bytes (EMBED_MAX_BODY_BYTES); "
-                "send fewer texts in a request."
+                f"The body is larger than {self._max_body_bytes} bytes (EMBED_MAX_BODY_BYTES). "
+                "Send fewer texts per request."
             )
             raise BodyTooLargeError(msg)
 
     def _check_key(self, authorization: str) -> None:
         if not self._keys:
             return
-        # Some clients send the bare key (LlamaIndex's TextEmbeddingsInference).
+        # Some clients send the key alone (LlamaIndex's TextEmbeddingsInference).
         shown = authorization.removeprefix("Bearer ").strip().encode()
-        # Every key is compared, so that the time tells nothing about which one came close.
+        # Every key is compared, so that the time it takes reveals nothing about any of them.
         matches = [secrets.compare_digest(shown, key) for key in self._keys]
         if not any(matches):
-            msg = "Missing or wrong API key: send it as `Authorization: Bearer KEY`."
+            msg = "The API key is missing or wrong. Send it as `Authorization: Bearer KEY`."
             raise UnauthorizedError(msg)
 
 
 def _request_id(sent: str) -> str:
-    """Take the caller's id where it can stand in a header and in a line of a log."""
+    """Use the caller's ID if it is safe in a header and in a log line, else create one."""
     return sent if REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
 
 

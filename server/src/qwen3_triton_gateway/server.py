@@ -1,4 +1,4 @@
-"""Run the gateway's application on uvicorn, in the foreground."""
+"""The gateway's process: uvicorn in the foreground, logging, memory, and a clean end."""
 
 from __future__ import annotations
 
@@ -25,22 +25,25 @@ from .tracing import configure_tracing
 
 logger = logging.getLogger(__name__)
 
-# Beside a request's own deadline, time to write its answer.
+# Time to write a response, in addition to the request's deadline.
 GRACE_SECONDS = 5
 # malloc.h of glibc.
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
-# Above the hidden states of a batch, whose pages would otherwise be faulted in for every batch (a
-# tenth of the throughput of a small model); below a long answer as JSON.
+# Larger than the hidden states of a batch, whose pages would otherwise be faulted in every time, at
+# a tenth of a small model's throughput. Smaller than a long response as JSON.
 LARGE_BLOCK_BYTES = 16 << 20
 ARENAS = 2
 
 
 class GatewayServer(uvicorn.Server):
-    """A uvicorn server that drains before it ends, and ends with 0.
+    """A uvicorn server that drains before it exits, and exits with 0.
 
-    SIGTERM comes from an orchestrator that may still send requests: the gateway stops being ready
-    at once and stops listening a moment later. SIGINT comes from a person, who wants it to end.
+    SIGTERM comes from an orchestrator that may still send requests: readiness turns false at once,
+    and the gateway stops listening a moment later. SIGINT comes from a person who wants it to end.
+
+    Attributes:
+        failure: Why the gateway cannot serve; None if it can.
     """
 
     def __init__(self, config: uvicorn.Config, service: EmbeddingService) -> None:
@@ -50,7 +53,7 @@ class GatewayServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
-        """Drain on SIGINT and SIGTERM; uvicorn's own version dies of the signal afterwards."""
+        """Drain on SIGINT and SIGTERM; uvicorn's own version raises the signal again at the end."""
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGINT, self.handle_exit, signal.SIGINT, None)
         loop.add_signal_handler(signal.SIGTERM, self._stop_soon)
@@ -59,7 +62,7 @@ class GatewayServer(uvicorn.Server):
         finally:
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
-                # Nothing is left to drain: a second signal must not turn the clean end into 143.
+                # Everything is drained: a second signal must not turn exit code 0 into 143.
                 signal.signal(number, signal.SIG_IGN)
 
     def _stop_soon(self) -> None:
@@ -68,11 +71,11 @@ class GatewayServer(uvicorn.Server):
             return
         self._service.stopping = True
         delay = self._service.settings.shutdown_delay_seconds
-        logger.info("Not ready any more; listening for another %g s.", delay)
+        logger.info("No longer ready; listening for another %g s.", delay)
         asyncio.get_running_loop().call_later(delay, self.handle_exit, signal.SIGTERM, None)
 
     def fail(self, message: str) -> None:
-        """Stop serving because of `message`; `run_gateway` raises it."""
+        """Stop serving; `run_gateway` raises the message."""
         self.failure = message
         self.should_exit = True
 
@@ -81,8 +84,8 @@ def run_gateway(settings: Settings) -> None:
     """Serve until SIGTERM or SIGINT.
 
     Raises:
-        StartupError: the settings, the tokenizer or the model do not fit together, or the port
-            is taken.
+        StartupError: The settings, the tokenizer and the model do not match, or the port is in
+            use.
     """
     configure_logging(settings)
     asyncio.run(serve(settings))
@@ -115,12 +118,12 @@ async def serve(settings: Settings) -> None:
     try:
         await server.serve()
     except SystemExit:  # uvicorn logs why it cannot bind, and exits
-        msg = f"Cannot listen on {settings.host}:{settings.port}; choose another port with --port."
+        msg = f"Cannot listen on {settings.host}:{settings.port}. Choose another port with --port."
         raise StartupError(msg) from None
     except ssl.SSLError as error:
         msg = (
-            f"EMBED_TLS_CERTIFICATE {settings.tls_certificate} and EMBED_TLS_KEY "
-            f"{settings.tls_key} are no PEM certificate and its key: {error.reason}."
+            f"EMBED_TLS_CERTIFICATE '{settings.tls_certificate}' and EMBED_TLS_KEY "
+            f"'{settings.tls_key}' are not a PEM certificate and its key: {error.reason}."
         )
         raise StartupError(msg) from None
     finally:
@@ -130,12 +133,12 @@ async def serve(settings: Settings) -> None:
 
 
 def keep_memory_flat() -> None:
-    """Give large blocks back to the system as soon as they are freed.
+    """Make glibc return large blocks to the system as soon as they are freed.
 
-    Long answers are blocks of tens of megabytes. glibc learns from the first of them that is freed
-    to take the next from the heap, up to 32 MiB, and holes in the heaps of its threads then add up
-    (`bench/README.md` has the numbers). Does nothing with another C library, and leaves alone what
-    `MALLOC_` variables set.
+    Long responses are blocks of tens of megabytes. Once the first of them is freed, glibc's default
+    takes blocks of up to 32 MiB from the heap, and holes in the heaps of its threads add up
+    (measured in `bench/README.md`). Other C libraries and settings in `MALLOC_` variables are left
+    alone.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None:
@@ -147,7 +150,7 @@ def keep_memory_flat() -> None:
 
 
 def configure_logging(settings: Settings) -> None:
-    """Log to standard error, a line for each event."""
+    """Log to standard error, one line per event."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_formatter(settings))
     root = logging.getLogger()

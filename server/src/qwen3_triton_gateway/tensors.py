@@ -1,4 +1,4 @@
-"""The records that pass between the stages, and the array types they are made of."""
+"""The records that pass between the stages, and their array types."""
 
 from __future__ import annotations
 
@@ -16,9 +16,13 @@ FloatArray: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 @dataclass(frozen=True, slots=True)
 class TokenCount:
-    """How many tokens of a text the model sees, and how many the whole text has.
+    """The tokens of a text, end token included.
 
-    `exact` is false where `total` is a lower bound: the end of a huge text is never tokenized.
+    Attributes:
+        kept: Tokens that the model sees.
+        total: Tokens of the whole text.
+        exact: Whether `total` is exact. If not, it is a lower bound: the end of a huge text is
+            never tokenized.
     """
 
     kept: int
@@ -32,9 +36,10 @@ class TokenCount:
 
 @dataclass(frozen=True, slots=True)
 class TokenizedText:
-    """One text as token ids, without padding, ending with `<|endoftext|>`.
+    """One text as token IDs, without padding, ending with `<|endoftext|>`.
 
-    `input_ids` is int64 of shape `(length,)`.
+    Attributes:
+        input_ids: Int64 of shape `(length,)`.
     """
 
     input_ids: Int64Vector
@@ -47,7 +52,7 @@ class TokenizedText:
 
 @dataclass(frozen=True, slots=True)
 class EmbeddedText:
-    """One text's vector, float32 of shape `(dimensions,)` and not yet normalised."""
+    """One text's vector, float32 of shape `(dimensions,)`, not yet normalized."""
 
     vector: Float32Vector
     count: TokenCount
@@ -55,7 +60,7 @@ class EmbeddedText:
 
 @dataclass(frozen=True, slots=True)
 class TokenBatch:
-    """Texts padded to one length: int64 matrices of shape `(batch, length)`, pads masked 0."""
+    """Texts padded to one length: int64 of shape `(batch, length)`; the mask is 0 for padding."""
 
     input_ids: Int64Matrix
     attention_mask: Int64Matrix
@@ -63,7 +68,7 @@ class TokenBatch:
 
 @dataclass(frozen=True, slots=True)
 class HiddenStates:
-    """A model's `last_hidden_state`: `(batch, length, hidden_size)` in the model's own dtype."""
+    """A model's `last_hidden_state`: `(batch, length, hidden_size)`, in the model's dtype."""
 
     values: FloatArray
 
@@ -77,10 +82,13 @@ class PooledStates:
 
 @dataclass(frozen=True, slots=True)
 class Embeddings:
-    """The answer for n texts: unit rows in the order of the texts, unless the call wanted them raw.
+    """The embeddings of n texts.
 
-    `vectors` is float32 of shape `(n, dimensions)`; `prompt_tokens` counts the tokens the model
-    saw, end tokens included; `truncated` lists the indices of the texts that were cut.
+    Attributes:
+        vectors: Float32 of shape `(n, dimensions)`, in the order of the texts; rows have norm 1
+            unless the call disabled that.
+        prompt_tokens: Tokens that the model saw, end tokens included.
+        truncated: Indices of the texts that were truncated.
     """
 
     vectors: Float32Matrix

@@ -1,4 +1,7 @@
-"""Texts to token ids that end with `<|endoftext|>`, whatever the tokenizer file says."""
+"""From texts to token IDs: the query instruction, truncation, and the end token.
+
+Every text ends with `<|endoftext|>`, whatever the tokenizer file appends.
+"""
 
 from __future__ import annotations
 
@@ -25,31 +28,36 @@ DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that
 # Part of the fingerprint: raise it when the bytes around a text change.
 PROMPT_VERSION = "qwen3-instruct-1"
 
-# The family pools the state of this token, which is its pad token too. The `eos_token` of some
-# tokenizer configs, `<|im_end|>`, is another one and not what is appended (QwenLM/Qwen3-Embedding
-# issues 54 and 122).
+# A text's vector is the model's state at this token, which is also the pad token. The `eos_token`
+# of some tokenizer configs, `<|im_end|>`, is another (QwenLM/Qwen3-Embedding issues 54 and 122).
 END_TOKEN = "<|endoftext|>"
-# Eight megabytes take seconds to tokenize, only to be cut. A text longer than this many characters
-# a token is tokenized up to there; should that give too few tokens, the whole text is.
+# Eight megabytes take seconds to tokenize, only to be truncated. A text with more than this many
+# characters per token is tokenized up to there; if that yields too few tokens, the whole text is.
 CHARACTERS_PER_TOKEN = 16
-# Between a letter and a separator before another letter, the family's pre-tokenizer always splits
-# and looks neither back nor ahead, so that the tokens of the two parts are those of the whole.
+# Where a separator between two letters begins, the family's pre-tokenizer always splits, without
+# looking further back or ahead. So the tokens of the two parts are those of the whole.
 _SPLIT = re.compile(r"(?<=[^\W\d_])(?=[ ,.;:!?，。、；：？！][^\W\d_])")
 
 
 def format_inputs(
     texts: Sequence[str], *, input_type: InputType, instruction: str | None = None
 ) -> list[str]:
-    """Wrap queries in the instruction template and leave documents as they are."""
+    """Wrap queries in the instruction template, and leave documents unchanged.
+
+    Args:
+        texts: The texts.
+        input_type: What they are.
+        instruction: The task of the queries; by default `DEFAULT_INSTRUCTION`.
+    """
     if input_type == "document":
         return list(texts)
-    prefix = f"Instruct: {instruction or DEFAULT_INSTRUCTION}\nQuery:"
+    prefix = QUERY_TEMPLATE.format(instruction=instruction or DEFAULT_INSTRUCTION, text="")
     return [prefix + text for text in texts]
 
 
 @dataclass(frozen=True, slots=True)
 class Token:
-    """One token as `POST /tokenize` shows it; `start` and `stop` are characters of the text."""
+    """One token, as `POST /tokenize` returns it; `start` and `stop` are character offsets."""
 
     id: int
     text: str
@@ -59,23 +67,35 @@ class Token:
 
 
 class TextTokenizer:
-    """Turn texts into `TokenizedText`s of at most `max_length` tokens, the end token included."""
+    """A Qwen3-Embedding tokenizer.
+
+    Attributes:
+        path: Where it was loaded from.
+        file_content: The bytes of tokenizer.json.
+        digest: Their SHA-256 digest, in hexadecimal digits.
+        max_length: Maximum tokens of a text, end token included.
+        end_token_id: The token that ends every text, which is also the pad token.
+        appends_end_token: Whether the file itself appends the end token.
+    """
 
     def __init__(self, path: Path, *, max_length: int) -> None:
         """Load `tokenizer.json` from a folder or a file.
 
         Raises:
-            StartupError: the file is missing or unreadable, or does not know `<|endoftext|>`.
+            StartupError: The file is missing, unreadable, or has no `<|endoftext|>`.
         """
         file = path / "tokenizer.json" if path.is_dir() else path
-        # Kept as read: the file may be another one by the time that it is asked for.
+        # Kept in memory: the file may have changed by the time that a caller asks for it.
         self.file_content = _read(file)
         self._tokenizer = _load(file, self.file_content)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
         end_token_id = self._tokenizer.token_to_id(END_TOKEN)
         if end_token_id is None:
-            msg = f"{file} has no token {END_TOKEN!r}: it is not a Qwen3-Embedding tokenizer."
+            msg = (
+                f"{file} has no token {END_TOKEN!r}, so it is not a Qwen3-Embedding tokenizer. Set "
+                "TOKENIZER_PATH to the model's own."
+            )
             raise StartupError(msg)
         self.path = path
         self.max_length = max_length
@@ -84,26 +104,36 @@ class TextTokenizer:
         self.appends_end_token = self._tokenizer.encode("probe").ids[-1:] == [end_token_id]
 
     def encode(self, texts: Sequence[str], *, cut: CutSide = "end") -> list[TokenizedText]:
-        """Tokenize without padding, cut one side to `max_length - 1` and append the end token.
+        """Tokenize, truncate to `max_length - 1` tokens and append the end token.
 
-        Special tokens of the file's own template are left out, so that the end token stands there
-        exactly once and is never what truncation removes.
+        The special tokens of the file's own template are left out, so that the end token is there
+        exactly once and truncation never removes it.
+
+        Args:
+            texts: The texts, queries already wrapped.
+            cut: The side that is truncated.
         """
         heads = [self._head(text) for text in texts] if cut == "end" else list(texts)
         tokenized = self._encode_batch(heads, cut)
         for index, (text, head) in enumerate(zip(texts, heads, strict=True)):
             if len(head) == len(text):
                 continue
-            known = tokenized[index]
-            if known.count.truncated:
-                bound = TokenCount(known.count.kept, known.count.total, exact=False)
-                tokenized[index] = TokenizedText(known.input_ids, bound)
+            tokenized_head = tokenized[index]
+            count = tokenized_head.count
+            if count.truncated:
+                bound = TokenCount(count.kept, count.total, exact=False)
+                tokenized[index] = TokenizedText(tokenized_head.input_ids, bound)
             else:
                 tokenized[index] = self._encode_batch([text], cut)[0]
         return tokenized
 
     def list_tokens(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[Token]]:
-        """List the tokens of texts, uncut, with the end token where it is asked for."""
+        """List the tokens of texts, without truncation.
+
+        Args:
+            texts: The texts.
+            add_special_tokens: Whether to append the end token.
+        """
         end = [Token(self.end_token_id, END_TOKEN, special=True, start=None, stop=None)]
         encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
         return [
@@ -116,7 +146,7 @@ class TextTokenizer:
         ]
 
     def _head(self, text: str) -> str:
-        """Keep what surely holds `max_length` tokens of a huge text, up to a sure split."""
+        """Shorten a huge text to what very likely has `max_length` tokens, at a safe split."""
         enough = self.max_length * CHARACTERS_PER_TOKEN
         if len(text) <= enough:
             return text
@@ -139,14 +169,14 @@ class TextTokenizer:
 def _read(file: Path) -> bytes:
     if not file.is_file():
         msg = (
-            f"No tokenizer at {file}. Set TOKENIZER_PATH to the folder that holds the model's "
+            f"No tokenizer at {file}. Set TOKENIZER_PATH to the folder that contains the model's "
             "tokenizer.json."
         )
         raise StartupError(msg)
     try:
         return file.read_bytes()
     except OSError as error:
-        msg = f"{file} cannot be read ({error.strerror}). Let the gateway's user read it."
+        msg = f"{file} cannot be read ({error.strerror}). Give the gateway's user read access."
         raise StartupError(msg) from error
 
 
@@ -154,5 +184,7 @@ def _load(file: Path, content: bytes) -> Tokenizer:
     try:
         return Tokenizer.from_buffer(content)
     except Exception as error:  # tokenizers raises plain Exception
-        msg = f"{file} is not a tokenizer file ({error}). Fetch the model's tokenizer.json again."
+        msg = (
+            f"{file} is not a tokenizer file ({error}). Download the model's tokenizer.json again."
+        )
         raise StartupError(msg) from error

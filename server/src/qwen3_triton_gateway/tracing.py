@@ -1,4 +1,4 @@
-"""Traces by OpenTelemetry: spans that cost nothing until they are sent somewhere."""
+"""OpenTelemetry traces: spans that cost nothing unless a collector is configured."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from .tensors import TokenBatch
 
 SERVICE_NAME = "qwen3-triton-gateway"
 UNTRACED_PATHS = ("/health", "/v1/health", "/metrics")
-# FastAPI makes the span of each request once a provider is set. Its metrics are not ours, and its
-# logs would hold what callers sent.
+# FastAPI creates the span of each request once a provider is set. Its metrics would duplicate ours,
+# and its logs would contain what callers sent.
 REQUEST_SPANS: TelemetryConfig = {
     "metrics": False,
     "logs": False,
@@ -30,26 +30,30 @@ _tracer = trace.get_tracer("qwen3_triton_gateway", __version__)
 
 
 def stage_span(name: str) -> AbstractContextManager[Span]:
-    """Time a stage of a request as a child of the request's span."""
+    """Start a span for a stage, as a child of the request's span."""
     return _tracer.start_as_current_span(name)
 
 
 def current_origin() -> SpanContext:
-    """Name the span under way, for the batch that its texts will join."""
+    """Return the current span's context, for the batch that its texts will join."""
     return trace.get_current_span().get_span_context()
 
 
 def trace_headers() -> dict[str, str]:
-    """Give the headers that continue the trace elsewhere; none where nothing is traced."""
+    """Build the headers that continue the trace in another server; none if nothing is traced."""
     headers: dict[str, str] = {}
     propagate.inject(headers)
     return headers
 
 
 def batch_span(origins: Sequence[object], batch: TokenBatch) -> AbstractContextManager[Span]:
-    """Time a batch: a child of its first text's request, linked to the others.
+    """Start a span for a batch: a child of its first text's request, linked to the others.
 
-    The model's server gets this span as its parent.
+    It is the parent of the spans in the model's server.
+
+    Args:
+        origins: The span contexts of the texts; anything else is ignored.
+        batch: The padded texts.
     """
     contexts = {
         (origin.trace_id, origin.span_id): origin
@@ -68,13 +72,15 @@ def batch_span(origins: Sequence[object], batch: TokenBatch) -> AbstractContextM
 
 
 def configure_tracing(settings: Settings) -> Callable[[], None]:
-    """Send spans to the collector that the settings name, if they name one.
+    """Send spans to the collector in the settings, if there is one.
 
-    Gives what sends the last spans when the gateway ends. The SDK's own `OTEL_` variables
-    (headers, sampler, service name) hold as well.
+    The SDK's own `OTEL_` variables (headers, sampler, service name) apply too.
+
+    Returns:
+        A function that sends the last spans, to call when the gateway ends.
 
     Raises:
-        StartupError: the SDK is not installed.
+        StartupError: The SDK is not installed.
     """
     if settings.otlp_endpoint is None:
         return lambda: None
@@ -85,8 +91,8 @@ def configure_tracing(settings: Settings) -> Callable[[], None]:
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ImportError as error:
         msg = (
-            "OTEL_EXPORTER_OTLP_ENDPOINT is set, and traces need more packages: "
-            'pip install "qwen3-triton-gateway[otel]".'
+            "OTEL_EXPORTER_OTLP_ENDPOINT is set, but traces need more packages. Install them with "
+            '`pip install "qwen3-triton-gateway[otel]"`.'
         )
         raise StartupError(msg) from error
     named = Resource({"service.name": SERVICE_NAME, "service.version": __version__})

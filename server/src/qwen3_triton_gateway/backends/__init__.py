@@ -1,4 +1,4 @@
-"""What runs the model: Triton, or ONNX Runtime in this process. The settings choose."""
+"""What runs the model, chosen by the settings: Triton, or ONNX Runtime in this process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NANO_MODEL_ID = "qwen3-nano"
 
 
 def choose_backend(settings: Settings) -> Backend:
-    """Make the backend that the settings name, not yet connected."""
+    """Create the backend that the settings name, not yet connected."""
     if settings.model_dir is not None:
         from .onnx import OnnxBackend
 
@@ -27,25 +27,25 @@ def choose_backend(settings: Settings) -> Backend:
 
 
 def nano_model_dir() -> Path:
-    """Find the nano model's folder.
+    """Return the nano model's folder.
 
     Raises:
-        StartupError: the package `qwen3-nano` is not installed.
+        StartupError: The package `qwen3-nano` is not installed.
     """
     try:
-        # By name: the gateway depends on no distribution of this project.
+        # Imported by name: the gateway does not depend on other distributions of this project.
         nano: Any = importlib.import_module("qwen3_nano")
     except ImportError as error:
         msg = (
             "Neither TRITON_URL nor EMBED_MODEL_DIR is set, and the bundled nano model is not "
-            'installed: pip install "qwen3-triton-gateway[nano]", or name a model.'
+            'installed. Set one of them, or run `pip install "qwen3-triton-gateway[nano]"`.'
         )
         raise StartupError(msg) from error
     return nano.model_dir()
 
 
 def with_bundled_model(settings: Settings) -> Settings:
-    """Serve the nano model in-process where the settings name neither Triton nor a model."""
+    """Add the nano model to settings that name neither Triton nor a model."""
     if settings.triton_url or settings.model_dir:
         return settings
     model_dir = nano_model_dir()

@@ -1,7 +1,7 @@
 """The contract between the gateway and whatever runs the model.
 
-A backend learns the model's interface when it connects, and refuses what the pipeline cannot
-serve; from then on it turns a `TokenBatch` into `HiddenStates` or `PooledStates`.
+A backend reads the model's interface when it connects, and refuses a model that the pipeline cannot
+serve. From then on, it turns a `TokenBatch` into `HiddenStates` or `PooledStates`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PAST_PREFIX = "past_key_values."
 TOKEN_RANK = 2
 # Shape of a past key or value: (batch, key-value heads, past length, head size).
 PAST_RANK = 4
-# (batch, hidden size) and (batch, length, hidden size): the rank tells a pooled output.
+# (batch, hidden size) and (batch, length, hidden size): the rank identifies a pooled output.
 POOLED_RANK = 2
 HIDDEN_RANK = 3
 FLOAT_DTYPES = (np.dtype(np.float32), np.dtype(np.float16))
@@ -33,7 +33,7 @@ Feed: TypeAlias = dict[str, AnyArray]
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
-    """One input or output: its dtype, and its shape with the batch first and -1 where free."""
+    """One input or output of a model; in its shape, the batch is first and -1 is a free size."""
 
     name: str
     dtype: np.dtype[Any]
@@ -42,10 +42,16 @@ class TensorSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """What was learnt about the served model.
+    """The interface of the served model.
 
-    `past_inputs` are fed with zero-length tensors; `weights_digest` names the weights as well as
-    the backend can tell; `instance_count` batches can run at the same time.
+    Attributes:
+        inputs: The names of its token inputs.
+        past_inputs: Past keys and values, which are fed with zero-length tensors.
+        output: The output that is used.
+        pooling: Whether the gateway pools that output, or the model has done so.
+        max_batch_size: Maximum texts per batch.
+        instance_count: Batches that can run at the same time.
+        weights_digest: What identifies the weights, as far as the backend can see them.
     """
 
     name: str
@@ -63,46 +69,51 @@ class ModelSpec:
 
 
 class Backend(Protocol):
-    """Run batches on one model."""
+    """A place that runs batches on one model."""
 
     @property
     def spec(self) -> ModelSpec:
-        """What `connect` learnt."""
+        """The interface that `connect` found."""
         ...
 
     @property
     def description(self) -> str:
-        """Say in a few words where the model runs, for logs and `/info`."""
+        """Where the model runs, in a few words, for logs and `/info`."""
         ...
 
     @property
     def states(self) -> dict[str, bool]:
-        """Say for each place that runs the model whether it answered last, for metrics."""
+        """Whether each place that runs the model answered last, for metrics."""
         ...
 
     async def connect(self) -> ModelSpec:
-        """Learn the model.
+        """Connect, and read the model's interface.
 
         Raises:
-            StartupError: the pipeline cannot serve this model.
-            BackendUnavailableError: nobody answers, or the model is not loaded yet.
+            StartupError: The pipeline cannot serve this model.
+            BackendUnavailableError: There is no answer, or the model is not loaded yet.
         """
         ...
 
     async def infer(
         self, batch: TokenBatch, *, timeout_seconds: float, priority: int
     ) -> HiddenStates | PooledStates:
-        """Run one batch; `priority` 1 overtakes 2.
+        """Run one batch.
+
+        Args:
+            batch: The padded texts.
+            timeout_seconds: How long the caller waits.
+            priority: 1 for queries, which overtake 2 for documents.
 
         Raises:
-            BackendError: the model refused the batch, or its answer has the wrong shape.
-            BackendUnavailableError: nobody answers.
-            DeadlineExceededError: no answer within `timeout_seconds`.
+            BackendError: The model refused the batch, or its answer has the wrong shape.
+            BackendUnavailableError: There is no answer.
+            DeadlineExceededError: There is no answer within `timeout_seconds`.
         """
         ...
 
     async def is_ready(self) -> bool:
-        """Say whether the model would answer now; never raises."""
+        """Return whether the model would answer now; never raises."""
         ...
 
     async def close(self) -> None:
@@ -119,15 +130,16 @@ def describe_model(
     instance_count: int,
     weights_digest: str,
 ) -> ModelSpec:
-    """Check a model's interface and record how to feed it.
+    """Check a model's interface, and determine how to feed it.
 
     Raises:
-        StartupError: a missing or unknown input, a wrong dtype or rank, or no usable output.
+        StartupError: An input is missing or unknown, a dtype or rank is wrong, or no output is
+            usable.
     """
     by_name = {spec.name: spec for spec in inputs}
     for required in ("input_ids", "attention_mask"):
         if required not in by_name:
-            msg = f"Model {name!r} has no input `{required}`; it has: {_names(inputs)}."
+            msg = f"Model {name!r} has no input `{required}`. Its inputs: {_names(inputs)}."
             raise StartupError(msg)
     past = tuple(spec for spec in inputs if spec.name.startswith(PAST_PREFIX))
     for spec in inputs:
@@ -135,7 +147,7 @@ def describe_model(
             _check_token_input(name, spec)
         elif spec not in past:
             msg = (
-                f"Model {name!r} wants an input `{spec.name}` that the gateway does not know. "
+                f"Model {name!r} needs an input `{spec.name}`, which the gateway does not support. "
                 "Export it for feature extraction, without a cache branch."
             )
             raise StartupError(msg)
@@ -155,7 +167,7 @@ def describe_model(
 
 
 def build_feed(spec: ModelSpec, batch: TokenBatch) -> Feed:
-    """Name the arrays that the model wants for a batch."""
+    """Build the inputs of a batch, by name."""
     feed: Feed = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
     if "position_ids" in spec.inputs:
         positions = np.cumsum(batch.attention_mask, axis=1) - 1
@@ -169,18 +181,18 @@ def build_feed(spec: ModelSpec, batch: TokenBatch) -> Feed:
 def wrap_output(
     spec: ModelSpec, batch: TokenBatch, values: AnyArray
 ) -> HiddenStates | PooledStates:
-    """Check the shape of a model's answer and name what it is.
+    """Check the shape of a model's answer, and wrap it as what it is.
 
     Raises:
-        BackendError: rows, length or hidden size are not those of the batch.
+        BackendError: Rows, length or hidden size are not those of the batch.
     """
     rows, length = batch.input_ids.shape
     pooled = spec.pooling == "in_graph"
     expected = (rows, spec.hidden_size) if pooled else (rows, length, spec.hidden_size)
     if values.shape != expected:
         msg = (
-            f"Model {spec.name!r} answered `{spec.output.name}` of shape {values.shape} where "
-            f"{expected} was due; the export is broken."
+            f"Model {spec.name!r} returned `{spec.output.name}` of shape {values.shape} instead of "
+            f"{expected}. The export is broken."
         )
         raise BackendError(msg)
     return PooledStates(values) if pooled else HiddenStates(values)
@@ -191,9 +203,10 @@ def _names(specs: Sequence[TensorSpec]) -> str:
 
 
 def _with_hidden_size(output: TensorSpec, outputs: Sequence[TensorSpec]) -> TensorSpec:
-    """Fill in a hidden size that the graph leaves open, as the states beside it tell it.
+    """Fill in a hidden size that the graph does not state, from its other outputs.
 
-    Exports that pool and normalize in the graph lose it on the way. The answer's shape is checked.
+    Exports that pool and normalize in the graph may lose it on the way. A wrong guess would be
+    noticed by the shape of the first answer.
     """
     if not output.shape or output.shape[-1] > 0:
         return output
@@ -205,8 +218,8 @@ def _with_hidden_size(output: TensorSpec, outputs: Sequence[TensorSpec]) -> Tens
 def _check_token_input(model: str, spec: TensorSpec) -> None:
     if spec.dtype != np.dtype(np.int64) or len(spec.shape) != TOKEN_RANK:
         msg = (
-            f"Model {model!r} declares input `{spec.name}` as {spec.dtype} of shape {spec.shape}; "
-            "the gateway sends int64 of shape (batch, length)."
+            f"Model {model!r} declares input `{spec.name}` as {spec.dtype} of shape {spec.shape}, "
+            "but the gateway sends int64 of shape (batch, length). Export it with int64 inputs."
         )
         raise StartupError(msg)
 
@@ -215,22 +228,22 @@ def _check_past_input(model: str, spec: TensorSpec) -> None:
     fixed = len(spec.shape) == PAST_RANK and spec.shape[1] > 0 and spec.shape[3] > 0
     if not fixed or spec.dtype not in FLOAT_DTYPES:
         msg = (
-            f"Model {model!r} declares `{spec.name}` as {spec.dtype} of shape {spec.shape}; an "
-            "empty past needs float of shape (batch, heads, past length, head size) with the "
-            "heads and the head size fixed. Export the model without a past instead."
+            f"Model {model!r} declares `{spec.name}` as {spec.dtype} of shape {spec.shape}, but "
+            "the gateway needs float32 or float16 of shape (batch, heads, past length, head size) "
+            "with fixed heads and head size. Export the model without past keys and values."
         )
         raise StartupError(msg)
 
 
 def _choose_output(model: str, outputs: Sequence[TensorSpec]) -> TensorSpec:
     by_name = {spec.name: spec for spec in outputs}
-    # A pooled output, where the graph has one, is a length-th of the bytes on the wire.
+    # A pooled output is preferred: it has as many times fewer bytes as a text has tokens.
     output = by_name.get(POOLED_OUTPUT) or by_name.get(HIDDEN_OUTPUT)
     if output is None and len(outputs) == 1:
         output = outputs[0]
     if output is None:
         msg = (
-            f"Model {model!r} has no output `{HIDDEN_OUTPUT}` or `{POOLED_OUTPUT}`; it has: "
+            f"Model {model!r} has no output `{HIDDEN_OUTPUT}` or `{POOLED_OUTPUT}`. Its outputs: "
             f"{_names(outputs)}. Export it with the task feature-extraction."
         )
         raise StartupError(msg)
@@ -239,9 +252,9 @@ def _choose_output(model: str, outputs: Sequence[TensorSpec]) -> TensorSpec:
     if output.dtype not in FLOAT_DTYPES or not rank_fits or output.shape[-1] <= 0:
         msg = (
             f"Model {model!r} declares output `{output.name}` as {output.dtype} of shape "
-            f"{output.shape}; float32 or float16 of shape (batch, length, hidden size) or (batch, "
-            "hidden size) with the hidden size fixed is needed. If Triton serves it, compare its "
-            "config.pbtxt with the ONNX file."
+            f"{output.shape}, but the gateway needs float32 or float16 of shape (batch, length, "
+            "hidden size) or (batch, hidden size) with a fixed hidden size. If Triton serves it, "
+            "compare its config.pbtxt with the ONNX file."
         )
         raise StartupError(msg)
     return output

@@ -1,4 +1,4 @@
-"""The model inside the gateway's own process, by ONNX Runtime: laptops and tests."""
+"""The model in the gateway's own process, on ONNX Runtime: for laptops and tests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..fingerprint import weights_digest
 from ..tensors import HiddenStates, PooledStates, TokenBatch
 from .base import AnyArray, ModelSpec, TensorSpec, build_feed, describe_model, wrap_output
 
-# A CPU gains nothing from wider batches than this: the matrices fill its cores long before.
+# A CPU gains nothing from larger batches: the matrices fill its cores long before.
 MAX_BATCH_SIZE = 32
 DTYPES = {
     "tensor(int64)": np.int64,
@@ -29,13 +29,13 @@ DTYPES = {
 
 
 class OnnxBackend:
-    """Run `model.onnx` of a folder on this machine's CPU."""
+    """A folder's `model.onnx` on this machine's CPU."""
 
     def __init__(self, model_dir: Path, *, intra_op_threads: int = 0) -> None:
-        """Name the folder; `intra_op_threads` 0 lets ONNX Runtime take every core."""
+        """Prepare to load; an `intra_op_threads` of 0 lets ONNX Runtime use every core."""
         self._path = model_dir / "model.onnx"
         self._intra_op_threads = intra_op_threads
-        # One thread: a run uses every core already, and the next batch waits here prepared.
+        # One thread: a run already uses every core, and the next batch waits here, prepared.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="onnx")
         self._session: Any = None  # an InferenceSession; its stubs leave its types unknown
         self._spec: ModelSpec | None = None
@@ -68,7 +68,7 @@ class OnnxBackend:
             async with asyncio.timeout(timeout_seconds):
                 values = await run
         except TimeoutError:
-            msg = f"The model gave no answer within {timeout_seconds:.1f} s."
+            msg = f"The model did not answer within {timeout_seconds:.1f} s."
             raise DeadlineExceededError(msg) from None
         return wrap_output(self.spec, batch, values)
 
@@ -104,18 +104,18 @@ class OnnxBackend:
 
 
 def _open_session(path: Path, intra_op_threads: int) -> Any:
-    # Its Linux builds gather usage events by default since 1.31; the variable counts at import.
+    # Since 1.31, its Linux builds collect usage events by default; it reads the variable on import.
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
     try:
         onnxruntime: Any = importlib.import_module("onnxruntime")
     except ImportError as error:
         msg = (
-            "Running the model inside the gateway needs ONNX Runtime: "
-            'pip install "qwen3-triton-gateway[onnx]". Or set TRITON_URL.'
+            "Running the model in the gateway's process needs ONNX Runtime. Install it with "
+            '`pip install "qwen3-triton-gateway[onnx]"`, or set TRITON_URL.'
         )
         raise StartupError(msg) from error
     if not path.is_file():
-        msg = f"No model at {path}. EMBED_MODEL_DIR must hold model.onnx and tokenizer.json."
+        msg = f"No model at {path}. EMBED_MODEL_DIR must contain model.onnx and tokenizer.json."
         raise StartupError(msg)
     options: Any = onnxruntime.SessionOptions()
     options.intra_op_num_threads = intra_op_threads

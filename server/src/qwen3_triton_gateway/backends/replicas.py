@@ -1,4 +1,4 @@
-"""Several Tritons that serve the same model: the least busy one that lives runs the batch."""
+"""Several Tritons that serve the same model: the least busy live one runs the batch."""
 
 from __future__ import annotations
 
@@ -20,7 +20,13 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True, eq=False)
 class Replica:
-    """One backend of the set, and how it is doing; `lost` ends the batches under way on it."""
+    """One backend of the set.
+
+    Attributes:
+        in_flight: Batches that it is running.
+        alive: Whether it gets batches.
+        lost: Set when it stops answering, which ends its batches.
+    """
 
     backend: Backend
     in_flight: int = 0
@@ -29,7 +35,7 @@ class Replica:
 
 
 class ReplicatedBackend:
-    """Spread batches over backends; a dead one is left out until it is ready again."""
+    """A set of backends; one that stops answering is excluded until it is ready again."""
 
     def __init__(self, backends: Sequence[Backend]) -> None:
         self._replicas = [Replica(backend) for backend in backends]
@@ -49,11 +55,11 @@ class ReplicatedBackend:
         return {name: up for r in self._replicas for name, up in r.backend.states.items()}
 
     async def connect(self) -> ModelSpec:
-        """Learn the model from every replica that answers; one is enough.
+        """Connect to every replica that answers; one is enough.
 
         Raises:
-            StartupError: a replica serves another model than the first.
-            BackendUnavailableError: none answers.
+            StartupError: A replica serves another model than the first.
+            BackendUnavailableError: None answers.
         """
         outcomes = await asyncio.gather(
             *(self._join(replica) for replica in self._replicas), return_exceptions=True
@@ -95,7 +101,7 @@ class ReplicatedBackend:
     def _least_busy(self, tried: set[Replica]) -> Replica:
         candidates = [r for r in self._replicas if r.alive and r not in tried]
         if not candidates:
-            raise BackendUnavailableError(f"None answers of {self.description}.")
+            raise BackendUnavailableError(f"No replica answers: {self.description}.")
         return min(candidates, key=lambda replica: replica.in_flight)
 
     async def _probe(self, replica: Replica) -> bool:
@@ -105,20 +111,20 @@ class ReplicatedBackend:
             try:
                 await self._join(replica)
             except EmbeddingServerError as error:
-                logger.warning("%s stays out: %s", replica.backend.description, error.message)
+                logger.warning("%s stays excluded: %s", replica.backend.description, error.message)
         return replica.alive
 
     async def _join(self, replica: Replica) -> None:
-        """Take a replica in once it is known to serve the same model as the others."""
+        """Include a replica, after checking that it serves the same model as the others."""
         spec = await replica.backend.connect()
         if self._spec is None:
-            # Work for all of them is formed at once, so the window counts every instance.
+            # The scheduler forms batches for all replicas, so its window counts every instance.
             instances = spec.instance_count * len(self._replicas)
             self._spec = dataclasses.replace(spec, instance_count=instances)
         elif dataclasses.replace(spec, instance_count=self._spec.instance_count) != self._spec:
             msg = (
-                f"{replica.backend.description} serves another model than the other addresses of "
-                f"TRITON_URL: {spec} is not {self._spec}."
+                f"{replica.backend.description} serves a different model than the other addresses "
+                f"in TRITON_URL: {spec} instead of {self._spec}."
             )
             raise StartupError(msg)
         replica.alive = True
@@ -127,16 +133,16 @@ class ReplicatedBackend:
     def _leave(self, replica: Replica, error: EmbeddingServerError | None) -> None:
         if replica.alive:
             reason = error.message if error else "not ready"
-            logger.warning("%s is left out: %s", replica.backend.description, reason)
+            logger.warning("%s is excluded: %s", replica.backend.description, reason)
         replica.alive = False
         replica.lost.set()
 
 
 async def _unless_lost(replica: Replica, call: Coroutine[Any, Any, Answer]) -> Answer:
-    """Wait for a call, or give it up when a probe finds that its replica hangs.
+    """Wait for a call, or cancel it when a probe finds that its replica hangs.
 
     Raises:
-        BackendUnavailableError: the replica was lost meanwhile.
+        BackendUnavailableError: The replica stopped answering.
     """
     infer = asyncio.ensure_future(call)
     lost = asyncio.ensure_future(replica.lost.wait())

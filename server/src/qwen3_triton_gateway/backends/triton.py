@@ -1,4 +1,4 @@
-"""The model on an NVIDIA Triton Inference Server, over HTTP or gRPC (KServe v2)."""
+"""The model on NVIDIA Triton Inference Server, over HTTP or gRPC (KServe v2)."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ DTYPES = {
     "BOOL": np.bool_,
 }
 TRITON_NAMES = {np.dtype(numpy): triton for triton, numpy in DTYPES.items()}
-# A model without a batch dimension in its config takes any number of rows; this bounds them.
+# A model whose config has no batch dimension accepts any number of rows; this bounds them.
 UNBATCHED_MAX_BATCH_SIZE = 32
 PROBE_SECONDS = 1.0
-# aiohttp offers gzip where it is not told otherwise, and Triton takes the offer: compressing
-# hidden states takes three times as long as computing them (`bench/README.md`).
+# aiohttp accepts gzip by default, and Triton uses it: compressing hidden states takes three times
+# as long as computing them (`bench/README.md`).
 UNCOMPRESSED = {"Accept-Encoding": "identity"}
-# Reconnect within a second of Triton's return (gRPC's own backoff grows to two minutes), and
-# notice a peer that hangs. Message sizes are unlimited: hidden states run to tens of megabytes.
+# Reconnect within a second of Triton's return (gRPC's default backoff grows to two minutes), and
+# notice a peer that hangs. Message sizes are unlimited: hidden states reach tens of megabytes.
 GRPC_OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
@@ -54,7 +54,7 @@ GRPC_OPTIONS = [
 
 @dataclass(frozen=True, slots=True)
 class TritonAddress:
-    """Where a Triton listens: `http`, `https`, `grpc` or `grpcs`, and host:port."""
+    """The address of a Triton: `http`, `https`, `grpc` or `grpcs`, and host:port."""
 
     scheme: str
     netloc: str
@@ -64,20 +64,20 @@ class TritonAddress:
 
     @classmethod
     def parse(cls, url: str) -> TritonAddress:
-        """Read a URL; without a scheme it is HTTP, as the runbook's gateway took it.
+        """Parse a URL; without a scheme it is HTTP, as in the runbook.
 
         Raises:
-            StartupError: another scheme, or no host.
+            StartupError: The scheme is unknown, or there is no host.
         """
         parts = urlsplit(url if "://" in url else f"http://{url}")
         if parts.scheme not in {"http", "https", "grpc", "grpcs"} or not parts.hostname:
-            msg = f"TRITON_URL {url!r} is not http://host:port or grpc://host:port."
+            msg = f"TRITON_URL {url!r} is invalid. Use http://HOST:PORT or grpc://HOST:PORT."
             raise StartupError(msg)
         return cls(parts.scheme, parts.netloc)
 
 
 class TritonBackend:
-    """Run one model on one Triton."""
+    """One model on one Triton."""
 
     def __init__(self, url: str, model: str) -> None:
         self.address = TritonAddress.parse(url)
@@ -107,7 +107,7 @@ class TritonBackend:
                 metadata = await self._call(client.get_model_metadata, **self._json_arguments)
                 config = await self._call(client.get_model_config, **self._json_arguments)
         except TimeoutError:
-            msg = f"Triton at {self.address} accepts connections and does not answer."
+            msg = f"Triton at {self.address} accepts connections but does not answer."
             raise BackendUnavailableError(msg) from None
         except Exception as error:
             raise self._translate(error) from error
@@ -123,10 +123,10 @@ class TritonBackend:
                 try:
                     values = await self._infer(feed, timeout_seconds, priority)
                 except aiohttp.ServerDisconnectedError:
-                    # A pooled connection from before Triton's restart; inference is idempotent.
+                    # The pooled connection is from before a restart; inference is idempotent.
                     values = await self._infer(feed, timeout_seconds, priority)
         except TimeoutError:
-            msg = f"Triton at {self.address} gave no answer within {timeout_seconds:.1f} s."
+            msg = f"Triton at {self.address} did not answer within {timeout_seconds:.1f} s."
             raise DeadlineExceededError(msg) from None
         except Exception as error:
             raise self._translate(error) from error
@@ -150,7 +150,7 @@ class TritonBackend:
         except TimeoutError:
             # Too busy to answer a probe, but not to run batches.
             return self._last_answer > began
-        except Exception:  # whatever it is, the model would not answer
+        except Exception:  # for any reason, the model would not answer
             return False
 
     @property
@@ -162,7 +162,7 @@ class TritonBackend:
         return {"as_json": True} if self._is_grpc else {}
 
     def _open(self) -> Any:
-        """Create the client on first use: both kinds belong to the running event loop."""
+        """Create the client on first use, since both kinds are bound to the running event loop."""
         if self._client is None:
             secure = self.address.scheme in {"https", "grpcs"}
             if self._is_grpc:
@@ -174,7 +174,7 @@ class TritonBackend:
             else:
                 from tritonclient.http import aio as http_client
 
-                # Deadlines are ours, one for each call: the client's own bounds all calls alike.
+                # Each call has its own deadline; the client's would be the same for all calls.
                 self._client = http_client.InferenceServerClient(
                     self.address.netloc, ssl=secure, conn_timeout=24 * 3600.0
                 )
@@ -188,7 +188,7 @@ class TritonBackend:
         protocol: Any = _protocol(grpc=self._is_grpc)
         inputs = [_infer_input(protocol, name, array) for name, array in feed.items()]
         outputs = [protocol.InferRequestedOutput(self.spec.output.name)]
-        # Triton drops a request that waited this long in its queue, where its policy allows it.
+        # If its queue policy allows it, Triton drops a request that has waited this long.
         options: dict[str, Any] = {"priority": priority, "timeout": int(timeout_seconds * 1e6)}
         options["headers"] = trace_headers() if self._is_grpc else trace_headers() | UNCOMPRESSED
         if self._is_grpc:
@@ -196,19 +196,19 @@ class TritonBackend:
         result = await client.infer(self._model, inputs, outputs=outputs, **options)
         values: AnyArray | None = result.as_numpy(self.spec.output.name)
         if values is None:
-            msg = f"Triton's answer holds no `{self.spec.output.name}`."
+            msg = f"Triton's response has no output `{self.spec.output.name}`."
             raise BackendError(msg)
         return values
 
     def _translate(self, error: Exception) -> EmbeddingServerError:
-        """Map what tritonclient, aiohttp and gRPC raise to the gateway's errors, in one place."""
+        """Map what tritonclient, aiohttp and gRPC raise to the gateway's errors."""
         if isinstance(error, EmbeddingServerError):
             return error
         if isinstance(error, (aiohttp.ClientError, OSError)):
             msg = f"Triton at {self.address} does not answer ({type(error).__name__})."
             return BackendUnavailableError(msg)
         if not isinstance(error, InferenceServerException):
-            return BackendError(f"Triton's answer cannot be read: {error!r}")
+            return BackendError(f"Triton's response cannot be read: {error!r}.")
         reply: Any = error
         status = str(reply.status()).removeprefix("StatusCode.")
         message = str(reply.message())
@@ -249,8 +249,8 @@ def _describe(metadata: dict[str, Any], config: dict[str, Any]) -> ModelSpec:
         outputs=outputs,
         max_batch_size=max_batch_size or UNBATCHED_MAX_BATCH_SIZE,
         instance_count=_count_instances(config.get("instance_group", [])),
-        # Triton does not show the weights. Its repository may state their digest; without that
-        # the model's name, versions and interface stand for them.
+        # Triton does not expose the weights. The model's config may state their digest; otherwise
+        # the model's name, versions and interface identify them.
         weights_digest=stated_digest or hashlib.sha256(interface).hexdigest(),
     )
 

@@ -1,4 +1,4 @@
-"""Health and information: what runs here, and whether it can be trusted now."""
+"""Health, metrics and information about what is served."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .. import __version__
 from ..responses import JsonResponse
 from ..service import EmbeddingService
 from ..settings import MAX_TEXTS, MIN_DIMENSIONS
-from ..tokenization import DEFAULT_INSTRUCTION
+from ..tokenization import DEFAULT_INSTRUCTION, QUERY_TEMPLATE
 from .exchange import ServiceDep
 
 router = APIRouter(tags=["operations"])
@@ -20,13 +20,13 @@ router = APIRouter(tags=["operations"])
 OK, NOT_MODIFIED, UNAVAILABLE = 200, 304, 503
 TOKENIZER_ANSWERS: dict[int | str, dict[str, Any]] = {
     OK: {"content": {"application/json": {"schema": {"type": "object"}}}},
-    NOT_MODIFIED: {"description": "The caller has it: `If-None-Match` named its `ETag`."},
+    NOT_MODIFIED: {"description": "The caller has it: `If-None-Match` contains its `ETag`."},
 }
 
 
 @router.get("/health")
 async def health(service: ServiceDep) -> JsonResponse:
-    """Say all: the runbook's seven fields and more; 200 when requests are answered, else 503."""
+    """Report everything: the runbook's seven fields and more; 503 unless requests are answered."""
     readiness, state = service.readiness, service.state()
     spec = service.spec
     body = {
@@ -50,13 +50,13 @@ async def health(service: ServiceDep) -> JsonResponse:
 
 @router.get("/health/live")
 async def live() -> dict[str, str]:
-    """Say that the process answers."""
+    """Report that the process is alive."""
     return {"status": "ok"}
 
 
 @router.get("/health/ready")
 async def ready(service: ServiceDep) -> JsonResponse:
-    """Say whether the backend answers and the canary still gives its start-up vector."""
+    """Report whether the model answers and its vectors are those it returned at startup."""
     readiness = service.readiness
     body = {"status": "ok" if readiness.ready else "degraded", "reason": readiness.reason}
     return JsonResponse(body, OK if readiness.ready else UNAVAILABLE)
@@ -64,13 +64,13 @@ async def ready(service: ServiceDep) -> JsonResponse:
 
 @router.get("/v1/health/live")
 async def nim_live() -> JsonResponse:
-    """Say that the process answers, in NVIDIA NIM's words."""
+    """Report that the process is alive, in NVIDIA NIM's format."""
     return _nim_health("live", "live", OK)
 
 
 @router.get("/v1/health/ready")
 async def nim_ready(service: ServiceDep) -> JsonResponse:
-    """Say whether requests are answered, in NVIDIA NIM's words."""
+    """Report whether requests are answered, in NVIDIA NIM's format."""
     readiness = service.readiness
     status = OK if readiness.ready else UNAVAILABLE
     return _nim_health("ready", readiness.reason or "ready", status)
@@ -78,13 +78,13 @@ async def nim_ready(service: ServiceDep) -> JsonResponse:
 
 @router.get("/metrics")
 async def metrics(service: ServiceDep) -> Response:
-    """Give the metrics in Prometheus' text format."""
+    """Return the metrics in Prometheus' text format."""
     return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
 @router.get("/info")
 async def info(service: ServiceDep) -> dict[str, Any]:
-    """Say what is served and within which limits; 503 until the model was reached."""
+    """Describe the served model and the limits; 503 until the model has been reached."""
     embedder = service.embedder
     fingerprint = service.fingerprint(embedder.default_dimensions)
     return _describe(service) | {"fingerprint": fingerprint} | _describe_as_tei(service)
@@ -92,7 +92,7 @@ async def info(service: ServiceDep) -> dict[str, Any]:
 
 @router.get("/tokenizer", response_class=Response, responses=TOKENIZER_ANSWERS)
 async def tokenizer(request: Request, service: ServiceDep) -> Response:
-    """Give the `tokenizer.json` that texts are counted with, for callers that cut texts to fit."""
+    """Return the model's `tokenizer.json`, for callers that split texts to fit."""
     etag = f'"{service.tokenizer.digest}"'
     known = [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]
     if {etag, f"W/{etag}", "*"}.intersection(known):
@@ -125,12 +125,12 @@ def _describe(service: EmbeddingService) -> dict[str, Any]:
         "max_batch_tokens": settings.max_batch_tokens,
         "max_body_bytes": settings.max_body_bytes,
         "default_instruction": DEFAULT_INSTRUCTION,
-        "query_template": "Instruct: {instruction}\nQuery:{text}",
+        "query_template": QUERY_TEMPLATE,
     }
 
 
 def _describe_as_tei(service: EmbeddingService) -> dict[str, Any]:
-    """Name what text-embeddings-inference's `/info` names, where the words differ from ours."""
+    """Add the fields of text-embeddings-inference's `/info` that have other names there."""
     settings, spec = service.settings, service.backend.spec
     return {
         "model_id": service.model_id,

@@ -1,4 +1,4 @@
-"""Pages for people, which load nothing from elsewhere: the playground and the interface."""
+"""The playground and the API reference, which load nothing from the internet."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ PLAYGROUND = files("qwen3_triton_gateway").joinpath("static/playground.html").re
 
 
 def _hash_of(tag: str) -> str:
-    """Name the page's one inline script or style, so that the browser runs no other."""
+    """Digest the page's only inline script or style, so that the browser runs no other."""
     found = re.search(f"<{tag}>(.*?)</{tag}>", PLAYGROUND, re.DOTALL)
-    assert found is not None, f"the playground has one <{tag}>"
+    assert found is not None, f"The playground has no <{tag}>."
     digest = hashlib.sha256(found[1].encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
@@ -39,13 +39,13 @@ PLAYGROUND_HEADERS = {
 
 @router.get("/")
 async def playground() -> HTMLResponse:
-    """Show a page that embeds, ranks and compares what is typed into it."""
+    """Serve a page that embeds, ranks and compares texts."""
     return HTMLResponse(PLAYGROUND, headers=PLAYGROUND_HEADERS)
 
 
 @router.get("/docs")
 async def docs() -> HTMLResponse:
-    """Show the interface by Swagger UI, from files that came with the gateway."""
+    """Serve Swagger UI, from files that are installed with the gateway."""
     return get_swagger_ui_html(
         openapi_url="openapi.json",
         title="qwen3-triton gateway",
@@ -57,5 +57,5 @@ async def docs() -> HTMLResponse:
 
 
 def swagger_files() -> StaticFiles:
-    """Serve Swagger UI's own files."""
+    """Serve the files of Swagger UI."""
     return StaticFiles(packages=[("fastapi_swagger", "resources")])
