@@ -64,7 +64,7 @@ def test_instruction_goes_with_queries_only(embed: Embed, fake: FakeGateway) -> 
 
 
 def test_an_instruction_for_documents_is_refused(embed: Embed) -> None:
-    with pytest.raises(ValueError, match="`instruction` belongs to queries"):
+    with pytest.raises(ValueError, match="`instruction` is for queries only"):
         embed(["x"], {"instruction": "Find duplicates"})
 
 

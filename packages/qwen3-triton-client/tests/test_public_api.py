@@ -4,8 +4,11 @@ import qwen3_triton_client
 
 
 def test_public_names_are_sorted_and_exist() -> None:
+    def order(name: str) -> tuple[bool, bool, str]:
+        return not name.isupper(), not name[0].isupper(), name
+
     names = qwen3_triton_client.__all__
-    assert names == sorted(names, key=lambda name: (not name[0].isupper(), name))
+    assert names == sorted(names, key=order)
     assert all(hasattr(qwen3_triton_client, name) for name in names)
 
 

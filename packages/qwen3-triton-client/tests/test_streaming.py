@@ -206,6 +206,6 @@ def test_a_gateway_that_goes_away_ends_the_stream(streamed: Streamed, fake: Fake
 def test_options_of_a_stream_are_checked_before_it_is_read(fake: FakeGateway) -> None:
     with (
         EmbeddingClient(fake.url) as client,
-        pytest.raises(ValueError, match="`instruction` belongs to queries"),
+        pytest.raises(ValueError, match="`instruction` is for queries only"),
     ):
         client.iter_embed([], instruction="Find it")

@@ -1,8 +1,8 @@
-"""The LangChain face of the embedding client."""
+"""LangChain's `Embeddings` interface for the embedding client."""
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import httpx2
 from langchain_core.embeddings import Embeddings
@@ -18,27 +18,22 @@ from pydantic import (
 )
 
 from qwen3_triton_client import (
+    API_KEY_VARIABLE,
+    BASE_URL_VARIABLE,
+    DEFAULT_BASE_URL,
+    MAX_TEXTS_PER_REQUEST,
     AsyncEmbeddingClient,
     ClientSettings,
     ClientStats,
     EmbeddingClient,
 )
-from qwen3_triton_client.settings import (
-    API_KEY_VARIABLE,
-    BASE_URL_VARIABLE,
-    DEFAULT_BASE_URL,
-    DEFAULT_BATCH_SIZE,
-    DEFAULT_MAX_CONCURRENCY,
-    DEFAULT_MAX_RETRIES,
-    DEFAULT_TIMEOUT_SECONDS,
-    MAX_TEXTS_PER_REQUEST,
-)
 
 
 class Qwen3TritonEmbeddings(BaseModel, Embeddings):
-    """Embed documents and queries with Qwen3-Embedding on NVIDIA Triton.
+    """LangChain embeddings from Qwen3-Embedding on NVIDIA Triton.
 
-    Queries carry the instruction of the model, documents do not. No telemetry is sent anywhere.
+    Queries are embedded with the instruction that the model expects, documents without one. No
+    telemetry is sent.
 
     Setup:
         Install the package and point it at a running gateway.
@@ -47,33 +42,36 @@ class Qwen3TritonEmbeddings(BaseModel, Embeddings):
 
             pip install -U langchain-qwen3-triton
             export QWEN3_TRITON_URL="http://localhost:8101"
-            export QWEN3_TRITON_API_KEY="..."  # only where the gateway asks for one
+            export QWEN3_TRITON_API_KEY="..."  # only if the gateway requires one
 
     Key init args - embedding params:
         model: Optional[str]
-            Name to ask for. The gateway refuses any other than the one it serves.
+            Model name to request. The gateway refuses any other than the one it serves.
         dimensions: Optional[int]
             Length of the vectors. Default: the gateway's, 1024.
         instruction: Optional[str]
-            What queries are for, as one English sentence. Default: the gateway's, web search.
+            The task that queries are for, as one English sentence. Default: the gateway's, which
+            is web search.
         truncate: Optional[bool]
-            Whether texts that are too long are cut (True) or refused (False).
+            Whether texts that are too long are cut (True) or refused (False). Default: the
+            gateway's.
 
     Key init args - client params:
         base_url: str
-            Where the gateway listens. Default: `QWEN3_TRITON_URL`, else `http://localhost:8101`.
+            Address of the gateway. Default: `QWEN3_TRITON_URL`, else `http://localhost:8101`.
         api_key: Optional[SecretStr]
-            Key to present. Default: `QWEN3_TRITON_API_KEY`, else none.
+            Key to send. Default: `QWEN3_TRITON_API_KEY`, else none.
         batch_size: int
-            Most texts in one request.
+            Maximum number of texts per request.
         max_concurrency: int
-            Most requests in flight at once, over all threads or all tasks of an event loop.
+            Maximum number of requests in flight, over all threads or over all tasks of an event
+            loop.
         timeout: float
             Seconds for one try.
         max_retries: int
-            Further tries after the first.
+            Retries after the first try.
         show_progress_bar: bool
-            Whether documents are counted on a bar; needs `langchain-qwen3-triton[progress]`.
+            Whether to show a progress bar for documents; needs `langchain-qwen3-triton[progress]`.
 
     Instantiate:
         .. code-block:: python
@@ -99,46 +97,48 @@ class Qwen3TritonEmbeddings(BaseModel, Embeddings):
             vectors = await embeddings.aembed_documents(["Basalt is a volcanic rock."])
     """
 
-    # A validation error would show its input, the key included.
-    model_config = ConfigDict(
+    # Validation errors would otherwise show their input, including the key.
+    model_config: ClassVar[ConfigDict] = ConfigDict(
         extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True
     )
 
     base_url: str = Field(
         default_factory=from_env(BASE_URL_VARIABLE, default=DEFAULT_BASE_URL),
-        description="Where the gateway listens, without `/embed`.",
+        description="Address of the gateway, without `/embed`.",
     )
     api_key: SecretStr | None = Field(
         default_factory=secret_from_env(API_KEY_VARIABLE, default=None),
-        description="Key to present; None for a gateway that asks for none.",
+        description="Key to send; None for a gateway that requires none.",
     )
-    model: str | None = Field(default=None, description="Name to ask for.")
+    model: str | None = Field(default=None, description="Model name to request.")
     dimensions: int | None = Field(default=None, ge=1, description="Length of the vectors.")
-    instruction: str | None = Field(default=None, description="What queries are for.")
-    truncate: bool | None = Field(default=None, description="Whether too long texts are cut.")
+    instruction: str | None = Field(default=None, description="The task that queries are for.")
+    truncate: bool | None = Field(
+        default=None, description="Whether texts that are too long are cut or refused."
+    )
     batch_size: int = Field(
-        default=DEFAULT_BATCH_SIZE,
+        default=ClientSettings.batch_size,
         ge=1,
         le=MAX_TEXTS_PER_REQUEST,
-        description="Most texts in one request.",
+        description="Maximum number of texts per request.",
     )
     max_concurrency: int = Field(
-        default=DEFAULT_MAX_CONCURRENCY, ge=1, description="Most requests in flight at once."
+        default=ClientSettings.max_concurrency,
+        ge=1,
+        description="Maximum number of requests in flight.",
     )
-    timeout: float = Field(
-        default=DEFAULT_TIMEOUT_SECONDS, gt=0, description="Seconds for one try."
-    )
+    timeout: float = Field(default=ClientSettings.timeout, gt=0, description="Seconds for one try.")
     max_retries: int = Field(
-        default=DEFAULT_MAX_RETRIES, ge=0, description="Further tries after the first."
+        default=ClientSettings.max_retries, ge=0, description="Retries after the first try."
     )
     show_progress_bar: bool = Field(
-        default=False, description="Whether documents are counted on a bar."
+        default=False, description="Whether to show a progress bar for documents."
     )
     http_client: SkipValidation[httpx2.Client | None] = Field(
-        default=None, exclude=True, repr=False, description="Your own client; never pickled."
+        default=None, exclude=True, repr=False, description="Your own HTTP client; not pickled."
     )
     http_async_client: SkipValidation[httpx2.AsyncClient | None] = Field(
-        default=None, exclude=True, repr=False, description="Your own client; never pickled."
+        default=None, exclude=True, repr=False, description="Your own HTTP client; not pickled."
     )
 
     _client: EmbeddingClient | None = PrivateAttr(default=None)
@@ -150,39 +150,39 @@ class Qwen3TritonEmbeddings(BaseModel, Embeddings):
         return self
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Embed texts to be found, in their order.
+        """Embed documents, in the order of the texts.
 
         Raises:
-            EmbeddingError: Some text has no vector; `completed` holds those that were done.
+            EmbeddingError: A text has no vector; `completed` holds the vectors that did arrive.
         """
         return self.clients()[0].embed_documents(texts, progress=self.show_progress_bar)
 
     def embed_query(self, text: str) -> list[float]:
-        """Embed a text to search by, with the instruction before it.
+        """Embed a query, with the instruction in front of it.
 
         Raises:
-            EmbeddingError: There is no vector for it.
+            EmbeddingError: The query has no vector.
         """
         return self.clients()[0].embed_query(text)
 
     async def aembed_documents(self, texts: list[str]) -> list[list[float]]:
-        """Embed texts to be found, in their order, without blocking the event loop.
+        """Embed documents, in the order of the texts, without blocking the event loop.
 
         Raises:
-            EmbeddingError: Some text has no vector; `completed` holds those that were done.
+            EmbeddingError: A text has no vector; `completed` holds the vectors that did arrive.
         """
         return await self.clients()[1].embed_documents(texts, progress=self.show_progress_bar)
 
     async def aembed_query(self, text: str) -> list[float]:
-        """Embed a text to search by, with the instruction before it, without blocking.
+        """Embed a query, with the instruction in front of it, without blocking the event loop.
 
         Raises:
-            EmbeddingError: There is no vector for it.
+            EmbeddingError: The query has no vector.
         """
         return await self.clients()[1].embed_query(text)
 
     def fingerprint(self) -> str:
-        """Return the digest that names the embedding space; name caches and tables by it.
+        """Return the digest that names the embedding space, for the names of caches and tables.
 
         Raises:
             EmbeddingError: The gateway does not answer.
@@ -190,7 +190,7 @@ class Qwen3TritonEmbeddings(BaseModel, Embeddings):
         return self.clients()[0].fingerprint()
 
     async def afingerprint(self) -> str:
-        """Return the digest that names the embedding space, without blocking.
+        """Return the digest that names the embedding space, without blocking the event loop.
 
         Raises:
             EmbeddingError: The gateway does not answer.
@@ -199,7 +199,7 @@ class Qwen3TritonEmbeddings(BaseModel, Embeddings):
 
     @property
     def stats(self) -> ClientStats:
-        """Return what was done so far: requests, retries, texts, tokens and seconds."""
+        """What was done so far: requests, retries, texts, tokens and seconds."""
         return self.clients()[0].stats
 
     def close(self) -> None:
@@ -216,16 +216,16 @@ class Qwen3TritonEmbeddings(BaseModel, Embeddings):
         return {**state, "__dict__": kept}
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        # Connections cannot be copied; the copy uses the same ones.
+        # Connections cannot be copied, so the copy uses the same ones.
         memo = {} if memo is None else memo
         for http in (self.http_client, self.http_async_client):
             memo[id(http)] = http
         return super().__deepcopy__(memo)
 
     def clients(self) -> tuple[EmbeddingClient, AsyncEmbeddingClient]:
-        """Return the clients that do the work: their `embed` gives float32 arrays.
+        """Return the underlying clients, whose `embed` returns float32 arrays.
 
-        They are made anew after a change of the settings, so ask each time.
+        They are replaced when a setting changes, so call this each time.
         """
         settings = self._settings()
         client, async_client = self._client, self._async_client

@@ -21,10 +21,21 @@ from .exchange import RetryDetails
 from .job import Batch, OnError, OnVectors
 from .reporting import Hooks, OnProgress, OnRetry, OnStats, Progress
 from .results import ClientStats, EmbeddingResult, Vector, vector_defect
-from .settings import ClientSettings, InputType
+from .settings import (
+    API_KEY_VARIABLE,
+    BASE_URL_VARIABLE,
+    DEFAULT_BASE_URL,
+    MAX_TEXTS_PER_REQUEST,
+    ClientSettings,
+    InputType,
+)
 from .streaming import OnFailure
 
 __all__ = [
+    "API_KEY_VARIABLE",
+    "BASE_URL_VARIABLE",
+    "DEFAULT_BASE_URL",
+    "MAX_TEXTS_PER_REQUEST",
     "AsyncEmbeddingClient",
     "AsyncObserve",
     "AuthenticationError",

@@ -1,4 +1,4 @@
-"""The client for event loops."""
+"""The asynchronous client."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from .job import Batch, EmbedJob, FingerprintGuard, OnError, OnVectors
 from .reporting import Hooks, Progress, ProgressReport
 from .results import EmbeddingResult, Vector
 from .settings import ClientSettings, InputType
-from .streaming import Arrived, Ended, OnFailure, TextStream, awindows
+from .streaming import BatchEmbedded, OnFailure, TextStream, WindowEnded, awindows
 from .wire import BatchAnswer, EmbedOptions
 
 Answer = TypeVar("Answer")
@@ -35,14 +35,14 @@ AsyncObserve = Callable[[Batch], AbstractAsyncContextManager[OnVectors]]
 
 
 class _CallFailedError(Exception):
-    """Make a task group cancel what is still running; the job knows the reason."""
+    """The reason for a task group to cancel its other tasks; the job has the actual error."""
 
 
 class AsyncEmbeddingClient(ClientBase[httpx2.AsyncClient]):
-    """Embed texts through the gateway, from any number of tasks and event loops.
+    """A client that embeds texts through the gateway, for any number of tasks and event loops.
 
-    Each event loop gets connections of its own, closed by `aclose()`, an `async with` block, or
-    the end of the loop. It can be pickled and copied.
+    Each event loop gets its own connections. They are closed by `aclose()`, by an `async with`
+    block, and at the end of the loop. It can be pickled and copied.
 
     Examples:
         >>> async with AsyncEmbeddingClient("http://localhost:8101") as client:
@@ -53,18 +53,18 @@ class AsyncEmbeddingClient(ClientBase[httpx2.AsyncClient]):
     async def embed_documents(
         self, texts: Sequence[str], *, progress: Progress = False
     ) -> list[list[float]]:
-        """Embed texts to be found. Returns one list of floats for each, in their order.
+        """Embed documents; return one list of floats per text, in the order of the texts.
 
         Raises:
-            EmbeddingError: Some text has no vector; `completed` holds those that were done.
+            EmbeddingError: A text has no vector; `completed` holds the vectors that did arrive.
         """
         return (await self.embed(texts, progress=progress)).to_lists()
 
     async def embed_query(self, text: str) -> list[float]:
-        """Embed a text to search by, with the instruction before it. Returns a list of floats.
+        """Embed a query, with the instruction in front of it; return a list of floats.
 
         Raises:
-            EmbeddingError: There is no vector for it.
+            EmbeddingError: The query has no vector.
         """
         return (await self.embed([text], input_type="query")).to_lists()[0]
 
@@ -80,14 +80,15 @@ class AsyncEmbeddingClient(ClientBase[httpx2.AsyncClient]):
         progress: Progress = False,
         observe: AsyncObserve | None = None,
     ) -> EmbeddingResult:
-        """Embed texts and return their vectors with all that the gateway said about them.
+        """Embed texts and return their vectors with the gateway's metadata.
 
-        The arguments are those of `EmbeddingClient.embed`, but `observe` gives asynchronous
-        context managers. The first error, or a cancellation, cancels the requests in flight.
+        The arguments are those of `EmbeddingClient.embed`, except that `observe` returns an
+        asynchronous context manager. The first error, or a cancellation, cancels the requests in
+        flight.
 
         Raises:
-            EmbeddingError: Some text has no vector; `completed` holds those that were done.
-            TypeError: `texts` is no sequence of strings.
+            EmbeddingError: A text has no vector; `completed` holds the vectors that did arrive.
+            TypeError: `texts` is not a sequence of strings.
         """
         options = self._options(
             input_type=input_type,
@@ -112,14 +113,14 @@ class AsyncEmbeddingClient(ClientBase[httpx2.AsyncClient]):
         on_failure: OnFailure | None = None,
         progress: Progress = False,
     ) -> AsyncIterator[tuple[int, Vector]]:
-        """Embed a stream of any length in bounded memory, giving `(index, vector)`.
+        """Embed a stream of any length in bounded memory; yield `(index, vector)` pairs.
 
-        The arguments are those of `EmbeddingClient.iter_embed`, and `texts` may be asynchronous
-        too. Closing the iterator, or cancelling whoever waits for it, cancels the requests.
+        The arguments are those of `EmbeddingClient.iter_embed`; `texts` may be asynchronous, too.
+        Closing the iterator, or canceling the task that awaits it, cancels the requests.
 
         Raises:
-            EmbeddingError: Indices count from the start of the stream; `completed` holds what was
-                done and not yet given.
+            EmbeddingError: A text has no vector. Indices count from the start of the stream;
+                `completed` holds the vectors that arrived but were not yet yielded.
         """
         options = self._options(
             input_type=input_type,
@@ -145,7 +146,7 @@ class AsyncEmbeddingClient(ClientBase[httpx2.AsyncClient]):
         """Download the served model's `tokenizer.json`; see `EmbeddingClient.tokenizer_json`.
 
         Raises:
-            ModelNotFoundError: The gateway has no such route: it is older than this client.
+            ModelNotFoundError: The gateway is older than this route.
             EmbeddingError: The gateway does not answer.
         """
         exchange = self._tokenizer_exchange()
@@ -184,10 +185,10 @@ class AsyncEmbeddingClient(ClientBase[httpx2.AsyncClient]):
                     raise error from None
 
     async def _work(self, job: EmbedJob, observe: AsyncObserve) -> None:
-        """Send batches of the job until there is none left.
+        """Send batches of the job until none is left.
 
         Raises:
-            _CallFailedError: The job has failed, so nothing else of it is wanted.
+            _CallFailedError: The job has failed, so its other tasks should be canceled.
         """
         while (batch := job.next_batch()) is not None:
             try:
@@ -224,7 +225,7 @@ class AsyncEmbeddingClient(ClientBase[httpx2.AsyncClient]):
         def make_job(window: Sequence[str], first: int) -> EmbedJob:
             return self._job(window, options, on_error, report, first=first)
 
-        events: asyncio.Queue[Arrived | Ended] = asyncio.Queue()
+        events: asyncio.Queue[BatchEmbedded | WindowEnded] = asyncio.Queue()
         tasks: set[asyncio.Task[None]] = set()
         async with aclosing(awindows(texts, self._settings)) as source:
             with closing(report):
@@ -235,32 +236,32 @@ class AsyncEmbeddingClient(ClientBase[httpx2.AsyncClient]):
                             tasks.add(asyncio.create_task(self._run_window(offset, job, events)))
                         if not stream.is_running:
                             return
-                        stream.take(await events.get())
-                        for item in stream.give():
+                        stream.handle(await events.get())
+                        for item in stream.ready_vectors():
                             yield item
                 except EmbeddingError as error:
                     await _cancel(tasks)
                     while not events.empty():
-                        stream.wind_down(events.get_nowait())
-                    error.completed = stream.held()
+                        stream.handle_after_failure(events.get_nowait())
+                    error.completed = stream.unyielded_vectors()
                     raise
                 finally:
                     await _cancel(tasks)
 
     async def _run_window(
-        self, offset: int, job: EmbedJob, events: asyncio.Queue[Arrived | Ended]
+        self, offset: int, job: EmbedJob, events: asyncio.Queue[BatchEmbedded | WindowEnded]
     ) -> None:
         def observe(batch: Batch) -> AbstractAsyncContextManager[OnVectors]:
             return nullcontext(
-                lambda vectors: events.put_nowait(Arrived(offset, batch.indices, vectors))
+                lambda vectors: events.put_nowait(BatchEmbedded(offset, batch.indices, vectors))
             )
 
         try:
             await self._run(job, observe)
         except Exception as error:
-            events.put_nowait(Ended(offset, error))
+            events.put_nowait(WindowEnded(offset, error))
         else:
-            events.put_nowait(Ended(offset))
+            events.put_nowait(WindowEnded(offset))
 
 
 async def _cancel(tasks: set[asyncio.Task[None]]) -> None:

@@ -28,7 +28,7 @@ PROBE = "fingerprint"  # every text has the fingerprint of its embedding space
 
 
 class ClientBase(Generic[HttpClient]):
-    """Hold the settings of a client, and turn calls into jobs and answers into results."""
+    """The part of a client that turns calls into jobs, and jobs into requests."""
 
     def __init__(
         self,
@@ -50,31 +50,34 @@ class ClientBase(Generic[HttpClient]):
         on_retry: OnRetry | None = None,
         on_stats: OnStats | None = None,
     ) -> None:
-        """Make a client. Nothing is sent before the first call.
+        """Create a client. Nothing is sent before the first call.
 
         Args:
-            base_url: Where the gateway listens; default `QWEN3_TRITON_URL`, else
+            base_url: Address of the gateway. Default: `QWEN3_TRITON_URL`, else
                 `http://localhost:8101`.
-            api_key: Key to present; default `QWEN3_TRITON_API_KEY`, else none.
-            model: Name to ask for; the gateway refuses any other than the one it serves.
-            dimensions: Length of the vectors; default the gateway's.
-            instruction: What queries are for; default the gateway's.
-            truncate: Whether texts that are too long are cut (True) or refused (False); default
+            api_key: Key to send. Default: `QWEN3_TRITON_API_KEY`, else none.
+            model: Model name to request. The gateway refuses any other than the one it serves.
+            dimensions: Length of the vectors. Default: the gateway's.
+            instruction: The task that queries are for. Default: the gateway's.
+            truncate: Whether texts that are too long are cut (True) or refused (False). Default:
                 the gateway's.
-            batch_size: Most texts in one request, 1 to 2048.
-            max_batch_bytes: Most bytes of text in one request.
-            max_concurrency: Most requests in flight, over all threads or all tasks of a loop.
+            batch_size: Maximum number of texts per request, 1 to 2048.
+            max_batch_bytes: Maximum bytes of text per request.
+            max_concurrency: Maximum number of requests in flight, over all threads or over all
+                tasks of an event loop.
             timeout: Seconds for one try.
-            max_retries: Further tries after the first.
+            max_retries: Retries after the first try.
             deadline_seconds: Seconds for all tries of a request and the waits between them.
-            backoff_seconds: Longest wait before the first further try; doubles with each.
+            backoff_seconds: Upper bound of the first random wait; doubles with each retry.
             http_client: Your own httpx2 client. It is neither closed nor pickled with this one.
-            on_retry: Called before each further try; from worker threads too.
-            on_stats: Called after each batch with what its requests did; from worker threads too.
+            on_retry: Called before each retry, possibly from a worker thread.
+            on_stats: Called after each batch with the statistics of its requests, possibly from a
+                worker thread.
 
         Raises:
             ValueError: A setting is out of range.
         """
+        # None here means the default, and for `ClientSettings` it means no key.
         given = {"base_url": base_url, "api_key": api_key}
         settings = ClientSettings(
             **{name: value for name, value in given.items() if value is not None},
@@ -100,23 +103,23 @@ class ClientBase(Generic[HttpClient]):
         http_client: HttpClient | None = None,
         hooks: Hooks | None = None,
     ) -> Self:
-        """Make a client of settings that are already checked."""
+        """Create a client from settings."""
         client = cls.__new__(cls)
         client._set_up(settings, FingerprintGuard(), http_client, hooks or Hooks())
         return client
 
     @property
     def settings(self) -> ClientSettings:
-        """Return the settings, which never change."""
+        """The settings, which never change."""
         return self._settings
 
     @property
     def stats(self) -> ClientStats:
-        """Return what the client has done so far."""
+        """What the requests of this client did so far."""
         return self._stats.total
 
     def share(self, guard: FingerprintGuard, stats: StatsCounter) -> None:
-        """Compare fingerprints and count together with another client; see `as_async`."""
+        """Share the fingerprint and the statistics of another client; see `as_async`."""
         self._guard = guard
         self._stats = stats
 
@@ -130,7 +133,7 @@ class ClientBase(Generic[HttpClient]):
         self._set_up(state["settings"], state["guard"], None, state["hooks"])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        # A copy may share what a pickle cannot carry: the user's own HTTP client and callbacks.
+        # Unlike a pickle, a copy can share the user's own HTTP client.
         return type(self).from_settings(
             self._settings, http_client=self._http_client, hooks=self._hooks
         )
@@ -158,10 +161,10 @@ class ClientBase(Generic[HttpClient]):
         truncate: bool | None,
     ) -> EmbedOptions:
         if input_type not in {"document", "query"}:
-            msg = f"`input_type` must be 'document' or 'query', not {input_type!r}"
+            msg = f"`input_type` must be 'document' or 'query', not {input_type!r}."
             raise ValueError(msg)
         if input_type == "document" and instruction is not None:
-            msg = "`instruction` belongs to queries: documents are embedded as they are"
+            msg = "`instruction` is for queries only; documents are embedded without one."
             raise ValueError(msg)
         settings = self._settings
         if instruction is None and input_type == "query":

@@ -1,4 +1,4 @@
-"""The client for threads."""
+"""The synchronous client."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from .job import Batch, EmbedJob, FingerprintGuard, OnError, OnVectors
 from .reporting import Hooks, Progress, ProgressReport
 from .results import EmbeddingResult, Vector
 from .settings import ClientSettings, InputType
-from .streaming import Arrived, Ended, OnFailure, TextStream, WindowRun, windows
+from .streaming import BatchEmbedded, OnFailure, TextStream, WindowEnded, WindowRun, windows
 from .wire import BatchAnswer, EmbedOptions
 
 Answer = TypeVar("Answer")
@@ -32,10 +32,11 @@ Observe = Callable[[Batch], AbstractContextManager[OnVectors]]
 
 
 class EmbeddingClient(ClientBase[httpx2.Client]):
-    """Embed texts through the gateway, from any number of threads.
+    """A client that embeds texts through the gateway, for any number of threads.
 
-    Close it with `close()` or a `with` block; connections also close when it is collected. It can
-    be pickled, copied and used after a fork; each copy opens connections of its own.
+    Close it with `close()` or a `with` block; connections are also closed when it is
+    garbage-collected. It can be pickled, copied, and used after a fork; each copy opens its own
+    connections.
 
     Examples:
         >>> with EmbeddingClient("http://localhost:8101") as client:
@@ -46,18 +47,18 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
     def embed_documents(
         self, texts: Sequence[str], *, progress: Progress = False
     ) -> list[list[float]]:
-        """Embed texts to be found. Returns one list of floats for each, in their order.
+        """Embed documents; return one list of floats per text, in the order of the texts.
 
         Raises:
-            EmbeddingError: Some text has no vector; `completed` holds those that were done.
+            EmbeddingError: A text has no vector; `completed` holds the vectors that did arrive.
         """
         return self.embed(texts, progress=progress).to_lists()
 
     def embed_query(self, text: str) -> list[float]:
-        """Embed a text to search by, with the instruction before it. Returns a list of floats.
+        """Embed a query, with the instruction in front of it; return a list of floats.
 
         Raises:
-            EmbeddingError: There is no vector for it.
+            EmbeddingError: The query has no vector.
         """
         return self.embed([text], input_type="query").to_lists()[0]
 
@@ -73,24 +74,26 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
         progress: Progress = False,
         observe: Observe | None = None,
     ) -> EmbeddingResult:
-        """Embed texts and return their vectors with all that the gateway said about them.
+        """Embed texts and return their vectors with the gateway's metadata.
 
         Args:
-            texts: Any number; none gives an empty result without a request.
-            input_type: What the texts are: "document", to be found, or "query", to search by.
-            instruction: What the queries are for; this call only.
-            dimensions: Length of the vectors; this call only.
-            truncate: Whether texts that are too long are cut or refused; this call only.
-            on_error: "raise" ends the call at the first error, and waits for the requests in
-                flight to end. "isolate" halves a batch that failed until the text that cannot be
-                embedded is alone, and lets the rest through: see `EmbeddingResult.failed`.
-            progress: True shows a bar; a function is called with the texts done and all there are.
-            observe: Called with each batch for a context manager that is open while the batch is
-                sent, in the thread that sends it; it is handed a function to call with the vectors.
+            texts: Any number of texts. For none, the result is empty and no request is sent.
+            input_type: "document" for texts to search in, "query" for texts to search with.
+            instruction: The task that the queries are for, for this call only.
+            dimensions: Length of the vectors, for this call only.
+            truncate: Whether texts that are too long are cut or refused, for this call only.
+            on_error: "raise" ends the call at the first error, after the requests in flight have
+                ended. "isolate" splits a failed batch until the text that cannot be embedded is
+                alone, and embeds all others; see `EmbeddingResult.failed`.
+            progress: True shows a progress bar; a function is called with the number of finished
+                texts and the total.
+            observe: Called with each batch, in the thread that sends it. Returns a context manager
+                that stays open while the batch is sent; it yields a function to call with the
+                vectors.
 
         Raises:
-            EmbeddingError: Some text has no vector; `completed` holds those that were done.
-            TypeError: `texts` is no sequence of strings.
+            EmbeddingError: A text has no vector; `completed` holds the vectors that did arrive.
+            TypeError: `texts` is not a sequence of strings.
         """
         options = self._options(
             input_type=input_type,
@@ -115,25 +118,26 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
         on_failure: OnFailure | None = None,
         progress: Progress = False,
     ) -> Iterator[tuple[int, Vector]]:
-        """Embed a stream of any length in bounded memory, giving `(index, vector)`.
+        """Embed a stream of any length in bounded memory; yield `(index, vector)` pairs.
 
-        A window of texts is read and embedded while the one before it is given, so the next
-        vectors are computed while the caller is at work. Closing the iterator ends the requests.
+        The next window of texts is embedded while the caller handles the vectors of this one.
+        Closing the iterator ends the requests.
 
         Args:
-            texts: Any iterable; it is read in the caller's thread, some thousands at a time.
-            input_type: As for `embed`, and so the next three.
-            instruction: What the queries are for.
+            texts: Any iterable. It is read in the caller's thread, a few thousand texts at a time.
+            input_type: "document" for texts to search in, "query" for texts to search with.
+            instruction: The task that the queries are for.
             dimensions: Length of the vectors.
             truncate: Whether texts that are too long are cut or refused.
-            in_order: Whether vectors are given in the order of the texts, or as they come.
+            in_order: Whether to yield vectors in the order of the texts, or as they arrive.
             on_failure: Called with the index of each text that cannot be embedded, and the error;
-                the others go on. Without it the first such text ends the stream.
-            progress: As for `embed`.
+                the others are embedded. Without it, the first such text ends the stream.
+            progress: True shows a progress bar; a function is called with the number of finished
+                texts and the total.
 
         Raises:
-            EmbeddingError: Indices count from the start of the stream; `completed` holds what was
-                done and not yet given.
+            EmbeddingError: A text has no vector. Indices count from the start of the stream;
+                `completed` holds the vectors that arrived but were not yet yielded.
         """
         options = self._options(
             input_type=input_type,
@@ -148,7 +152,7 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
     def fingerprint(self) -> str:
         """Return the digest that names the embedding space of this client's vectors.
 
-        Use it to name a cache or an index: vectors of different fingerprints cannot be compared.
+        Use it to name a cache or an index: vectors with different fingerprints cannot be compared.
         The gateway is asked once.
 
         Raises:
@@ -162,7 +166,7 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
         """Download the served model's `tokenizer.json`, to count tokens as the gateway does.
 
         Raises:
-            ModelNotFoundError: The gateway has no such route: it is older than this client.
+            ModelNotFoundError: The gateway is older than this route.
             EmbeddingError: The gateway does not answer.
         """
         exchange = self._tokenizer_exchange()
@@ -170,7 +174,7 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
             return self._send(exchange, threading.Event())
 
     def as_async(self, *, http_client: httpx2.AsyncClient | None = None) -> AsyncEmbeddingClient:
-        """Return the asynchronous client with the same settings, statistics and fingerprint."""
+        """Return an asynchronous client that shares settings, statistics and fingerprint."""
         twin = AsyncEmbeddingClient.from_settings(
             self._settings, http_client=http_client, hooks=self._hooks
         )
@@ -208,15 +212,15 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
                 for _ in range(workers - 1)
             ]
             try:
-                self._work(job, observe)  # to wait only would cost one thread more
+                self._work(job, observe)  # only waiting here would cost one more thread
                 for future in futures:
                     future.result()
-            except BaseException:  # also an interrupt while waiting: let the workers wind down
+            except BaseException:  # including an interrupt: the workers must stop, too
                 job.stop()
                 raise
 
     def _work(self, job: EmbedJob, observe: Observe) -> None:
-        """Send batches of the job until there is none left."""
+        """Send batches of the job until none is left."""
         while (batch := job.next_batch()) is not None:
             try:
                 with observe(batch) as on_vectors:
@@ -263,9 +267,9 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
             return self._job(window, options, on_error, report, first=first)
 
         source = windows(texts, self._settings)
-        events: SimpleQueue[Arrived | Ended] = SimpleQueue()
+        events: SimpleQueue[BatchEmbedded | WindowEnded] = SimpleQueue()
         workers = self._settings.max_concurrency
-        # The same threads for all windows: each new one would claim memory of its own.
+        # The same threads serve all windows: each new thread would claim memory of its own.
         with closing(report), ThreadPoolExecutor(workers, "qwen3-triton-client") as pool:
             try:
                 while True:
@@ -275,13 +279,13 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
                             pool.submit(copy_context().run, self._work_on_window, run)
                     if not stream.is_running:
                         return
-                    stream.take(events.get())
-                    yield from stream.give()
+                    stream.handle(events.get())
+                    yield from stream.ready_vectors()
             except EmbeddingError as error:
                 stream.stop()
                 while stream.is_running:
-                    stream.wind_down(events.get())
-                error.completed = stream.held()
+                    stream.handle_after_failure(events.get())
+                error.completed = stream.unyielded_vectors()
                 raise
             finally:
                 stream.stop()
@@ -289,10 +293,10 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
     def _work_on_window(self, run: WindowRun) -> None:
         try:
             self._work(run.job, run.observe)
-        except BaseException as error:  # for the thread that waits for the event to raise
-            run.leave(error)
+        except BaseException as error:  # raised again in the thread that waits for the event
+            run.end_worker(error)
         else:
-            run.leave()
+            run.end_worker()
 
 
 def _unobserved(_: Batch) -> AbstractContextManager[OnVectors]:

@@ -1,23 +1,23 @@
-"""What can go wrong with an embedding call.
+"""The errors of an embedding call.
 
 * EmbeddingError
   x InvalidRequestError          400, 422, or refused before sending; also a ValueError
-    + RequestTooLargeError       413 for one text alone
+    + RequestTooLargeError       413 for a single text
     + ModelNotFoundError         404
   x AuthenticationError          401, 403
-  x EmbeddingConnectionError     nothing, or not all of an answer, came back; also a ConnectionError
+  x EmbeddingConnectionError     no complete answer arrived; also a ConnectionError
     + EmbeddingTimeoutError      no answer in time, 408 or 504; also a TimeoutError
   x OverloadedError              429, 503: the gateway asks to come back later
   x GatewayError                 any other status that is not a success
-  x BadAnswerError               wrong count or dimension, or a value that is no number
-  x FingerprintChangedError      the gateway began to answer from another embedding space
+  x BadAnswerError               wrong number of vectors or dimensions, NaN, infinity or all zeros
+  x FingerprintChangedError      the gateway now serves another embedding space
 
 Catch `EmbeddingError` for all of them:
 
     try:
         result = client.embed(texts)
     except EmbeddingError as error:
-        keep(error.completed)        # index -> vector, for what was done before the failure
+        store(error.completed)  # index -> vector, for the texts embedded before the failure
         report(error.failed_indices, error)
 """
 
@@ -28,31 +28,18 @@ from typing import Any
 
 from .results import Vector
 
-__all__ = [
-    "AuthenticationError",
-    "BadAnswerError",
-    "EmbeddingConnectionError",
-    "EmbeddingError",
-    "EmbeddingTimeoutError",
-    "FingerprintChangedError",
-    "GatewayError",
-    "InvalidRequestError",
-    "ModelNotFoundError",
-    "OverloadedError",
-    "RequestTooLargeError",
-]
-
 
 class EmbeddingError(Exception):
-    """Report that an embedding call failed; base of every error of this package.
+    """A failed embedding call; the base class of all errors of this package.
 
     Attributes:
         message: What went wrong, without the details below.
-        status: HTTP status of the last answer; None where none came or none was asked for.
-        server_message: What the gateway said, None if it said nothing.
+        status: HTTP status of the last response; None if there was none.
+        server_message: The gateway's own message; None if it sent none.
         request_id: The gateway's `X-Request-ID`, to look up in its log.
         retry_after_seconds: How long the gateway asked to wait, in seconds.
-        retryable: Whether the same request may succeed when sent again.
+        retryable: Whether the same request may succeed when it is sent again.
+        positions: Positions in the request of the texts that this error is about.
         tries: Requests sent for the batch that failed; 0 if it was refused before sending.
         failed_indices: Indices of the call's texts that this error is about, ascending.
         completed: Vectors of the same call that did arrive, by index of their text.
@@ -77,7 +64,7 @@ class EmbeddingError(Exception):
         self.retry_after_seconds = retry_after_seconds
         self.retryable = retryable
         self.positions = positions
-        self.tries = 0
+        self.tries: int = 0
         self.failed_indices: tuple[int, ...] = ()
         self.completed: Mapping[int, Vector] = {}
 
@@ -86,58 +73,55 @@ class EmbeddingError(Exception):
         if self.failed_indices:
             details.append(f"texts: {_ranges(self.failed_indices)}")
         if self.request_id:
-            details.append(f"request id: {self.request_id}")
+            details.append(f"request ID: {self.request_id}")
         if self.tries > 1:
             details.append(f"tries: {self.tries}")
         return f"{self.message} ({'; '.join(details)})" if details else self.message
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # Exception would rebuild from positional arguments only and lose the attributes, which
-        # matters when the error crosses a process boundary.
+        # Exception would be rebuilt from its positional arguments only and lose the attributes,
+        # for example on its way from a worker process.
         return _rebuild, (type(self), self.message, self.__dict__)
 
 
 class InvalidRequestError(EmbeddingError, ValueError):
-    """Report texts or options that cannot be embedded, however often they are sent."""
+    """Texts or options that cannot be embedded, however often they are sent."""
 
 
 class RequestTooLargeError(InvalidRequestError):
-    """Report a single text that is larger than a request to the gateway may be."""
+    """A single text that is larger than the gateway's limit for a request."""
 
 
 class ModelNotFoundError(InvalidRequestError):
-    """Report a model name or a path that the gateway does not serve."""
+    """A model name or a path that the gateway does not serve."""
 
 
 class AuthenticationError(EmbeddingError):
-    """Report a missing, wrong or insufficient `api_key`."""
+    """A missing, wrong or insufficient `api_key`."""
 
 
 class EmbeddingConnectionError(EmbeddingError, ConnectionError):
-    """Report that the gateway could not be reached, or broke off."""
-
-    # OSError formats itself from errno and strerror unless told otherwise.
-    __str__ = EmbeddingError.__str__
+    """A gateway that cannot be reached, or a connection that was interrupted."""
 
 
 class EmbeddingTimeoutError(EmbeddingConnectionError, TimeoutError):
-    """Report that the gateway did not answer in time."""
+    """A gateway that did not answer in time."""
 
 
 class OverloadedError(EmbeddingError):
-    """Report that the gateway is full (429) or not ready (503)."""
+    """A gateway whose queue is full (429) or that is not ready (503)."""
 
 
 class GatewayError(EmbeddingError):
-    """Report a status that is neither a success nor one of the other errors."""
+    """A status that is neither a success nor one of the other errors."""
 
 
 class BadAnswerError(EmbeddingError):
-    """Report an answer that does not hold one usable vector for each text."""
+    """An answer without one usable vector for each text."""
 
 
 class FingerprintChangedError(EmbeddingError):
-    """Report that the embedding space changed while the client was in use."""
+    """An embedding space that changed while the client was in use."""
 
 
 def _rebuild(
@@ -149,7 +133,7 @@ def _rebuild(
 
 
 def _ranges(indices: tuple[int, ...], limit: int = 8) -> str:
-    """Write ascending indices as `0-31, 40`, at most `limit` groups of them."""
+    """Format ascending indices as `0-31, 40`, at most `limit` groups of them."""
     groups: list[list[int]] = []
     for index in indices:
         if groups and groups[-1][1] == index - 1:

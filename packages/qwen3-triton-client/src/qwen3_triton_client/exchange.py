@@ -67,7 +67,7 @@ class Exchange(Generic[Answer]):
     ) -> None:
         self.request = request
         self.texts = texts
-        self.tries = Tries(settings)
+        self.tries: Tries = Tries(settings)
         self._settings = settings
         self._read = read
         self._answer: Answer | None = None
@@ -153,8 +153,8 @@ class Tries:
     def __init__(self, settings: ClientSettings) -> None:
         self._settings = settings
         self._end: float | None = None
-        self.count = 0
-        self.seconds = 0.0
+        self.count: int = 0
+        self.seconds: float = 0.0
 
     @contextmanager
     def one(self) -> Generator[float]:

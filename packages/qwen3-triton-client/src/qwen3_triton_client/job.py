@@ -60,7 +60,7 @@ class EmbedJob:
         first: int = 0,
     ) -> None:
         self.options = options
-        self.stopped = threading.Event()
+        self.stopped: threading.Event = threading.Event()
         self._count = len(texts)
         self._isolate = on_error == "isolate"
         self._guard = guard

@@ -1,34 +1,26 @@
-"""The LlamaIndex face of the embedding client."""
+"""LlamaIndex's `BaseEmbedding` interface for the embedding client."""
 
 from __future__ import annotations
 
 import os
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import httpx2
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, SkipValidation, model_validator
 
 from qwen3_triton_client import (
+    API_KEY_VARIABLE,
+    BASE_URL_VARIABLE,
+    DEFAULT_BASE_URL,
+    MAX_TEXTS_PER_REQUEST,
     AsyncEmbeddingClient,
     ClientSettings,
     ClientStats,
     EmbeddingClient,
 )
-from qwen3_triton_client.settings import (
-    API_KEY_VARIABLE,
-    BASE_URL_VARIABLE,
-    DEFAULT_BASE_URL,
-    DEFAULT_BATCH_SIZE,
-    DEFAULT_MAX_CONCURRENCY,
-    DEFAULT_MAX_RETRIES,
-    DEFAULT_TIMEOUT_SECONDS,
-    MAX_TEXTS_PER_REQUEST,
-)
 
 from .driver import arun, run
-
-__all__ = ["Qwen3TritonEmbedding"]
 
 
 def _base_url_from_environment() -> str:
@@ -41,14 +33,14 @@ def _api_key_from_environment() -> SecretStr | None:
 
 
 class Qwen3TritonEmbedding(BaseEmbedding):
-    """Embed nodes and queries with Qwen3-Embedding on NVIDIA Triton.
+    """LlamaIndex embeddings from Qwen3-Embedding on NVIDIA Triton.
 
-    Queries carry the instruction of the model, documents do not. Batches run at the same time, up
-    to `max_concurrency` of them, in synchronous calls too. No telemetry is sent anywhere.
+    Queries are embedded with the instruction that the model expects, nodes without one. Up to
+    `max_concurrency` batches run at the same time, in synchronous calls, too. No telemetry is sent.
 
-    Only what changes vectors is serialized: `base_url`, `model_name`, `dimensions`, `instruction`
-    and `truncate`. So an ingestion cache stays valid when a timeout or the batch size changes, and
-    the key is in no dump.
+    Only the settings that affect vectors are serialized: `base_url`, `model_name`, `dimensions`,
+    `instruction` and `truncate`. So an ingestion cache stays valid when a timeout or the batch size
+    changes, and the key is never part of a dump.
 
     Examples:
         `pip install llama-index-embeddings-qwen3-triton`
@@ -61,8 +53,8 @@ class Qwen3TritonEmbedding(BaseEmbedding):
         ```
     """
 
-    # A validation error would show its input, the key included.
-    model_config = ConfigDict(
+    # Validation errors would otherwise show their input, including the key.
+    model_config: ClassVar[ConfigDict] = ConfigDict(
         protected_namespaces=("pydantic_model_",),
         arbitrary_types_allowed=True,
         extra="forbid",
@@ -71,57 +63,59 @@ class Qwen3TritonEmbedding(BaseEmbedding):
 
     base_url: str = Field(
         default_factory=_base_url_from_environment,
-        description="Where the gateway listens, without `/embed`; default QWEN3_TRITON_URL.",
+        description="Address of the gateway, without `/embed`; default QWEN3_TRITON_URL.",
     )
     model_name: str = Field(
-        default="", description="Name to ask for; empty takes whatever the gateway serves."
+        default="", description="Model name to request; empty accepts whatever the gateway serves."
     )
     dimensions: int | None = Field(default=None, ge=1, description="Length of the vectors.")
-    instruction: str | None = Field(default=None, description="What queries are for.")
-    truncate: bool | None = Field(default=None, description="Whether too long texts are cut.")
+    instruction: str | None = Field(default=None, description="The task that queries are for.")
+    truncate: bool | None = Field(
+        default=None, description="Whether texts that are too long are cut or refused."
+    )
     api_key: SecretStr | None = Field(
         default_factory=_api_key_from_environment,
         exclude=True,
-        description="Key to present; default QWEN3_TRITON_API_KEY. Pickled, dumped nowhere.",
+        description="Key to send; default QWEN3_TRITON_API_KEY. Pickled, but never serialized.",
     )
     embed_batch_size: int = Field(
-        default=DEFAULT_BATCH_SIZE,
+        default=ClientSettings.batch_size,
         gt=0,
         le=MAX_TEXTS_PER_REQUEST,
         exclude=True,
-        description="Most texts in one request.",
+        description="Maximum number of texts per request.",
     )
     max_concurrency: int = Field(
-        default=DEFAULT_MAX_CONCURRENCY,
+        default=ClientSettings.max_concurrency,
         ge=1,
         exclude=True,
-        description="Most requests in flight at once, over all threads or all tasks of a loop.",
+        description="Maximum number of requests in flight, over all threads or tasks of a loop.",
     )
     num_workers: int | None = Field(
         default=None,
         ge=1,
         exclude=True,
-        description="LlamaIndex's name for `max_concurrency`; where both are set, this one counts.",
+        description="LlamaIndex's name for `max_concurrency`, which it overrides.",
     )
     timeout: float = Field(
-        default=DEFAULT_TIMEOUT_SECONDS, gt=0, exclude=True, description="Seconds for one try."
+        default=ClientSettings.timeout, gt=0, exclude=True, description="Seconds for one try."
     )
     max_retries: int = Field(
-        default=DEFAULT_MAX_RETRIES,
+        default=ClientSettings.max_retries,
         ge=0,
         exclude=True,
-        description="Further tries after the first.",
+        description="Retries after the first try.",
     )
     embeddings_cache: Any = Field(
         default=None,
         exclude=True,
-        description="Key-value store to keep vectors in, queries apart from documents.",
+        description="Key-value store for vectors; queries and documents are stored separately.",
     )
     http_client: SkipValidation[httpx2.Client | None] = Field(
-        default=None, exclude=True, repr=False, description="Your own client; never pickled."
+        default=None, exclude=True, repr=False, description="Your own HTTP client; not pickled."
     )
     http_async_client: SkipValidation[httpx2.AsyncClient | None] = Field(
-        default=None, exclude=True, repr=False, description="Your own client; never pickled."
+        default=None, exclude=True, repr=False, description="Your own HTTP client; not pickled."
     )
 
     _client: EmbeddingClient | None = PrivateAttr(default=None)
@@ -138,7 +132,10 @@ class Qwen3TritonEmbedding(BaseEmbedding):
         return "Qwen3TritonEmbedding"
 
     def clients(self) -> tuple[EmbeddingClient, AsyncEmbeddingClient]:
-        """Return the clients for the settings as they are now; components can be changed."""
+        """Return the underlying clients, whose `embed` returns float32 arrays.
+
+        They are replaced when a setting changes, so call this each time.
+        """
         settings = self._settings()
         client, async_client = self._client, self._async_client
         if client is None or async_client is None or client.settings != settings:
@@ -148,7 +145,7 @@ class Qwen3TritonEmbedding(BaseEmbedding):
         return client, async_client
 
     def fingerprint(self) -> str:
-        """Return the digest that names the embedding space; name caches and tables by it.
+        """Return the digest that names the embedding space, for the names of caches and tables.
 
         Raises:
             EmbeddingError: The gateway does not answer.
@@ -156,7 +153,7 @@ class Qwen3TritonEmbedding(BaseEmbedding):
         return self.clients()[0].fingerprint()
 
     async def afingerprint(self) -> str:
-        """Return the digest that names the embedding space, without blocking.
+        """Return the digest that names the embedding space, without blocking the event loop.
 
         Raises:
             EmbeddingError: The gateway does not answer.
@@ -165,7 +162,7 @@ class Qwen3TritonEmbedding(BaseEmbedding):
 
     @property
     def stats(self) -> ClientStats:
-        """Return what was done so far: requests, retries, texts, tokens and seconds."""
+        """What was done so far: requests, retries, texts, tokens and seconds."""
         return self.clients()[0].stats
 
     def close(self) -> None:
@@ -177,23 +174,23 @@ class Qwen3TritonEmbedding(BaseEmbedding):
         await self.clients()[1].aclose()
 
     def get_query_embedding(self, query: str) -> Embedding:
-        """Embed a text to search by, with the instruction before it.
+        """Embed a query, with the instruction in front of it.
 
         Raises:
-            EmbeddingError: There is no vector for it.
+            EmbeddingError: The query has no vector.
         """
         return run(self, [query], "query")[0]
 
     async def aget_query_embedding(self, query: str) -> Embedding:
-        """Embed a text to search by, without blocking the event loop."""
+        """Embed a query, without blocking the event loop."""
         return (await arun(self, [query], "query"))[0]
 
     def get_text_embedding(self, text: str) -> Embedding:
-        """Embed a text to be found."""
+        """Embed a document."""
         return run(self, [text], "document")[0]
 
     async def aget_text_embedding(self, text: str) -> Embedding:
-        """Embed a text to be found, without blocking the event loop."""
+        """Embed a document, without blocking the event loop."""
         return (await arun(self, [text], "document"))[0]
 
     def get_text_embedding_batch(
@@ -202,10 +199,10 @@ class Qwen3TritonEmbedding(BaseEmbedding):
         show_progress: bool = False,
         **kwargs: Any,
     ) -> list[Embedding]:
-        """Embed texts to be found, in their order, several batches at a time.
+        """Embed documents, in the order of the texts, several batches at a time.
 
         Raises:
-            EmbeddingError: Some text has no vector; `completed` holds those that were done.
+            EmbeddingError: A text has no vector; `completed` holds the vectors that did arrive.
         """
         return run(self, texts, "document", show_progress=show_progress)
 
@@ -215,10 +212,10 @@ class Qwen3TritonEmbedding(BaseEmbedding):
         show_progress: bool = False,
         **kwargs: Any,
     ) -> list[Embedding]:
-        """Embed texts to be found; the first error or a cancellation ends all its requests.
+        """Embed documents; the first error, or a cancellation, cancels the requests in flight.
 
         Raises:
-            EmbeddingError: Some text has no vector; `completed` holds those that were done.
+            EmbeddingError: A text has no vector; `completed` holds the vectors that did arrive.
         """
         return await arun(self, texts, "document", show_progress=show_progress)
 

@@ -1,4 +1,4 @@
-"""Vectors kept between calls, queries apart from documents."""
+"""A cache of vectors in a key-value store of LlamaIndex."""
 
 from __future__ import annotations
 
@@ -8,13 +8,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-__all__ = ["EmbeddingCache"]
-
 _FIELD = "embedding"
 
 
 class KeyValueStore(Protocol):
-    """What is needed of LlamaIndex's `BaseKVStore`, whose own types are incomplete."""
+    """The part of LlamaIndex's `BaseKVStore` used here; its own types are incomplete."""
 
     def get(self, key: str, collection: str) -> dict[str, list[float]] | None: ...
 
@@ -27,39 +25,43 @@ class KeyValueStore(Protocol):
 
 @dataclass(frozen=True)
 class EmbeddingCache:
-    """Read and write a key-value store under names that say how a vector was made.
+    """A cache whose keys include everything that affects a vector.
 
-    LlamaIndex's own drivers use the bare text as the key, in one collection for queries and
-    documents, which returns a document's vector for a query of the same words
+    LlamaIndex's own methods use the bare text as the key, in one collection for queries and
+    documents, and so return a document's vector for a query with the same words
     (https://github.com/run-llama/llama_index/pull/23181).
+
+    Attributes:
+        store: Where the vectors are stored.
+        identity: Everything but the text that affects a vector.
+        collection: The name of the collection in the store.
     """
 
     store: KeyValueStore
     identity: dict[str, Any]
-    """What changes a vector besides its text."""
     collection: Literal["query_embeddings", "text_embeddings"]
 
     def get(self, texts: Sequence[str]) -> dict[int, list[float]]:
-        """Return the known vectors by index of their text."""
+        """Return the cached vectors by index of their text."""
         found = ((i, self.store.get(self._key(t), self.collection)) for i, t in enumerate(texts))
         return {index: value[_FIELD] for index, value in found if value}
 
     async def aget(self, texts: Sequence[str]) -> dict[int, list[float]]:
-        """Return the known vectors by index of their text."""
-        known: dict[int, list[float]] = {}
+        """Return the cached vectors by index of their text."""
+        cached: dict[int, list[float]] = {}
         for index, text in enumerate(texts):
             value = await self.store.aget(self._key(text), self.collection)
             if value:
-                known[index] = value[_FIELD]
-        return known
+                cached[index] = value[_FIELD]
+        return cached
 
     def put(self, items: Iterable[tuple[str, list[float]]]) -> None:
-        """Keep the vectors of texts."""
+        """Store the vectors of texts."""
         for text, vector in items:
             self.store.put(self._key(text), {_FIELD: vector}, self.collection)
 
     async def aput(self, items: Iterable[tuple[str, list[float]]]) -> None:
-        """Keep the vectors of texts."""
+        """Store the vectors of texts."""
         for text, vector in items:
             await self.store.aput(self._key(text), {_FIELD: vector}, self.collection)
 

@@ -1,8 +1,9 @@
-"""The road of a call: cache, client, and LlamaIndex's events, callbacks and progress.
+"""One call: the cache, the client, and LlamaIndex's events, callbacks and progress bar.
 
-`BaseEmbedding`'s own drivers send batch after batch, or all batches at once; they leave requests
-running after an error, and do not notice an answer that is too short. Here the client sees to all
-of that, and this module wraps each of its batches in what LlamaIndex's observers expect.
+`BaseEmbedding`'s own methods send one batch after another, or all batches at once; they leave
+requests running after an error, and do not notice when vectors are missing. Here the client
+prevents all that, and this module surrounds each batch with the events that LlamaIndex's observers
+expect.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from llama_index.core.callbacks.schema import CBEventType, EventPayload
 from llama_index.core.instrumentation import (
-    get_dispatcher,  # pyright: ignore[reportPrivateImportUsage] - documented, not listed
+    get_dispatcher,  # pyright: ignore[reportPrivateImportUsage] - documented, but not in __all__
 )
 from llama_index.core.instrumentation.events.embedding import (
     EmbeddingEndEvent,
@@ -31,8 +32,6 @@ from .cache import EmbeddingCache
 if TYPE_CHECKING:
     from .base import Qwen3TritonEmbedding
 
-__all__ = ["arun", "run"]
-
 _dispatcher = get_dispatcher(__name__)
 
 Embeddings = list[list[float]]
@@ -46,14 +45,14 @@ def run(
     *,
     show_progress: bool = False,
 ) -> Embeddings:
-    """Embed texts from any thread, with all that LlamaIndex attaches to it."""
+    """Embed texts from any thread, using the cache and reporting to LlamaIndex."""
     client, _ = model.clients()
     cache = None
     if model.embeddings_cache is not None:
         cache = _cache(model, input_type, client.fingerprint())
     call = _Call(model, texts, cache, show_progress=show_progress)
     with call.progress:
-        call.take_known(call.cache.get(texts) if call.cache else {})
+        call.use_cached(call.cache.get(texts) if call.cache else {})
         with _renumbered(call.missing):
             client.embed(call.missing_texts, input_type=input_type, observe=call.observe)
     return call.embeddings
@@ -66,21 +65,21 @@ async def arun(
     *,
     show_progress: bool = False,
 ) -> Embeddings:
-    """Embed texts in an event loop, with all that LlamaIndex attaches to it."""
+    """Embed texts in an event loop, using the cache and reporting to LlamaIndex."""
     _, client = model.clients()
     cache = None
     if model.embeddings_cache is not None:
         cache = _cache(model, input_type, await client.fingerprint())
     call = _Call(model, texts, cache, show_progress=show_progress)
     with call.progress:
-        call.take_known(await call.cache.aget(texts) if call.cache else {})
+        call.use_cached(await call.cache.aget(texts) if call.cache else {})
         with _renumbered(call.missing):
             await client.embed(call.missing_texts, input_type=input_type, observe=call.aobserve)
     return call.embeddings
 
 
 class _Call:
-    """What is known of one call, and what is done around each of its batches."""
+    """The vectors of one call so far, and the events around each of its batches."""
 
     def __init__(
         self,
@@ -92,59 +91,59 @@ class _Call:
     ) -> None:
         self._model = model
         self._texts = texts
-        self._done: dict[int, list[float]] = {}
-        self._lock = threading.Lock()  # batches end in threads; stores and bars are not made for it
+        self._embeddings: dict[int, list[float]] = {}
+        self._lock = threading.Lock()  # stores and progress bars are not safe for threads
         self.cache = cache
         self.progress = _Progress(len(texts), show=show_progress)
         self.missing: list[int] = list(range(len(texts)))
 
     @property
     def missing_texts(self) -> Sequence[str]:
-        """Return the texts that the cache does not know."""
+        """The texts that are not in the cache."""
         if len(self.missing) == len(self._texts):
-            return self._texts  # as it came, so that the client can refuse what is no list
+            return self._texts  # unchanged, so that the client can refuse what is not a list
         return [self._texts[index] for index in self.missing]
 
     @property
     def embeddings(self) -> Embeddings:
-        """Return the vectors in the order of the texts."""
-        return [self._done[index] for index in range(len(self._texts))]
+        """The vectors, in the order of the texts."""
+        return [self._embeddings[index] for index in range(len(self._texts))]
 
-    def take_known(self, known: dict[int, list[float]]) -> None:
-        """Take the vectors that the cache knows, by index of their text."""
-        if not known:
+    def use_cached(self, cached: dict[int, list[float]]) -> None:
+        """Use the vectors from the cache, by index of their text."""
+        if not cached:
             return
-        with _reported(self._model, [self._texts[index] for index in known]) as report:
-            self._done.update(known)
-            report(list(known.values()))
-        self.progress.advance(len(known))
-        self.missing = [index for index in self.missing if index not in known]
+        with _reported(self._model, [self._texts[index] for index in cached]) as report:
+            self._embeddings.update(cached)
+            report(list(cached.values()))
+        self.progress.advance(len(cached))
+        self.missing = [index for index in self.missing if index not in cached]
 
     @contextmanager
     def observe(self, batch: Batch) -> Generator[OnVectors]:
-        """Surround a batch that is sent in a thread."""
+        """Report a batch that is sent in a thread."""
         if self._model.rate_limiter is not None:
             self._model.rate_limiter.acquire()
         with _reported(self._model, batch.texts) as report:
-            yield lambda vectors: report(self._take(batch, vectors, write=True))
+            yield lambda vectors: report(self._store(batch, vectors, write=True))
 
     @asynccontextmanager
     async def aobserve(self, batch: Batch) -> AsyncGenerator[OnVectors]:
-        """Surround a batch that is sent in a task."""
+        """Report a batch that is sent in a task."""
         if self._model.rate_limiter is not None:
             await self._model.rate_limiter.async_acquire()
         embeddings: Embeddings = []
         with _reported(self._model, batch.texts) as report:
-            yield lambda vectors: embeddings.extend(self._take(batch, vectors, write=False))
+            yield lambda vectors: embeddings.extend(self._store(batch, vectors, write=False))
             report(embeddings)
         if self.cache is not None:
             await self.cache.aput(zip(batch.texts, embeddings, strict=True))
 
-    def _take(self, batch: Batch, vectors: Sequence[Vector], *, write: bool) -> Embeddings:
+    def _store(self, batch: Batch, vectors: Sequence[Vector], *, write: bool) -> Embeddings:
         embeddings = [vector.tolist() for vector in vectors]
         with self._lock:
             for position, embedding in zip(batch.indices, embeddings, strict=True):
-                self._done[self.missing[position]] = embedding
+                self._embeddings[self.missing[position]] = embedding
             if write and self.cache is not None:
                 self.cache.put(zip(batch.texts, embeddings, strict=True))
             self.progress.advance(len(embeddings))
@@ -152,7 +151,7 @@ class _Call:
 
 
 class _Progress:
-    """A bar that counts texts; nothing unless it is asked for."""
+    """A progress bar that counts texts, or nothing."""
 
     def __init__(self, total: int, *, show: bool) -> None:
         bar = cast("Any", get_tqdm_iterable(range(total), show, "Generating embeddings"))
@@ -171,7 +170,7 @@ class _Progress:
 
 
 def _cache(model: Qwen3TritonEmbedding, input_type: InputType, fingerprint: str) -> EmbeddingCache:
-    # The fingerprint, not the address: the same model may move, and another one come to its place.
+    # The fingerprint, not the address: another model may be served at the same address later.
     identity: dict[str, Any] = {"fingerprint": fingerprint, "truncate": model.truncate}
     if input_type == "query":
         identity["instruction"] = model.instruction
@@ -181,7 +180,7 @@ def _cache(model: Qwen3TritonEmbedding, input_type: InputType, fingerprint: str)
 
 @contextmanager
 def _reported(model: Qwen3TritonEmbedding, texts: Sequence[str]) -> Generator[Report]:
-    """Tell observers of the start of a batch, and of its end or its error."""
+    """Report the start of a batch to observers, and its end or its error."""
     payload = model.to_payload()
     chunks = list(texts)
     _dispatcher.event(EmbeddingStartEvent(model_dict=payload))
@@ -198,7 +197,7 @@ def _reported(model: Qwen3TritonEmbedding, texts: Sequence[str]) -> Generator[Re
 
 @contextmanager
 def _renumbered(indices: Sequence[int]) -> Generator[None]:
-    """Make an error name texts as the caller counts them, those in the cache included."""
+    """Make an error count the texts as the caller does, including those from the cache."""
     try:
         yield
     except EmbeddingError as error:

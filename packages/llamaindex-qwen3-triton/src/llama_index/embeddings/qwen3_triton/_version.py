@@ -1,8 +1,0 @@
-"""The version of the installed distribution."""
-
-from importlib.metadata import PackageNotFoundError, version
-
-try:
-    __version__ = version("llama-index-embeddings-qwen3-triton")
-except PackageNotFoundError:  # running from a source tree that was never installed
-    __version__ = "0.0.0"
