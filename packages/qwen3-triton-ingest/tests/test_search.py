@@ -257,7 +257,7 @@ def test_options_out_of_range_are_named(
 
 
 def test_mistakes_are_told_plainly(library: Library) -> None:
-    with pytest.raises(TableError, match=r"there is no table public\.nowhere"):
+    with pytest.raises(TableError, match=r"There is no table public\.nowhere"):
         search(library.dsn, "nowhere", "x", mode="text", gateway=NOWHERE)
     with pytest.raises(FilterError, match="allowed are"):
         search(library.dsn, "manuals_own", "x", filter={"a": {"$x": 1}}, mode="text")

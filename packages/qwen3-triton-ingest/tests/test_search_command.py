@@ -91,7 +91,7 @@ def test_bad_usage_ends_with_2(library: Library, arguments: list[str], message: 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["x", "--table", "nowhere"], "there is no table public.nowhere"),
+        (["x", "--table", "nowhere"], "There is no table public.nowhere"),
         (["x", "--table", "manuals_own", "--filter", '{"a": {"$x": 1}}'], "'$x'; allowed are"),
         (["x", "--table", "manuals_own", "--candidates", "3"], "`candidates` is 3"),
         (["x", "--table", "manuals_own", "--weights", "0", "0"], "`weights` is"),

@@ -56,7 +56,7 @@ def test_all_of_it_is_undone_with_the_callers_transaction(database_url: str, nam
     with psycopg.connect(database_url) as connection:
         prepare_table(connection, name, "own", 8)
         connection.rollback()
-        with pytest.raises(TableError, match="pgvector is not enabled in database"):
+        with pytest.raises(TableError, match="pgvector is not enabled in the database"):
             find_table(connection, "chunks")
 
 
@@ -98,7 +98,7 @@ def test_doubled_nodes_are_named_with_the_sql_that_removes_the_older(connection:
         "INSERT INTO data_docs (text, node_id, embedding) VALUES "
         "('old', 'a', '[1,0]'), ('new', 'a', '[1,0]'), ('other', 'b', '[1,0]')"
     )
-    with pytest.raises(TableError, match="several rows") as caught:
+    with pytest.raises(TableError, match="Several rows") as caught:
         prepare_table(connection, "docs", "llamaindex", 2)
     cure = str(caught.value).partition("with: ")[2]
     connection.execute(cure.encode())
@@ -119,7 +119,7 @@ def test_other_dimensions_are_refused_with_the_ways_out(connection: Connection, 
 
 @pytest.mark.parametrize("dimensions", [0, -1, 16_001])
 def test_dimensions_that_no_column_has_are_refused(connection: Connection, dimensions: int):
-    with pytest.raises(TableError, match="allowed are 1 to 16000"):
+    with pytest.raises(TableError, match="it must be from 1 to 16000"):
         prepare_table(connection, "chunks", "own", dimensions)
 
 
@@ -134,7 +134,7 @@ def test_dimensions_that_no_column_has_are_refused(connection: Connection, dimen
         ),
         ("ALTER TABLE chunks ALTER COLUMN seq TYPE bigint", "seq is int8 instead of int4"),
         ("ALTER TABLE chunks ALTER COLUMN embedding TYPE vector", "vectors of any length"),
-        ("ALTER TABLE chunks ADD COLUMN tenant text NOT NULL", "demands values for tenant"),
+        ("ALTER TABLE chunks ADD COLUMN tenant text NOT NULL", "requires values for tenant"),
     ],
 )
 def test_a_table_of_another_shape_is_refused(connection: Connection, change: str, message: str):
@@ -171,7 +171,7 @@ def test_a_missing_table_is_named_in_every_way_it_was_looked_for(connection: Con
     prepare_table(connection, "other", "own", 8)
     with pytest.raises(TableError, match=r"no table public\.docs or public\.data_docs"):
         find_table(connection, "docs")
-    with pytest.raises(TableError, match=r"no table public\.data_other;"):
+    with pytest.raises(TableError, match=r"no table public\.data_other\."):
         find_table(connection, "other", "llamaindex")
 
 
@@ -231,7 +231,7 @@ def test_who_may_create_nothing_is_told_what_a_superuser_must_run(
     connection: Connection, user: str
 ):
     connection.execute(SQL("SET ROLE {}").format(Identifier(user)))
-    with pytest.raises(TableError, match="a superuser must run there: CREATE EXTENSION vector;"):
+    with pytest.raises(TableError, match="A superuser must run there: CREATE EXTENSION vector;"):
         prepare_table(connection, "chunks", "own", 8)
     connection.execute("RESET ROLE")
     connection.execute("CREATE EXTENSION vector")
@@ -252,16 +252,16 @@ def test_who_does_not_own_a_llamaindex_table_is_told_what_the_owner_must_run(
     role = Identifier(user)
     connection.execute(SQL("GRANT ALL ON data_docs, data_docs_id_seq TO {}").format(role))
     connection.execute(SQL("SET ROLE {}").format(role))
-    with pytest.raises(TableError, match="owner must run: CREATE UNIQUE INDEX"):
+    with pytest.raises(TableError, match="Its owner must run: CREATE UNIQUE INDEX"):
         prepare_table(connection, "docs", "llamaindex", 8)
 
 
 def test_a_missing_schema_is_named(connection: Connection):
-    with pytest.raises(TableError, match='run CREATE SCHEMA "away";'):
+    with pytest.raises(TableError, match='Run CREATE SCHEMA "away";'):
         prepare_table(connection, "away.chunks", "own", 8)
     connection.execute("SET search_path = nowhere")
     connection.execute("CREATE SCHEMA extensions")
-    with pytest.raises(TableError, match=r"write SCHEMA\.chunks"):
+    with pytest.raises(TableError, match=r"Write SCHEMA\.chunks"):
         prepare_table(connection, "chunks", "own", 8)
 
 

@@ -2,6 +2,77 @@
 
 from __future__ import annotations
 
+from typing import LiteralString
+
+from .layouts import LayoutName
+
+# tables.preparation, by layout: LangChain's as `PGEngine.init_vectorstore_table` of
+# langchain-postgres creates it, LlamaIndex's as `PGVectorStore(use_jsonb=True)` of
+# llama-index-vector-stores-postgres does.
+CREATE_TABLE: dict[LayoutName, LiteralString] = {
+    "own": """
+CREATE TABLE {table} (
+    id uuid PRIMARY KEY,
+    doc_id text NOT NULL,
+    seq integer NOT NULL,
+    content text NOT NULL,
+    metadata jsonb NOT NULL DEFAULT '{{}}',
+    embedding {vector_schema}.vector({dimensions}) NOT NULL
+);
+CREATE INDEX ON {table} (doc_id, seq)
+""",
+    "langchain": """
+CREATE TABLE {table} (
+    langchain_id uuid PRIMARY KEY,
+    content text NOT NULL,
+    embedding {vector_schema}.vector({dimensions}) NOT NULL,
+    langchain_metadata json
+)
+""",
+    "llamaindex": """
+CREATE TABLE {table} (
+    id bigserial NOT NULL PRIMARY KEY,
+    text varchar NOT NULL,
+    metadata_ jsonb,
+    node_id varchar,
+    embedding {vector_schema}.vector({dimensions})
+);
+CREATE INDEX {ref_doc_index} ON {table} ((metadata_ ->> 'ref_doc_id'))
+""",
+}
+
+# tables.preparation: a row if ON CONFLICT can use the column, which takes a valid, plain unique
+# index of this column alone over all rows.
+UNIQUE_INDEX = """
+SELECT 1
+FROM pg_index i
+JOIN pg_class c ON c.oid = i.indrelid
+JOIN pg_namespace n ON n.oid = c.relnamespace
+JOIN pg_attribute a ON a.attrelid = c.oid AND a.attnum = i.indkey[0]
+WHERE n.nspname = {} AND c.relname = {} AND a.attname = {} AND i.indnkeyatts = 1
+    AND i.indisunique AND i.indisvalid AND i.indimmediate
+    AND i.indpred IS NULL AND i.indexprs IS NULL
+"""
+
+# tables.catalog
+TABLE_COLUMNS = """
+SELECT a.attname::text, t.typname::text, n.nspname::text, a.atttypmod,
+    NOT a.attnotnull OR a.atthasdef OR a.attidentity <> '', a.attgenerated <> ''
+FROM pg_attribute a
+JOIN pg_type t ON t.oid = a.atttypid
+JOIN pg_namespace n ON n.oid = t.typnamespace
+WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped
+ORDER BY a.attnum
+"""
+
+# tables.catalog: sequences that column defaults draw from and this user may not use. Identities
+# need no right. CASE fixes the order, for the function fails for anything but a sequence.
+UNUSABLE_SEQUENCES = """
+SELECT s.relname::text FROM pg_depend d JOIN pg_class s ON s.oid = d.objid
+WHERE d.classid = 'pg_class'::regclass AND d.refobjid = %s AND d.deptype = 'a'
+    AND CASE s.relkind WHEN 'S' THEN NOT has_sequence_privilege(s.oid, 'USAGE') ELSE false END
+"""
+
 # ledger.documents: rows are locked in the same order everywhere, or workers could deadlock.
 MARK_UNCHANGED = """
 WITH met AS (
@@ -149,4 +220,15 @@ SELECT statement FROM (
     FROM old JOIN pg_class t ON t.oid = old.reltoastrelid, pg_options_to_table(t.reloptions)
 ) AS steps
 ORDER BY step
+"""
+
+# langchain.store and llamaindex.store, through SQLAlchemy: what `StagedTable.types` holds.
+COLUMN_TYPES = """
+SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), n.nspname::text
+FROM pg_attribute a
+JOIN pg_type t ON t.oid = a.atttypid
+JOIN pg_namespace n ON n.oid = t.typnamespace
+JOIN pg_class c ON c.oid = a.attrelid
+JOIN pg_namespace s ON s.oid = c.relnamespace
+WHERE s.nspname = :schema AND c.relname = :name AND a.attnum > 0 AND NOT a.attisdropped
 """

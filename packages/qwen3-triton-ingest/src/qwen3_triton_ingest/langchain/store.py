@@ -18,8 +18,9 @@ except ImportError as error:
     raise ImportError(msg) from error
 from sqlalchemy import text
 
+from ..queries import COLUMN_TYPES
 from ..rows.binary import as_float32
-from ..rows.staged import COLUMN_TYPES, StagedRow, StagedTable, is_autocommit, write_rows_async
+from ..rows.staged import StagedRow, StagedTable, is_autocommit, write_rows_async
 
 __all__ = ["BulkPGVectorStore"]
 

@@ -18,9 +18,9 @@ from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import TableError
+from ..queries import COLUMN_TYPES
 from ..rows.binary import as_float32
 from ..rows.staged import (
-    COLUMN_TYPES,
     StagedRow,
     StagedTable,
     is_autocommit,

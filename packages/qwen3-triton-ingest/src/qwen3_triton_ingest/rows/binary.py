@@ -1,4 +1,7 @@
-"""PostgreSQL's binary formats, packed by hand so that a vector never becomes Python numbers."""
+"""PostgreSQL's binary formats, packed by hand so that a vector never becomes Python numbers.
+
+Sources: section "Binary Format" of "COPY" in the PostgreSQL manual; `vector_recv` of pgvector.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import sys
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
+from uuid import UUID
 
 import orjson
 from psycopg import pq
@@ -27,7 +31,7 @@ _SWAPPED = sys.byteorder == "little"
 
 
 def as_float32(values: Iterable[float]) -> Vector:
-    """Return the values as a vector; one that is one already is taken as it is."""
+    """Return the values as a vector, without a copy if they are one already."""
     if isinstance(values, array):
         numbers: array[float] = values
         if numbers.typecode == "f":
@@ -36,15 +40,20 @@ def as_float32(values: Iterable[float]) -> Vector:
 
 
 def pack_vector(vector: Vector) -> bytes:
-    """Return the binary form of pgvector's `vector`: int16 length, int16 0, float32 values."""
+    """Return pgvector's binary format of `vector`: int16 length, int16 0, float32 values."""
     values = array("f", vector)
     if _SWAPPED:
         values.byteswap()
     return struct.pack("!hh", len(values), 0) + values.tobytes()
 
 
+def pack_id(table: Table, chunk_id: UUID) -> bytes:
+    """Return the binary format of an id in a table's type for it."""
+    return chunk_id.bytes if table.layout.id_type == "uuid" else str(chunk_id).encode()
+
+
 def pack_json(data: bytes, kind: str) -> bytes:
-    """Return the binary form of a `json` or `jsonb` value of this JSON text."""
+    """Return the binary format of a `json` or `jsonb` value of this JSON text."""
     return _JSONB_VERSION + data if kind == "jsonb" else data
 
 
@@ -52,7 +61,7 @@ def copy_stream(rows: Iterable[Sequence[bytes | None]]) -> Iterator[bytes]:
     """Yield what COPY ... (FORMAT binary) reads, in blocks of about 256 KiB.
 
     Args:
-        rows: Of each row the fields' binary forms; None is NULL.
+        rows: The binary fields of each row; None is NULL.
     """
     parts, size = [_HEADER], 0
     for fields in rows:
@@ -72,14 +81,14 @@ def copy_stream(rows: Iterable[Sequence[bytes | None]]) -> Iterator[bytes]:
 
 
 class Packed(bytes):
-    """Mark the binary form of a value; `PackedDumper` has to be registered for it."""
+    """A parameter in its binary format; `PackedDumper` must be registered for it."""
 
     def __repr__(self) -> str:
         return f"Packed({len(self)} bytes)"
 
 
 class PackedDumper(Dumper):
-    """Send it as it is: PostgreSQL knows the type from where the parameter stands."""
+    """Sends a parameter as it is: PostgreSQL infers its type from the statement."""
 
     format = pq.Format.BINARY
     oid = 0
@@ -88,8 +97,8 @@ class PackedDumper(Dumper):
         return obj
 
 
-# What LlamaIndex writes of a `TextNode` into `_node_content`, beside id, metadata and document;
-# `metadata_dict_to_node` of llama-index-core 0.14 reads it back.
+# What LlamaIndex writes to `_node_content` for a `TextNode`, in addition to id, metadata and
+# document; `metadata_dict_to_node` of llama-index-core 0.14 reads it back.
 _NODE: dict[str, Any] = {
     "embedding": None,
     "excluded_embed_metadata_keys": [],
@@ -109,8 +118,8 @@ _SOURCE_RELATIONSHIP, _DOCUMENT_TYPE = "1", "4"  # `NodeRelationship.SOURCE`, `O
 def column_types(table: Table) -> dict[str, str]:
     """Return the columns of a row in the order of `embedded_fields`, with their types.
 
-    The last is the embedding, sent as float32 even where the column holds half precision: Python
-    makes halves of Python floats only, PostgreSQL does it by itself on the way in.
+    The last is the embedding. It is sent as float32 even if the column has half precision:
+    PostgreSQL converts it faster than Python could.
     """
     layout = table.layout
     types = {layout.id: layout.id_type}
@@ -125,13 +134,21 @@ def column_types(table: Table) -> dict[str, str]:
 
 
 def embedded_fields(table: Table, embedded: EmbeddedChunk) -> list[bytes]:
-    """Return the binary forms of a row, in the order of `column_types`.
+    """Return the binary fields of a row, in the order of `column_types`.
 
-    Where the table has metadata columns, a JSON object of their values follows.
+    If the table has metadata columns, a JSON object of their values follows.
+
+    Raises:
+        ValueError: The table has vectors of other dimensions.
     """
     chunk = embedded.chunk
-    check_vector(table, embedded)
-    identity = [chunk.id.bytes if table.layout.id_type == "uuid" else str(chunk.id).encode()]
+    if len(embedded.vector) != table.dimensions:
+        msg = (
+            f"The vector of chunk {chunk.id} has {len(embedded.vector)} dimensions; {table} holds "
+            f"vectors of {table.dimensions}."
+        )
+        raise ValueError(msg)
+    identity = [pack_id(table, chunk.id)]
     if table.layout.name == "own":
         identity += [chunk.doc_id.encode(), chunk.seq.to_bytes(4, "big")]
     metadata, *columns = metadata_fields(table, chunk)
@@ -140,30 +157,20 @@ def embedded_fields(table: Table, embedded: EmbeddedChunk) -> list[bytes]:
 
 
 def metadata_fields(table: Table, chunk: Chunk) -> list[bytes]:
-    """Return the metadata's binary form, and that of the values of metadata columns if any."""
+    """Return the binary metadata, and that of the metadata columns if there are any."""
     metadata: dict[str, Any] = dict(chunk.metadata)
     columns: dict[str, Any] = {}
     if table.layout.name == "llamaindex":
         metadata = _node_metadata(chunk)
     elif table.layout.name == "langchain":
         metadata |= {"doc_id": chunk.doc_id, "seq": chunk.seq}
-        # As its `PGVectorStore` does: a value stands in its column or in the JSON, never in both.
-        # The document's id stays in the JSON as well, where the layout looks for it.
+        # As in its `PGVectorStore`, a value is in its column or in the JSON, never in both. But the
+        # document's id stays in the JSON too, where the layout looks for it.
         columns = {name: metadata[name] for name in table.metadata_columns if name in metadata}
         kept = table.layout.own_metadata_keys
         metadata = {k: v for k, v in metadata.items() if k in kept or k not in columns}
     packed = [pack_json(orjson.dumps(metadata), table.metadata_type)]
     return [*packed, orjson.dumps(columns)] if table.metadata_columns else packed
-
-
-def check_vector(table: Table, embedded: EmbeddedChunk) -> None:
-    """Make sure that the vector fits the column, before PostgreSQL refuses the whole batch."""
-    if len(embedded.vector) != table.dimensions:
-        msg = (
-            f"`vector` of chunk {embedded.chunk.id} has {len(embedded.vector)} dimensions; "
-            f"{table} holds vectors of {table.dimensions}"
-        )
-        raise ValueError(msg)
 
 
 def _node_metadata(chunk: Chunk) -> dict[str, Any]:

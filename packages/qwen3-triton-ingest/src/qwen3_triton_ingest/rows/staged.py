@@ -1,8 +1,8 @@
-"""Write rows through an SQLAlchemy connection, whatever its driver, in PostgreSQL's binary forms.
+"""Write rows through an SQLAlchemy connection, whatever its driver, in PostgreSQL's binary formats.
 
-What all drivers can do is pass the bytes of a binary COPY on: psycopg2 has no binary parameters
-at all, and asyncpg needs a codec for vectors that others on the same connection would notice. So
-rows are copied to a temporary table and merged from there, in the caller's transaction.
+All drivers can pass on the bytes of a binary COPY. psycopg2 has no binary parameters, and asyncpg
+would need a codec for vectors that other users of the same connection would notice. So rows are
+copied to a temporary table and merged from there, in the caller's transaction.
 """
 
 from __future__ import annotations
@@ -24,42 +24,26 @@ if TYPE_CHECKING:
     from sqlalchemy import Connection
     from sqlalchemy.ext.asyncio import AsyncConnection
 
-__all__ = [
-    "COLUMN_TYPES",
-    "StagedRow",
-    "StagedTable",
-    "is_autocommit",
-    "write_rows",
-    "write_rows_async",
-]
-
-COLUMN_TYPES = """
-    SELECT a.attname::text, format_type(a.atttypid, a.atttypmod), n.nspname::text
-    FROM pg_attribute a
-        JOIN pg_type t ON t.oid = a.atttypid
-        JOIN pg_namespace n ON n.oid = t.typnamespace
-        JOIN pg_class c ON c.oid = a.attrelid
-        JOIN pg_namespace s ON s.oid = c.relnamespace
-    WHERE s.nspname = :schema AND c.relname = :name AND a.attnum > 0 AND NOT a.attisdropped"""
-"""Query of what `StagedTable.types` holds, with the parameters `schema` and `name`."""
-
-_BATCH_ROWS = 1000  # some 5 MB, which the default `temp_buffers` of 8 MB hold
+_BATCH_ROWS = 1000  # about 5 MB, which fit into the default `temp_buffers` of 8 MB
 _STAGE = "qwen3_staged_rows"
 _STAGE_COLUMNS = ("id", "content", "metadata", "columns", "embedding")
-_LITERALLY = {"no_parameters": True}  # a percent sign in a name is no placeholder
+_LITERALLY = {"no_parameters": True}  # a percent sign in a name is not a placeholder
 
 
 @dataclass(frozen=True, slots=True)
 class StagedRow:
-    """Hold one row."""
+    """One row to write.
+
+    Attributes:
+        metadata: JSON text.
+        columns: JSON object of the values of the metadata columns.
+    """
 
     id: str
     content: str = field(repr=False)
     vector: Vector = field(repr=False)
     metadata: str | None = field(repr=False)
-    """JSON text."""
     columns: str | None = field(default=None, repr=False)
-    """JSON object of the values of the metadata columns."""
 
     def packed(self) -> list[bytes | None]:
         texts = (self.id, self.content, self.metadata, self.columns)
@@ -69,7 +53,11 @@ class StagedRow:
 
 @dataclass(frozen=True, slots=True)
 class StagedTable:
-    """Name the table and those of its columns that are written."""
+    """A table, and those of its columns that are written.
+
+    Attributes:
+        types: By column, its type as SQL and the schema of the type.
+    """
 
     schema: str
     name: str
@@ -78,7 +66,6 @@ class StagedTable:
     embedding: str
     metadata: str | None
     types: Mapping[str, tuple[str, str]]
-    """Type as SQL, and its schema, of each column."""
     metadata_columns: tuple[str, ...] = ()
     tsv_column: str | None = None
     tsv_config: str | None = None
@@ -93,7 +80,7 @@ class StagedTable:
         )
 
     def merge_stage(self) -> str:
-        """Return the statement that writes what was staged over the rows of the same ids."""
+        """Return the statement that moves the staged rows, replacing rows of the same ids."""
         values: dict[str, sql.Composable] = {
             self.id: self._cast("id", self.id),
             self.content: self._cast("content", self.content),
@@ -107,7 +94,7 @@ class StagedTable:
             text = sql.SQL("staged.content")
             values[self.tsv_column] = text_search_vector(self.tsv_config, text)
         table = sql.Identifier(self.schema, self.name)
-        # Makes of each JSON value what its column holds, arrays included.
+        # Converts each JSON value to the type of its column, arrays included.
         filled = ", json_populate_record(NULL::{}, staged.columns::json) AS filled"
         columns = [sql.Identifier(name) for name in values]
         return _text(
@@ -126,11 +113,11 @@ class StagedTable:
 
 
 def write_rows(connection: Connection, table: StagedTable, rows: Iterable[StagedRow]) -> None:
-    """Write rows over those of the same ids; of rows with one id the last wins.
+    """Write rows, replacing those of the same ids; if rows share an id, the last one wins.
 
     Args:
-        connection: In whose transaction it happens; over psycopg2 or psycopg.
-        table: Where to.
+        connection: In whose transaction it happens; with psycopg2 or psycopg.
+        table: The table to write to.
         rows: What to write.
     """
     driver = connection.connection.driver_connection
@@ -145,7 +132,7 @@ def write_rows(connection: Connection, table: StagedTable, rows: Iterable[Staged
 async def write_rows_async(
     connection: AsyncConnection, table: StagedTable, rows: Iterable[StagedRow]
 ) -> None:
-    """Write rows as `write_rows` does, over asyncpg or psycopg."""
+    """Write rows as `write_rows` does, with asyncpg or psycopg."""
     driver = (await connection.get_raw_connection()).driver_connection
     await connection.exec_driver_sql(table.create_stage(), execution_options=_LITERALLY)
     for number, batch in enumerate(_batches(rows)):
@@ -156,7 +143,7 @@ async def write_rows_async(
 
 
 def is_autocommit(pooled: Any) -> bool:
-    """Tell whether a pooled connection commits each statement, which drops what was staged."""
+    """Return whether a pooled connection commits each statement, which drops what was staged."""
     return bool(getattr(pooled.dbapi_connection, "autocommit", False))
 
 
@@ -184,7 +171,7 @@ def _copy(driver: Any, blocks: Iterator[bytes]) -> None:
 async def _copy_async(driver: Any, blocks: Iterator[bytes]) -> None:
     kind = _driver_name(driver)
     if kind == "asyncpg":
-        # A table is named here and not a statement: asyncpg writes the COPY itself.
+        # This takes a table and not a statement: asyncpg writes the COPY itself.
         await driver.copy_to_table(
             _STAGE,
             source=_asynchronous(blocks),
@@ -220,7 +207,7 @@ def _driver_name(driver: Any) -> str:
 
 
 def _unknown_driver(kind: str, allowed: str) -> str:
-    return f"the engine's driver is {kind}, which cannot copy rows here; connect with {allowed}"
+    return f"The engine's driver is {kind}, which cannot copy rows here. Connect with {allowed}."
 
 
 def _text(template: Any, *parts: sql.Composable) -> str:

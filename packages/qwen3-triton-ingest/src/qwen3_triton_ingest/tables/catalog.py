@@ -1,4 +1,4 @@
-"""What PostgreSQL's catalog knows of a table, and whose layout its columns have."""
+"""What PostgreSQL's catalog says about a table, and whose layout its columns have."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import cast
 
 from psycopg import sql
 
+from .. import queries
 from ..database import Connection
 from ..errors import TableError
 from ..layouts import (
@@ -24,20 +25,28 @@ from ..layouts import (
 
 _NAME_PART = r'(?:"(?:[^"]|"")+"|[^".]+)'
 _NAME = re.compile(rf"(?:({_NAME_PART})\.)?({_NAME_PART})")
+_TEXT, _JSON = ("text", "varchar"), ("json", "jsonb")
+_VECTOR = ("vector", "halfvec")
+# LangChain lets its users choose the type of the ids.
+_ID_TYPES = {"own": ("uuid",), "langchain": ("uuid", *_TEXT), "llamaindex": _TEXT}
 
 
 @dataclass(frozen=True, slots=True)
 class Relation:
-    """Name something in PostgreSQL that has columns."""
+    """Something in PostgreSQL that has columns.
+
+    Attributes:
+        kind: `r` for a table, `p` for a partitioned one; others cannot be filled.
+    """
 
     oid: int
     schema: str
     name: str
     kind: str
-    """`r` for a table, `p` for a partitioned one; others cannot be filled."""
 
     @property
     def identifier(self) -> sql.Identifier:
+        """Return the quoted, qualified name."""
         return sql.Identifier(self.schema, self.name)
 
     def __str__(self) -> str:
@@ -46,29 +55,33 @@ class Relation:
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """Describe a column."""
+    """A column of a relation.
+
+    Attributes:
+        type_modifier: For pgvector's types the dimensions, -1 if they were left open.
+        is_optional: Whether an INSERT may omit it: it is nullable or has a default or identity.
+        is_generated: Whether PostgreSQL computes it.
+    """
 
     name: str
     type: str
     type_schema: str
     type_modifier: int
-    """Of pgvector's types the dimensions, -1 where they were left open."""
-    fills_itself: bool
-    """Whether a row may leave it out: nullable, or with a default or an identity."""
-    generated: bool
+    is_optional: bool
+    is_generated: bool
 
 
 def split_name(name: str) -> tuple[str | None, str]:
-    """Divide `schema.table` or `table`; parts may be quoted as in SQL.
+    """Split `schema.table` or `table`; parts may be quoted as in SQL.
 
     Raises:
-        TableError: The name cannot be read or is too long.
+        TableError: The name cannot be parsed or is too long.
     """
     match = _NAME.fullmatch(name)
     if match is None or "\0" in name:
         msg = (
-            f"`table` is {name!r}; write TABLE or SCHEMA.TABLE, with double quotes around a part "
-            "that has a dot in it"
+            f"`table` is {name!r}. Write TABLE or SCHEMA.TABLE, with double quotes around a part "
+            "that contains a dot."
         )
         raise TableError(msg)
     parts = [
@@ -77,32 +90,24 @@ def split_name(name: str) -> tuple[str | None, str]:
     ]
     for part in parts:
         if part and len(part.encode()) > MAX_NAME_BYTES:
-            msg = f"`table` is {name!r}; PostgreSQL allows {MAX_NAME_BYTES} bytes for each part"
+            msg = f"`table` is {name!r}; PostgreSQL allows {MAX_NAME_BYTES} bytes for each part."
             raise TableError(msg)
     return parts[0], parts[1] or ""
 
 
 def find_relation(connection: Connection, schema: str, name: str) -> Relation | None:
-    """Look a table up by its exact name."""
-    query = """
-        SELECT c.oid::bigint, c.relkind::text
-        FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-        WHERE n.nspname = %s AND c.relname = %s"""
-    row = connection.execute(query, [schema, name]).fetchone()
+    """Look up a table by its exact name."""
+    row = connection.execute(
+        "SELECT c.oid::bigint, c.relkind::text FROM pg_class c "
+        "JOIN pg_namespace n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s",
+        [schema, name],
+    ).fetchone()
     return None if row is None else Relation(row[0], schema, name, row[1])
 
 
 def columns_of(connection: Connection, relation: Relation) -> dict[str, Column]:
     """Return the columns by name, in their order."""
-    query = """
-        SELECT a.attname::text, t.typname::text, n.nspname::text, a.atttypmod,
-            NOT a.attnotnull OR a.atthasdef OR a.attidentity <> '', a.attgenerated <> ''
-        FROM pg_attribute a
-            JOIN pg_type t ON t.oid = a.atttypid
-            JOIN pg_namespace n ON n.oid = t.typnamespace
-        WHERE a.attrelid = %s AND a.attnum > 0 AND NOT a.attisdropped
-        ORDER BY a.attnum"""
-    rows = connection.execute(query, [relation.oid])
+    rows = connection.execute(queries.TABLE_COLUMNS, [relation.oid])
     return {row[0]: Column(*row) for row in rows}
 
 
@@ -110,7 +115,7 @@ def missing_rights(connection: Connection, relation: Relation, rights: Sequence[
     """Return the GRANT statements that this user would need before using the table.
 
     Args:
-        connection: Of the user.
+        connection: The user's.
         relation: The table.
         rights: Such as `SELECT`.
     """
@@ -121,58 +126,48 @@ def missing_rights(connection: Connection, relation: Relation, rights: Sequence[
     query = "SELECT has_schema_privilege(oid, 'USAGE') FROM pg_namespace WHERE nspname = %s"
     if connection.execute(query, [relation.schema]).fetchone() == (False,):
         grants.append(f"GRANT USAGE ON SCHEMA {schema} TO {user};")
-    query = """
-        SELECT wanted FROM unnest(%s::text[]) AS wanted
-        WHERE NOT has_table_privilege(%s::oid, wanted)"""
+    query = (
+        "SELECT wanted FROM unnest(%s::text[]) AS wanted "
+        "WHERE NOT has_table_privilege(%s::oid, wanted)"
+    )
     missing = [row[0] for row in connection.execute(query, [list(rights), relation.oid])]
     if missing:
         grants.append(f"GRANT {', '.join(missing)} ON {table} TO {user};")
     if "INSERT" in rights:
-        # Those that defaults of its columns draw from; identities need no right.
-        query = """
-            SELECT s.relname::text FROM pg_depend d JOIN pg_class s ON s.oid = d.objid
-            WHERE d.classid = 'pg_class'::regclass AND d.refobjid = %s AND d.deptype = 'a'
-                AND CASE s.relkind  -- in this order, for the function fails for anything else
-                    WHEN 'S' THEN NOT has_sequence_privilege(s.oid, 'USAGE') ELSE false END"""
-        for row in connection.execute(query, [relation.oid]):
+        for row in connection.execute(queries.UNUSABLE_SEQUENCES, [relation.oid]):
             sequence = sql.Identifier(relation.schema, row[0]).as_string(connection)
             grants.append(f"GRANT USAGE ON SEQUENCE {sequence} TO {user};")
     return grants
 
 
 def current_user(connection: Connection) -> str:
-    """Return who the connection acts as."""
+    """Return the role that the connection acts as."""
     row = connection.execute("SELECT current_user").fetchone()
     return row[0] if row else ""
 
 
 def pgvector_version(connection: Connection) -> str | None:
-    """Return the version of the extension in this database, None where it was not created."""
-    row = connection.execute("SELECT extversion FROM pg_extension WHERE extname = 'vector'")
-    found = row.fetchone()
-    return found[0] if found else None
-
-
-_TEXT, _JSON = ("text", "varchar"), ("json", "jsonb")
-_VECTOR = ("vector", "halfvec")
-# LangChain lets its users choose the type of the ids.
-_ID_TYPES = {"own": ("uuid",), "langchain": ("uuid", *_TEXT), "llamaindex": _TEXT}
+    """Return the version of the extension in this database, None if it was not created."""
+    row = connection.execute(
+        "SELECT extversion FROM pg_extension WHERE extname = 'vector'"
+    ).fetchone()
+    return row[0] if row else None
 
 
 def detect_layout(relation: Relation, columns: Mapping[str, Column]) -> Layout:
-    """Return the layout all of whose columns are there.
+    """Return the layout whose columns the table has.
 
     Raises:
         TableError: There is none.
     """
-    # By what is missing, so that the message speaks of the layout that was meant.
+    # The layout with the fewest missing columns, so that the message is about the intended one.
     missing = {layout: _missing(layout, columns) for layout in LAYOUTS.values()}
     nearest = min(missing, key=lambda layout: len(missing[layout]))
     if missing[nearest]:
-        known = "; ".join(
+        reasons = "; ".join(
             f"{layout.name} lacks {', '.join(names)}" for layout, names in missing.items()
         )
-        msg = f"{relation} has the columns of no known layout ({known}); name another table"
+        msg = f"{relation} has the columns of no known layout ({reasons}). Name another table."
         raise TableError(msg)
     return nearest
 
@@ -185,8 +180,8 @@ def read_shape(
     Args:
         relation: Its name.
         columns: By name.
-        layout: Whose columns they must be.
-        writing: Whether rows will be written, so that no other column may demand a value.
+        layout: The layout whose columns it must have.
+        writing: Whether rows will be written, so that no other column may require a value.
 
     Raises:
         TableError: A column is missing, has another type or cannot be filled.
@@ -194,8 +189,8 @@ def read_shape(
     missing = _missing(layout, columns)
     if missing:
         msg = (
-            f"{relation} is no table of the layout {layout.name!r}: it has no column "
-            f"{', '.join(missing)}; choose another --layout or another table"
+            f"{relation} is not a table of the layout {layout.name!r}: it has no column "
+            f"{', '.join(missing)}. Choose another --layout or another table."
         )
         raise TableError(msg)
     expected = _expected_types(layout)
@@ -205,19 +200,18 @@ def read_shape(
         if columns[name].type not in types
     ]
     if wrong:
-        raise TableError(f"{relation} cannot be used: {'; '.join(wrong)}")
+        raise TableError(f"{relation} cannot be used: {'; '.join(wrong)}.")
     embedding = columns[layout.embedding]
     if embedding.type_modifier < 1:
         msg = (
-            f"{relation} holds vectors of any length; fix it with: ALTER TABLE {relation} "
-            f"ALTER COLUMN {layout.embedding} TYPE {embedding.type}(1024);"
+            f"{relation} holds vectors of any length. Fix their length with: ALTER TABLE "
+            f"{relation} ALTER COLUMN {layout.embedding} TYPE {embedding.type}(1024);"
         )
         raise TableError(msg)
-    others = {name: column for name, column in columns.items() if name not in expected}
-    tsv_column = _tsv_column(layout, others)
-    metadata_columns = _metadata_columns(layout, others)
+    others = [column for name, column in columns.items() if name not in expected]
+    tsv_column, metadata_columns = _langchain_columns(layout, others)
     if writing:
-        _check_others(relation, others, known={*metadata_columns, tsv_column})
+        _check_others(relation, others, filled={*metadata_columns, tsv_column})
     return Table(
         schema=relation.schema,
         name=relation.name,
@@ -249,33 +243,24 @@ def _missing(layout: Layout, columns: Mapping[str, Column]) -> list[str]:
     return [name for name in _expected_types(layout) if name not in columns]
 
 
-def _tsv_column(layout: Layout, others: Mapping[str, Column]) -> str | None:
-    # LlamaIndex' is generated by PostgreSQL itself.
+def _langchain_columns(
+    layout: Layout, others: Sequence[Column]
+) -> tuple[str | None, tuple[str, ...]]:
+    """Return LangChain's `tsvector` column and its metadata columns, which its store writes."""
     if layout.name != LANGCHAIN.name:
-        return None
-    for column in others.values():
-        if column.type == "tsvector" and not column.generated:
-            return column.name
-    return None
+        return None, ()
+    written = [column for column in others if not column.is_generated]
+    tsv_column = next((column.name for column in written if column.type == "tsvector"), None)
+    return tsv_column, tuple(column.name for column in written if column.type != "tsvector")
 
 
-def _metadata_columns(layout: Layout, others: Mapping[str, Column]) -> tuple[str, ...]:
-    if layout.name != LANGCHAIN.name:
-        return ()
-    return tuple(
+def _check_others(relation: Relation, others: Sequence[Column], filled: set[str | None]) -> None:
+    required = [
         column.name
-        for column in others.values()
-        if column.type != "tsvector" and not column.generated
-    )
-
-
-def _check_others(relation: Relation, others: Mapping[str, Column], known: set[str | None]) -> None:
-    demanding = [
-        column.name
-        for column in others.values()
-        if column.name not in known and not column.fills_itself and not column.generated
+        for column in others
+        if column.name not in filled and not column.is_optional and not column.is_generated
     ]
-    if demanding:
-        names = ", ".join(demanding)
-        msg = f"{relation} demands values for {names}; give these columns a default or drop them"
+    if required:
+        names = ", ".join(required)
+        msg = f"{relation} requires values for {names}. Give these columns a default or drop them."
         raise TableError(msg)
