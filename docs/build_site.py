@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 import yaml
 
-from qwen3_triton_gateway.cli import flag_name
+from qwen3_triton_gateway.cli import allowed_values, flag_name
 from qwen3_triton_gateway.cli import main as gateway_command
 from qwen3_triton_gateway.settings import Settings
 from qwen3_triton_ingest.cli import main as ingest_command
@@ -118,14 +118,19 @@ def _generate(match: re.Match[str]) -> str:
 
 def settings_table() -> str:
     """Return the settings of the gateway as a table, from their one declaration."""
-    rows = ["| variable | flag of `serve` | default | |", "|---|---|---|---|"]
+    rows = ["| variable | flag | default | allowed | |", "|---|---|---|---|---|"]
     for field in Settings.model_fields.values():
         variable = str(field.validation_alias)
         default = field.get_default(call_default_factory=True)
-        shown = "" if default in (None, [], (), {}, "") else f"`{default}`"
-        rows.append(
-            f"| `{variable}` | `{flag_name(variable)}` | {shown} | {_cell(field.description)} |"
-        )
+        number = isinstance(default, int | float)
+        cells = [
+            f"`{variable}`",
+            f"`{flag_name(variable)}`",
+            f"`{default:.10g}`" if number else f"`{default}`" if default else "",
+            _cell(allowed_values(field)),
+            _cell(field.description),
+        ]
+        rows.append(f"| {' | '.join(cells)} |")
     return "\n".join(rows)
 
 
