@@ -11,6 +11,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 PACKAGES := server $(wildcard packages/*)
 PYPROJECTS := $(addsuffix /pyproject.toml,$(PACKAGES))
+DISTRIBUTIONS := $(foreach folder,$(PACKAGES),$(shell sed -n 's/^name = "\(.*\)"/\1/p' $(folder)/pyproject.toml))
+EXTRAS := onnx files langchain llamaindex
 KEEP ?=
 BASELINE ?=
 ONLY ?=
@@ -28,6 +30,12 @@ help: ## Show this list
 
 # The environment
 
+# pip is the fallback for machines where only pip is configured with a package index.
+sync = $(BIN)/uv pip sync --quiet --python $(1)/bin/python --require-hashes $(2) \
+	|| $(1)/bin/python -m pip install --disable-pip-version-check --require-hashes -r $(2)
+editable = $(BIN)/uv pip install --quiet --python $(1)/bin/python --offline --no-sources --no-deps \
+	--no-build-isolation $(addprefix --editable ,$(2))
+
 .PHONY: install
 install: $(VENV)/.installed ## Set up .venv, and a real Triton if this machine can run one
 
@@ -37,38 +45,33 @@ $(VENV)/.installed: requirements/bootstrap.txt requirements/dev.txt $(PYPROJECTS
 	@$(PYTHON) -m venv $(VENV) || { echo "This Python cannot create virtual environments. On Debian: apt install python3-venv"; exit 1; }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/bootstrap.txt
 	@echo "==> Installing the locked packages"
-	@# pip is the fallback for machines where only pip is configured with a package index.
-	@$(BIN)/uv pip sync --quiet --python $(BIN)/python --require-hashes requirements/dev.txt \
-	|| $(BIN)/python -m pip install --disable-pip-version-check --require-hashes -r requirements/dev.txt
+	@$(call sync,$(VENV),requirements/dev.txt)
 	@echo "==> Installing this repository's distributions, editable"
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --offline --no-sources --no-deps --no-build-isolation \
-		$(addprefix --editable ,$(PACKAGES))
+	@$(call editable,$(VENV),$(PACKAGES))
 	@$(BIN)/qwen3-triton triton --prepare
 	@touch $@
 
+compile = $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes \
+	--custom-compile-command "make lock" $(addprefix --no-emit-package ,$(DISTRIBUTIONS))
+newest = $(compile) --universal --upgrade
+
 .PHONY: lock
 lock: ## Recompile the requirements files (versions and hashes, no registry address)
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
-		--custom-compile-command "make lock" requirements/bootstrap.in -o requirements/bootstrap.txt
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
-		--custom-compile-command "make lock" $(PYPROJECTS) --extra onnx --extra otel --extra files --extra dask \
-		--extra langchain --extra llamaindex requirements/dev.in \
-		$(addprefix --no-emit-package ,qwen3-triton-client qwen3-nano qwen3-triton-ingest qwen3-triton-gateway qwen3-triton-tools) -o requirements/dev.txt
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
-		--custom-compile-command "make lock" --no-sources --constraint requirements/dev.txt \
-		server/pyproject.toml --extra otel requirements/server.in -o requirements/server.txt
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
-		--custom-compile-command "make lock" --constraint requirements/server.txt \
-		server/pyproject.toml packages/qwen3-triton-tools/pyproject.toml --extra otel requirements/server.in \
-		$(addprefix --no-emit-package ,qwen3-triton-gateway qwen3-triton-tools) -o requirements/tools.txt
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
-		--custom-compile-command "make lock" --override requirements/parity-overrides.txt \
-		requirements/parity.in -o requirements/parity.txt
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
-		--custom-compile-command "make lock" requirements/bench-baseline.in -o requirements/bench-baseline.txt
-	$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --upgrade \
-		--custom-compile-command "make lock" --override requirements/parity-overrides.txt \
-		requirements/bench-infinity.in -o requirements/bench-infinity.txt
+	$(newest) requirements/bootstrap.in -o requirements/bootstrap.txt
+	$(newest) $(PYPROJECTS) $(addprefix --extra ,$(EXTRAS) otel dask) requirements/dev.in -o requirements/dev.txt
+	$(newest) --no-sources --constraint requirements/dev.txt server/pyproject.toml --extra otel \
+		requirements/server.in -o requirements/server.txt
+	$(newest) --constraint requirements/server.txt server/pyproject.toml packages/qwen3-triton-tools/pyproject.toml \
+		--extra otel requirements/server.in -o requirements/tools.txt
+	$(newest) --override requirements/parity-overrides.txt requirements/parity.in -o requirements/parity.txt
+	$(newest) requirements/bench-baseline.in -o requirements/bench-baseline.txt
+	$(newest) --override requirements/parity-overrides.txt requirements/bench-infinity.in \
+		-o requirements/bench-infinity.txt
+	@# The lowest versions that our metadata allows, then the test tools that work with them.
+	@mkdir -p build
+	$(compile) --resolution lowest-direct $(PYPROJECTS) $(addprefix --extra ,$(EXTRAS)) -o build/lowest.txt
+	$(compile) --no-annotate --constraint build/lowest.txt $(PYPROJECTS) $(addprefix --extra ,$(EXTRAS)) \
+		requirements/oldest.in -o requirements/oldest.txt
 
 .PHONY: openapi
 openapi: install ## Regenerate docs/openapi.json after an intended change of the interface
@@ -133,8 +136,23 @@ $(VENV)-parity/.installed: requirements/parity.txt packages/qwen3-nano/pyproject
 	@$(VENV)-parity/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	@$(VENV)-parity/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		--require-hashes -r requirements/parity.txt
-	@$(BIN)/uv pip install --quiet --python $(VENV)-parity/bin/python --offline --no-sources --no-deps --no-build-isolation \
-		--editable packages/qwen3-nano
+	@$(call editable,$(VENV)-parity,packages/qwen3-nano)
+	@touch $@
+
+# The tests of what runs inside of LangChain and LlamaIndex.
+INGEST_TESTS := packages/qwen3-triton-ingest/tests
+FRAMEWORK_TESTS := packages/langchain-qwen3-triton packages/llamaindex-qwen3-triton \
+	$(addprefix $(INGEST_TESTS)/,test_langchain_store.py test_llamaindex_store.py test_load_frameworks.py test_retrievers.py)
+
+.PHONY: oldest
+oldest: $(VENV)-oldest/.installed ## Test with the oldest LangChain and LlamaIndex that the metadata allows
+	@$(VENV)-oldest/bin/python -m pytest $(or $(ARGS),--numprocesses $(WORKERS) --dist worksteal) $(FRAMEWORK_TESTS)
+
+$(VENV)-oldest/.installed: requirements/oldest.txt $(PYPROJECTS) | $(VENV)/.installed
+	@echo "==> Creating $(VENV)-oldest with the lowest versions that the metadata allows"
+	@$(PYTHON) -m venv $(VENV)-oldest
+	@$(call sync,$(VENV)-oldest,requirements/oldest.txt)
+	@$(call editable,$(VENV)-oldest,$(PACKAGES))
 	@touch $@
 
 .PHONY: bench
