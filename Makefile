@@ -114,6 +114,7 @@ lint: install ## Check format, style, types and import contracts
 	@$(BIN)/ruff format --check .
 	@$(BIN)/ruff check .
 	@$(BIN)/pyright
+	@$(BIN)/python scripts/check_public_types.py
 	@$(BIN)/lint-imports
 
 .PHONY: check

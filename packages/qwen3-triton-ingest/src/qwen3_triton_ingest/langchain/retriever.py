@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from langchain_core.callbacks import (
     AsyncCallbackManagerForRetrieverRun,
@@ -49,7 +49,7 @@ class PostgresRetriever(BaseRetriever):
     """
 
     # A validation error would show its input, the password included.
-    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     dsn: SecretStr = Field(
         default_factory=secret_from_env("DATABASE_URL"), description="PostgreSQL's libpq URI."

@@ -13,9 +13,9 @@ from uuid import UUID, uuid4
 try:
     from langchain_core.documents import Document
     from langchain_postgres import PGVectorStore
-except ImportError as error:
+except ImportError as _error:
     msg = "`BulkPGVectorStore` needs LangChain: pip install 'qwen3-triton-ingest[langchain]'"
-    raise ImportError(msg) from error
+    raise ImportError(msg) from _error
 from sqlalchemy import text
 
 from ..queries import COLUMN_TYPES

@@ -11,9 +11,9 @@ try:
     from llama_index.core.schema import BaseNode, MetadataMode
     from llama_index.core.vector_stores.utils import node_to_metadata_dict
     from llama_index.vector_stores.postgres import PGVectorStore
-except ImportError as error:
+except ImportError as _error:
     msg = "`BulkPGVectorStore` needs LlamaIndex: pip install 'qwen3-triton-ingest[llamaindex]'"
-    raise ImportError(msg) from error
+    raise ImportError(msg) from _error
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import DBAPIError
 

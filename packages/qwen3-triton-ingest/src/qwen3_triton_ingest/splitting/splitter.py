@@ -47,7 +47,7 @@ class Splitter:
         self._libraries: dict[Markup, _Library] = {}
         if not options.chunk_tokens:
             self._tokenizer = ""
-            self.version = "whole"
+            self.version: str = "whole"
             """What decides where documents are cut; in the content hashes."""
             return
         if tokenizer_json is None:
