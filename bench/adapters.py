@@ -1,11 +1,11 @@
-"""The client and the adapters beside the adapters that people have, against one gateway.
+"""The client and the adapters compared with those in common use, against one gateway.
 
     python bench/adapters.py
     python bench/adapters.py --rounds 9 --markdown table.md
 
-Speed: as many documents through each, with the model at work, and with a gateway that answers
-from its cache, where nothing but the adapter is left. CPU: of this process, for the same call.
-Sides take turns within a round, and a row holds the median of the rounds' ratios.
+Speed: the same documents through each, with the model at work, and with a gateway that responds
+from its cache, which leaves only the adapter's own time. CPU: of this process, for the same call.
+Sides take turns within a round, and a row shows the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ DOCUMENTS = 5000
 WORDS = 12  # so that a round takes seconds with the nano model on two cores
 CACHE_BYTES = 500_000_000
 CPU_SIZES = (32, 256, DOCUMENTS)
-CPU_TEXTS = 5000  # of each size as many calls as make up these
+CPU_TEXTS = 5000  # for each size, as many calls as make up this number
 MIN_COSINE = 0.9999
 
-OURS_LANGCHAIN = "ours in LangChain"
-OURS_LLAMAINDEX = "ours in LlamaIndex"
+OURS_LANGCHAIN = "our LangChain adapter"
+OURS_LLAMAINDEX = "our LlamaIndex adapter"
 OURS_ARRAYS = "our client, float32 arrays"
 OPENAI = "LangChain OpenAIEmbeddings"
 
@@ -55,7 +55,7 @@ AsyncEmbed = Callable[[list[str]], Awaitable[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """One way of embedding documents, in both kinds of call."""
+    """One way to embed documents, sync and async."""
 
     name: str
     embed: Embed
@@ -63,7 +63,7 @@ class Face:
 
 
 def faces(url: str) -> list[Face]:
-    """Make every adapter that can speak to the gateway, with its own defaults."""
+    """Create every adapter that can talk to the gateway, with its own defaults."""
     model = qwen3_nano.MODEL_ID
     langchain = Qwen3TritonEmbeddings(base_url=url)
     llamaindex = Qwen3TritonEmbedding(base_url=url)
@@ -101,13 +101,13 @@ def faces(url: str) -> list[Face]:
 
 
 def short_documents() -> list[str]:
-    """Give documents of a sentence each, all different."""
+    """Return documents of one sentence each, all different."""
     words = [text.split()[:WORDS] for text in mixed_texts(DOCUMENTS)]
     return [f"{' '.join(each)} {number}" for number, each in enumerate(words)]
 
 
 def speed(url: str, what: str, runner: asyncio.Runner, rounds: int, *, warm: bool) -> list[Row]:
-    """Measure documents through every adapter, one after the other, round by round."""
+    """Time documents through every adapter, one after the other, round by round."""
     texts = short_documents()
     rows: list[Row] = []
     for kind in ("sync", "async"):
@@ -128,7 +128,7 @@ def speed(url: str, what: str, runner: asyncio.Runner, rounds: int, *, warm: boo
 
 
 def cpu(url: str, runner: asyncio.Runner, rounds: int) -> list[Row]:
-    """Measure the CPU of this process for the same call, beside LangChain's OpenAIEmbeddings."""
+    """Measure this process's CPU time for the same call, against LangChain's OpenAIEmbeddings."""
     documents = short_documents()
     rows: list[Row] = []
     for kind in ("sync", "async"):
@@ -147,7 +147,7 @@ def cpu(url: str, runner: asyncio.Runner, rounds: int) -> list[Row]:
                     used = (time.process_time() - began) / calls / size * 1e6
                     micros.setdefault(name, []).append(used)
             rows += [
-                _cpu_row(f"CPU a vector, {kind}, {size} texts a call", name, micros)
+                _cpu_row(f"CPU per vector, {kind}, {size} texts per call", name, micros)
                 for name in (OURS_LANGCHAIN, OURS_ARRAYS)
             ]
     return rows
@@ -170,10 +170,10 @@ def _vectors(answer: Any) -> Any:
 
 
 def _compare(vectors: Any, reference: Any, name: str) -> None:
-    """Make sure that what is compared did the same work."""
+    """Check that both sides returned the same vectors."""
     least = float((vectors * reference).sum(axis=1).min())
     if least < MIN_COSINE:
-        sys.exit(f"{name} gave other vectors: cosine {least:.4f}")
+        sys.exit(f"{name} returned other vectors: cosine {least:.4f}")
 
 
 def _speed_rows(what: str, kind: str, seconds: dict[str, list[float]]) -> list[Row]:
@@ -208,16 +208,18 @@ def _cpu_row(what: str, name: str, micros: dict[str, list[float]]) -> Row:
 
 
 @click.command()
-@click.option("--rounds", default=5, show_default=True, help="Rounds of each measurement.")
+@click.option("--rounds", default=5, show_default=True, help="Rounds per measurement.")
 @click.option(
     "--only",
     default="cpu,cached,model",
     show_default=True,
     help="Parts: cpu, cached (the adapters alone), model (the nano model at work).",
 )
-@click.option("--markdown", type=click.Path(path_type=Path), help="Write the table here as well.")
+@click.option(
+    "--markdown", type=click.Path(path_type=Path), help="Also write the table to this file."
+)
 def main(rounds: int, only: str, markdown: Path | None) -> None:
-    """Measure the client and the adapters, and print each result beside its target.
+    """Measure the client and the adapters, and print each result with its target.
 
     \b
     Examples:

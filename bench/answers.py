@@ -1,7 +1,7 @@
-"""What writing an answer of 256 vectors costs in CPU: base64, JSON, and the usual way.
+"""The CPU time of encoding a response of 256 vectors: base64, JSON, and the usual way.
 
-The usual way is the runbook's: `tolist()`, a pydantic response model, FastAPI's own JSON. Each is
-the code that serves it, run in this process, so that neither inference nor a network is counted.
+The usual way is the runbook's: `tolist()`, a pydantic response model, FastAPI's own JSON. Each runs
+the serving code in this process, so that neither inference nor a network is counted.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ REPEATS = 10
 
 
 class UsualResponse(BaseModel):
-    """The runbook's answer."""
+    """The runbook's response."""
 
     embeddings: list[list[float]]
     model: str
 
 
 def measure_answers() -> dict[str, float]:
-    """Give CPU seconds an answer, medians."""
+    """Return the median CPU seconds per response."""
     vectors = np.random.default_rng(1).normal(size=(VECTORS, DIMENSIONS)).astype(np.float32)
     usual = _usual_server(vectors)
     return {

@@ -1,4 +1,4 @@
-"""Another `/embed` server, given as the path of its `app.py`, in an environment of its own."""
+"""Another `/embed` server, given as the path of its `app.py`, in its own environment."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ START_SECONDS = 120.0
 def running_baseline(
     app: Path, *, triton_url: str, model: str, tokenizer_dir: Path
 ) -> Generator[str]:
-    """Serve `app` by uvicorn in front of a Triton and give its URL."""
+    """Serve `app` with uvicorn in front of a Triton, and yield its URL."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -62,4 +62,4 @@ def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
                 return
         except httpx2.TransportError:
             time.sleep(0.2)
-    raise RuntimeError(f"the baseline at {url} does not answer")
+    raise RuntimeError(f"The baseline at {url} does not respond.")

@@ -1,4 +1,4 @@
-"""The ceiling: the same texts tokenized beforehand, packed, and sent straight to Triton."""
+"""The ceiling: the same texts, tokenized in advance, batched, and sent straight to Triton."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Ceiling:
         await self._backend.close()
 
     def pack(self, texts: Sequence[str]) -> list[TokenBatch]:
-        """Pack all texts by length, as well as knowing all of them allows."""
+        """Batch all texts by length, with knowledge of all of them."""
         limits = BatchLimits(MAX_BATCH_SIZE, MAX_BATCH_TOKENS, MAX_LENGTH)
         left = sorted(self._tokenizer.encode(texts), key=lambda text: text.length)
         batches: list[TokenBatch] = []
@@ -51,7 +51,7 @@ class Ceiling:
         return self.pack(format_inputs([QUERY], input_type="query"))
 
     async def run(self, batches: Sequence[TokenBatch], window: int = 2) -> float:
-        """Run batches with `window` of them in flight and give the seconds."""
+        """Run batches with `window` of them in flight, and return the seconds."""
         slots = asyncio.Semaphore(window)
         began = time.perf_counter()
 

@@ -1,4 +1,4 @@
-"""Environments of what is measured beside the gateway, apart from ours and from each other."""
+"""Separate environments for what the gateway is compared with."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-# As for `make parity`: it finds a CPU build on machines that keep one for it.
+# As in `make parity`: installed separately, so that a CPU build can be found.
 TORCH = "torch==2.13.0"
 
 
 def environment_python(name: str) -> Path:
-    """Give the Python with `requirements/bench-NAME.txt` installed; make it where it is missing."""
+    """Return the Python with `requirements/bench-NAME.txt` installed; create it if missing."""
     folder = ROOT / f".venv-{name}"
     python, done = folder / "bin" / "python", folder / ".installed"
     if not done.exists():
@@ -28,6 +28,6 @@ def environment_python(name: str) -> Path:
 
 
 def parity_python() -> Path | None:
-    """Give the Python of `make parity`, which has torch and sentence-transformers, once made."""
+    """Return the Python of `make parity`, which has sentence-transformers, if it exists."""
     folder = ROOT / ".venv-parity"
     return folder / "bin" / "python" if (folder / ".installed").exists() else None

@@ -14,14 +14,14 @@ from qwen3_nano.graph import build_graph
 from qwen3_nano.weights import NanoLayer, NanoWeights, Quantized, load_weights
 
 MODEL_NAME = "heavy"
-# config.json of Qwen/Qwen3-Embedding-0.6B, but for the number of layers: what two cores bear.
+# config.json of Qwen/Qwen3-Embedding-0.6B, with as many layers as two cores can handle.
 HIDDEN_SIZE, QUERY_HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE_SIZE = 1024, 16, 8, 128, 3072
 LAYERS = 3
 INITIALIZER_RANGE = 0.02
 
 
 def write_heavy_model(folder: Path) -> Path:
-    """Write `model.onnx`, `config.json` and the nano model's tokenizer, and give the folder."""
+    """Write `model.onnx`, `config.json` and the nano model's tokenizer, and return the folder."""
     nano_dir = qwen3_nano.model_dir()
     nano = load_weights(nano_dir / "model.onnx")
     random = np.random.default_rng(3)

@@ -4,9 +4,9 @@
     PYTHONPATH=tests/support:examples python bench/ingest_load.py --texts 5000 --rounds 5
     PYTHONPATH=tests/support:examples python bench/ingest_load.py --only stream --rows 1000000
 
-The gateway runs the nano model in its own process, without its cache. Beside the loader stands
-the client by itself, given the same texts: what the gateway can do. PostgreSQL writes to disk as
-in production. The million comes from Parquet with vectors computed before, in a process of its own.
+The gateway runs the nano model in its own process, without a cache. The loader is compared with
+the client alone, given the same texts, which shows what the gateway can do. PostgreSQL writes to
+disk as in production. The million rows come from Parquet files with vectors, in another process.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ BUSY_TARGET = 0.9
 MEMORY_TARGET_MIB = 500
 GROUP_ROWS = 5000
 HEADER = ("", "the loader", "beside it")
-# Prints the peak of this process by itself: the child's `ru_maxrss` would inherit the parent's.
+# Prints its own peak memory: `ru_maxrss` of a child would inherit the parent's.
 PEAK = """
 import sys
 from qwen3_triton_ingest.cli import main
@@ -70,7 +70,7 @@ finally:
 
 @contextmanager
 def sampled(url: str, shares: list[float]) -> Generator[None]:
-    """Add the share of the time in which the gateway had a batch at the model."""
+    """Append the share of time in which the gateway had a batch at the model."""
     stopped, seen = threading.Event(), list[bool]()
 
     def sample() -> None:
@@ -100,7 +100,7 @@ def write_texts(folder: Path, texts: list[str]) -> None:
 
 
 def end_to_end(texts: int, rounds: int) -> list[Row]:
-    """Load texts, and embed the same by the client alone, in turn."""
+    """Load texts and embed the same texts with the client alone, in turn."""
     ratios, busy, busy_alone = list[float](), list[float](), list[float]()
     rates, alone, again = list[float](), list[float](), list[float]()
     with (
@@ -137,7 +137,7 @@ def end_to_end(texts: int, rounds: int) -> list[Row]:
     share, share_alone = statistics.median(busy), statistics.median(busy_alone)
     return [
         Row(
-            "the gateway has a batch at the model",
+            "share of time with a batch at the model",
             f"{share:.1%} of the time",
             f"the client alone: {share_alone:.1%}",
             spread(busy, 3),
@@ -152,12 +152,18 @@ def end_to_end(texts: int, rounds: int) -> list[Row]:
             f"at least {BUSY_TARGET}",
             statistics.median(ratios) >= BUSY_TARGET,
         ),
-        Row("the same again, unchanged", "nothing embedded", "", f"{spread(again)} s", "seconds"),
+        Row(
+            "the same again, nothing changed",
+            "nothing embedded",
+            "",
+            f"{spread(again)} s",
+            "seconds",
+        ),
     ]
 
 
 def write_vectors(path: Path, rows: int) -> None:
-    """Write rows of a short text and a vector of norm 1, some thousand at a time."""
+    """Write rows of a short text and a vector of norm 1, a few thousand at a time."""
     random = np.random.default_rng(7)
     schema = pa.schema(
         [
@@ -181,7 +187,7 @@ def write_vectors(path: Path, rows: int) -> None:
 
 
 def stream(rows: int) -> list[Row]:
-    """Load many rows in a process of its own, and read its peak of memory."""
+    """Load many rows in a separate process, and read its peak memory."""
     with (
         tempfile.TemporaryDirectory() as folder,
         embedded_postgres(0, durable=True, settings=SETTINGS) as dsn,
@@ -206,7 +212,7 @@ def stream(rows: int) -> list[Row]:
     peak = int(kib[1]) / 1024
     return [
         Row(
-            f"{rows:,} chunks with vectors at hand",
+            f"{rows:,} chunks with precomputed vectors",
             f"{rows / seconds:,.0f} rows/s",
             "",
             f"peak {peak:.0f} MiB resident",
@@ -217,11 +223,13 @@ def stream(rows: int) -> list[Row]:
 
 
 @click.command()
-@click.option("--texts", default=4000, show_default=True, help="Texts of each end-to-end round.")
+@click.option("--texts", default=4000, show_default=True, help="Texts per end-to-end round.")
 @click.option("--rounds", default=3, show_default=True)
 @click.option("--rows", default=100_000, show_default=True, help="Rows of the stream.")
 @click.option("--only", type=click.Choice(["end-to-end", "stream"]))
-@click.option("--markdown", type=click.Path(path_type=Path), help="Write the table there too.")
+@click.option(
+    "--markdown", type=click.Path(path_type=Path), help="Also write the table to this file."
+)
 def main(texts: int, rounds: int, rows: int, only: str | None, markdown: Path | None) -> None:
     """Measure the loader end to end."""
     table: list[Row] = []

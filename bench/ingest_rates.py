@@ -1,11 +1,11 @@
-"""Rows a second into PostgreSQL: the loader and the drop-in stores beside the frameworks' own.
+"""Rows per second into PostgreSQL: the loader and its stores against the frameworks' own.
 
     PYTHONPATH=tests/support:examples python bench/ingest_rates.py
     PYTHONPATH=tests/support:examples python bench/ingest_rates.py --rows 5000 --rounds 5
 
-Vectors are at hand: the nano model's, of the texts' first words. A row has 1 KB of text, metadata
-and 1024 float32. PostgreSQL writes to disk as in production. Sides take turns within a round, each
-on an empty table, its commit included; a row holds the median of the rounds' ratios.
+Vectors are precomputed by the nano model from each text's first words. A row has 1 KB of text,
+metadata and 1024 float32. PostgreSQL writes to disk as in production. Sides take turns within a
+round, each on an empty table, including the commit; a row shows the median of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -42,13 +42,13 @@ from demo.embedded_postgres import embedded_postgres
 from qwen3_triton_ingest.database import Connection
 
 SETTINGS = {"shared_buffers": "1GB", "max_wal_size": "4GB"}
-NEW, AGAIN = "new rows", "rows that are there"
+NEW, AGAIN = "new rows", "existing rows"
 
 Rates = dict[tuple[str, str], list[float]]
 
 
 def without_index(connection: Connection, sides: list[Side], rounds: int) -> Rates:
-    """Measure every side on an empty table, and over the rows that it wrote."""
+    """Measure every side on an empty table, and again over the rows that it wrote."""
     rates: Rates = {}
     for number in track(range(rounds), "without a vector index"):
         for side in sides:
@@ -62,7 +62,7 @@ def without_index(connection: Connection, sides: list[Side], rounds: int) -> Rat
 
 
 def with_index(connection: Connection, sides: list[Side], rounds: int, count: int) -> Rates:
-    """Measure every side on a table that has rows and an HNSW index of their vectors."""
+    """Measure every side on a table with rows and an HNSW index."""
     for side in {side.table: side for side in sides}.values():
         connection.execute(f"TRUNCATE {side.table}".encode())
         connection.commit()
@@ -79,7 +79,7 @@ def with_index(connection: Connection, sides: list[Side], rounds: int, count: in
 
 
 def compare(rates: Rates, pairs: Sequence[tuple[str, str, str, str, float | None]]) -> list[Row]:
-    """Put rates beside each other: what, ours, theirs, the kind of rows, the target."""
+    """Build rows from pairs of rates: what, ours, theirs, the kind of rows, the target."""
     rows: list[Row] = []
     for what, ours, theirs, kind, target in pairs:
         mine, other = rates[ours, kind], rates[theirs, kind]
@@ -98,7 +98,7 @@ def compare(rates: Rates, pairs: Sequence[tuple[str, str, str, str, float | None
 
 
 def plain_pairs() -> list[tuple[str, str, str, str, float | None]]:
-    """List what is compared without an index, with the targets."""
+    """List the comparisons without an index, with their targets."""
     pairs: list[tuple[str, str, str, str, float | None]] = []
     for layout in LAYOUTS:
         for theirs, fresh, upsert in ((LANGCHAIN, 30, 20), (LLAMAINDEX, 12, 8)):
@@ -113,7 +113,7 @@ def plain_pairs() -> list[tuple[str, str, str, str, float | None]]:
 
 
 def indexed_pairs() -> list[tuple[str, str, str, str, float | None]]:
-    """List what is compared with an index, where the index is the limit for all."""
+    """List the comparisons with an index, which is the bottleneck for all."""
     what = "new rows, with an HNSW index"
     return [
         (what, "upsert, langchain table", LANGCHAIN, NEW, None),
@@ -131,11 +131,13 @@ def _rate(side: Side, rows: list[Any]) -> float:
 
 
 @click.command()
-@click.option("--rows", default=3000, show_default=True, help="Rows of each measurement.")
-@click.option("--rounds", default=5, show_default=True, help="Rounds of each measurement.")
-@click.option("--markdown", type=click.Path(path_type=Path), help="Write the table here as well.")
+@click.option("--rows", default=3000, show_default=True, help="Rows per measurement.")
+@click.option("--rounds", default=5, show_default=True, help="Rounds per measurement.")
+@click.option(
+    "--markdown", type=click.Path(path_type=Path), help="Also write the table to this file."
+)
 def main(rows: int, rounds: int, markdown: Path | None) -> None:
-    """Measure the loader and the stores, and print each result beside its target.
+    """Measure the loader and the stores, and print each result with its target.
 
     \b
     Examples:

@@ -3,9 +3,9 @@
     python bench/ingest_recall.py
     python bench/ingest_recall.py --documents 50000 --markdown recall.md --plot docs/recall.svg
 
-Docstrings of the installed Python modules are the documents, embedded by the nano model; summaries
-of docstrings that are not among them are the questions. Recall is the part of the exact ten
-nearest that a search returns. Random vectors would say nothing: they have no neighbourhoods.
+The documents are docstrings of the installed Python modules, embedded by the nano model; the
+questions are summaries of other docstrings. Recall is the share of the exact ten nearest neighbors
+that a search returns. Random vectors would be meaningless: they have no neighborhoods.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from qwen3_triton_ingest.rows.binary import copy_stream, pack_vector
 K = 10
 EF_SEARCH = (10, 20, 40, 100, 200, 400)
 DEFAULT_EF_SEARCH, MIN_RECALL = 100, 0.95
-MIN_EXACT_RECALL = 0.995  # numpy and pgvector may order equals differently
+MIN_EXACT_RECALL = 0.995  # numpy and pgvector may order ties differently
 PERCENTS = (1, 10, 50)
 WARM_UP = 30
 SETTINGS = {"shared_buffers": "1GB", "max_wal_size": "4GB"}
@@ -53,7 +53,7 @@ Ids = npt.NDArray[np.int64]
 
 
 def fill(connection: psycopg.Connection[Any], corpus: Corpus) -> None:
-    """Write the vectors into a table of each kind of column; `part` is for filters."""
+    """Write the vectors to a table for each type of column; `part` is for filters."""
     connection.execute("CREATE EXTENSION vector")
     parts = np.random.default_rng(3).integers(0, 100, len(corpus.texts))
     for table, kind in (("full_precision", "vector"), ("half_precision", "halfvec")):
@@ -80,12 +80,12 @@ def _fields(vectors: Matrix, parts: Ids) -> Iterator[tuple[bytes, bytes, bytes]]
 
 
 def truth(vectors: Matrix, questions: Matrix) -> Ids:
-    """Return the exact ten nearest of each question, by numpy."""
+    """Compute the exact ten nearest neighbors of each question with numpy."""
     return np.argsort(-(questions @ vectors.T), axis=1, kind="stable")[:, :K]
 
 
 def build(dsn: str, choice: Choice) -> tuple[float, int]:
-    """Build a choice's index as the loader does. Returns seconds and bytes."""
+    """Build an index as the loader does, and return its seconds and bytes."""
     assert choice.index is not None
     table = Table("public", choice.table, LAYOUTS["own"], 1024)
     statement = BuildStatement(
@@ -108,7 +108,7 @@ def search(
     ef_search: int,
     where: LiteralString = "",
 ) -> Point:
-    """Ask every question once, one after the other, and compare with the exact answers."""
+    """Run every question once, one after the other, and compare with the exact results."""
     settings = f"SET hnsw.ef_search = {ef_search}"
     connection.execute(sql.SQL(settings))  # pyright: ignore[reportArgumentType] - a number
     query = sql.SQL(choice.query).format(table=sql.Identifier(choice.table), where=sql.SQL(where))
@@ -129,7 +129,7 @@ def search(
 
 
 class _Packed(bytes):
-    """A vector in PostgreSQL's binary form."""
+    """A vector in PostgreSQL's binary format."""
 
 
 def _register(connection: psycopg.Connection[Any]) -> None:
@@ -148,7 +148,7 @@ def _register(connection: psycopg.Connection[Any]) -> None:
 
 
 def measure(dsn: str, corpus: Corpus) -> tuple[list[Row], list[Point]]:
-    """Try every choice, and the default one with filters."""
+    """Measure every choice, and the default one with filters."""
     rows: list[Row] = []
     points: list[Point] = []
     expected = truth(corpus.vectors, corpus.questions)
@@ -157,7 +157,9 @@ def measure(dsn: str, corpus: Corpus) -> tuple[list[Row], list[Point]]:
         _register(connection)
         exact = search(connection, EXACT, corpus.questions[:100], expected[:100], ef_search=40)
         if exact.recall < MIN_EXACT_RECALL:
-            sys.exit(f"exact search found {exact.recall:.3f} of the nearest: the bench is wrong")
+            sys.exit(
+                f"The exact search has a recall of {exact.recall:.3f}, so the benchmark is wrong."
+            )
         rows.append(Row("exact", f"{exact.recall:.3f}", exact.latency, ""))
         sizes: dict[str, int] = {}
         for choice in CHOICES[1:]:
@@ -186,7 +188,7 @@ def measure(dsn: str, corpus: Corpus) -> tuple[list[Row], list[Point]]:
 
 
 def filtered(connection: psycopg.Connection[Any], corpus: Corpus) -> list[Row]:
-    """Measure the default choice with filters that let a part of the rows through."""
+    """Measure the default choice with filters that select a part of the rows."""
     rows: list[Row] = []
     parts = np.random.default_rng(3).integers(0, 100, len(corpus.texts))
     for percent in track(PERCENTS, "Filters"):
@@ -228,21 +230,27 @@ def _row(point: Point, exact: Point, choice: Choice) -> Row:
 
 
 @click.command()
-@click.option("--documents", default=30_000, show_default=True, help="Rows of the table.")
-@click.option("--questions", default=400, show_default=True, help="Searches of each kind.")
+@click.option("--documents", default=30_000, show_default=True, help="Rows in the table.")
+@click.option("--questions", default=400, show_default=True, help="Searches per measurement.")
 @click.option(
     "--cache",
     type=click.Path(path_type=Path, file_okay=False),
     default=Path(tempfile.gettempdir()) / "qwen3-triton-bench",
     show_default=True,
-    help="Folder for the vectors, which take most of the time.",
+    help="Folder to cache the vectors in, which take most of the time.",
 )
-@click.option("--markdown", type=click.Path(path_type=Path), help="Write the table here as well.")
-@click.option("--plot", type=click.Path(path_type=Path), help="Write recall over latency, as SVG.")
+@click.option(
+    "--markdown", type=click.Path(path_type=Path), help="Also write the table to this file."
+)
+@click.option(
+    "--plot",
+    type=click.Path(path_type=Path),
+    help="Write a plot of recall over latency to this SVG file.",
+)
 def main(
     documents: int, questions: int, cache: Path, markdown: Path | None, plot: Path | None
 ) -> None:
-    """Measure the index choices on real text, and print each result beside its target.
+    """Measure the index choices on real text, and print each result with its target.
 
     \b
     Examples:

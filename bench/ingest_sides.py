@@ -1,4 +1,4 @@
-"""The ways of writing rows that `ingest_rates.py` puts beside each other, and what they write."""
+"""The ways of writing rows that `ingest_rates.py` compares, and the rows."""
 
 from __future__ import annotations
 
@@ -33,21 +33,21 @@ OUR_LANGCHAIN, OUR_LLAMAINDEX = "our store for LangChain", "our store for LlamaI
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """One way of writing."""
+    """One way of writing rows."""
 
     name: str
     table: str
     prepare: Callable[[int], list[Any]]
-    """Makes all rows with ids of this number, in the form that the side takes them in."""
+    """Builds all rows with ids from this number, in the format that this side takes."""
     write: Callable[[list[Any]], object]
-    """Writes rows and commits."""
+    """Writes rows and commits them."""
     overwrites: bool = True
-    """Whether it can write rows that are there already."""
+    """Whether it can write existing rows."""
 
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Hold texts of 1 KB and their vectors in every form that a side takes them in."""
+    """Texts of 1 KB and their vectors, in every format that a side takes."""
 
     texts: list[str]
     vectors: list[Vector]
@@ -55,7 +55,7 @@ class Corpus:
     metadatas: list[dict[str, Any]]
 
     def ids(self, number: int) -> list[uuid.UUID]:
-        # Random ones, as in production: B-trees are slower to fill with them.
+        # Random, as in production: B-trees fill more slowly with random ids.
         return [uuid.uuid5(uuid.NAMESPACE_URL, f"{number}/{i}") for i in range(len(self.texts))]
 
     def chunks(self, number: int) -> list[EmbeddedChunk]:
@@ -74,7 +74,7 @@ class Corpus:
 
 
 def make_corpus(rows: int) -> Corpus:
-    """Cut texts of 1 KB and embed their beginnings with the nano model."""
+    """Cut texts of 1 KB, and embed their first words with the nano model."""
     words = iter(" ".join(mixed_texts(rows * 4)).split())
     texts: list[str] = []
     for _ in range(rows):
@@ -92,7 +92,7 @@ def make_corpus(rows: int) -> Corpus:
 
 
 def loader_sides(connection: Connection, corpus: Corpus) -> list[Side]:
-    """Make the loader's two ways of writing, for each layout."""
+    """Create the loader's two ways of writing, for each layout."""
     sides: list[Side] = []
     for layout in LAYOUTS:
         table = prepare_table(connection, f"loader_{layout}", layout, DIMENSIONS)
@@ -109,7 +109,7 @@ def loader_sides(connection: Connection, corpus: Corpus) -> list[Side]:
 
 
 def langchain_sides(engine: PGEngine, corpus: Corpus) -> list[Side]:
-    """Make LangChain's store and ours in front of the same kind of table."""
+    """Create LangChain's store and ours, on the same kind of table."""
 
     def prepare(number: int) -> list[Any]:
         ids = [str(each) for each in corpus.ids(number)]
@@ -130,7 +130,7 @@ def langchain_sides(engine: PGEngine, corpus: Corpus) -> list[Side]:
 
 
 def llamaindex_sides(uri: str, corpus: Corpus) -> list[Side]:
-    """Make LlamaIndex' store and ours in front of the same kind of table."""
+    """Create LlamaIndex's store and ours, on the same kind of table."""
     sides: list[Side] = []
     for name, kind in ((LLAMAINDEX, LlamaIndexStore), (OUR_LLAMAINDEX, BulkLlamaIndex)):
         table = "ours" if kind is BulkLlamaIndex else "theirs"
@@ -147,5 +147,5 @@ def llamaindex_sides(uri: str, corpus: Corpus) -> list[Side]:
 
 
 def sqlalchemy_url(uri: str, driver: str) -> str:
-    """Return a libpq URI as SQLAlchemy's, for a driver."""
+    """Convert a libpq URI to SQLAlchemy's, for a driver."""
     return uri.replace("postgresql://", f"postgresql+{driver}://")

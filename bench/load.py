@@ -1,6 +1,6 @@
-"""A load generator for `POST /embed`: callers that wait for answers, and queries that do not.
+"""A load generator for `POST /embed`: callers that wait for responses, and queries that do not.
 
-Against any running gateway, by hand:
+Run it against any gateway:
 
     python bench/load.py --clients 8 --texts-per-request 8 --seconds 30
     python bench/load.py --url http://gpu-box:8101 --texts-per-request 256 --query-rate 20
@@ -28,7 +28,7 @@ TIMEOUT_SECONDS = 300.0
 
 @dataclass
 class Report:
-    """What one lane of a load saw."""
+    """The results of one lane of a load."""
 
     texts: int = 0
     wall_seconds: float = 0.0
@@ -44,7 +44,7 @@ class Report:
 
 
 class LoadClient:
-    """One session to one gateway."""
+    """A session with a gateway."""
 
     def __init__(self, url: str, api_key: str | None = None) -> None:
         headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
@@ -59,7 +59,7 @@ class LoadClient:
         await self._session.close()
 
     async def embed(self, texts: list[str], report: Report, **fields: str) -> None:
-        """Send one request and note what came of it."""
+        """Send one request and record its result."""
         began = time.perf_counter()
         async with self._session.post("/embed", json={"texts": texts} | fields) as answer:
             await answer.read()
@@ -68,7 +68,7 @@ class LoadClient:
         report.texts += len(texts) if answer.status == 200 else 0
 
     async def post_texts(self, texts: list[str]) -> str:
-        """Embed texts and give the answer's body."""
+        """Embed texts and return the response's body."""
         async with self._session.post("/embed", json={"texts": texts}) as answer:
             return await answer.text()
 
@@ -80,7 +80,7 @@ class LoadClient:
 async def closed_loop(
     client: LoadClient, requests: Iterable[list[str]], callers: int, **fields: str
 ) -> Report:
-    """Let callers take requests from one list, each sending its next when its last is answered."""
+    """Let callers take requests from one list; each sends its next one after a response."""
     report, left = Report(), iter(requests)
     began = time.perf_counter()
 
@@ -94,7 +94,7 @@ async def closed_loop(
 
 
 async def open_loop(client: LoadClient, rate: float, seconds: float) -> Report:
-    """Send queries as they come: Poisson arrivals at `rate` a second, whatever is still waiting."""
+    """Send queries as Poisson arrivals at `rate` per second, whatever is still waiting."""
     report, random = Report(), np.random.default_rng(5)
     began = time.perf_counter()
     async with asyncio.TaskGroup() as group:
@@ -111,17 +111,17 @@ async def open_loop(client: LoadClient, rate: float, seconds: float) -> Report:
 
 
 def until(seconds: float, requests: list[list[str]]) -> Iterable[list[str]]:
-    """Give requests over and over for so long."""
+    """Repeat requests for so many seconds."""
     end = time.perf_counter() + seconds
     return itertools.takewhile(lambda _: time.perf_counter() < end, itertools.cycle(requests))
 
 
 @click.command()
 @click.option("--url", default="http://localhost:8101", show_default=True)
-@click.option("--api-key", envvar="QWEN3_TRITON_API_KEY", help="Where the gateway wants one.")
-@click.option("--clients", default=8, show_default=True, help="Callers of documents.")
+@click.option("--api-key", envvar="QWEN3_TRITON_API_KEY", help="If the gateway requires one.")
+@click.option("--clients", default=8, show_default=True, help="Callers that send documents.")
 @click.option("--texts-per-request", default=8, show_default=True)
-@click.option("--query-rate", default=0.0, help="Queries a second, sent beside; 0 sends none.")
+@click.option("--query-rate", default=0.0, help="Queries per second at the same time; 0 for none.")
 @click.option("--seconds", default=30.0, show_default=True)
 def main(
     *,
@@ -132,7 +132,7 @@ def main(
     query_rate: float,
     seconds: float,
 ) -> None:
-    """Load a running gateway with documents of mixed lengths, and queries beside them.
+    """Load a running gateway with documents of mixed lengths, and queries at the same time.
 
     \b
     Examples:

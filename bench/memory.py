@@ -1,11 +1,11 @@
 """Resident memory of a gateway over minutes of mixed load: does it stay flat?
 
-    python bench/memory.py                       # ten minutes after two of warming up
+    python bench/memory.py                       # ten minutes, after two of warm-up
     python bench/memory.py --minutes 60
 
-The load is what a gateway meets in a bad hour: documents of mixed lengths in requests of 8, 256 and
-2,048, as floats and as base64, queries beside them, requests that are refused, callers that hang
-up, and a full cache.
+The load resembles a bad hour: documents of mixed lengths in requests of 8, 256 and 2,048, as floats
+and as base64, with queries at the same time, rejected requests, callers that disconnect, and a full
+cache.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ import qwen3_nano
 from gateway_process import running_gateway, triton_flags
 from qwen3_triton_tools.local_triton import LocalTriton
 
-# Fills within the warm-up and is turned over from then on.
+# Full after the warm-up, and replaced continuously from then on.
 CACHE_BYTES = 4_000_000
 SAMPLE_SECONDS = 1.0
 HANG_UP_SECONDS = 0.05
@@ -47,7 +47,7 @@ def resident_mib(pid: int) -> float:
 
 
 async def refused(url: str, seconds: float) -> None:
-    """Send what the gateway refuses, and requests whose caller hangs up."""
+    """Send requests that the gateway rejects, and requests whose caller disconnects."""
     end = time.perf_counter() + seconds
     long = mixed_texts(64, seed=1)
     impatient = aiohttp.ClientTimeout(HANG_UP_SECONDS)
@@ -67,8 +67,8 @@ async def refused(url: str, seconds: float) -> None:
 
 
 async def mixed_load(url: str, seconds: float) -> list[Report]:
-    """Load a gateway from every side."""
-    # Texts that differ from round to round, so that the cache turns over.
+    """Load a gateway with requests of all kinds."""
+    # Texts that differ from round to round, so that the cache is replaced.
     rounds = [mixed_texts(4096, seed=seed) for seed in range(5)]
     texts = list(itertools.chain.from_iterable(rounds))
     async with LoadClient(url) as client:
@@ -94,7 +94,7 @@ async def watch(pid: int, seconds: float) -> list[float]:
 
 
 async def measure(url: str, pid: int, minutes: int, warm_minutes: int) -> None:
-    """Load, watch, and print the median of every minute."""
+    """Load and watch a gateway, and print the median of every minute."""
     seconds = (minutes + warm_minutes) * 60.0
     reports, samples = await asyncio.gather(mixed_load(url, seconds), watch(pid, seconds))
     per_minute = len(samples) // (minutes + warm_minutes)
@@ -106,7 +106,7 @@ async def measure(url: str, pid: int, minutes: int, warm_minutes: int) -> None:
     for minute, median in enumerate(medians, 1):
         bar = "█" * round(BAR_WIDTH * median / max(medians))
         table.add_row(
-            f"{minute}{' (warming up)' if minute <= warm_minutes else ''}", f"{median:.1f}", bar
+            f"{minute}{' (warm-up)' if minute <= warm_minutes else ''}", f"{median:.1f}", bar
         )
     console = Console()
     console.print(machine())
@@ -114,12 +114,12 @@ async def measure(url: str, pid: int, minutes: int, warm_minutes: int) -> None:
     growth = medians[-1] / medians[warm_minutes] - 1
     texts = sum(report.texts for report in reports)
     console.print(f"{growth:+.1%} from the first measured minute to the last; target: under +5 %.")
-    console.print(f"{texts:,} texts answered; peak {max(samples):.1f} MiB.")
+    console.print(f"{texts:,} texts embedded; peak {max(samples):.1f} MiB.")
 
 
 @click.command()
-@click.option("--minutes", default=10, show_default=True, help="Minutes that count.")
-@click.option("--warm-minutes", default=2, show_default=True, help="Minutes before them.")
+@click.option("--minutes", default=10, show_default=True, help="Minutes to measure.")
+@click.option("--warm-minutes", default=2, show_default=True, help="Minutes of warm-up.")
 def main(minutes: int, warm_minutes: int) -> None:
     """Load a gateway in front of a local Triton and print its memory, minute by minute."""
     with (

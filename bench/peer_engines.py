@@ -1,6 +1,6 @@
-"""Texts a second of sentence-transformers and of infinity, in-process, on weights of ours.
+"""Texts per second of sentence-transformers and infinity, in-process, on our weights.
 
-`peers.py` starts this in environments that have them, since neither shares one with the gateway:
+`peers.py` runs this in environments that have them, separate from the gateway's:
 
     python bench/peer_engines.py checkpoint MODEL_DIR FOLDER    # needs torch and transformers
     python bench/peer_engines.py sentence-transformers FOLDER TEXTS.json
@@ -32,7 +32,7 @@ Embed = Callable[[list[str]], Awaitable[Any]]
 
 
 def write_checkpoint(model_dir: Path, folder: Path) -> None:
-    """Write weights as sentence-transformers 4 to 6 reads them, pooled at the last token."""
+    """Write weights in the format of sentence-transformers 4 to 6, with last-token pooling."""
     sys.path.append(str(TRAINING))
     import reference
     from transformers import PreTrainedTokenizerFast
@@ -45,7 +45,7 @@ def write_checkpoint(model_dir: Path, folder: Path) -> None:
         padding_side="left",
     )
     tokenizer.save_pretrained(folder)
-    # transformers 4 knows one tokenizer class and one place of the rotary base; 5 knows others.
+    # transformers 4 and 5 differ in the tokenizer class and in where the rotary base is.
     named = {"tokenizer_class": "PreTrainedTokenizerFast", "model_max_length": MAX_LENGTH}
     _update(folder / "tokenizer_config.json", named)
     _update(folder / "config.json", json.loads((model_dir / "config.json").read_text()))
@@ -70,7 +70,7 @@ def _update(path: Path, values: dict[str, Any]) -> None:
 
 
 async def sentence_transformers(folder: Path, texts: list[str]) -> dict[str, Any]:
-    """Encode as its users do: one call, which sorts by length and batches."""
+    """Encode as its users do: in one call, which sorts by length and batches."""
     from sentence_transformers import SentenceTransformer
 
     model = SentenceTransformer(str(folder), device="cpu")
@@ -82,7 +82,7 @@ async def sentence_transformers(folder: Path, texts: list[str]) -> dict[str, Any
 
 
 async def infinity(folder: Path, texts: list[str]) -> dict[str, Any]:
-    """Embed by infinity's engine, which sorts and batches by itself."""
+    """Embed with infinity's engine, which sorts and batches by itself."""
     from infinity_emb import AsyncEmbeddingEngine, EngineArgs
 
     arguments = EngineArgs(
@@ -119,7 +119,7 @@ ENGINES = {"sentence-transformers": sentence_transformers, "infinity": infinity}
 
 
 def main() -> None:
-    """Do what the first argument says."""
+    """Run the step named by the first argument."""
     what, folder, other = sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3])
     if what == "checkpoint":
         write_checkpoint(folder, other)

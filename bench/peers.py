@@ -1,4 +1,4 @@
-"""Other embedders on the gateway's weights, in environments of their own."""
+"""Other embedding engines on the gateway's weights, in their own environments."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ SCRIPT = Path(__file__).with_name("peer_engines.py")
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """What one of them did: the rate of every round, and the first text's vector."""
+    """The results of one of them: the rate of every round, and the first text's vector."""
 
     texts_per_second: list[float]
     first: list[float]
 
 
 def measure_peers(model_dir: Path, texts: Sequence[str]) -> dict[str, Peer]:
-    """Let sentence-transformers and infinity embed the texts, one after the other.
+    """Embed the texts with sentence-transformers and infinity, one after the other.
 
     Raises:
-        RuntimeError: the environment of the parity tests was never made.
+        RuntimeError: The environment of the parity tests does not exist.
     """
     parity = parity_python()
     if parity is None:
-        msg = "Comparing with sentence-transformers takes its environment: run `make parity` first."
+        msg = "sentence-transformers is not installed for the comparison: run `make parity` first."
         raise RuntimeError(msg)
     pythons = {"sentence-transformers": parity, "infinity": environment_python("infinity")}
     with tempfile.TemporaryDirectory() as name:

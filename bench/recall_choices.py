@@ -1,4 +1,4 @@
-"""The index choices that are measured, and the queries that they serve."""
+"""The index choices to measure, and the queries that use them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["CHOICES", "EXACT", "HALF", "Choice"]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One way of finding neighbours: the table, the index, and the query that it serves."""
+    """One way to find neighbors: the table, the index, and the query that uses it."""
 
     name: str
     table: LiteralString
@@ -46,7 +46,7 @@ CHOICES = (
         2,
     ),
     Choice(
-        "HNSW, bits, and 100 of them ranked anew",
+        "HNSW, bits, the best 100 reranked",
         "full_precision",
         "hnsw ((binary_quantize(embedding)::bit(1024)) bit_hamming_ops)" + _WITH,
         "WITH q AS MATERIALIZED (SELECT %s::vector AS v), near AS MATERIALIZED (SELECT id, "

@@ -1,4 +1,4 @@
-"""Real text, and questions that are not in it: what installed Python modules say of themselves."""
+"""Real text, and questions that do not occur in it: docstrings of installed Python modules."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ Matrix = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Corpus:
-    """Hold documents and questions with their vectors, float32 of norm 1."""
+    """Documents and questions with their vectors, float32 of norm 1."""
 
     texts: list[str]
     vectors: Matrix
     """Of shape (documents, dimensions)."""
     questions: Matrix
-    """Of shape (questions, dimensions); no document has the text or the summary of one."""
+    """Of shape (questions, dimensions); no document contains the text or summary of one."""
 
 
 def embedded_corpus(documents: int, questions: int, cache: Path) -> Corpus:
-    """Return so many docstrings as documents, and the summaries of others as questions.
+    """Return docstrings as documents, and the summaries of other docstrings as questions.
 
-    Vectors are the nano model's, and are kept in `cache` for the next time.
+    The nano model computes the vectors, which are cached in `cache`.
     """
     held_out, texts = _divide(docstrings(cache), documents, questions)
     with running_gateway() as gateway, EmbeddingClient(gateway.url) as client:
@@ -57,7 +57,7 @@ def embedded_corpus(documents: int, questions: int, cache: Path) -> Corpus:
 
 
 def docstrings(cache: Path) -> list[str]:
-    """Return the docstrings of all installed modules, each once, in the order of their files."""
+    """Return the distinct docstrings of all installed modules, in the order of their files."""
     roots = [Path(sysconfig.get_path(name)) for name in ("stdlib", "purelib")]
     files = sorted({path for root in roots for path in root.rglob("*.py")})
     sizes = "\n".join(f"{path} {path.stat().st_size}" for path in files)
@@ -66,21 +66,21 @@ def docstrings(cache: Path) -> list[str]:
         found: dict[str, None] = {}
         for path in track(files, "Reading docstrings"):
             found.update(dict.fromkeys(_docstrings_of(path)))
-        # A docstring may hold half a surrogate pair, which no file of UTF-8 can.
+        # A docstring may contain a lone surrogate, which UTF-8 cannot encode.
         clean = [text.encode("utf-8", "replace").decode() for text in found]
         saved.write_text(json.dumps(clean), encoding="utf-8")
     return json.loads(saved.read_text(encoding="utf-8"))
 
 
 def summary(text: str) -> str:
-    """Return what a docstring says in its first paragraph."""
+    """Return the first paragraph of a docstring."""
     return " ".join(text.partition("\n\n")[0].split())
 
 
 def _docstrings_of(path: Path) -> Iterator[str]:
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of other people's escape sequences
+            warnings.simplefilter("ignore")  # about invalid escape sequences in their code
             tree = ast.parse(path.read_bytes())
     except (SyntaxError, ValueError, RecursionError):
         return
@@ -92,7 +92,7 @@ def _docstrings_of(path: Path) -> Iterator[str]:
 
 
 def _divide(texts: list[str], documents: int, questions: int) -> tuple[list[str], list[str]]:
-    """Take the questions out, with every text that begins like one of them."""
+    """Split off the questions, and drop every text that begins like one of them."""
     shuffled = list(texts)
     random.Random(SEED).shuffle(shuffled)
     held_out: dict[str, None] = {}
@@ -103,7 +103,7 @@ def _divide(texts: list[str], documents: int, questions: int) -> tuple[list[str]
             held_out.setdefault(summary(text))
     rest = [text for text in shuffled if summary(text) not in held_out][:documents]
     if len(rest) < documents:
-        raise SystemExit(f"There are {len(rest)} texts only: ask for as many --documents or fewer")
+        raise SystemExit(f"There are only {len(rest)} texts: use --documents {len(rest)} or fewer.")
     return list(held_out), rest
 
 

@@ -1,4 +1,4 @@
-"""What was measured of an index choice, and the plot of it."""
+"""The measurements of an index choice, and their plot."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["Point", "write_plot"]
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """What one choice gave with one `ef_search`."""
+    """The measurements of one choice with one `ef_search`."""
 
     choice: str
     ef_search: int
     recall: float
     returned: float
-    """Rows of a search, on average."""
+    """Rows that a search returned, on average."""
     milliseconds: list[float]
 
     @property
@@ -36,7 +36,7 @@ class Point:
 
 
 def write_plot(points: Sequence[Point], path: Path, documents: int) -> None:
-    """Draw recall over median latency as SVG; equal points give an equal file."""
+    """Plot recall over median latency as SVG; equal points give an equal file."""
     import matplotlib as mpl
 
     mpl.use("svg")

@@ -1,10 +1,10 @@
-"""How fast readiness follows Triton, under load: killed, paused, and back again.
+"""How fast readiness follows when Triton is killed or paused under load, and when it returns.
 
     python bench/recovery.py            # five rounds of each
     python bench/recovery.py --rounds 2
 
-A request every tenth of a second goes on meanwhile; every answer is counted by its status, and
-every vector compared with the first.
+A request is sent every 0.1 s all the time; responses are counted by status, and every vector is
+compared with the first.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ MIN_COSINE = 0.99999
 
 @dataclass
 class Load:
-    """Requests that go on whatever happens, and what became of them."""
+    """Requests that continue whatever happens, and their results."""
 
     url: str
     expected: np.ndarray
@@ -73,7 +73,7 @@ class Load:
 
 
 def seconds_until(condition: Callable[[], bool]) -> float:
-    """Poll until `condition` holds and say how long it took."""
+    """Poll until `condition` holds, and return how long it took."""
     began = time.perf_counter()
     while not condition():
         if time.perf_counter() - began > PATIENCE_SECONDS:
@@ -83,7 +83,7 @@ def seconds_until(condition: Callable[[], bool]) -> float:
 
 
 def kill(triton: LocalTriton, gateway: GatewayProcess) -> tuple[float, float]:
-    """Kill Triton and start it again; seconds to not ready, and to ready once it answers."""
+    """Kill Triton and restart it; return seconds to not ready, and to ready once it responds."""
     os.kill(triton.pid, signal.SIGKILL)
     lost = seconds_until(lambda: not gateway.is_ready())
     seconds_until(lambda: triton.poll() is not None)
@@ -93,7 +93,7 @@ def kill(triton: LocalTriton, gateway: GatewayProcess) -> tuple[float, float]:
 
 
 def pause(triton: LocalTriton, gateway: GatewayProcess) -> tuple[float, float]:
-    """Pause Triton and let it go on; seconds to not ready, and to ready again."""
+    """Pause and resume Triton; return seconds to not ready, and to ready again."""
     os.kill(triton.pid, signal.SIGSTOP)
     try:
         lost = seconds_until(lambda: not gateway.is_ready())
@@ -103,11 +103,13 @@ def pause(triton: LocalTriton, gateway: GatewayProcess) -> tuple[float, float]:
 
 
 @click.command()
-@click.option("--rounds", default=5, show_default=True, help="Times that each is broken.")
+@click.option("--rounds", default=5, show_default=True, help="Rounds per failure.")
 def main(rounds: int) -> None:
-    """Break a local Triton under load and print how fast readiness follows."""
+    """Disrupt a local Triton under load, and print how fast readiness follows."""
     console = Console()
-    table = Table("", "not ready after", "ready again after", "worst", "statuses", "wrong vectors")
+    table = Table(
+        "", "not ready after", "ready after its return", "worst", "statuses", "wrong vectors"
+    )
     with LocalTriton(
         model_dir=qwen3_nano.model_dir(), model_name=qwen3_nano.MODEL_ID, max_batch_size=8
     ) as triton:

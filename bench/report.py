@@ -1,4 +1,4 @@
-"""Rows with a target beside what was measured, on a terminal and as Markdown."""
+"""Rows of measurements and targets, on a terminal and as Markdown."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from qwen3_triton_gateway import __version__
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One comparison: both sides in words, the ratio or difference, and the target for it."""
+    """One comparison: both sides in words, the ratio or difference, and its target."""
 
     what: str
     ours: str
@@ -34,7 +34,7 @@ class Row:
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
-    """Write a median with the range beside it."""
+    """Format a median with its range."""
     low, middle, high = min(values), statistics.median(values), max(values)
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
@@ -52,7 +52,7 @@ def show(rows: Sequence[Row], console: Console, header: Sequence[str] = SIDES) -
 
 
 def write_markdown(rows: Sequence[Row], path: Path, header: Sequence[str] = SIDES) -> None:
-    """Write the rows with the machine and the commit."""
+    """Write the rows as Markdown, with the machine and the commit."""
     titles = (*header, *RESULT)
     lines = [
         machine(),
@@ -67,7 +67,7 @@ def write_markdown(rows: Sequence[Row], path: Path, header: Sequence[str] = SIDE
 
 
 def machine() -> str:
-    """Say on what, and of which commit, this was measured."""
+    """Describe the machine and the commit of a measurement."""
     cpu = next(
         (
             line.partition(": ")[2].strip()

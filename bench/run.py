@@ -1,10 +1,10 @@
-"""The gateway beside what it is measured against, in one run on the same local Triton and model.
+"""The gateway and what it is compared with, in one run on the same local Triton and model.
 
-    make bench                                   # without another gateway to compare with
+    make bench                                   # without another gateway
     make bench BASELINE=path/to/app.py           # any server of POST /embed, one caller at a time
     make bench ONLY=lone,answers ROUNDS=9
 
-Rounds alternate between the sides and medians are reported, since machines drift: read the ratios.
+Rounds alternate between the sides, and medians are reported. Machines drift, so read the ratios.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ import qwen3_nano
 from gateway_process import running_gateway, triton_flags
 from qwen3_triton_tools.local_triton import LocalTriton
 
-# Sizes by what a round of each takes on two cores: some five to ten seconds.
+# Sizes so that each round takes five to ten seconds on two cores.
 NANO_TEXTS, HEAVY_TEXTS, LARGE_TEXTS = 512, 128, 2048
 CLIENTS, TEXTS_PER_REQUEST = 8, 8
 QUERIES = 60
 QUERY_RATE = 3.0
 LANE_SECONDS = 12.0
-# Float32 by two runtimes; what differs is the order of summation.
+# Both compute in float32, with different orders of summation.
 MIN_COSINE = 0.9999
 
 
 @dataclass(frozen=True, slots=True)
 class Stack:
-    """A Triton, the gateway in front of it, and what else is measured on it."""
+    """A Triton, the gateway in front of it, and what else runs on it."""
 
     model: str
     model_dir: Path
@@ -64,7 +64,7 @@ class Stack:
 
 
 async def documents(stack: Stack, count: int, target: float) -> list[Row]:
-    """Measure documents: 8 callers here, one there, the ceiling beside."""
+    """Measure documents: 8 callers of the gateway, one of the baseline, and the ceiling."""
     texts = mixed_texts(count)
     requests = chunks(texts, TEXTS_PER_REQUEST)
     ours: list[float] = []
@@ -90,7 +90,7 @@ async def documents(stack: Stack, count: int, target: float) -> list[Row]:
 
 
 async def large_requests(stack: Stack) -> list[Row]:
-    """Measure requests of 256 and of 2,048 texts beside the ceiling."""
+    """Measure requests of 256 and of 2,048 texts against the ceiling."""
     rows: list[Row] = []
     for size, count in ((256, 512), (2048, LARGE_TEXTS)):
         texts = mixed_texts(count)
@@ -108,7 +108,7 @@ async def large_requests(stack: Stack) -> list[Row]:
 
 
 async def lone_query(stack: Stack) -> list[Row]:
-    """Measure a query on an idle gateway beside the same call to Triton."""
+    """Measure a query on an idle gateway against the same call to Triton."""
     rows: list[Row] = []
     for url in (stack.triton.grpc_url, stack.triton.http_url):
         with running_gateway(*triton_flags(url, stack.model)) as gateway:
@@ -137,17 +137,17 @@ async def _lone_query(url: str, client: LoadClient, ceiling: Ceiling, rounds: in
     pairs = list(zip(p50["gateway"], p50["triton"], strict=True))[1:]
     more = [gateway - triton for gateway, triton in pairs]
     return Row(
-        f"nano: a lone short query over {url.partition(':')[0]}, p50",
+        f"nano: a single short query over {url.partition(':')[0]}, p50",
         f"{statistics.median(p50['gateway'][1:]):.1f} ms",
         f"straight to Triton: {statistics.median(p50['triton'][1:]):.1f} ms",
-        f"+{spread(more, 1)} ms, of it {statistics.median(p50['client']):.1f} ms the client's own",
+        f"+{spread(more, 1)} ms, {statistics.median(p50['client']):.1f} ms of it in the client",
         "at most +3 ms",
         statistics.median(more) <= 3,
     )
 
 
 async def _medians_ms(*calls: Callable[[], Awaitable[None]]) -> dict[str, float]:
-    """Take turns, so that each call meets the machine in the same state."""
+    """Take turns, so that each call finds the machine in the same state."""
     times: dict[str, list[float]] = {name: [] for name in ("gateway", "triton", "client")}
     for _ in range(QUERIES):
         for name, call in zip(times, calls, strict=True):
@@ -158,7 +158,7 @@ async def _medians_ms(*calls: Callable[[], Awaitable[None]]) -> dict[str, float]
 
 
 async def lanes(stack: Stack) -> list[Row]:
-    """Measure queries beside a bulk load that fills the queue, and what they cost it."""
+    """Measure queries during a bulk load that fills the queue, and what they cost it."""
     requests = chunks(mixed_texts(LARGE_TEXTS), 256)
     alone: list[float] = []
     beside: list[float] = []
@@ -181,7 +181,7 @@ async def lanes(stack: Stack) -> list[Row]:
     kept = [with_ / without for with_, without in zip(beside, alone, strict=True)]
     return [
         Row(
-            f"{stack.model}: queries beside a full queue, {QUERY_RATE:g} a second",
+            f"{stack.model}: queries during a bulk load, {QUERY_RATE:g} a second",
             f"p50 {queries.percentile_ms(50):.0f} ms, p99 {p99:.0f} ms, "
             f"{len(queries.latencies_seconds)} queries",
             f"a document batch takes {service:.0f} ms",
@@ -190,7 +190,7 @@ async def lanes(stack: Stack) -> list[Row]:
             p99 <= 3 * service,
         ),
         Row(
-            f"{stack.model}: the bulk load beside those queries",
+            f"{stack.model}: the bulk load during those queries",
             f"{statistics.median(beside):.0f} texts/s",
             f"without queries: {statistics.median(alone):.0f} texts/s",
             spread(kept),
@@ -214,7 +214,7 @@ async def _document_batches(client: LoadClient) -> tuple[float, float]:
 
 
 async def peers(stack: Stack) -> list[Row]:
-    """Measure the gateway without Triton beside others on the same weights, in-process as well."""
+    """Measure the gateway without Triton against other in-process engines on the same weights."""
     texts = mixed_texts(HEAVY_TEXTS)
     requests = chunks(texts, TEXTS_PER_REQUEST)
     ours: list[float] = []
@@ -226,7 +226,7 @@ async def peers(stack: Stack) -> list[Row]:
             vector = json.loads(await client.post_texts(texts[:1]))["embeddings"][0]
     rows: list[Row] = []
     for name, peer in measure_peers(stack.model_dir, texts).items():
-        # The same model, or the comparison is none.
+        # Without equal vectors, there is nothing to compare.
         assert np.dot(vector, peer.first) > MIN_COSINE
         rate = statistics.median(peer.texts_per_second)
         rows.append(
@@ -241,13 +241,13 @@ async def peers(stack: Stack) -> list[Row]:
 
 
 async def answers(_: Stack) -> list[Row]:
-    """Measure the CPU of writing 256 vectors."""
+    """Measure the CPU time of encoding 256 vectors."""
     cpu = await asyncio.to_thread(measure_answers)
     milliseconds = {name: f"{seconds * 1000:.1f} ms" for name, seconds in cpu.items()}
     to_json, to_usual = cpu["base64"] / cpu["float"], cpu["float"] / cpu["usual"]
     return [
         Row(
-            "CPU of writing 256 vectors as base64",
+            "CPU of encoding 256 vectors as base64",
             milliseconds["base64"],
             f"as JSON floats: {milliseconds['float']}",
             f"{to_json:.2f}",
@@ -255,7 +255,7 @@ async def answers(_: Stack) -> list[Row]:
             to_json <= 0.25,
         ),
         Row(
-            "CPU of writing 256 vectors as JSON floats",
+            "CPU of encoding 256 vectors as JSON floats",
             milliseconds["float"],
             f"response model and tolist(): {milliseconds['usual']}",
             f"{to_usual:.2f}",
@@ -294,13 +294,15 @@ HEAVY_PARTS: dict[str, Callable[[Stack], Awaitable[list[Row]]]] = {
 
 @click.command()
 @click.option("--baseline", type=click.Path(exists=True, path_type=Path), help="Its app.py.")
-@click.option("--rounds", default=5, show_default=True, help="Rounds of each measurement.")
+@click.option("--rounds", default=5, show_default=True, help="Rounds per measurement.")
 @click.option(
     "--only", default="", help="Parts, comma-separated: " + ", ".join([*NANO_PARTS, *HEAVY_PARTS])
 )
-@click.option("--markdown", type=click.Path(path_type=Path), help="Write the table here as well.")
+@click.option(
+    "--markdown", type=click.Path(path_type=Path), help="Also write the table to this file."
+)
 def main(baseline: Path | None, rounds: int, only: str, markdown: Path | None) -> None:
-    """Measure the gateway and print each result beside its target.
+    """Measure the gateway, and print each result with its target.
 
     \b
     Examples:
@@ -312,9 +314,9 @@ def main(baseline: Path | None, rounds: int, only: str, markdown: Path | None) -
     chosen = {part.strip() for part in only.split(",") if part.strip()}
     rows: list[Row] = []
     if not baseline:
-        console.print("No baseline was given: rows that compare with one are left out.")
+        console.print("No baseline was given: skipping the rows that compare with one.")
     if not parity_python():
-        console.print("Left out for want of the environment of `make parity`: peers.")
+        console.print("Skipping `peers`: it needs the environment of `make parity`.")
         HEAVY_PARTS.pop("peers")
     with tempfile.TemporaryDirectory() as folder:
         for model, model_dir, parts in (

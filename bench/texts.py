@@ -1,4 +1,4 @@
-"""Texts to measure with: cut from the demo's documents, of the lengths that real corpora have."""
+"""Texts to measure with: cut from the demo's documents, with realistic lengths."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 DOCUMENTS = Path(__file__).resolve().parents[1] / "examples" / "demo" / "documents.jsonl"
-# Lengths in words are log-normal around this median, as paragraphs of real corpora are.
+# Lengths in words are log-normal around this median, like paragraphs of real corpora.
 MEDIAN_WORDS, SIGMA, MAX_WORDS = 50, 0.8, 480
 QUERY = "Why does bread rise?"
 
@@ -25,5 +25,5 @@ def mixed_texts(count: int, *, seed: int = 11) -> list[str]:
 
 
 def chunks(texts: list[str], size: int) -> list[list[str]]:
-    """Cut texts into requests."""
+    """Split texts into requests."""
     return [texts[start : start + size] for start in range(0, len(texts), size)]

@@ -33,12 +33,12 @@ def test_the_load_generator_loads_both_lanes(gateway_url: str) -> None:
 def test_the_table_is_printed_and_written(tmp_path: Path) -> None:
     table = tmp_path / "table.md"
     printed = run_script("run.py", "--only", "answers", "--rounds", "1", "--markdown", str(table))
-    assert "CPU of writing 256 vectors as base64" in printed
-    assert table.read_text().count("\n| CPU of writing") == 2
+    assert "CPU of encoding 256 vectors as base64" in printed
+    assert table.read_text().count("\n| CPU of encoding") == 2
 
 
 @pytest.mark.stack
-def test_the_loader_is_measured_beside_the_frameworks() -> None:
+def test_the_loader_is_measured_against_the_frameworks() -> None:
     printed = run_script("ingest_rates.py", "--rows", "40", "--rounds", "1")
     assert printed.count("a fresh load") == 6
     assert "the drop-in, new rows" in printed
@@ -49,7 +49,7 @@ def test_the_loader_is_measured_end_to_end() -> None:
     small = ("--texts", "40", "--rounds", "1", "--rows", "2000")
     printed = run_script("ingest_load.py", *small)
     assert "nothing embedded" in printed
-    assert "2,000 chunks with vectors at hand" in printed
+    assert "2,000 chunks with precomputed vectors" in printed
 
 
 SCRIPTS = (

@@ -1,4 +1,4 @@
-"""What the tests of the nano model share: its files opened, and how a gateway would run them."""
+"""The files of the nano model, opened once, and run the way a gateway would run them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAD_ID = 0
 
 
 class Nano:
-    """The shipped files, opened once."""
+    """The shipped files."""
 
     def __init__(self) -> None:
         self.tokenizer = Tokenizer.from_file(str(model_dir() / "tokenizer.json"))
@@ -32,7 +32,7 @@ class Nano:
         return session(build_graph(self.weights, **options).SerializeToString())
 
     def feeds(self, texts: list[str], *, left: bool = False) -> Feeds:
-        """The three inputs, padded right or left, positions counted from the mask."""
+        """Return the three inputs, padded right or left, with positions counted from the mask."""
         rows = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
         length = max(map(len, rows))
         ids = np.full((len(rows), length), PAD_ID, dtype=np.int64)
@@ -44,14 +44,14 @@ class Nano:
         return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 
     def embed(self, texts: list[str], *, left: bool = False) -> NDArray[np.float32]:
-        """float32 (n, hidden_size): the last token's hidden state."""
+        """Compute the last token's hidden states, float32, (n, hidden_size)."""
         inputs = self.feeds(texts, left=left)
         (hidden,) = self.plain.run(["last_hidden_state"], inputs)
         return pool(hidden, inputs["attention_mask"])
 
     @staticmethod
     def golden() -> tuple[list[str], NDArray[np.int64], NDArray[np.float32]]:
-        """The golden texts, their token counts, and their vectors."""
+        """Return the golden texts, their token counts and their vectors."""
         with np.load(golden_path()) as file:
             return file["texts"].tolist(), file["token_counts"], file["vectors"]
 

@@ -1,4 +1,4 @@
-"""The graph's variants: each gives what the plain graph gives."""
+"""Every variant of the graph computes what the plain graph computes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from qwen3_nano import model_dir
 from qwen3_nano.graph import build_graph
 
-# float16 keeps 11 bits of each number; 1e-3 is several times what that costs a cosine.
+# float16 keeps 11 bits of each number, which costs a cosine several times less than 1e-3.
 MIN_FLOAT16_PARITY = 0.999
-# The same operators in another graph, which the runtime may fuse otherwise.
+# The same operators in another graph, which the runtime may fuse differently.
 TOLERANCE = 1e-4
 MIXED = ["a", "The cat sat on the mat.", "Vaccines train immunity. " * 12, "🙂 здравствуйте 世界"]
 
@@ -33,7 +33,7 @@ def cache_of(nano: Any, batch: int, length: int = 0) -> dict[str, NDArray[np.flo
     }
 
 
-def test_weights_read_back_build_the_shipped_file(nano: Any) -> None:
+def test_rebuilding_the_graph_from_its_own_weights_gives_the_shipped_file(nano: Any) -> None:
     shipped = (model_dir() / "model.onnx").read_bytes()
     assert build_graph(nano.weights).SerializeToString() == shipped
 
@@ -54,7 +54,7 @@ def test_fully_masked_rows_stay_finite(nano: Any) -> None:
 
 
 @pytest.mark.parametrize("length", [1, 2048])
-def test_a_text_of_any_length_runs(nano: Any, length: int) -> None:
+def test_texts_of_any_length_run(nano: Any, length: int) -> None:
     ids = np.full((1, length), 100, dtype=np.int64)
     positions = np.arange(length, dtype=np.int64)[None]
     inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": positions}
@@ -113,7 +113,7 @@ def test_graph_with_an_empty_cache_equals_the_plain_one(nano: Any, position_ids:
 
 
 @pytest.mark.parametrize("visible", [0, 1])
-def test_cache_is_concatenated_and_its_mask_obeyed(nano: Any, visible: int) -> None:
+def test_a_cache_is_prepended_and_its_mask_respected(nano: Any, visible: int) -> None:
     inputs = nano.feeds(["The cat sat on the mat."])
     (expected,) = nano.plain.run(None, inputs)
     mask = np.concatenate([np.full((1, 3), visible), inputs["attention_mask"]], axis=1)

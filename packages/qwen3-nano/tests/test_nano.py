@@ -1,4 +1,4 @@
-"""The nano model: its files agree with each other and with the reference, and it retrieves."""
+"""The nano model's files agree with each other and with the reference, and it retrieves."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from qwen3_nano import MODEL_ID, __version__, model_dir
 
-# Both sides compute in float32 in another order, which costs about 1e-7.
+# Both compute in float32, in a different order, which costs about 1e-7.
 MIN_PARITY = 0.99999
-# The dimension that the gateway cuts to.
+# The gateway's default number of dimensions.
 DIMENSIONS = 1024
 MAX_PACKAGE_BYTES = 16_000_000
-# Chance gives 0.19 for these pairs; the shipped model is well above the floor, a broken one not.
+# Chance gives 0.19 for these pairs; the shipped model is well above this floor.
 MIN_NDCG = 0.75
 PREFIX = (
     "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
@@ -45,7 +45,7 @@ def test_package_data_stays_below_16_mb() -> None:
     assert total <= MAX_PACKAGE_BYTES
 
 
-def test_config_says_what_the_graph_is(nano: Any) -> None:
+def test_the_config_describes_the_graph(nano: Any) -> None:
     config = json.loads((model_dir() / "config.json").read_text(encoding="utf-8"))
     weights = nano.weights
     assert config["model_type"] == "qwen3"
@@ -57,7 +57,9 @@ def test_config_says_what_the_graph_is(nano: Any) -> None:
     assert config["vocab_size"] == nano.tokenizer.get_vocab_size() == len(weights.embedding.values)
 
 
-def test_hidden_size_is_above_what_is_cut_to_and_the_cut_changes_the_norm(nano: Any) -> None:
+def test_the_hidden_size_exceeds_the_default_dimensions_and_truncation_changes_the_norm(
+    nano: Any,
+) -> None:
     vectors = nano.embed(["a short text", "another one"])
     assert vectors.shape[1] > DIMENSIONS
     kept = np.linalg.norm(vectors[:, :DIMENSIONS], axis=1) / np.linalg.norm(vectors, axis=1)
@@ -81,14 +83,14 @@ def test_pad_token_is_endoftext_and_eos_token_is_not(nano: Any) -> None:
 @pytest.mark.parametrize(
     "text", ["🏳️‍🌈 e\u0301", "नमस्ते 世界 \u200b", " \t\r\n x ", "\x00\x7f\U0010ffff"]
 )
-def test_tokenizer_gives_back_any_text_after_nfc(nano: Any, text: str) -> None:
+def test_the_tokenizer_decodes_any_text_to_its_nfc_form(nano: Any, text: str) -> None:
     ids = nano.tokenizer.encode(text).ids
     assert nano.tokenizer.decode(ids) == unicodedata.normalize("NFC", text)
 
 
-def test_golden_texts_reach_from_1_to_1024_tokens(nano: Any) -> None:
+def test_golden_texts_have_1_to_1024_tokens(nano: Any) -> None:
     _, counts, _ = nano.golden()
-    assert counts.min() == 2  # one token and the end token
+    assert counts.min() == 2  # one token, plus the end token
     assert {31, 100, 255, 511, 1023, 1024} <= set(counts.tolist())
 
 
@@ -106,10 +108,10 @@ def test_graph_equals_the_reference_in_one_batch_of_mixed_lengths(nano: Any) -> 
     assert cosines(batch, vectors[chosen]).min() >= MIN_PARITY
 
 
-def test_golden_texts_are_told_apart(nano: Any) -> None:
+def test_golden_vectors_differ_from_each_other(nano: Any) -> None:
     _, _, vectors = nano.golden()
     unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    # Were all vectors alike, parity would say nothing.
+    # If all vectors were alike, parity would prove nothing.
     assert np.median(unit @ unit.T) < 0.5
 
 

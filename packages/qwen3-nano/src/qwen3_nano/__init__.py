@@ -13,18 +13,15 @@ _PACKAGE = Path(__file__).resolve().parent
 
 
 def model_dir() -> Path:
-    """Return the folder of the model.
-
-    It holds `model.onnx`, `tokenizer.json`, `tokenizer_config.json` and `config.json`.
-    """
+    """Return the folder with `model.onnx`, `config.json` and the tokenizer's files."""
     return _PACKAGE / "model"
 
 
 def golden_path() -> Path:
-    """Return `golden.npz`: texts and the vectors that the reference implementation gives them.
+    """Return the path of `golden.npz`: texts with vectors computed by the reference implementation.
 
-    Its arrays are `texts` (n,) str, `token_counts` (n,) int64 with the end token, and `vectors`
-    float32 (n, hidden_size): the last token's hidden state by transformers' `Qwen3Model`, neither
-    cut nor normalized.
+    Its arrays are `texts`, str, (n,); `token_counts`, int64, (n,), end token included; and
+    `vectors`, float32, (n, hidden_size): the last token's hidden state from transformers'
+    `Qwen3Model`, neither truncated nor normalized.
     """
     return _PACKAGE / "golden" / "golden.npz"

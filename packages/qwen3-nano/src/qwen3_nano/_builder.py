@@ -1,4 +1,4 @@
-"""A small ONNX graph writer: names the tensors, so that the model reads as formulas."""
+"""A small ONNX graph writer that names tensors, so that a model reads like its formulas."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 class GraphBuilder:
-    """Collects nodes and initializers; every method returns the name of the tensor it made."""
+    """The nodes and initializers of a graph; methods that add one return its tensor's name."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -46,21 +46,22 @@ class GraphBuilder:
         return self._constant(np.asarray(values, dtype=np.float32))
 
     def linear(self, values: str, name: str, weight: Quantized) -> str:
-        """Multiply (..., inputs) by a stored (outputs, inputs) matrix, giving (..., outputs).
+        """Multiply (..., inputs) by a stored (outputs, inputs) matrix, which gives (..., outputs).
 
-        The int8 values and scales become float32 by Cast and Mul, which a runtime folds once at
-        load. No DequantizeLinear: runtimes fuse it into integer products, and the numbers would
-        change.
+        Cast and Mul turn the int8 values and scales into float32, which a runtime folds once when
+        it loads the model. Not DequantizeLinear: runtimes fuse it into integer products, which
+        would change the results.
         """
         wide = self.op("Cast", self.tensor(f"{name}.rows", weight.values), to=TensorProto.FLOAT)
         full = self.op("Mul", wide, self.tensor(f"{name}.scales", weight.scales))
         return self.op("MatMul", values, self.op("Transpose", full, perm=[1, 0]))
 
     def rename(self, old: str, new: str) -> None:
-        """Give the output of the last node its public name."""
+        """Rename the output of the newest node to its public name."""
         if self.nodes[-1].output[0] != old:
+            newest = self.nodes[-1].output[0]
             raise ValueError(
-                f"`old` must be the newest tensor, {self.nodes[-1].output[0]}, not {old}"
+                f"`old` is {old!r}; only the newest tensor, {newest!r}, can be renamed."
             )
         self.nodes[-1].output[0] = new
 

@@ -1,7 +1,7 @@
 """The ONNX graph of the nano model, built from its weights. Needs the `build` extra.
 
-The architecture is that of transformers' `Qwen3Model`; only the weights are stored otherwise (int8
-with a scale), which is exact to undo.
+The architecture is that of transformers' `Qwen3Model`. The weights are stored as int8 with scales,
+and the graph computes with exactly the float32 values that they stand for.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ __all__ = ["NanoLayer", "NanoWeights", "Output", "build_graph", "load_weights"]
 
 Output = Literal["last_hidden_state", "sentence_embedding"]
 
-OPSET = 17  # the oldest with everything needed here, so that old runtimes load the file too
-IR_VERSION = 8  # the one that belongs to opset 17
+OPSET = 17  # the oldest with every operator used here, for old runtimes
+IR_VERSION = 8  # introduced together with opset 17
 
-# A masked score; finite, so that a row with every key masked gives an even average and not NaN.
+# The score of a masked key. Finite, so that a row with all keys masked becomes an average, not NaN.
 MASKED_SCORE = float(np.finfo(np.float32).min) / 2
 
 
 @dataclass(frozen=True, slots=True)
 class _Context:
-    """The names of the tensors that every layer shares."""
+    """The names of the tensors shared by all layers."""
 
     cos: str  # (batch, 1, sequence, head_dim)
     sin: str
@@ -45,17 +45,24 @@ def build_graph(
     past_key_values: bool = False,
     position_ids: bool = True,
 ) -> onnx.ModelProto:
-    """Build the model as an ONNX graph, in one of the shapes that exports of this family come in.
+    """Build the model as an ONNX graph, in one of the variants found among Qwen3-Embedding exports.
 
-    Inputs are `input_ids`, `attention_mask` and, unless `position_ids` is false, `position_ids`:
-    int64, (batch, sequence). With `past_key_values`, each layer i also takes
-    `past_key_values.{i}.key` and `.value`, float32, (batch, num_key_value_heads, past, head_dim),
-    which may be of length 0, and `attention_mask` is (batch, past + sequence). Without the input,
-    positions are counted from the mask.
+    The inputs are `input_ids`, `attention_mask` and `position_ids`: int64, (batch, sequence).
 
-    The output is `last_hidden_state`, (batch, sequence, hidden_size), or `sentence_embedding`,
-    (batch, hidden_size): the hidden state of the last token whose mask is 1, not normalized. It is
-    float32, or float16 with `float16_output`.
+    Args:
+        weights: The weights, for example from `load_weights`.
+        output: `last_hidden_state`, (batch, sequence, hidden_size), or `sentence_embedding`,
+            (batch, hidden_size): the hidden state of the last token whose mask is 1, not
+            normalized.
+        float16_output: Whether the output is float16 instead of float32.
+        past_key_values: Whether each layer i also takes `past_key_values.{i}.key` and `.value`,
+            float32, (batch, num_key_value_heads, past, head_dim), where `past` may be 0. Then
+            `attention_mask` is (batch, past + sequence).
+        position_ids: Whether `position_ids` is an input. Otherwise positions are counted from the
+            mask.
+
+    Returns:
+        The model, complete with its weights.
     """
     g = GraphBuilder()
     context = _shared(g, weights, past_key_values=past_key_values, position_ids=position_ids)
@@ -126,7 +133,7 @@ def _shared(
     """Compute the rotary tables and the attention bias, once for all layers."""
     positions = "position_ids" if position_ids else _positions(g, past_key_values=past_key_values)
     half = weights.head_dim // 2
-    # Computed as transformers does: float32, theta ** -(2i / head_dim).
+    # As in transformers: float32, theta ** -(2i / head_dim).
     exponents = np.arange(0, weights.head_dim, 2, dtype=np.float32) / np.float32(weights.head_dim)
     frequencies = (1.0 / np.power(np.float32(weights.rope_theta), exponents)).astype(np.float32)
     column = g.op("Unsqueeze", g.op("Cast", positions, to=TensorProto.FLOAT), g.ints([1, 3]))
@@ -141,7 +148,7 @@ def _shared(
 
 
 def _positions(g: GraphBuilder, *, past_key_values: bool) -> str:
-    """Count positions from the mask: its running sum minus one, not below 0."""
+    """Count positions from the mask: its running sum minus one, at least 0."""
     counted = g.op("CumSum", "attention_mask", g.scalar(1))
     counted = g.op("Max", g.op("Sub", counted, g.scalar(1)), g.scalar(0))
     if not past_key_values:
@@ -155,7 +162,7 @@ def _past_length(g: GraphBuilder) -> str:
 
 
 def _attention_bias(g: GraphBuilder) -> str:
-    """Return (batch, 1, sequence, total): 0 where a query may see a key, else MASKED_SCORE."""
+    """Compute (batch, 1, sequence, total): 0 where a query may see a key, else MASKED_SCORE."""
     total = g.op("Squeeze", g.op("Shape", "attention_mask", start=1, end=2))
     keys = g.op("Range", g.scalar(0), total, g.scalar(1))
     queries = g.op("Range", g.op("Squeeze", _past_length(g)), total, g.scalar(1))
@@ -166,7 +173,7 @@ def _attention_bias(g: GraphBuilder) -> str:
 
 
 def _embed(g: GraphBuilder, weights: NanoWeights) -> str:
-    """Look the tokens up in the narrow int8 table and widen them to hidden_size."""
+    """Look up the tokens in the narrow int8 table, and project them to hidden_size."""
     rows = g.op("Gather", g.tensor("embed_tokens.rows", weights.embedding.values), "input_ids")
     scales = g.op("Gather", g.tensor("embed_tokens.scales", weights.embedding.scales), "input_ids")
     narrow = g.op("Mul", g.op("Cast", rows, to=TensorProto.FLOAT), scales)
@@ -204,7 +211,7 @@ def _attention(
     key, value = _repeat_heads(g, weights, key), _repeat_heads(g, weights, value)
     scores = g.op("MatMul", query, g.op("Transpose", key, perm=[0, 1, 3, 2]))
     scores = g.op("Mul", scores, g.floats(weights.head_dim**-0.5))
-    # A masked score is replaced by the bias alone in effect: its own part is lost in rounding.
+    # The bias in effect replaces a masked score, which is lost in rounding.
     attention = g.op("Softmax", g.op("Add", scores, context.bias), axis=-1)
     mixed = g.op("Transpose", g.op("MatMul", attention, value), perm=[0, 2, 1, 3])
     mixed = g.op("Reshape", mixed, g.ints([0, 0, weights.query_heads * weights.head_dim]))
@@ -217,14 +224,14 @@ def _heads(g: GraphBuilder, flat: str, head_dim: int) -> str:
 
 
 def _repeat_heads(g: GraphBuilder, weights: NanoWeights, heads: str) -> str:
-    """Give each query head its own copy of the key or value head that its group shares."""
+    """Repeat each key or value head for all query heads of its group."""
     groups = weights.query_heads // weights.kv_heads
     index = np.repeat(np.arange(weights.kv_heads, dtype=np.int64), groups)
     return g.op("Gather", heads, g.ints(index.tolist()), axis=1)
 
 
 def _rotate(g: GraphBuilder, heads: str, context: _Context, head_dim: int) -> str:
-    """Apply rotary position embedding, the half-split form (`rotate_half`)."""
+    """Apply rotary position embeddings in the half-split form (`rotate_half`)."""
     half, axis = g.ints([head_dim // 2]), g.ints([3])
     first = g.op("Slice", heads, g.ints([0]), half, axis)
     second = g.op("Slice", heads, half, g.ints([head_dim]), axis)
@@ -239,7 +246,7 @@ def _rms_norm(g: GraphBuilder, values: str, gain: str, eps: float) -> str:
 
 
 def _pool(g: GraphBuilder, hidden: str, *, past_key_values: bool) -> str:
-    """Take the hidden state at the highest index where `attention_mask` is 1."""
+    """Select the hidden state at the highest index where `attention_mask` is 1."""
     mask = "attention_mask"
     if past_key_values:
         mask = g.op("Slice", mask, _past_length(g), g.ints([np.iinfo(np.int64).max]), g.ints([1]))

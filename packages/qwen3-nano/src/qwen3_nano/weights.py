@@ -1,4 +1,4 @@
-"""The weights of the nano model as arrays, and how they are read back from the shipped file."""
+"""The weights of the nano model as arrays, and reading them from the shipped file."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-# What the arrays' shapes do not say; kept in the ONNX file's metadata.
+# Not implied by the arrays' shapes, so stored in the ONNX file's metadata.
 METADATA_FIELDS = ("head_dim", "rope_theta", "rms_norm_eps")
 
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """A matrix as int8 with one scale for each row.
+    """A matrix as int8 with one scale per row.
 
-    `values` is int8 (rows, columns), `scales` float32 (rows, 1).
+    Attributes:
+        values: int8, (rows, columns).
+        scales: float32, (rows, 1).
     """
 
     values: NDArray[np.int8]
@@ -30,7 +32,7 @@ class Quantized:
 
     @classmethod
     def of(cls, matrix: NDArray[np.float32]) -> Quantized:
-        """Round a float32 (rows, columns) matrix, each row to its own 255 steps."""
+        """Quantize a float32 (rows, columns) matrix, each row to 255 steps of its own."""
         largest = np.abs(matrix).max(axis=1, keepdims=True)
         scales = (np.where(largest > 0, largest, 1.0) / 127.0).astype(np.float32)
         return cls(values=np.rint(matrix / scales).astype(np.int8), scales=scales)
@@ -42,7 +44,7 @@ class Quantized:
 
 @dataclass(frozen=True, slots=True)
 class NanoLayer:
-    """One decoder layer; matrices are (outputs, inputs), as in torch, norms are float32 vectors."""
+    """One decoder layer. Matrices are (outputs, inputs), as in torch; norms are float32 vectors."""
 
     input_norm: NDArray[np.float32]  # (hidden_size,)
     q: Quantized  # (query_heads * head_dim, hidden_size)
@@ -59,10 +61,10 @@ class NanoLayer:
 
 @dataclass(frozen=True, slots=True)
 class NanoWeights:
-    """Everything that the graph holds.
+    """All weights of the model.
 
-    The token table is factorized: `embedding` (vocabulary, width) times `projection` (hidden_size,
-    width) transposed is the family's `embed_tokens` matrix.
+    The token table is factorized: `embedding`, (vocabulary, width), times the transpose of
+    `projection`, (hidden_size, width), is the `embed_tokens` matrix of the architecture.
     """
 
     embedding: Quantized
@@ -90,15 +92,15 @@ class NanoWeights:
         return self.layers[0].gate.values.shape[0]
 
     def embed_tokens(self) -> NDArray[np.float32]:
-        """Return the whole token table, float32 (vocabulary, hidden_size)."""
+        """Compute the full token table, float32, (vocabulary, hidden_size)."""
         return self.embedding.dequantize() @ self.projection.dequantize().T
 
 
 def load_weights(path: str | PathLike[str]) -> NanoWeights:
-    """Read the weights back from a `model.onnx` that `build_graph` made.
+    """Read the weights of a `model.onnx` that was written from `build_graph`.
 
     Raises:
-        ValueError: the file is another model's.
+        ValueError: The file is another model.
     """
     model = onnx.load(path)  # pyright: ignore[reportUnknownMemberType]
     arrays: dict[str, NDArray[Any]] = {
@@ -107,7 +109,9 @@ def load_weights(path: str | PathLike[str]) -> NanoWeights:
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     absent = [name for name in METADATA_FIELDS if name not in metadata]
     if absent:
-        raise ValueError(f"`path` must be a nano model; its metadata lacks {', '.join(absent)}")
+        raise ValueError(
+            f"{str(path)!r} is not a nano model: its metadata lacks {', '.join(absent)}."
+        )
     count = sum(name.endswith(".input_norm") for name in arrays)
     return NanoWeights(
         embedding=_quantized(arrays, "embed_tokens"),
