@@ -16,22 +16,21 @@ from .errors import FingerprintError
 from .ledger.tables import Space
 from .preparing import PreparedDocument
 
-_PROBE = "probe"
 DEFAULT_MAX_RETRIES = 10
-# With waits of up to 16 s it is the deadline that ends them.
+# With waits of up to 16 s, the deadline comes first.
 _PATIENT_RETRIES = 100
 
 
 def open_client(gateway: GatewayOptions, *, patient: bool = False) -> EmbeddingClient:
-    """Make a client with these options.
+    """Create a client with these options.
 
     Args:
-        gateway: Where it is, and how it is asked.
-        patient: Whether a request is tried again until its deadline, however often it fails. A
-            load of hours outlives many restarts, and one request may meet several of them.
+        gateway: Where the gateway is, and what to ask it for.
+        patient: Whether a request is retried until its deadline, however often it fails. A load of
+            hours outlives many restarts, and one request may meet several of them.
 
     Raises:
-        ValueError: One of them is out of range.
+        ValueError: An option is out of range.
     """
     return EmbeddingClient(
         gateway.url,
@@ -44,27 +43,27 @@ def open_client(gateway: GatewayOptions, *, patient: bool = False) -> EmbeddingC
 
 
 def served_space(client: EmbeddingClient, gateway: GatewayOptions) -> Space:
-    """Ask the gateway for the embedding space that it serves.
+    """Return the embedding space that the gateway serves.
 
     Raises:
         EmbeddingError: It does not answer.
     """
-    answer = client.embed([_PROBE])
+    answer = client.embed(["probe"])
     return Space(answer.fingerprint, answer.model, answer.dimensions, gateway.instruction)
 
 
 def embed_documents(
     documents: Iterable[PreparedDocument], *, gateway: GatewayOptions, fingerprint: str
 ) -> Generator[PreparedDocument]:
-    """Give each document when all its new chunks have vectors, or when it is known to fail.
+    """Yield each document once all its new chunks have vectors, or once it has failed.
 
-    Documents come in order, and are read on while vectors are computed. A text that the gateway
-    refuses makes its own document fail, see `PreparedDocument.bad`, and no other.
+    Documents are yielded in order, and further ones are read while vectors are computed. A text
+    that the gateway refuses fails its own document, see `PreparedDocument.failure`, and no other.
 
     Args:
-        documents: What is to be embedded; vectors that a document has already are left.
-        gateway: How it is reached; it is not asked where nothing needs a vector.
-        fingerprint: The embedding space that the vectors must be of.
+        documents: What to embed. Vectors that a document has already are kept.
+        gateway: How to reach the gateway, which is not asked if nothing needs a vector.
+        fingerprint: The embedding space that the vectors must be from.
 
     Raises:
         EmbeddingError: The gateway cannot be reached, or refuses everything.
@@ -82,11 +81,11 @@ def embed_documents(
                     owners[next(indices)] = (item, at)
                     yield item.chunks[at].text
 
-    def note_failure(index: int, error: EmbeddingError) -> None:
+    def record_failure(index: int, error: EmbeddingError) -> None:
         item, at = owners.pop(index)
-        item.bad = item.bad or _refused(item, at, error)
+        item.failure = item.failure or _bad_record(item, at, error)
 
-    with closing(_vectors(texts(), gateway, fingerprint, note_failure)) as vectors:
+    with closing(_vectors(texts(), gateway, fingerprint, record_failure)) as vectors:
         for index, vector in vectors:
             item, at = owners.pop(index)
             item.vectors[at] = vector
@@ -113,20 +112,19 @@ def _vectors(
 
 @lru_cache(maxsize=4)
 def _client_for(gateway: GatewayOptions, fingerprint: str) -> EmbeddingClient:
-    """Return the client, one a process; connections and the check of the space are shared."""
+    """Return the client of this process, whose connections and checked space are shared."""
     client = open_client(gateway, patient=True)
     served = client.fingerprint()
     if served != fingerprint:
         client.close()
         msg = (
-            f"the gateway at {client.settings.base_url} serves the embedding space `{served}`, "
-            f"and this load began with `{fingerprint}`. Let all gateways serve the same model"
+            f"The gateway at {client.settings.base_url} serves the embedding space `{served}`, "
+            f"and this load began with `{fingerprint}`. Let all gateways serve the same model."
         )
         raise FingerprintError(msg)
     return client
 
 
-def _refused(item: PreparedDocument, at: int, error: EmbeddingError) -> BadRecord:
-    """Report a text that the gateway refuses; its document stays out, or stays as it was."""
+def _bad_record(item: PreparedDocument, at: int, error: EmbeddingError) -> BadRecord:
     chunk = f"chunk {at + 1} of {len(item.chunks)}: " if len(item.chunks) > 1 else ""
     return BadRecord(item.entry.origin, f"{chunk}{error.message}", "embed", item.entry.doc_id)

@@ -7,21 +7,19 @@ from functools import partial
 from typing import Literal, TypeAlias
 
 from .config import LoadOptions
-from .database import Connection, Session, keep_trying
+from .database import Session, keep_trying
 from .index.build import OnNotice, build_vector_index
 from .index.catalog import IndexProgress, find_vector_indexes
 from .layouts import Table
-from .ledger.documents import Vanished, count_vanished, remove_vanished
+from .ledger.documents import VanishedCount, count_vanished, remove_vanished
 from .ledger.runs import Run, drop_stale_dead_letters
 from .search import create_text_index
 
-__all__ = ["IndexOutcome", "build_indexes", "settle_vanished"]
-
 IndexOutcome: TypeAlias = Literal["built", "kept", "none"]
-"""What became of the vector index."""
+"""What a load did with the vector index."""
 
 
-def settle_vanished(
+def remove_vanished_documents(
     session: Session,
     table: Table,
     run: Run,
@@ -30,23 +28,23 @@ def settle_vanished(
     sources: Sequence[str],
     options: LoadOptions,
     on_removal: Callable[[], None],
-) -> tuple[Vanished, ...]:
-    """Remove the documents that a complete run did not come upon, unless they are too many.
+) -> tuple[VanishedCount, ...]:
+    """Remove the documents that a complete run did not encounter, unless they are too many.
 
-    Returns the sources whose vanished documents were left although the policy is to remove them.
+    Returns:
+        The sources whose vanished documents were kept although the policy is to remove them.
     """
-    kept: list[Vanished] = []
+    kept: list[VanishedCount] = []
     for source in sources if options.vanished == "delete" else ():
-        count = partial(_count, table_id=table_id, run_id=run.id, source=source)
-        vanished = session.run(count)
-        if not vanished.vanished:
+        ids = {"table_id": table_id, "run_id": run.id}
+        found = session.run(partial(count_vanished, source=source, **ids))
+        if not found.vanished:
             continue
-        if vanished.nameless or vanished.fraction > options.max_vanished_fraction:
-            kept.append(vanished)
+        if found.nameless or found.fraction > options.max_vanished_fraction:
+            kept.append(found)
             continue
         on_removal()
-        remove = partial(_remove, table=table, table_id=table_id, run_id=run.id, source=source)
-        while session.run(remove):
+        while session.run(partial(remove_vanished, table=table, source=source, **ids)):
             pass
     session.run(lambda connection: drop_stale_dead_letters(connection, table_id, run.id, sources))
     return tuple(kept)
@@ -62,23 +60,21 @@ def build_indexes(
     on_notice: OnNotice,
     on_pause: Callable[[str], None],
 ) -> IndexOutcome:
-    """Build the indexes that the table lacks, for vectors and for words.
+    """Build the vector and text indexes that the table lacks.
 
     Raises:
-        TableError: The vectors are too long, or the table is not this user's.
-        DatabaseError: PostgreSQL stayed away.
+        TableError: The vectors are too long, or this user does not own the table.
+        DatabaseError: PostgreSQL stayed unavailable.
     """
     if options.index.policy == "none":
         return "none"
-    found = session.run(lambda connection: find_vector_indexes(connection, table))
-    is_there = any(index.valid for index in found)
-    if not is_there:
+    indexes = session.run(lambda connection: find_vector_indexes(connection, table))
+    has_index = any(index.valid for index in indexes)
+    if not has_index:
         on_progress(None)
         build = partial(
             build_vector_index,
-            dsn,
-            table,
-            options.index,
+            *(dsn, table, options.index),
             on_progress=on_progress,
             on_notice=on_notice,
         )
@@ -86,14 +82,4 @@ def build_indexes(
     if (backend := options.index.text) != "none":
         config = options.index.text_search_config
         session.run(lambda connection: create_text_index(connection, table, backend, config))
-    return "kept" if is_there else "built"
-
-
-def _count(connection: Connection, *, table_id: int, run_id: int, source: str) -> Vanished:
-    return count_vanished(connection, table_id, run_id, source)
-
-
-def _remove(
-    connection: Connection, *, table: Table, table_id: int, run_id: int, source: str
-) -> int:
-    return remove_vanished(connection, table, table_id, run_id, source)
+    return "kept" if has_index else "built"

@@ -18,12 +18,12 @@ from .documents import text_digest
 from .embedding import open_client, served_space
 from .engines import map_shards, open_engine
 from .errors import IngestError, TableError
-from .finishing import IndexOutcome, build_indexes, settle_vanished
+from .finishing import IndexOutcome, build_indexes, remove_vanished_documents
 from .index.build import OnNotice
 from .index.catalog import VectorIndex, drop_vector_indexes, find_vector_indexes
 from .index.plan import decide
 from .layouts import Table
-from .ledger.documents import Vanished
+from .ledger.documents import VanishedCount
 from .ledger.runs import Counts, Run, finish_run, has_open_shards, open_run, run_counts
 from .ledger.schema import prepare_ledger
 from .ledger.tables import Space, TableHold, TableRecord, claim_table
@@ -49,7 +49,7 @@ class LoadReport:
     """Over the whole run; what was done before it was interrupted included."""
     removed: int
     """Documents that had vanished from their source."""
-    vanished_kept: tuple[Vanished, ...]
+    vanished_kept: tuple[VanishedCount, ...]
     """Sources whose vanished documents were left against the policy, and how many there are."""
     resumed: bool
     index: IndexOutcome
@@ -130,7 +130,7 @@ class _Load:
         run = self._open_run(table, record, splitter_version)
         task = self._task(table, record, run, splitter_version)
         self._ingest(task, run, hold)
-        kept = settle_vanished(
+        kept = remove_vanished_documents(
             self._session,
             table,
             run,
@@ -249,7 +249,7 @@ class _Load:
         self._work_on_shards(task, run, hold)
         if self._session.run(lambda connection: has_open_shards(connection, run.id)):
             # Documents whose ids stood in other files the last time: now all files were read.
-            self._work_on_shards(replace(task, settle=True), run, hold)
+            self._work_on_shards(replace(task, all_read=True), run, hold)
 
     def _work_on_shards(self, task: ShardTask, run: Run, hold: TableHold) -> None:
         options = self._options

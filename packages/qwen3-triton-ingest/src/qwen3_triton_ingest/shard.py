@@ -30,28 +30,32 @@ from .sources import Shard, read_shard
 from .splitting import Splitter, load_tokenizer
 from .writing import GroupWriter
 
-__all__ = ["ShardTask", "ingest_shard", "splitter_for"]
-
-# Read and compared with the ledger at once.
+# Read, and compared with the ledger, at once.
 _BATCH_DOCUMENTS = 256
 _BATCH_CHARACTERS = 4 * 1024 * 1024
-# Written in one transaction: beyond some hundred rows a larger one is no faster, and what is not
-# written is done again after a kill.
+# Written in one transaction. Beyond some hundred rows a larger one is no faster, and rows that are
+# not written when the process is killed are embedded again.
 _GROUP_CHUNKS = 1000
 _GROUP_DOCUMENTS = 1000
 _GROUP_SECONDS = 5.0
-# Vectors of rows whose documents another worker wrote first are rare: one round settles them,
-# unless workers go on to fight for the same id.
+# It is rare that another worker writes a document first, and one round resolves it, unless workers
+# keep competing for the same id.
 _STALE_ROUNDS = 5
 
 
 @dataclass(frozen=True, slots=True)
 class ShardTask:
-    """Hold all that a worker needs beside its shard; it travels to other machines."""
+    """What a worker needs in addition to its shard; it is sent to other machines.
+
+    Attributes:
+        source_dsns: DSNs of the sources that are databases, by name.
+        gateway: Its `max_concurrency` is this worker's share.
+        labels: Metadata that every document gets.
+        all_read: Whether all shards have been read once, see `preparing.compare`.
+    """
 
     dsn: str = field(repr=False)
     source_dsns: Mapping[str, str] = field(repr=False)
-    """Of the sources that are databases, by their names."""
     table: Table
     table_id: int
     run_id: int
@@ -60,35 +64,33 @@ class ShardTask:
     split: SplitOptions
     splitter_version: str
     gateway: GatewayOptions
-    """`max_concurrency` is this worker's part."""
     labels: Metadata
     retry_seconds: float
-    settle: bool = False
-    """Whether all shards were read once, see `preparing.compare`."""
+    all_read: bool = False
 
 
 def ingest_shard(task: ShardTask, shard: Shard, is_stopped: Callable[[], bool]) -> None:
-    """Bring one shard into the table; what is there already is not done again.
+    """Load one shard into the table, except for what is there already.
 
     Safe to do twice, also at the same time: the ledger's rows decide.
 
     Args:
         task: What is the same for all shards of a run.
         shard: What to read.
-        is_stopped: Asked now and then whether to leave the rest to another run.
+        is_stopped: Called now and then; whether to leave the rest to another run.
 
     Raises:
         EmbeddingError: The gateway cannot be reached or refuses everything.
-        FingerprintError: It serves another embedding space than the load began with.
-        DatabaseError: PostgreSQL stayed away.
+        FingerprintError: It serves another embedding space than when the load began.
+        DatabaseError: PostgreSQL stayed unavailable.
     """
     with Session(task.dsn, retry_seconds=task.retry_seconds) as session:
-        begun = session.run(
+        was_done = session.run(
             lambda connection: begin_shard(
                 connection, task.run_id, shard.key, shard.source, shard.name
             )
         )
-        if begun:
+        if was_done:
             return
         run = _ShardRun(task, shard, session, is_stopped)
         if run.run() and not run.contested:
@@ -101,18 +103,23 @@ def ingest_shard(task: ShardTask, shard: Shard, is_stopped: Callable[[], bool]) 
 
 @lru_cache(maxsize=4)
 def splitter_for(split: SplitOptions, gateway: GatewayOptions) -> Splitter:
-    """Return the splitter, one a process: the tokenizer takes a second to load."""
+    """Return the splitter of this process: its tokenizer takes a second to load."""
     return Splitter(split, load_tokenizer(split, gateway))
 
 
 class _ShardRun:
-    """One shard under way, in one thread."""
+    """One shard in progress, in one thread.
+
+    Attributes:
+        contested: Documents to be decided after all shards were read, for which this shard is
+            processed again.
+        duplicates: Records whose id this run had read before.
+    """
 
     def __init__(
         self, task: ShardTask, shard: Shard, session: Session, is_stopped: Callable[[], bool]
     ) -> None:
         self.contested = 0
-        """Documents that wait until all shards were read: this one is then worked on again."""
         self.duplicates = 0
         self._is_stopped = is_stopped
         self._task = task
@@ -130,10 +137,10 @@ class _ShardRun:
         self._written_at = time.monotonic()
 
     def run(self) -> bool:
-        """Ingest, and return whether it came to the end."""
+        """Ingest the shard, and return whether its end was reached."""
         with (
             closing(self._read()) as records,
-            closing(self._embed(self._sift(records))) as documents,
+            closing(self._embed(self._prepare_all(records))) as documents,
         ):
             for item in documents:
                 if self._is_stopped():
@@ -151,8 +158,8 @@ class _ShardRun:
             dimensions=task.table.dimensions,
         )
 
-    def _sift(self, records: Iterable[Document | BadRecord]) -> Iterator[PreparedDocument]:
-        """Read on, and give the documents that need vectors; settle the others on the way."""
+    def _prepare_all(self, records: Iterable[Document | BadRecord]) -> Iterator[PreparedDocument]:
+        """Yield the documents that need vectors, and deal with all others."""
         for batch in _batches(records):
             if self._is_stopped():
                 return
@@ -172,63 +179,61 @@ class _ShardRun:
     def _compare(
         self, documents: Sequence[Document], bad: Sequence[BadRecord] = ()
     ) -> list[PreparedDocument]:
-        """Part documents into those to write, which are returned, and those to note as seen."""
+        """Return the documents to write, and record the unchanged and the bad ones."""
         task, bad = self._task, list(bad)
-        known = self._session.run(
+        known_by_id = self._session.run(
             lambda connection: known_documents(
                 connection, task.table_id, [document.doc_id for document in documents]
             )
         )
-        seen: list[Document] = []
+        unchanged: list[Document] = []
         prepared: list[PreparedDocument] = []
         for document in documents:
-            former = known.get(document.doc_id)
+            known = known_by_id.get(document.doc_id)
             digests = digests_of(document, task.splitter_version)
-            verdict = compare(document, digests, former, run_id=task.run_id, settle=task.settle)
+            verdict = compare(document, digests, known, run_id=task.run_id, all_read=task.all_read)
             if verdict == "write":
-                item = self._prepare(document, digests, former)
+                item = self._prepare(document, digests, known)
                 bad += [item] if isinstance(item, BadRecord) else []
                 prepared += [item] if isinstance(item, PreparedDocument) else []
             elif verdict == "unchanged":
-                seen.append(document)
+                unchanged.append(document)
             elif verdict == "contested":
                 self.contested += 1
-            if former is not None and is_duplicate(document, former, task.run_id):
+            if known is not None and is_duplicate(document, known, task.run_id):
                 self.duplicates += 1
-                bad += conflict(document, digests, former)
-        self._note(seen)
+                bad += conflict(document, digests, known)
+        self._record_unchanged(unchanged)
         if bad:
             self._writer.refuse(bad)
         return prepared
 
     def _prepare(
-        self, document: Document, digests: Digests, former: KnownDocument | None
+        self, document: Document, digests: Digests, known: KnownDocument | None
     ) -> PreparedDocument | BadRecord:
         task = self._task
         item = prepare(
             document,
             digests,
-            former,
+            known,
             split=lambda document: splitter_for(task.split, task.gateway).split(document),
         )
         if not item.chunks:
-            reason = "has no text that could be embedded"
+            reason = "Has no text that could be embedded."
             return BadRecord(document.origin, reason, "split", document.doc_id)
         return item
 
-    def _note(self, seen: Sequence[Document]) -> None:
-        """Note documents that need nothing done."""
+    def _record_unchanged(self, documents: Sequence[Document]) -> None:
         task = self._task
-        found = [(document.doc_id, document.origin) for document in seen]
+        found = [(document.doc_id, document.origin) for document in documents]
 
-        def note(connection: Connection) -> None:
-            unchanged = mark_unchanged(connection, task.table_id, task.run_id, found)
+        def record(connection: Connection) -> None:
+            counts = Counts(unchanged=mark_unchanged(connection, task.table_id, task.run_id, found))
             clear_dead_letters(connection, task.table_id, [origin for _, origin in found])
-            counts = Counts(unchanged=unchanged)
             add_counts(connection, task.run_id, self._shard.key, counts)
 
         if found:
-            self._session.run(note)
+            self._session.run(record)
 
     def _embed(self, documents: Iterable[PreparedDocument]) -> Generator[PreparedDocument]:
         task = self._task
@@ -245,27 +250,32 @@ class _ShardRun:
             self._flush()
 
     def _flush(self) -> None:
+        """Write the group; what another worker wrote first is compared and written again."""
         for _ in range(_STALE_ROUNDS):
             group, self._group, self._group_chunks = self._group, [], 0
-            good = [item for item in group if item.bad is None]
-            bad = [item.bad for item in group if item.bad is not None]
-            stale = self._writer.write(good)
-            if bad:
-                self._writer.refuse(bad)
+            stale = self._writer.write([item for item in group if item.failure is None])
+            if failures := [item.failure for item in group if item.failure is not None]:
+                self._writer.refuse(failures)
             self._written_at = time.monotonic()
             if not stale:
                 return
-            self._group = self._settle_stale(stale)
-        self._writer.refuse([_contested(item) for item in self._group])
+            self._group = self._prepare_again(stale)
+        reason = "Other records with the same id kept being written. Run the same command again."
+        self._writer.refuse(
+            [
+                BadRecord(item.entry.origin, reason, "write", item.entry.doc_id)
+                for item in self._group
+            ]
+        )
         self._group = []
 
-    def _settle_stale(self, stale: Sequence[PreparedDocument]) -> list[PreparedDocument]:
-        """Compare documents anew; vectors that have come are used again."""
+    def _prepare_again(self, stale: Sequence[PreparedDocument]) -> list[PreparedDocument]:
+        """Compare documents again, and reuse the vectors that they have."""
         known_vectors: dict[object, Vector] = {}
         for item in stale:
             known_vectors |= {item.chunks[at].id: vector for at, vector in item.vectors.items()}
         again: list[PreparedDocument] = []
-        # One after the other: two records with one id must see each other.
+        # One after the other: of two records with one id, the second must see the first.
         for item in stale:
             for fresh in self._compare([item.document]):
                 for at in fresh.new:
@@ -275,13 +285,8 @@ class _ShardRun:
         return [item if item.is_ready else next(self._embed([item])) for item in again]
 
 
-def _contested(item: PreparedDocument) -> BadRecord:
-    reason = "other records with the same id kept being written. Run the same command again"
-    return BadRecord(item.entry.origin, reason, "write", item.entry.doc_id)
-
-
 def _batches(records: Iterable[Document | BadRecord]) -> Iterator[list[Document | BadRecord]]:
-    """Cut a stream into lists that are bounded in number and in length."""
+    """Divide a stream into lists of bounded number and length."""
     batch: list[Document | BadRecord] = []
     characters = 0
     for record in records:

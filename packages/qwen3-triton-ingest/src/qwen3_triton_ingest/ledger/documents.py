@@ -41,7 +41,7 @@ class LedgerEntry:
 
 
 @dataclass(frozen=True, slots=True)
-class Vanished:
+class VanishedCount:
     """How many documents of a source a complete run did not encounter.
 
     Attributes:
@@ -148,7 +148,9 @@ def mark_unchanged(
     return row[0] if row else 0
 
 
-def count_vanished(connection: Connection, table_id: int, run_id: int, source: str) -> Vanished:
+def count_vanished(
+    connection: Connection, table_id: int, run_id: int, source: str
+) -> VanishedCount:
     """Count the documents that a run over all of a source did not encounter."""
     row = connection.execute(
         "SELECT count(*) FILTER (WHERE run_id <> %s), count(*), (SELECT count(*) FROM "
@@ -157,7 +159,7 @@ def count_vanished(connection: Connection, table_id: int, run_id: int, source: s
         (run_id, run_id, source, table_id, source),
     ).fetchone()
     assert row is not None
-    return Vanished(source, *row)
+    return VanishedCount(source, *row)
 
 
 def remove_vanished(
