@@ -62,12 +62,16 @@ class GatewayProcess:
         except httpx2.TransportError:
             return False
 
-    def metric(self, name: str) -> float:
-        """Read a metric, summed over its labels."""
+    def metric(self, name: str, **labels: str) -> float:
+        """Read a metric, summed over the labels that are not given."""
         text = httpx2.get(f"{self.url}/metrics").text
         families = text_string_to_metric_families(text)
         samples = [sample for family in families for sample in family.samples]
-        return sum(sample.value for sample in samples if sample.name == name)
+        return sum(
+            sample.value
+            for sample in samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
 
     def stop(self) -> int:
         """Ask for a clean end, insist where it does not come, and give the exit code."""

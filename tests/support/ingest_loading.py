@@ -47,8 +47,8 @@ class Loading:
         )
 
     def texts(self) -> float:
-        """Count the texts that the gateway was asked for."""
-        return self.gateway.metric("qwen3_triton_texts_total")
+        """Count the documents' texts that were embedded; the gateway's canary is a query."""
+        return self.gateway.metric("qwen3_triton_texts_total", input_type="document")
 
     def query(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
         with psycopg.connect(self.dsn) as connection:
