@@ -19,7 +19,7 @@ StartGateway = Callable[..., TestClient]
 
 @pytest.fixture(name="tokenizer_dir", scope="session")
 def _tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A byte-level tokenizer without merges: one token for each byte."""
+    """A byte-level tokenizer without merges: one token per byte."""
     folder = tmp_path_factory.mktemp("tokenizer")
     vocabulary = {char: index for index, char in enumerate(sorted(ByteLevel.alphabet()))}
     tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
@@ -37,7 +37,7 @@ def _backend() -> FakeBackend:
 
 @pytest.fixture(name="start_gateway")
 def _start_gateway(tokenizer_dir: Path, backend: FakeBackend) -> Iterator[StartGateway]:
-    """Start an application on the fake model, ready to answer; settings by their variables."""
+    """Start applications on the fake model, ready to answer, with settings by variable."""
     with ExitStack() as stack:
 
         def start(**settings: object) -> TestClient:

@@ -1,4 +1,4 @@
-"""A model made of arithmetic: the one fake, at the seam that every backend passes too."""
+"""A model made of arithmetic: the only fake, at the seam that every backend shares."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ VOCABULARY_SIZE = 4096
 
 
 class FakeBackend:
-    """Give hidden states that depend on a token and all before it, as a causal model's do.
+    """A backend whose hidden states depend on a token and all before it, as in a causal model.
 
-    `calls` records the shape of every batch; `corrupt` may change an answer or raise; `gate`,
-    where set, holds answers back until it opens.
+    Attributes:
+        calls: The shape of every batch.
+        priorities: The priority of every batch.
+        corrupt: Changes an answer, or raises.
+        gate: If set, answers wait until it opens.
     """
 
     def __init__(self, *, max_batch_size: int = 8, pooled: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""One contract for every backend and every form of export that people serve."""
+"""One contract for every backend and every kind of export."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ UNUSED_PORT = 1
 
 @pytest.fixture(name="model_dirs", scope="session")
 def _model_dirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The nano model's weights in each form of export."""
+    """The nano model's weights in every kind of export."""
     weights = load_weights(qwen3_nano.model_dir() / "model.onnx")
     folders: dict[str, Path] = {}
     for name, options in VARIANTS.items():
@@ -107,7 +107,7 @@ async def pooled(backend: Backend, batch: TokenBatch) -> Float32Matrix:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-async def test_every_export_gives_the_plain_graphs_vectors(
+async def test_every_export_has_the_vectors_of_the_plain_graph(
     backend: Backend, variant: str, batch: TokenBatch, model_dirs: dict[str, Path]
 ) -> None:
     plain = OnnxBackend(model_dirs["plain"])
@@ -121,7 +121,7 @@ async def test_every_export_gives_the_plain_graphs_vectors(
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-async def test_the_interface_is_learnt(backend: Backend, variant: str) -> None:
+async def test_connecting_reads_the_models_interface(backend: Backend, variant: str) -> None:
     spec = backend.spec
     assert spec.hidden_size == np.load(qwen3_nano.golden_path())["vectors"].shape[1]
     assert spec.pooling == ("in_graph" if variant == "pooled" else "last_token")
@@ -133,7 +133,7 @@ async def test_the_interface_is_learnt(backend: Backend, variant: str) -> None:
 
 
 @pytest.mark.parametrize("variant", ["plain"])
-async def test_a_batch_that_the_model_refuses_is_an_error_and_the_next_one_works(
+async def test_a_refused_batch_is_an_error_and_the_next_one_works(
     backend: Backend, batch: TokenBatch
 ) -> None:
     beyond_vocabulary = TokenBatch(batch.input_ids + 10**7, batch.attention_mask)
@@ -143,7 +143,7 @@ async def test_a_batch_that_the_model_refuses_is_an_error_and_the_next_one_works
 
 
 @pytest.mark.parametrize("variant", ["plain"])
-async def test_an_answer_that_takes_too_long_is_a_missed_deadline(
+async def test_an_answer_after_the_timeout_is_a_missed_deadline(
     backend: Backend, batch: TokenBatch
 ) -> None:
     with pytest.raises(DeadlineExceededError):
@@ -164,7 +164,7 @@ async def test_the_fake_passes_the_contract_too() -> None:
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
-async def test_an_absent_triton_is_unavailable(scheme: str) -> None:
+async def test_a_triton_that_does_not_listen_is_unavailable(scheme: str) -> None:
     backend = TritonBackend(f"{scheme}://127.0.0.1:{UNUSED_PORT}", "plain")
     with pytest.raises(BackendUnavailableError, match=f"127.0.0.1:{UNUSED_PORT}"):
         await backend.connect()
@@ -173,9 +173,7 @@ async def test_an_absent_triton_is_unavailable(scheme: str) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
-async def test_a_model_that_triton_does_not_have_is_unavailable(
-    triton: LocalTriton, scheme: str
-) -> None:
+async def test_a_model_unknown_to_triton_is_unavailable(triton: LocalTriton, scheme: str) -> None:
     url = triton.http_url if scheme == "http" else triton.grpc_url
     backend = TritonBackend(url, "nosuchmodel")
     with pytest.raises(BackendUnavailableError, match="nosuchmodel"):
@@ -184,7 +182,7 @@ async def test_a_model_that_triton_does_not_have_is_unavailable(
 
 
 @pytest.mark.parametrize("url", ["ftp://host:1", "http://", "://"])
-def test_an_address_that_is_none_is_refused(url: str) -> None:
+def test_an_invalid_address_is_refused(url: str) -> None:
     with pytest.raises(StartupError, match="TRITON_URL"):
         TritonBackend(url, "m")
 
@@ -198,7 +196,7 @@ async def test_a_folder_without_a_model_refuses_to_start(tmp_path: Path) -> None
         await OnnxBackend(tmp_path).connect()
 
 
-async def test_a_file_that_is_no_model_refuses_to_start(tmp_path: Path) -> None:
+async def test_a_file_that_is_not_a_model_refuses_to_start(tmp_path: Path) -> None:
     (tmp_path / "model.onnx").write_bytes(b"not a model")
     with pytest.raises(StartupError, match="cannot load"):
         await OnnxBackend(tmp_path).connect()

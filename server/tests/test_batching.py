@@ -27,7 +27,7 @@ def text(*ids: int) -> TokenizedText:
 
 
 @given(st.integers(1, 4096))
-def test_a_bucket_holds_the_text_and_wastes_little(length: int) -> None:
+def test_a_bucket_fits_the_text_with_little_padding(length: int) -> None:
     bucket = bucket_length(length, max_length=8192)
     assert length <= bucket
     assert bucket - length <= max(3, length * MAX_PADDING)
@@ -43,7 +43,7 @@ def test_a_bucket_stays_within_the_longest_text_allowed(
     assert bucket_length(length, max_length) == bucket
 
 
-def test_texts_are_padded_on_the_right_and_pads_are_masked() -> None:
+def test_texts_are_padded_on_the_right_and_padding_is_masked() -> None:
     batch = pad_batch([text(5, 6, 7, 8, 9), text(5, 9)], pad_token_id=9, max_length=1024)
     assert batch.input_ids.tolist() == [[5, 6, 7, 8, 9, 9, 9, 9], [5, 9, 9, 9, 9, 9, 9, 9]]
     assert batch.attention_mask.sum(axis=1).tolist() == [5, 2]
@@ -55,7 +55,7 @@ def test_texts_are_padded_on_the_right_and_pads_are_masked() -> None:
     st.lists(st.integers(1, 1024), min_size=1, max_size=60),
     st.data(),
 )
-def test_a_batch_holds_its_anchor_and_keeps_every_limit(
+def test_a_batch_contains_its_anchor_and_respects_every_limit(
     lengths: list[int], data: st.DataObject
 ) -> None:
     lengths.sort()
@@ -73,7 +73,7 @@ def test_texts_of_similar_length_share_a_batch_and_others_do_not() -> None:
     assert similar_lengths(lengths, 5, LIMITS) == range(3, 6)
 
 
-def test_a_text_longer_than_the_token_budget_goes_alone() -> None:
+def test_a_text_longer_than_the_token_budget_runs_alone() -> None:
     limits = BatchLimits(max_batch_size=8, max_batch_tokens=100, max_length=1024)
     assert similar_lengths([500, 500, 500], 1, limits) == range(1, 2)
 

@@ -1,4 +1,4 @@
-"""What each dialect makes of the same model; real clients follow in the repository's tests."""
+"""The dialects on the same model; the repository's tests use their real clients."""
 
 import base64
 from typing import Any
@@ -31,7 +31,7 @@ def tei(client: TestClient, path: str = "/embed", **body: Any) -> list[list[floa
     return answer.json()
 
 
-def test_openai_answers_in_its_own_shape(client: TestClient) -> None:
+def test_openai_responses_have_openais_shape(client: TestClient) -> None:
     answer = openai(client, input=["a", "bc"], user="ignored", unknown="ignored")
     assert answer["object"] == "list"
     assert [item["index"] for item in answer["data"]] == [0, 1]
@@ -46,7 +46,7 @@ def test_a_string_is_a_list_of_one_on_openai_and_tei(client: TestClient) -> None
     assert tei(client, inputs="a") == native(client, "a")
 
 
-def test_openai_base64_holds_the_bits_of_the_floats(client: TestClient) -> None:
+def test_openai_base64_has_the_same_bits_as_floats(client: TestClient) -> None:
     (item,) = openai(client, input="a", encoding_format="base64")["data"]
     decoded = np.frombuffer(base64.b64decode(item["embedding"]), dtype="<f4")
     assert decoded.tobytes() == np.array(native(client, "a")[0], dtype="<f4").tobytes()
@@ -75,13 +75,13 @@ def test_openai_extensions_mean_what_the_native_fields_mean(
 
 
 @pytest.mark.parametrize("truncate", [True, "END"])
-def test_openai_cuts_where_it_is_asked_to_and_says_so(client: TestClient, truncate: object) -> None:
+def test_openai_truncates_on_request_and_reports_it(client: TestClient, truncate: object) -> None:
     answer = openai(client, input=["short", LONG], truncate=truncate)
     assert answer["truncated"] == [1]
     assert answer["data"][1]["embedding"] == native(client, LONG)[0]
 
 
-def test_nim_cuts_the_start_where_it_is_asked_to(client: TestClient) -> None:
+def test_nim_truncates_the_start_on_request(client: TestClient) -> None:
     text = "y" * 2000 + "x" * 1023
     (item,) = openai(client, input=text, truncate="START")["data"]
     assert item["embedding"] == native(client, "x" * 1023)[0]
@@ -181,7 +181,7 @@ def test_tei_fields_mean_what_the_native_ones_mean(
     assert tei(client, inputs=["soup"], **body) == native(client, "soup", **expected)
 
 
-def test_tei_gives_vectors_as_the_model_made_them_where_it_is_asked_to(client: TestClient) -> None:
+def test_tei_returns_unnormalized_vectors_on_request(client: TestClient) -> None:
     (raw,) = np.array(tei(client, inputs="soup", normalize=False), dtype=np.float64)
     norm = np.linalg.norm(raw)
     assert norm > 2
@@ -196,7 +196,7 @@ def test_tei_reports_truncation_in_a_header(client: TestClient) -> None:
     assert "X-Embedding-Truncated" not in client.post("/", json={"inputs": "a"}).headers
 
 
-def test_tei_cuts_the_left_where_it_is_asked_to(client: TestClient) -> None:
+def test_tei_truncates_the_left_on_request(client: TestClient) -> None:
     body = {"inputs": "y" * 2000 + "x" * 1023, "truncation_direction": "left"}
     assert tei(client, **body) == native(client, "x" * 1023)
 
@@ -222,7 +222,7 @@ def test_tei_errors_have_teis_shape(
     assert words in answer.json()["error"]
 
 
-def test_a_bad_vector_is_refused_in_each_dialects_words(
+def test_a_bad_vector_is_refused_in_the_format_of_each_dialect(
     client: TestClient, backend: FakeBackend
 ) -> None:
     backend.corrupt = lambda _, values: values * float("nan")
@@ -235,7 +235,7 @@ def test_a_bad_vector_is_refused_in_each_dialects_words(
     assert by_tei.json()["error_type"] == "backend"
 
 
-def test_tokens_end_with_the_end_token_unless_it_is_not_wanted(client: TestClient) -> None:
+def test_tokens_end_with_the_end_token_unless_disabled(client: TestClient) -> None:
     with_end, without = (
         client.post("/tokenize", json={"inputs": "ab", "add_special_tokens": wanted}).json()[0]
         for wanted in (True, False)
@@ -251,7 +251,7 @@ def test_tokens_end_with_the_end_token_unless_it_is_not_wanted(client: TestClien
     }
 
 
-def test_the_cache_serves_the_same_bits_and_computes_once(
+def test_cached_vectors_have_the_same_bits_and_are_computed_once(
     start_gateway: Any, backend: FakeBackend
 ) -> None:
     client = start_gateway(EMBED_CACHE_BYTES=100_000)
@@ -271,7 +271,7 @@ def test_the_cache_serves_the_same_bits_and_computes_once(
         pytest.param({"input_type": "query", "instruction": "Find soup"}, id="instruction"),
     ],
 )
-def test_the_cache_keeps_apart_what_changes_a_vector(
+def test_everything_that_changes_a_vector_is_cached_separately(
     start_gateway: Any, other: dict[str, Any]
 ) -> None:
     cached = start_gateway(EMBED_CACHE_BYTES=100_000)
@@ -280,7 +280,7 @@ def test_the_cache_keeps_apart_what_changes_a_vector(
     assert native(cached, "soup", **other) == native(start_gateway(), "soup", **other)
 
 
-def test_a_cached_text_that_is_too_long_is_refused_all_the_same(start_gateway: Any) -> None:
+def test_a_cached_text_that_is_too_long_is_still_refused(start_gateway: Any) -> None:
     client = start_gateway(EMBED_CACHE_BYTES=100_000)
     native(client, LONG)
     refused = client.post("/embed", json={"texts": ["a", LONG], "truncate": False})

@@ -125,7 +125,7 @@ def test_the_digest_changes_with_external_weights(tmp_path: Path) -> None:
     assert weights_digest(model) != before
 
 
-def test_the_digest_is_that_of_the_digests_of_the_files() -> None:
+def test_the_weights_digest_is_the_digest_of_the_files_digests() -> None:
     model = qwen3_nano.model_dir() / "model.onnx"
     read: list[int] = []
     file_digest = hashlib.sha256(model.read_bytes()).digest()

@@ -1,4 +1,4 @@
-"""Freed blocks of megabytes go back to the system."""
+"""Large blocks go back to the system once they are freed."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ print(resident_mib() - before)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only glibc's heap needs it")
-def test_an_answer_leaves_no_hole_behind() -> None:
+def test_a_large_response_leaves_no_hole_in_the_heap() -> None:
     grown = {}
     for flat in (False, True):
         command = [sys.executable, "-c", HOLE.format(flat=flat)]
         done = subprocess.run(command, capture_output=True, text=True, check=True, env={})
         grown[flat] = float(done.stdout)
     assert grown[True] < LARGE_MIB / 2
-    assert grown[False] > LARGE_MIB / 2, "glibc does not need the settings any more: remove them"
+    assert grown[False] > LARGE_MIB / 2, "glibc no longer needs these settings: remove them"

@@ -41,7 +41,7 @@ def test_positions_count_from_zero_and_the_past_is_empty() -> None:
     assert feed[KEY.name].dtype == FLOAT32
 
 
-def test_a_model_without_positions_is_not_sent_any() -> None:
+def test_a_model_without_positions_gets_none() -> None:
     assert set(build_feed(describe([IDS, MASK], [HIDDEN]), BATCH)) == {
         "input_ids",
         "attention_mask",
@@ -120,7 +120,7 @@ def test_a_model_that_cannot_be_served_is_refused(
         describe(inputs, outputs)
 
 
-def test_a_hidden_size_that_pooling_lost_is_that_of_the_states_beside_it() -> None:
+def test_a_hidden_size_that_pooling_lost_is_taken_from_another_output() -> None:
     lost = TensorSpec("sentence_embedding", FLOAT32, (-1, -1))
     spec = describe([IDS, MASK], [TensorSpec("token_embeddings", FLOAT32, (-1, -1, 640)), lost])
     assert (spec.output.name, spec.hidden_size, spec.pooling) == (lost.name, 640, "in_graph")
@@ -128,7 +128,7 @@ def test_a_hidden_size_that_pooling_lost_is_that_of_the_states_beside_it() -> No
         describe([IDS, MASK], [lost])
 
 
-def test_a_pooled_answer_is_named_so() -> None:
+def test_a_pooled_answer_is_wrapped_as_pooled() -> None:
     states = wrap_output(describe([IDS, MASK], [POOLED]), BATCH, np.zeros((2, 1280)))
     assert isinstance(states, PooledStates)
 

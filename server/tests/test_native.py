@@ -10,7 +10,7 @@ from fake_backend import HIDDEN_SIZE, FakeBackend
 from qwen3_triton_gateway.tensors import TokenBatch
 from tolerances import FLOAT32_COSINE, UNIT_NORM
 
-POISON = sorted(ByteLevel.alphabet()).index("~")  # its token in the conftest's tokenizer
+POISON = sorted(ByteLevel.alphabet()).index("~")  # its token in the tokenizer of conftest.py
 BLANKS = ["", " ", "\n\t", "\u2003"]
 
 
@@ -67,7 +67,7 @@ def test_base64_holds_the_same_bits_as_floats(client: TestClient) -> None:
     assert decoded.tobytes() == floats.tobytes()
 
 
-def test_fewer_dimensions_are_the_renormalized_head_of_more(client: TestClient) -> None:
+def test_fewer_dimensions_are_a_renormalized_prefix(client: TestClient) -> None:
     full = vectors(client, ["text"], dimensions=HIDDEN_SIZE)[0, :256]
     cut = vectors(client, ["text"], dimensions=256)[0]
     assert np.allclose(cut, full / np.linalg.norm(full), atol=1e-6)
@@ -88,13 +88,13 @@ def test_queries_overtake_documents_inside_triton_too(
     assert backend.priorities == [1, 2]
 
 
-def test_a_long_text_is_cut_and_named(client: TestClient) -> None:
+def test_a_long_text_is_truncated_and_reported(client: TestClient) -> None:
     answer = embed(client, texts=["short", "x" * 5000])
     assert answer["truncated"] == [1]
     assert answer["usage"]["prompt_tokens"] == 6 + 1024
 
 
-def test_a_long_text_is_refused_where_truncation_is_off(client: TestClient) -> None:
+def test_a_long_text_is_refused_without_truncation(client: TestClient) -> None:
     problem = error(client, 400, texts=["short", "x" * 5000], truncate=False)
     assert problem["param"] == "texts[1]"
     assert "Text 1 has 5001 tokens; the limit is 1024" in problem["message"]
@@ -198,13 +198,13 @@ def test_every_answer_carries_a_request_id(client: TestClient) -> None:
     assert len(client.get("/nowhere").headers["X-Request-ID"]) == 32
 
 
-def test_answers_tell_where_the_time_went(client: TestClient) -> None:
+def test_responses_report_where_the_time_went(client: TestClient) -> None:
     response = client.post("/embed", json={"texts": ["a"]})
     stages = [part.split(";")[0] for part in response.headers["Server-Timing"].split(", ")]
     assert stages == ["tokenize", "queue", "infer", "encode"]
 
 
-def test_the_fingerprint_names_the_dimensions_too(client: TestClient) -> None:
+def test_the_fingerprint_depends_on_the_dimensions(client: TestClient) -> None:
     response = client.post("/embed", json={"texts": ["a"]})
     fingerprint = response.json()["fingerprint"]
     assert response.headers["X-Embedding-Fingerprint"] == fingerprint
@@ -212,7 +212,7 @@ def test_the_fingerprint_names_the_dimensions_too(client: TestClient) -> None:
     assert embed(client, texts=["a"], dimensions=64)["fingerprint"] != fingerprint
 
 
-def test_a_key_is_asked_for_where_keys_are_set(start_gateway: Any) -> None:
+def test_a_key_is_required_if_keys_are_set(start_gateway: Any) -> None:
     client = start_gateway(EMBED_API_KEYS="first-key,second-key")
     assert error(client, 401, texts=["a"])["code"] == "invalid_api_key"
     for header in ("Bearer second-key", "first-key"):

@@ -1,4 +1,4 @@
-"""The interface as it was last agreed: what clients build on does not change by accident."""
+"""The OpenAPI document: what clients build on does not change by accident."""
 
 from pathlib import Path
 
@@ -14,17 +14,17 @@ SNAPSHOT = Path(__file__).resolve().parents[2] / "docs" / "openapi.json"
 
 
 def describe() -> bytes:
-    """Write the OpenAPI document of an application that never runs."""
+    """Build the OpenAPI document of an application that never runs."""
     service = EmbeddingService(Settings(TOKENIZER_PATH=qwen3_nano.model_dir()), FakeBackend())
     app = create_app(service, on_fatal=print)
     return orjson.dumps(app.openapi(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
-def test_the_interface_is_the_one_that_was_agreed() -> None:
-    assert describe() == SNAPSHOT.read_bytes(), "Meant? Then run `make openapi` and commit it."
+def test_the_openapi_document_matches_the_snapshot() -> None:
+    assert describe() == SNAPSHOT.read_bytes(), "If the change is intended, run `make openapi`."
 
 
-def test_every_embedding_call_tells_its_body_and_its_errors() -> None:
+def test_every_embedding_call_describes_its_body_and_its_errors() -> None:
     paths = orjson.loads(SNAPSHOT.read_bytes())["paths"]
     for path in ("/embed", "/v1/embeddings", "/", "/tokenize"):
         call = paths[path]["post"]

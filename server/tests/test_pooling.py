@@ -34,7 +34,7 @@ def test_pooling_float16_gives_float32() -> None:
     assert pooled.dtype == np.float32
 
 
-def test_cutting_comes_before_normalizing() -> None:
+def test_truncation_comes_before_normalization() -> None:
     vectors = np.array([[3.0, 4.0, 100.0]], dtype=np.float32)
     assert l2_normalize(truncate_dimensions(vectors, 2)).tolist() == [
         [0.6000000238418579, 0.800000011920929]

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from qwen3_triton_gateway import batching
-from qwen3_triton_gateway.batching import OLD_AGE, BatchLimits, Lane
+from qwen3_triton_gateway.batching import OLD_AGE, BatchLimits, Lane, QueuedText
 from qwen3_triton_gateway.errors import (
     BackendError,
     BackendUnavailableError,
@@ -14,7 +14,7 @@ from qwen3_triton_gateway.errors import (
     QueueFullError,
 )
 from qwen3_triton_gateway.metrics import Metrics
-from qwen3_triton_gateway.scheduler import QueuedText, Scheduler
+from qwen3_triton_gateway.scheduler import Scheduler
 from qwen3_triton_gateway.tensors import Float32Matrix, TokenCount, TokenizedText
 
 LIMITS = BatchLimits(max_batch_size=8, max_batch_tokens=4096, max_length=1024)
@@ -33,7 +33,7 @@ def marker_of(result: QueuedText) -> int:
 
 
 class Model:
-    """Answer each text with its first token id + 1; batches wait for `gate` where it is set."""
+    """Answers each text with its first token ID + 1; batches wait for `gate` if it is set."""
 
     def __init__(self) -> None:
         self.batches: list[tuple[Lane, list[int]]] = []
@@ -66,7 +66,7 @@ def deadline(seconds: float = FAR) -> float:
     return asyncio.get_running_loop().time() + seconds
 
 
-async def test_answers_keep_the_order_of_the_texts() -> None:
+async def test_results_keep_the_order_of_the_texts() -> None:
     lengths = np.random.default_rng(1).integers(1, 600, size=300)
     texts = [text(int(length), marker) for marker, length in enumerate(lengths)]
     scheduler = make(Model(), max_queue_tokens=10**9)
@@ -75,7 +75,7 @@ async def test_answers_keep_the_order_of_the_texts() -> None:
     assert scheduler.queued_tokens == scheduler.in_flight == 0
 
 
-async def test_a_query_overtakes_the_documents_that_wait() -> None:
+async def test_a_query_overtakes_waiting_documents() -> None:
     model = Model()
     model.gate = asyncio.Event()
     scheduler = make(model, window=1)
@@ -106,7 +106,7 @@ async def test_requests_share_batches_while_the_model_is_busy() -> None:
     assert model.batches == [(Lane.DOCUMENT, [0]), (Lane.DOCUMENT, [1, 2, 3, 4])]
 
 
-async def test_no_more_batches_are_in_flight_than_the_window() -> None:
+async def test_batches_in_flight_never_exceed_the_window() -> None:
     model = Model()
     model.gate = asyncio.Event()
     scheduler = make(model, window=3)
@@ -152,7 +152,7 @@ async def test_equal_texts_are_computed_once() -> None:
     assert model.batches == [(Lane.DOCUMENT, [5, 6])]
 
 
-async def test_a_full_queue_refuses_a_request_whole_and_says_when_to_return() -> None:
+async def test_a_full_queue_refuses_a_whole_request_and_says_when_to_retry() -> None:
     model = Model()
     model.gate = asyncio.Event()
     scheduler = make(model, window=1, max_queue_tokens=100)
@@ -169,7 +169,7 @@ async def test_a_full_queue_refuses_a_request_whole_and_says_when_to_return() ->
     await first
 
 
-async def test_a_cancelled_request_leaves_the_queue_before_it_costs_anything() -> None:
+async def test_a_canceled_request_leaves_the_queue_before_it_costs_anything() -> None:
     model = Model()
     model.gate = asyncio.Event()
     scheduler = make(model, window=1)
@@ -224,7 +224,7 @@ async def test_a_text_that_breaks_its_batch_does_not_break_its_neighbors() -> No
     assert outcomes == [False, False, False, True, False]
 
 
-async def test_an_absent_model_fails_the_batch_without_trying_again() -> None:
+async def test_an_unavailable_model_fails_the_batch_without_a_retry() -> None:
     model = Model()
     model.refuse = BackendUnavailableError("Triton is away")
     results = await make(model).submit(
@@ -252,7 +252,7 @@ async def test_documents_age_while_queries_overtake_them_and_then_go_first() -> 
     assert order.count(Lane.DOCUMENT) == 2
 
 
-async def test_one_request_too_many_is_refused_before_its_texts_are_known() -> None:
+async def test_one_request_too_many_is_refused_before_its_body_is_read() -> None:
     scheduler = make(Model(), max_queue_requests=2)
     with scheduler.request(), scheduler.request():
         with pytest.raises(QueueFullError, match="EMBED_MAX_QUEUE_REQUESTS") as caught:
@@ -285,7 +285,7 @@ async def test_retry_after_is_the_time_in_which_the_excess_drains() -> None:
     waiting.cancel()
 
 
-async def test_what_waits_is_told_by_lane() -> None:
+async def test_waiting_texts_are_reported_per_lane() -> None:
     model = Model()
     model.gate = asyncio.Event()
     scheduler = make(model, window=1)

@@ -38,15 +38,15 @@ def swap_model(backend: FakeBackend) -> None:
     backend.corrupt = lambda _, values: values[..., ::-1]
 
 
-async def check_until_sung(service: EmbeddingService) -> Readiness:
-    """Check until the canary that a returned model needs has been embedded."""
+async def check_until_embedded(service: EmbeddingService) -> Readiness:
+    """Check until the canary sentence has been embedded again after the model returned."""
     while "since the model came back" in (await service.check()).reason:
         await asyncio.sleep(0)
     return service.readiness
 
 
 def wait_for_status(client: TestClient, path: str, status: int) -> dict[str, Any]:
-    """Ask until the service has looked at its backend again."""
+    """Ask until the service has checked its backend again."""
     wait_for(lambda: client.get(path).status_code == status, f"{path} answers {status}")
     return client.get(path).json()
 
@@ -61,12 +61,12 @@ async def test_the_canary_notices_other_weights_after_a_restart(
     assert "unavailable" in (await service.check()).reason
     backend.ready = True
     swap_model(backend)
-    readiness = await check_until_sung(service)
+    readiness = await check_until_embedded(service)
     assert not readiness.ready
     assert "has changed" in readiness.reason
 
 
-async def test_a_model_that_was_away_and_is_the_same_is_ready_again(
+async def test_the_same_model_is_ready_again_after_an_absence(
     tokenizer_dir: Path, backend: FakeBackend
 ) -> None:
     service = make_service(tokenizer_dir, backend)
@@ -78,10 +78,10 @@ async def test_a_model_that_was_away_and_is_the_same_is_ready_again(
     assert caught.value.retry_after_seconds == 1
     backend.ready = True
     assert not (await service.check()).ready  # not before the canary
-    assert (await check_until_sung(service)).ready
+    assert (await check_until_embedded(service)).ready
 
 
-async def test_a_model_that_hangs_while_it_says_it_is_ready_is_noticed(
+async def test_a_model_that_reports_ready_but_hangs_is_noticed(
     tokenizer_dir: Path, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(canary, "TIMEOUT_SECONDS", 0.05)
@@ -97,7 +97,7 @@ async def test_a_model_that_hangs_while_it_says_it_is_ready_is_noticed(
         await asyncio.sleep(0.01)
 
 
-async def test_a_gateway_that_stops_is_not_ready_and_still_answers(
+async def test_a_gateway_that_is_shutting_down_is_not_ready_but_still_answers(
     tokenizer_dir: Path, backend: FakeBackend
 ) -> None:
     service = make_service(tokenizer_dir, backend)
@@ -108,7 +108,7 @@ async def test_a_gateway_that_stops_is_not_ready_and_still_answers(
     assert service.embedder
 
 
-async def test_connecting_waits_for_a_model_that_is_away(tokenizer_dir: Path) -> None:
+async def test_connecting_waits_for_an_unavailable_model(tokenizer_dir: Path) -> None:
     class LateBackend(FakeBackend):
         attempts = 0
 
@@ -151,7 +151,7 @@ async def test_a_model_that_cannot_embed_a_sentence_refuses_to_start(
         pytest.param("EMBED_OUTPUT_DIM", 512, id="dimensions"),
     ],
 )
-async def test_the_fingerprint_changes_with_what_it_names(
+async def test_the_fingerprint_changes_with_the_embedding_space(
     tokenizer_dir: Path, setting: str, value: object
 ) -> None:
     async def fingerprint(**settings: object) -> str:
@@ -163,17 +163,17 @@ async def test_the_fingerprint_changes_with_what_it_names(
     assert await fingerprint() != await fingerprint(**{setting: value})
 
 
-async def test_a_model_is_named_after_its_hidden_size_where_no_name_is_set(
+async def test_the_model_id_is_inferred_from_the_hidden_size_by_default(
     tokenizer_dir: Path, backend: FakeBackend
 ) -> None:
     service = make_service(tokenizer_dir, backend)
     await service.connect()
-    assert service.model_id == "fake"  # 1280 is no size of the family
+    assert service.model_id == "fake"  # 1280 is not a size of the family
     with pytest.raises(ModelNotFoundError, match="Set `model` to 'fake'"):
         service.check_model_name("Qwen/Qwen3-Embedding-4B")
 
 
-def test_health_shows_the_fields_of_the_runbook(client: TestClient, backend: FakeBackend) -> None:
+def test_health_has_the_fields_of_the_runbook(client: TestClient, backend: FakeBackend) -> None:
     answer = client.get("/health")
     assert answer.status_code == 200
     assert set(answer.json()) >= RUNBOOK_FIELDS
@@ -198,7 +198,7 @@ def test_readiness_follows_the_backend_and_liveness_does_not(
     assert refused.headers["Retry-After"] == "1"
 
 
-def test_the_tokenizer_is_given_as_it_was_read(
+def test_the_tokenizer_is_served_as_it_was_read(
     start_gateway: Callable[..., TestClient], tokenizer_dir: Path, tmp_path: Path
 ) -> None:
     file = tmp_path / "tokenizer.json"
@@ -221,7 +221,7 @@ def test_a_tokenizer_that_the_caller_has_is_not_sent_again(client: TestClient) -
     assert client.get("/tokenizer", headers={"If-None-Match": '"other"'}).status_code == 200
 
 
-def test_the_tokenizer_is_given_while_the_model_is_away(
+def test_the_tokenizer_is_served_while_the_model_is_unavailable(
     client: TestClient, backend: FakeBackend
 ) -> None:
     backend.ready = False
@@ -229,7 +229,7 @@ def test_the_tokenizer_is_given_while_the_model_is_away(
     assert client.get("/tokenizer").status_code == 200
 
 
-def test_info_tells_the_limits(client: TestClient) -> None:
+def test_info_states_the_limits(client: TestClient) -> None:
     info = client.get("/info").json()
     assert info["hidden_size"] == 1280
     assert info["max_texts"] == 2048

@@ -48,7 +48,7 @@ def test_every_text_ends_with_one_end_token_whatever_the_file_appends(
     assert tokenizer.appends_end_token is (appended == "<|endoftext|>")
 
 
-def test_truncation_never_cuts_the_end_token_and_is_told(tmp_path: Path) -> None:
+def test_truncation_keeps_the_end_token_and_is_reported(tmp_path: Path) -> None:
     tokenizer = TextTokenizer(write_tokenizer(tmp_path, appended=None), max_length=3)
     fits, cut = tokenizer.encode(["a b", "a b c c c"])
     assert (fits.input_ids.tolist(), fits.count) == ([0, 1, 3], TokenCount(kept=3, total=3))
@@ -56,7 +56,7 @@ def test_truncation_never_cuts_the_end_token_and_is_told(tmp_path: Path) -> None
     assert cut.count.truncated
 
 
-def test_the_start_is_cut_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_the_start_is_truncated_on_request(tmp_path: Path) -> None:
     tokenizer = TextTokenizer(write_tokenizer(tmp_path, appended=None), max_length=3)
     (cut,) = tokenizer.encode(["a b c c b"], cut="start")
     assert cut.input_ids.tolist() == [2, 1, 3]
@@ -64,7 +64,7 @@ def test_the_start_is_cut_where_that_is_asked_for(tmp_path: Path) -> None:
 
 @given(st.text(alphabet=LETTERS_AND_SEPARATORS, max_size=400), st.integers(2, 12))
 @pytest.mark.slow
-def test_a_huge_text_is_cut_early_and_has_the_tokens_of_the_whole(
+def test_a_huge_text_is_shortened_first_and_has_the_tokens_of_the_whole(
     text: str, max_length: int
 ) -> None:
     tokenizer = TextTokenizer(qwen3_nano.model_dir(), max_length=max_length)
@@ -78,21 +78,21 @@ def test_a_huge_text_is_cut_early_and_has_the_tokens_of_the_whole(
         assert early.count.total == reference.length
 
 
-def test_a_huge_text_takes_no_longer_than_its_head() -> None:
+def test_a_huge_text_takes_no_longer_than_its_beginning() -> None:
     tokenizer = TextTokenizer(qwen3_nano.model_dir(), max_length=16)
     (cut,) = tokenizer.encode(["whales sing " * 1_000_000])
     assert cut.count == TokenCount(kept=16, total=cut.count.total, exact=False)
     assert cut.count.total < 1000
 
 
-def test_a_huge_text_of_few_tokens_is_not_cut() -> None:
+def test_a_huge_text_of_few_tokens_is_not_shortened() -> None:
     tokenizer = TextTokenizer(qwen3_nano.model_dir(), max_length=64)
     text = "word" + " " * 2000 + ". end"
     (kept,) = tokenizer.encode([text])
     assert kept.count.exact
 
 
-def test_tokens_are_listed_with_their_places_in_the_text() -> None:
+def test_tokens_are_listed_with_their_offsets() -> None:
     tokenizer = TextTokenizer(qwen3_nano.model_dir(), max_length=4)
     text = "Bread rises, since yeast grows."
     (listed,) = tokenizer.list_tokens([text], add_special_tokens=True)
@@ -127,11 +127,11 @@ def test_a_query_carries_the_instruction_with_no_space_after_the_colon() -> None
     ]
 
 
-def test_a_query_may_bring_its_own_instruction() -> None:
+def test_a_query_may_have_its_own_instruction() -> None:
     assert format_inputs([" x\n"], input_type="query", instruction="Find code") == [
         "Instruct: Find code\nQuery: x\n"
     ]
 
 
-def test_a_document_is_left_as_it_is() -> None:
+def test_a_document_is_left_unchanged() -> None:
     assert format_inputs(["  a\n\tb "], input_type="document") == ["  a\n\tb "]

@@ -66,15 +66,17 @@ def create_app(service: EmbeddingService, *, on_fatal: Callable[[str], None]) ->
         docs_url=None,
         redoc_url=None,
         telemetry=REQUEST_SPANS,
+        exception_handlers={
+            EmbeddingServerError: _render_error,
+            HTTPException: _render_http_error,
+            ClientDisconnect: _render_disconnect,
+            Exception: _render_bug,
+        },
     )
     app.state.service = service
     for routes in (native, openai, tei, ops, pages):
         app.include_router(routes.router)
     app.mount(pages.SWAGGER_PATH, pages.swagger_files())
-    app.add_exception_handler(EmbeddingServerError, _render_error)
-    app.add_exception_handler(HTTPException, _render_http_error)
-    app.add_exception_handler(ClientDisconnect, _render_disconnect)
-    app.add_exception_handler(Exception, _render_bug)
     _add_middleware(app, service)
     app.openapi = partial(_describe_with_key, app)  # FastAPI's documented way to extend it
     return app

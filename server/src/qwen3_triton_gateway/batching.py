@@ -1,19 +1,28 @@
-"""How batches are chosen and padded: pure functions over lengths in tokens.
+"""How batches are chosen and padded.
 
-The scheduler asks, for every free slot: which lane goes next (`choose_lane`), how many batches of
-documents may run at a time (`document_window`), how many tokens the batch may hold
-(`token_budget`), and which texts join the oldest one (`similar_lengths`).
+The scheduler asks for every free slot which lane goes next (`choose_lane`), how many batches of
+documents may run at a time (`document_window`) and how many tokens the batch may have
+(`token_budget`). The lane then takes its oldest text (`LaneQueue.take_batch`), and texts of similar
+length join it, from whichever request they came (`similar_lengths`).
+
+All of it is plain data and pure functions over lengths in tokens; `scheduler` runs what is chosen.
 """
 
 from __future__ import annotations
 
+import asyncio
+from bisect import bisect_left, insort
+from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
+from operator import attrgetter
+from typing import TypeAlias
 
 import numpy as np
 
-from .tensors import TokenBatch, TokenizedText
+from .errors import EmbeddingServerError
+from .tensors import Float32Vector, TokenBatch, TokenizedText
 
 # Batches of queries that may overtake waiting documents in a row: when both lanes are full, queries
 # get four fifths of the model and documents one fifth.
@@ -120,6 +129,103 @@ def similar_lengths(lengths: Sequence[int], anchor: int, limits: BatchLimits) ->
         _, joined, width = min(fitting)
         start, stop = min(start, joined), max(stop, joined + 1)
     return range(start, stop)
+
+
+# Two waiting texts are the same if their lane and their token IDs are.
+TextKey: TypeAlias = tuple[Lane, bytes]
+
+
+@dataclass(eq=False, slots=True)
+class QueuedText:
+    """A text in the queue, shared by every request that waits for its vector.
+
+    Attributes:
+        serial: Counts texts in their order of arrival.
+        arrived: When the text was queued, in the event loop's time; so are the other times.
+        deadline: The latest deadline of the requests that wait for it.
+        done: The vector, or the reason why there is none.
+        origin: What the first request passed to `submit`, for tracing.
+        claims: Number of requests that wait for it.
+        alone: Whether it has to run in a batch of its own.
+    """
+
+    text: TokenizedText
+    lane: Lane
+    key: TextKey
+    serial: int
+    arrived: float
+    deadline: float
+    done: asyncio.Future[Float32Vector | EmbeddingServerError]
+    origin: object = None
+    claims: int = 0
+    alone: bool = False
+    started: float = 0.0
+    finished: float = 0.0
+
+    @property
+    def rank(self) -> tuple[int, int]:
+        """The sort key by length; the serial separates texts of equal length."""
+        return self.text.length, self.serial
+
+
+_rank = attrgetter("rank")
+
+
+@dataclass(slots=True)
+class LaneQueue:
+    """The waiting texts of one lane.
+
+    Attributes:
+        arrivals: The texts in their order of arrival. Texts that were taken or discarded stay in it
+            until they reach the front, since removing them from the middle would be slow.
+        by_length: The texts in ascending length; only those that are still waiting.
+    """
+
+    arrivals: deque[QueuedText] = field(default_factory=deque[QueuedText])
+    by_length: list[QueuedText] = field(default_factory=list[QueuedText])
+
+    def __len__(self) -> int:
+        return len(self.by_length)
+
+    def add(self, entry: QueuedText) -> None:
+        self.arrivals.append(entry)
+        insort(self.by_length, entry, key=_rank)
+
+    def position(self, entry: QueuedText) -> int | None:
+        index = bisect_left(self.by_length, entry.rank, key=_rank)
+        found = index < len(self.by_length) and self.by_length[index] is entry
+        return index if found else None
+
+    def discard(self, entry: QueuedText) -> None:
+        index = self.position(entry)
+        if index is not None:
+            del self.by_length[index]
+
+    def take_batch(self, limits: BatchLimits) -> list[QueuedText]:
+        """Remove the oldest text and its neighbors by length; the lane must not be empty."""
+        anchor = None
+        while anchor is None:
+            anchor = self.position(self.arrivals.popleft())
+        chosen = similar_lengths(_Lengths(self.by_length), anchor, limits)
+        batch = self.by_length[chosen.start : chosen.stop]
+        del self.by_length[chosen.start : chosen.stop]
+        if not self.by_length:
+            self.arrivals.clear()
+        return batch
+
+
+class _Lengths(Sequence[int]):
+    """The lengths of a sorted lane, read in place: a copy would cost time for every batch."""
+
+    def __init__(self, entries: list[QueuedText]) -> None:
+        self._entries = entries
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    # An index is all that `similar_lengths` asks for; slices are not supported.
+    def __getitem__(self, index: int) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self._entries[index].text.length
 
 
 def bucket_length(length: int, max_length: int) -> int:

@@ -11,13 +11,13 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from .backends.base import Backend
-from .batching import BatchLimits, Lane, pad_batch
+from .batching import BatchLimits, Lane, QueuedText, pad_batch
 from .cache import VectorCache
 from .errors import BadVectorError, EmbeddingServerError, InvalidRequestError
 from .fingerprint import EmbeddingSpace
 from .metrics import Metrics
 from .pooling import l2_normalize, last_token_pool, truncate_dimensions, unusable_rows
-from .scheduler import QueuedText, Scheduler
+from .scheduler import Scheduler
 from .settings import MIN_DIMENSIONS, Settings
 from .tensors import (
     EmbeddedText,

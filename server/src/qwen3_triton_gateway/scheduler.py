@@ -18,12 +18,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from operator import attrgetter
+from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
@@ -31,9 +29,11 @@ import numpy as np
 from .batching import (
     BatchLimits,
     Lane,
+    LaneQueue,
+    QueuedText,
+    TextKey,
     choose_lane,
     document_window,
-    similar_lengths,
     token_budget,
 )
 from .errors import (
@@ -46,112 +46,16 @@ from .errors import (
 )
 from .metrics import LaneState, Metrics
 from .pooling import unusable_rows
-from .tensors import Float32Matrix, Float32Vector, TokenizedText
+from .tensors import Float32Matrix, TokenizedText
 
-# Two waiting texts are the same if their lane and their token ids are.
-TextKey: TypeAlias = tuple[Lane, bytes]
+# Runs texts of one lane within a number of seconds; returns one row per text, in their order.
+RunBatch: TypeAlias = Callable[[Sequence[QueuedText], float], Awaitable[Float32Matrix]]
 
 logger = logging.getLogger(__name__)
 
 # Weight of the newest batch in the measured speed of the model.
 SPEED_SMOOTHING = 0.2
 MAX_RETRY_AFTER_SECONDS = 60
-
-
-@dataclass(eq=False, slots=True)
-class QueuedText:
-    """A text in the queue, shared by every request that waits for its vector.
-
-    Attributes:
-        serial: Counts texts in their order of arrival.
-        arrived: When the text was queued, in the event loop's time; so are the other times.
-        deadline: The latest deadline of the requests that wait for it.
-        done: The vector, or the reason why there is none.
-        origin: What the first request passed to `submit`, for tracing.
-        claims: Number of requests that wait for it.
-        alone: Whether it has to run in a batch of its own.
-    """
-
-    text: TokenizedText
-    lane: Lane
-    key: TextKey
-    serial: int
-    arrived: float
-    deadline: float
-    done: asyncio.Future[Float32Vector | EmbeddingServerError]
-    origin: object = None
-    claims: int = 0
-    alone: bool = False
-    started: float = 0.0
-    finished: float = 0.0
-
-    @property
-    def rank(self) -> tuple[int, int]:
-        """The sort key by length; the serial separates texts of equal length."""
-        return self.text.length, self.serial
-
-
-# Runs texts of one lane within a number of seconds; returns one row per text, in their order.
-RunBatch: TypeAlias = Callable[[Sequence[QueuedText], float], Awaitable[Float32Matrix]]
-
-_rank = attrgetter("rank")
-
-
-@dataclass(slots=True)
-class LaneQueue:
-    """The waiting texts of one lane.
-
-    Attributes:
-        arrivals: The texts in their order of arrival. Texts that were taken or discarded stay in it
-            until they reach the front, since removing them from the middle would be slow.
-        by_length: The texts in ascending length; only those that are still waiting.
-    """
-
-    arrivals: deque[QueuedText] = field(default_factory=deque[QueuedText])
-    by_length: list[QueuedText] = field(default_factory=list[QueuedText])
-
-    def __len__(self) -> int:
-        return len(self.by_length)
-
-    def add(self, entry: QueuedText) -> None:
-        self.arrivals.append(entry)
-        insort(self.by_length, entry, key=_rank)
-
-    def position(self, entry: QueuedText) -> int | None:
-        index = bisect_left(self.by_length, entry.rank, key=_rank)
-        found = index < len(self.by_length) and self.by_length[index] is entry
-        return index if found else None
-
-    def discard(self, entry: QueuedText) -> None:
-        index = self.position(entry)
-        if index is not None:
-            del self.by_length[index]
-
-    def take_batch(self, limits: BatchLimits) -> list[QueuedText]:
-        """Remove the oldest text and its neighbors by length; the lane must not be empty."""
-        anchor = None
-        while anchor is None:
-            anchor = self.position(self.arrivals.popleft())
-        chosen = similar_lengths(_Lengths(self.by_length), anchor, limits)
-        batch = self.by_length[chosen.start : chosen.stop]
-        del self.by_length[chosen.start : chosen.stop]
-        if not self.by_length:
-            self.arrivals.clear()
-        return batch
-
-
-class _Lengths(Sequence[int]):
-    """The lengths of a sorted lane, read in place: a copy would cost time for every batch."""
-
-    def __init__(self, entries: list[QueuedText]) -> None:
-        self._entries = entries
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    # An index is all that `similar_lengths` asks for; slices are not supported.
-    def __getitem__(self, index: int) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self._entries[index].text.length
 
 
 class Scheduler:
@@ -263,18 +167,7 @@ class Scheduler:
         for entry in entries:
             entry.claims += 1
         self._dispatch()
-        try:
-            async with asyncio.timeout_at(deadline):
-                await asyncio.wait({entry.done for entry in entries})
-        except TimeoutError:
-            msg = (
-                "The request's deadline (EMBED_TIMEOUT_S) passed before all its texts were "
-                "embedded. Send fewer texts per request, or raise the deadline."
-            )
-            raise DeadlineExceededError(msg) from None
-        finally:
-            for entry in entries:
-                self._release(entry)
+        await self._wait(entries, deadline)
         return entries
 
     async def drain(self) -> None:
@@ -300,6 +193,20 @@ class Scheduler:
             max(1, math.ceil(excess_tokens / speed)) if speed else 1, MAX_RETRY_AFTER_SECONDS
         )
         return QueueFullError(message, retry_after_seconds=wait)
+
+    async def _wait(self, entries: Sequence[QueuedText], deadline: float) -> None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await asyncio.wait({entry.done for entry in entries})
+        except TimeoutError:
+            msg = (
+                "The request's deadline (EMBED_TIMEOUT_S) passed before all its texts were "
+                "embedded. Send fewer texts per request, or raise the deadline."
+            )
+            raise DeadlineExceededError(msg) from None
+        finally:
+            for entry in entries:
+                self._release(entry)
 
     def _enqueue(
         self, text: TokenizedText, lane: Lane, deadline: float, origin: object

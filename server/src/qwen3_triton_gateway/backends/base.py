@@ -136,28 +136,12 @@ def describe_model(
         StartupError: An input is missing or unknown, a dtype or rank is wrong, or no output is
             usable.
     """
-    by_name = {spec.name: spec for spec in inputs}
-    for required in ("input_ids", "attention_mask"):
-        if required not in by_name:
-            msg = f"Model {name!r} has no input `{required}`. Its inputs: {_names(inputs)}."
-            raise StartupError(msg)
-    past = tuple(spec for spec in inputs if spec.name.startswith(PAST_PREFIX))
-    for spec in inputs:
-        if spec.name in TOKEN_INPUTS:
-            _check_token_input(name, spec)
-        elif spec not in past:
-            msg = (
-                f"Model {name!r} needs an input `{spec.name}`, which the gateway does not support. "
-                "Export it for feature extraction, without a cache branch."
-            )
-            raise StartupError(msg)
-    for spec in past:
-        _check_past_input(name, spec)
+    _check_inputs(name, inputs)
     output = _choose_output(name, outputs)
     return ModelSpec(
         name=name,
         inputs=tuple(spec.name for spec in inputs if spec.name in TOKEN_INPUTS),
-        past_inputs=past,
+        past_inputs=tuple(spec for spec in inputs if _is_past(spec)),
         output=output,
         pooling="in_graph" if len(output.shape) == POOLED_RANK else "last_token",
         max_batch_size=max_batch_size,
@@ -213,6 +197,29 @@ def _with_hidden_size(output: TensorSpec, outputs: Sequence[TensorSpec]) -> Tens
     sizes = [spec.shape[-1] for spec in outputs if len(spec.shape) == HIDDEN_RANK]
     known = next((size for size in sizes if size > 0), output.shape[-1])
     return replace(output, shape=(*output.shape[:-1], known))
+
+
+def _is_past(spec: TensorSpec) -> bool:
+    return spec.name.startswith(PAST_PREFIX)
+
+
+def _check_inputs(model: str, inputs: Sequence[TensorSpec]) -> None:
+    names = {spec.name for spec in inputs}
+    for required in ("input_ids", "attention_mask"):
+        if required not in names:
+            msg = f"Model {model!r} has no input `{required}`. Its inputs: {_names(inputs)}."
+            raise StartupError(msg)
+    for spec in inputs:
+        if spec.name in TOKEN_INPUTS:
+            _check_token_input(model, spec)
+        elif _is_past(spec):
+            _check_past_input(model, spec)
+        else:
+            msg = (
+                f"Model {model!r} needs an input `{spec.name}`, which the gateway does not "
+                "support. Export it for feature extraction, without a cache branch."
+            )
+            raise StartupError(msg)
 
 
 def _check_token_input(model: str, spec: TensorSpec) -> None:
