@@ -52,7 +52,7 @@ def cached(embeddings: Qwen3TritonEmbeddings, store: InMemoryByteStore) -> Cache
     )
 
 
-def test_a_cache_keeps_documents_and_embeds_only_new_ones(
+def test_a_cache_stores_documents_and_embeds_only_new_ones(
     embeddings: Qwen3TritonEmbeddings, fake: FakeGateway
 ) -> None:
     cache = cached(embeddings, InMemoryByteStore())
@@ -62,7 +62,7 @@ def test_a_cache_keeps_documents_and_embeds_only_new_ones(
     assert sorted(text for request in fake.requests for text in request.texts) == sorted(TEXTS[20:])
 
 
-async def test_an_asynchronous_cache_keeps_documents_too(
+async def test_an_asynchronous_cache_stores_documents(
     embeddings: Qwen3TritonEmbeddings, fake: FakeGateway
 ) -> None:
     cache = cached(embeddings, InMemoryByteStore())
@@ -72,7 +72,7 @@ async def test_an_asynchronous_cache_keeps_documents_too(
     assert len(fake.requests) == count
 
 
-def test_a_query_in_the_words_of_a_cached_document_is_a_query(
+def test_a_query_with_the_text_of_a_cached_document_is_embedded_as_a_query(
     embeddings: Qwen3TritonEmbeddings,
 ) -> None:
     cache = cached(embeddings, InMemoryByteStore())
@@ -82,7 +82,7 @@ def test_a_query_in_the_words_of_a_cached_document_is_a_query(
     assert cache.embed_documents(["x"]) == [expected_vector("x")]
 
 
-def test_another_embedding_space_has_entries_of_its_own_in_the_same_store(
+def test_each_embedding_space_has_its_own_entries_in_a_store(
     fake: FakeGateway,
 ) -> None:
     store = InMemoryByteStore()
@@ -112,7 +112,7 @@ def engine(database_url: str) -> Iterator[PGEngine]:
 
 @pytest.fixture
 async def async_engine(database_url: str) -> AsyncIterator[PGEngine]:
-    """An engine of the running event loop, which has no synchronous methods."""
+    """Create an engine for the running event loop; it has no synchronous methods."""
     engine = PGEngine.from_engine(create_async_engine(asyncpg_url(database_url)))
     await engine.ainit_vectorstore_table(TABLE, DIMENSIONS, id_column=TEXT_ID)
     yield engine
@@ -120,7 +120,7 @@ async def async_engine(database_url: str) -> AsyncIterator[PGEngine]:
 
 
 def stored(database_url: str) -> dict[str, list[float]]:
-    """Read the table without the store; each text must be there once."""
+    """Read the table without the store, and check that each text occurs once."""
     with psycopg.connect(database_url) as connection:
         query = SQL("SELECT content, embedding::text FROM {}").format(Identifier(TABLE))
         rows = connection.execute(query).fetchall()
@@ -181,7 +181,7 @@ def run_index(
     engine: PGEngine,
     database_url: str,
 ) -> Iterator[RunIndex]:
-    """Bring the table up to date in the one way or the other, with records beside it."""
+    """Update the table synchronously or asynchronously, with a record manager."""
     url = database_url.replace("postgresql://", "postgresql+psycopg://", 1)
     store = PGVectorStore.create_sync(engine, embeddings, TABLE)
     options: dict[str, Any] = {"source_id_key": "source", "key_encoder": "blake2b"}
@@ -203,7 +203,7 @@ def run_index(
 
 
 @pytest.mark.parametrize("cleanup", ["incremental", "full", "scoped_full"])
-def test_indexing_again_what_has_not_changed_embeds_nothing(
+def test_indexing_unchanged_documents_again_embeds_nothing(
     run_index: RunIndex, fake: FakeGateway, cleanup: Cleanup, database_url: str
 ) -> None:
     assert run_index(documents_of(TEXTS), cleanup) == NOTHING | {"num_added": 30}
@@ -213,7 +213,7 @@ def test_indexing_again_what_has_not_changed_embeds_nothing(
     assert stored(database_url) == {text: expected_vector(text) for text in TEXTS}
 
 
-def test_indexing_in_part_embeds_and_replaces_what_has_changed(
+def test_incremental_indexing_embeds_and_replaces_changed_documents(
     run_index: RunIndex, fake: FakeGateway, database_url: str
 ) -> None:
     run_index(documents_of(TEXTS), "incremental")
@@ -226,7 +226,7 @@ def test_indexing_in_part_embeds_and_replaces_what_has_changed(
     assert stored(database_url) == expected
 
 
-def test_indexing_in_full_removes_what_is_gone(
+def test_full_indexing_removes_deleted_documents(
     run_index: RunIndex, fake: FakeGateway, database_url: str
 ) -> None:
     run_index(documents_of(TEXTS), "full")
@@ -245,7 +245,7 @@ SENTENCE_END = re.compile(r"(?<=[.?!])\s+")
 
 
 def split_by_meaning(text: str, embeddings: Qwen3TritonEmbeddings) -> list[str]:
-    """Do what `SemanticChunker` of langchain-experimental does, cutting at the widest gap."""
+    """Split like `SemanticChunker` of langchain-experimental, at the widest gap."""
     sentences = SENTENCE_END.split(text)
     combined = [" ".join(sentences[max(0, i - 1) : i + 2]) for i in range(len(sentences))]
     vectors = np.array(embeddings.embed_documents(combined))
@@ -254,7 +254,7 @@ def split_by_meaning(text: str, embeddings: Qwen3TritonEmbeddings) -> list[str]:
     return [" ".join(sentences[:cut]), " ".join(sentences[cut:])]
 
 
-def test_a_text_is_split_where_its_subject_changes(gateway_url: str) -> None:
+def test_a_text_is_split_where_its_topic_changes(gateway_url: str) -> None:
     embeddings = Qwen3TritonEmbeddings(base_url=gateway_url, batch_size=2)
     assert split_by_meaning(f"{DOGS} {TAXES}", embeddings) == [DOGS, TAXES]
 
@@ -263,7 +263,7 @@ def test_a_text_is_split_where_its_subject_changes(gateway_url: str) -> None:
 
 
 def chain_of(embeddings: Qwen3TritonEmbeddings) -> Runnable[str, str]:
-    """Make a chain whose answer is the passage that it found."""
+    """Build a chain whose answer is the passage that it found."""
     store = InMemoryVectorStore.from_texts(list(ANSWERS.values()), embeddings)
     prompt = ChatPromptTemplate.from_messages([("system", "{context}"), ("human", "{question}")])
     return (
@@ -277,7 +277,7 @@ def chain_of(embeddings: Qwen3TritonEmbeddings) -> Runnable[str, str]:
     )
 
 
-async def test_a_chain_answers_in_every_way_of_calling_it(gateway_url: str) -> None:
+async def test_a_chain_answers_however_it_is_called(gateway_url: str) -> None:
     chain = chain_of(Qwen3TritonEmbeddings(base_url=gateway_url))
     questions, answers = list(ANSWERS), list(ANSWERS.values())
     assert [chain.invoke(question) for question in questions] == answers
@@ -288,7 +288,7 @@ async def test_a_chain_answers_in_every_way_of_calling_it(gateway_url: str) -> N
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-def test_a_batch_of_questions_stays_within_the_bound(
+def test_a_batch_of_questions_stays_within_the_concurrency_limit(
     embeddings: Qwen3TritonEmbeddings, fake: FakeGateway, asynchronous: bool
 ) -> None:
     chain = chain_of(embeddings)

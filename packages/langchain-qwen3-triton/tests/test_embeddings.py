@@ -20,7 +20,7 @@ def test_public_names_are_complete() -> None:
     assert langchain_qwen3_triton.__all__ == ["Qwen3TritonEmbeddings", "__version__"]
 
 
-def test_documents_come_back_in_order_and_carry_no_instruction(fake: FakeGateway) -> None:
+def test_documents_are_embedded_in_order_without_an_instruction(fake: FakeGateway) -> None:
     embeddings = Qwen3TritonEmbeddings(
         base_url=fake.url, batch_size=3, instruction="Find duplicates"
     )
@@ -29,20 +29,20 @@ def test_documents_come_back_in_order_and_carry_no_instruction(fake: FakeGateway
     assert not any("instruction" in request.body for request in fake.requests)
 
 
-def test_a_query_carries_the_instruction(fake: FakeGateway) -> None:
+def test_a_query_is_embedded_with_the_instruction(fake: FakeGateway) -> None:
     embeddings = Qwen3TritonEmbeddings(base_url=fake.url, instruction="Find duplicates")
     assert embeddings.embed_query("x") == expected_vector(
         "x", input_type="query", instruction="Find duplicates"
     )
 
 
-async def test_asynchronous_methods_give_the_same(fake: FakeGateway) -> None:
+async def test_asynchronous_methods_return_the_same(fake: FakeGateway) -> None:
     embeddings = Qwen3TritonEmbeddings(base_url=fake.url, batch_size=3)
     assert await embeddings.aembed_documents(TEXTS) == embeddings.embed_documents(TEXTS)
     assert await embeddings.aembed_query("x") == embeddings.embed_query("x")
 
 
-async def test_many_calls_at_once_stay_within_the_bound(fake: FakeGateway) -> None:
+async def test_concurrent_calls_stay_within_the_limit(fake: FakeGateway) -> None:
     fake.answer_in_reverse(2)
     embeddings = Qwen3TritonEmbeddings(base_url=fake.url, batch_size=5, max_concurrency=2)
     results = await asyncio.gather(*(embeddings.aembed_documents(TEXTS) for _ in range(4)))
@@ -50,24 +50,24 @@ async def test_many_calls_at_once_stay_within_the_bound(fake: FakeGateway) -> No
     assert fake.most_in_flight == 2
 
 
-def test_several_event_loops_are_served(fake: FakeGateway) -> None:
+def test_several_event_loops_can_be_used(fake: FakeGateway) -> None:
     embeddings = Qwen3TritonEmbeddings(base_url=fake.url)
     for text in "abc":
         assert asyncio.run(embeddings.aembed_documents([text])) == expected_vectors([text])
 
 
-def test_texts_travel_to_the_byte(fake: FakeGateway) -> None:
+def test_texts_are_sent_byte_for_byte(fake: FakeGateway) -> None:
     texts = [" with\nnewlines \t", "Query: "]
     Qwen3TritonEmbeddings(base_url=fake.url).embed_documents(texts)
     assert fake.requests[0].texts == texts
 
 
-def test_nothing_to_embed_needs_no_request(fake: FakeGateway) -> None:
+def test_no_texts_send_no_request(fake: FakeGateway) -> None:
     assert Qwen3TritonEmbeddings(base_url=fake.url).embed_documents([]) == []
     assert fake.requests == []
 
 
-def test_tries_are_exactly_max_retries_plus_one(fake: FakeGateway) -> None:
+def test_there_are_exactly_max_retries_plus_one_tries(fake: FakeGateway) -> None:
     fake.rule = lambda _: busy()
     embeddings = Qwen3TritonEmbeddings(base_url=fake.url, max_retries=2)
     with pytest.raises(EmbeddingError, match="answered 503"):
@@ -75,7 +75,7 @@ def test_tries_are_exactly_max_retries_plus_one(fake: FakeGateway) -> None:
     assert len(fake.requests) == 3
 
 
-def test_an_error_names_the_text_and_keeps_what_was_done(fake: FakeGateway) -> None:
+def test_an_error_names_the_text_and_keeps_completed_vectors(fake: FakeGateway) -> None:
     fake.rule = lambda request: Fault(status=400) if "b" in request.texts else None
     embeddings = Qwen3TritonEmbeddings(base_url=fake.url, batch_size=1, max_concurrency=1)
     with pytest.raises(InvalidRequestError, match="texts: 1") as caught:
@@ -102,7 +102,7 @@ def test_a_changed_setting_is_used(fake: FakeGateway) -> None:
     assert (body["instruction"], body["dimensions"]) == ("Find duplicates", 16)
 
 
-def test_the_key_is_in_no_representation_and_no_error() -> None:
+def test_the_key_is_never_shown() -> None:
     embeddings = Qwen3TritonEmbeddings(api_key=SecretStr("secret-key"))
     shown = f"{embeddings} {embeddings!r} {embeddings.model_dump()} {embeddings.model_dump_json()}"
     assert "secret-key" not in shown
@@ -128,7 +128,7 @@ def test_used_embeddings_can_be_pickled_and_copied(fake: FakeGateway) -> None:
     assert fake.requests[3].headers["authorization"] == "Bearer secret-key"
 
 
-def test_the_users_own_client_is_used(fake: FakeGateway) -> None:
+def test_the_users_own_http_client_is_used(fake: FakeGateway) -> None:
     with httpx2.Client(headers={"X-Tenant": "blue"}) as http:
         Qwen3TritonEmbeddings(base_url=fake.url, http_client=http).embed_query("x")
     assert fake.requests[0].headers["x-tenant"] == "blue"

@@ -1,4 +1,4 @@
-"""Against a running gateway that serves the nano model."""
+"""Tests against a running gateway that serves the nano model."""
 
 from typing import Any
 

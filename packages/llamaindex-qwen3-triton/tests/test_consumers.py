@@ -14,7 +14,7 @@ from llama_index.core import Document, Settings, StorageContext, VectorStoreInde
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.instrumentation import (
-    get_dispatcher,  # pyright: ignore[reportPrivateImportUsage] - documented, not listed
+    get_dispatcher,  # pyright: ignore[reportPrivateImportUsage] - documented, but not in __all__
 )
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
@@ -78,7 +78,7 @@ async def store(database_url: str) -> AsyncIterator[PGVectorStore]:
 
 @pytest.fixture
 async def real_store(database_url: str) -> AsyncIterator[PGVectorStore]:
-    """A store for the vectors of the nano model, searched by words too."""
+    """Create a hybrid store for the vectors of the nano model."""
     options = {"embed_dim": 1024, "hybrid_search": True, "text_search_config": "english"}
     async with open_store(database_url, **options) as store:
         yield store
@@ -158,7 +158,7 @@ Run = Callable[[list[Document]], list[str]]
 def run_of(
     request: pytest.FixtureRequest, model: Qwen3TritonEmbedding, database_url: str
 ) -> Callable[[DocstoreStrategy], Run]:
-    """Give a function that brings the table up to date and returns the texts that it embedded."""
+    """Return a function that updates the table and returns the texts that it embedded."""
 
     def make(strategy: DocstoreStrategy) -> Run:
         docstore = SimpleDocumentStore()
@@ -201,7 +201,7 @@ def test_a_second_run_over_the_same_documents_embeds_nothing(
     assert rows(database_url) == expected_rows(TEXTS)
 
 
-def test_an_upsert_embeds_what_changed_and_replaces_its_row(
+def test_an_upsert_embeds_changed_documents_and_replaces_their_rows(
     run_of: Callable[[DocstoreStrategy], Run], fake: FakeGateway, database_url: str
 ) -> None:
     run = run_of(DocstoreStrategy.UPSERTS)
@@ -213,7 +213,7 @@ def test_an_upsert_embeds_what_changed_and_replaces_its_row(
     assert rows(database_url) == expected_rows([*changed, *TEXTS[5:]])
 
 
-def test_an_upsert_that_deletes_removes_the_rows_of_what_is_gone(
+def test_an_upsert_with_deletes_removes_the_rows_of_deleted_documents(
     run_of: Callable[[DocstoreStrategy], Run], fake: FakeGateway, database_url: str
 ) -> None:
     run = run_of(DocstoreStrategy.UPSERTS_AND_DELETE)
@@ -224,7 +224,7 @@ def test_an_upsert_that_deletes_removes_the_rows_of_what_is_gone(
     assert rows(database_url) == expected_rows(TEXTS[:12])
 
 
-def test_a_run_that_failed_is_made_good_by_the_next(
+def test_the_next_run_completes_a_failed_one(
     model: Qwen3TritonEmbedding, fake: FakeGateway, store: PGVectorStore, database_url: str
 ) -> None:
     pipeline = IngestionPipeline(
@@ -264,7 +264,7 @@ def test_a_pipeline_in_two_processes_fills_a_table_from_a_real_gateway(
 
 
 @pytest.mark.parametrize("how", ["dump", "pickle"])
-def test_a_copy_gives_the_same_vectors(gateway_url: str, how: str) -> None:
+def test_a_copy_returns_the_same_vectors(gateway_url: str, how: str) -> None:
     model = Qwen3TritonEmbedding(base_url=gateway_url, dimensions=256, instruction="Find twins")
     vector = model.get_query_embedding("x")
     if how == "dump":
@@ -278,7 +278,7 @@ def test_a_copy_gives_the_same_vectors(gateway_url: str, how: str) -> None:
 
 
 class Recorder(BaseEventHandler):
-    """Keeps the events of embeddings."""
+    """A handler that records the events of embeddings."""
 
     seen: list[BaseEvent] = []  # noqa: RUF012 - pydantic copies it
 
@@ -337,7 +337,7 @@ async def test_a_retrieval_reports_the_question_with_its_vector(
     assert end.embeddings == [expected_vector("why?", input_type="query")]
 
 
-async def test_a_batch_that_is_tried_again_is_reported_once(
+async def test_a_retried_batch_is_reported_once(
     model: Qwen3TritonEmbedding, fake: FakeGateway, recorder: Recorder
 ) -> None:
     fake.then(busy(), busy(429))
@@ -346,9 +346,7 @@ async def test_a_batch_that_is_tried_again_is_reported_once(
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-def test_after_an_error_no_callback_waits_for_its_end(
-    fake: FakeGateway, asynchronous: bool
-) -> None:
+def test_after_an_error_every_callback_has_ended(fake: FakeGateway, asynchronous: bool) -> None:
     handler = LlamaDebugHandler(print_trace_on_end=False)
     model = Qwen3TritonEmbedding(
         base_url=fake.url, embed_batch_size=4, callback_manager=CallbackManager([handler])
@@ -367,7 +365,7 @@ def test_after_an_error_no_callback_waits_for_its_end(
     assert {len(pair) for pair in pairs} == {2}
 
 
-async def test_calls_are_spans_that_end_or_are_dropped(
+async def test_every_call_is_a_span_that_ends_or_is_dropped(
     model: Qwen3TritonEmbedding, fake: FakeGateway, spans: SimpleSpanHandler
 ) -> None:
     model.get_text_embedding_batch(TEXTS)

@@ -9,7 +9,7 @@ from fake_gateway import FakeGateway, Fault, busy, expected_vector, expected_vec
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.instrumentation import (
-    get_dispatcher,  # pyright: ignore[reportPrivateImportUsage] - documented, not listed
+    get_dispatcher,  # pyright: ignore[reportPrivateImportUsage] - documented, but not in __all__
 )
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
@@ -32,25 +32,25 @@ def test_public_names_are_complete() -> None:
     assert qwen3_triton.__all__ == ["Qwen3TritonEmbedding", "__version__"]
 
 
-def test_class_is_an_embedding_with_its_own_name() -> None:
+def test_the_class_is_an_embedding_with_its_own_name() -> None:
     assert BaseEmbedding in Qwen3TritonEmbedding.__mro__
     assert Qwen3TritonEmbedding.class_name() == "Qwen3TritonEmbedding"
 
 
-def test_batches_come_back_in_order(fake: FakeGateway) -> None:
+def test_batches_are_returned_in_order(fake: FakeGateway) -> None:
     model = Qwen3TritonEmbedding(base_url=fake.url, embed_batch_size=3)
     assert model.get_text_embedding_batch(TEXTS) == expected_vectors(TEXTS)
     assert asyncio.run(model.aget_text_embedding_batch(TEXTS)) == expected_vectors(TEXTS)
 
 
-def test_batches_run_at_the_same_time_up_to_the_bound(fake: FakeGateway) -> None:
+def test_batches_run_concurrently_up_to_the_limit(fake: FakeGateway) -> None:
     fake.answer_in_reverse(3)
     model = Qwen3TritonEmbedding(base_url=fake.url, embed_batch_size=2, max_concurrency=3)
     assert model.get_text_embedding_batch(TEXTS) == expected_vectors(TEXTS)
     assert fake.most_in_flight == 3
 
 
-async def test_asynchronous_batches_stay_within_the_bound(fake: FakeGateway) -> None:
+async def test_asynchronous_batches_stay_within_the_limit(fake: FakeGateway) -> None:
     fake.answer_in_reverse(2)
     model = Qwen3TritonEmbedding(base_url=fake.url, embed_batch_size=2, num_workers=2)
     calls = [model.aget_text_embedding_batch(TEXTS) for _ in range(3)]
@@ -58,7 +58,7 @@ async def test_asynchronous_batches_stay_within_the_bound(fake: FakeGateway) -> 
     assert fake.most_in_flight == 2
 
 
-async def test_queries_and_documents_are_told_apart(fake: FakeGateway) -> None:
+async def test_queries_and_documents_are_embedded_differently(fake: FakeGateway) -> None:
     model = Qwen3TritonEmbedding(base_url=fake.url, instruction="Find duplicates")
     query = expected_vector("x", input_type="query", instruction="Find duplicates")
     document = expected_vector("x")
@@ -66,12 +66,12 @@ async def test_queries_and_documents_are_told_apart(fake: FakeGateway) -> None:
     assert [model.get_text_embedding("x"), await model.aget_text_embedding("x")] == [document] * 2
 
 
-def test_texts_travel_to_the_byte(fake: FakeGateway) -> None:
+def test_texts_are_sent_byte_for_byte(fake: FakeGateway) -> None:
     Qwen3TritonEmbedding(base_url=fake.url).get_text_embedding(" with\nnewlines \t")
     assert fake.requests[0].texts == [" with\nnewlines \t"]
 
 
-def test_nothing_to_embed_needs_no_request(fake: FakeGateway) -> None:
+def test_no_texts_send_no_request(fake: FakeGateway) -> None:
     model = Qwen3TritonEmbedding(base_url=fake.url)
     assert model.get_text_embedding_batch([]) == []
     assert asyncio.run(model.aget_text_embedding_batch([])) == []
@@ -79,7 +79,7 @@ def test_nothing_to_embed_needs_no_request(fake: FakeGateway) -> None:
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
-def test_queries_and_documents_are_cached_apart(fake: FakeGateway, asynchronous: bool) -> None:
+def test_queries_and_documents_are_cached_separately(fake: FakeGateway, asynchronous: bool) -> None:
     def get(name: str, *args: Any) -> Any:
         if asynchronous:
             return asyncio.run(getattr(model, "a" + name)(*args))
@@ -94,7 +94,7 @@ def test_queries_and_documents_are_cached_apart(fake: FakeGateway, asynchronous:
     assert fake.requests[3].texts == ["y", "z"]
 
 
-def test_the_cache_keeps_other_settings_apart(fake: FakeGateway) -> None:
+def test_each_setting_has_its_own_cache_entries(fake: FakeGateway) -> None:
     store = SimpleKVStore()
     for dimensions in (32, 16):
         model = Qwen3TritonEmbedding(
@@ -103,7 +103,7 @@ def test_the_cache_keeps_other_settings_apart(fake: FakeGateway) -> None:
         assert len(model.get_text_embedding("x")) == dimensions
 
 
-def test_the_cache_forgets_vectors_of_another_model_at_the_same_address(fake: FakeGateway) -> None:
+def test_the_cache_ignores_vectors_of_another_model_at_the_same_address(fake: FakeGateway) -> None:
     store = SimpleKVStore()
     for fingerprint in ("one", "another", "one"):
         fake.fingerprint = fingerprint
@@ -111,7 +111,7 @@ def test_the_cache_forgets_vectors_of_another_model_at_the_same_address(fake: Fa
     assert [r.texts for r in fake.requests].count(["x"]) == 2
 
 
-def test_the_cache_knows_a_model_that_has_moved(fake: FakeGateway) -> None:
+def test_the_cache_is_used_when_the_model_has_moved(fake: FakeGateway) -> None:
     store = SimpleKVStore()
     for url in (fake.url, fake.url.replace("127.0.0.1", "localhost")):
         Qwen3TritonEmbedding(base_url=url, embeddings_cache=store).get_text_embedding("x")
@@ -129,7 +129,7 @@ def test_an_error_names_texts_as_the_caller_counts_them(fake: FakeGateway) -> No
     assert list(caught.value.completed) == [1]
 
 
-def test_tries_are_exactly_max_retries_plus_one(fake: FakeGateway) -> None:
+def test_there_are_exactly_max_retries_plus_one_tries(fake: FakeGateway) -> None:
     fake.rule = lambda _: busy()
     model = Qwen3TritonEmbedding(base_url=fake.url, max_retries=2)
     with pytest.raises(EmbeddingError, match="answered 503"):
@@ -149,7 +149,7 @@ async def test_the_first_error_leaves_nothing_running(fake: FakeGateway) -> None
 
 
 class Recorder(BaseEventHandler):
-    """Keeps the events of embeddings."""
+    """A handler that records the events of embeddings."""
 
     seen: list[BaseEvent] = []  # noqa: RUF012 - pydantic copies it
 
@@ -183,7 +183,7 @@ def test_every_batch_is_reported_to_events_and_callbacks(
     assert len(handler.get_event_pairs(CBEventType.EMBEDDING)) == 4
 
 
-def test_progress_is_shown_where_asked_for(
+def test_a_progress_bar_is_shown_on_request(
     fake: FakeGateway, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = Qwen3TritonEmbedding(base_url=fake.url, embed_batch_size=10)
@@ -202,7 +202,7 @@ class CountingLimiter(BaseRateLimiter):
         self.count += 1
 
 
-def test_every_batch_asks_the_rate_limiter(fake: FakeGateway) -> None:
+def test_every_batch_acquires_the_rate_limiter(fake: FakeGateway) -> None:
     limiter = CountingLimiter()
     model = Qwen3TritonEmbedding(base_url=fake.url, embed_batch_size=10, rate_limiter=limiter)
     model.get_text_embedding_batch(TEXTS)
@@ -210,7 +210,7 @@ def test_every_batch_asks_the_rate_limiter(fake: FakeGateway) -> None:
     assert limiter.count == 8
 
 
-def test_only_what_changes_vectors_is_serialized() -> None:
+def test_only_settings_that_affect_vectors_are_serialized() -> None:
     model = Qwen3TritonEmbedding(api_key=SecretStr("secret-key"), timeout=7, max_retries=1)
     assert model.to_dict().keys() == {
         "base_url",
@@ -222,13 +222,13 @@ def test_only_what_changes_vectors_is_serialized() -> None:
     }
 
 
-def test_a_dump_makes_the_same_embedding_again() -> None:
+def test_an_embedding_is_restored_from_a_dump() -> None:
     model = Qwen3TritonEmbedding(base_url="http://gateway:8101", dimensions=16, instruction="Find")
     assert Qwen3TritonEmbedding.from_dict(model.to_dict()).to_dict() == model.to_dict()
     assert Qwen3TritonEmbedding.from_json(model.to_json()).to_dict() == model.to_dict()
 
 
-def test_the_key_is_in_no_representation_and_no_error() -> None:
+def test_the_key_is_never_shown() -> None:
     model = Qwen3TritonEmbedding(api_key=SecretStr("secret-key"))
     shown = f"{model} {model!r} {model.to_dict()} {model.to_json()} {model.to_payload()}"
     assert "secret-key" not in shown

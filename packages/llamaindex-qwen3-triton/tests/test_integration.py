@@ -1,4 +1,4 @@
-"""Against a running gateway that serves the nano model."""
+"""Tests against a running gateway that serves the nano model."""
 
 import pytest
 from llama_index.core import VectorStoreIndex
@@ -26,7 +26,7 @@ async def test_a_question_finds_its_answer_in_an_index(model: Qwen3TritonEmbeddi
     assert (await retriever.aretrieve("Which instrument has strings?"))[0].text == TEXTS[2]
 
 
-async def test_pipelines_give_the_same_vectors(model: Qwen3TritonEmbedding) -> None:
+async def test_pipelines_return_the_same_vectors(model: Qwen3TritonEmbedding) -> None:
     pipeline = IngestionPipeline(transformations=[model], disable_cache=True)
     nodes = [TextNode(text=text) for text in TEXTS]
     ran = pipeline.run(nodes=nodes)

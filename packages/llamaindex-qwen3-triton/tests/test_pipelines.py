@@ -14,7 +14,7 @@ COUNT = 30
 
 
 def make_nodes() -> list[TextNode]:
-    """Fresh ones for each run, as a run writes the vectors into them."""
+    """New documents for each run, because a run writes the vectors into them."""
     return [TextNode(id_=str(i), text=f"text {i} " * (i % 7 + 1)) for i in range(COUNT)]
 
 
@@ -59,7 +59,7 @@ async def test_an_asynchronous_pipeline_in_two_processes_gives_every_node_its_ve
     assert_every_node_has_its_vector(nodes)
 
 
-def test_a_pipeline_knows_its_cache_when_only_the_timeout_differs(
+def test_a_pipeline_uses_its_cache_when_only_the_timeout_differs(
     model: Qwen3TritonEmbedding, fake: FakeGateway
 ) -> None:
     pipeline = IngestionPipeline(transformations=[model])
@@ -86,7 +86,7 @@ async def test_an_index_is_searched_asynchronously(
     assert fake.requests[-1].body["input_type"] == "query"
 
 
-def test_the_embedding_can_be_the_default_of_all(
+def test_the_embedding_can_be_the_global_default(
     model: Qwen3TritonEmbedding, fake: FakeGateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Settings, "_embed_model", model)

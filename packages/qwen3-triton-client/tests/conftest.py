@@ -25,7 +25,7 @@ def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(params=["sync", "async"])
 def embed(request: pytest.FixtureRequest, fake: FakeGateway) -> Embed:
-    """Embed with a fresh client of either kind, so that both are held to the same tests."""
+    """Embed with a new synchronous or asynchronous client, so that both pass the same tests."""
     kind: Literal["sync", "async"] = request.param
 
     def run(

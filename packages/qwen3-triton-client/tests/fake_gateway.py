@@ -1,7 +1,7 @@
 """A gateway on loopback that speaks the native dialect and misbehaves on request.
 
-It is real HTTP over real sockets, so that nothing of the client is replaced in the tests. Shared by
-the tests of the client and of the framework adapters.
+It speaks real HTTP over real sockets, so that the tests replace no part of the client. The tests of
+the framework adapters use it, too.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ Kind = Literal[
 
 @dataclass(frozen=True)
 class Fault:
-    """One way of answering wrongly."""
+    """A wrong answer to a request."""
 
     kind: Kind = "status"
     status: int = 503
@@ -54,13 +54,13 @@ class Fault:
 
 
 def busy(status: int = 503) -> Fault:
-    """A fault that a client may try again after at once."""
+    """A fault after which a client may retry at once."""
     return Fault(status=status, headers={"Retry-After-Ms": "0"})
 
 
 @dataclass(frozen=True, eq=False)
 class Recorded:
-    """One request as it came."""
+    """A request as it arrived."""
 
     path: str
     headers: dict[str, str]
@@ -78,7 +78,7 @@ def expected_vector(
     instruction: str | None = None,
     dimensions: int = DIMENSIONS,
 ) -> list[float]:
-    """The vector of a text: unit length, float32, another for each way of embedding it."""
+    """The vector of a text: unit length, float32, different for each way of embedding it."""
     seed = json.dumps([text, input_type, instruction, dimensions])
     generator = random.Random(hashlib.sha256(seed.encode()).digest())
     values = [generator.gauss() for _ in range(dimensions)]
@@ -116,15 +116,15 @@ class FakeGateway:
         return f"http://127.0.0.1:{self._server.server_port}"
 
     def then(self, *faults: Fault) -> None:
-        """Answer the next requests with these faults, one each."""
+        """Answer the next requests with these faults, one per request."""
         self._script.extend(faults)
 
     def answer_in_reverse(self, count: int) -> None:
-        """Hold requests until `count` are there, then answer the last of them first."""
+        """Hold requests until `count` have arrived, then answer the last one first."""
         self._expected = count
 
     def hold(self, which: Callable[[Recorded], bool]) -> None:
-        """Keep the requests for which `which` is true waiting until `release`."""
+        """Hold the requests for which `which` is true until `release`."""
         self._held = which
 
     @property
@@ -132,7 +132,7 @@ class FakeGateway:
         return len(self._server.open)
 
     def notify(self) -> None:
-        """Let whoever waits look again."""
+        """Make waiting threads check their conditions again."""
         with self._changed:
             self._changed.notify_all()
 
@@ -149,10 +149,10 @@ class FakeGateway:
         self._server.server_close()
 
     def _wait(self, condition: Callable[[], bool]) -> bool:
-        """Wait, but not for ever: a test that fails must still end."""
+        """Wait, but not forever: a failing test must end, too."""
         return self._changed.wait_for(condition, timeout=20)
 
-    # What follows runs in the server's threads.
+    # The methods below run in the server's threads.
 
     def entered(self, recorded: Recorded) -> None:
         with self._changed:
@@ -168,7 +168,7 @@ class FakeGateway:
                 self._wait(lambda: not self._expected and self._waiting[-1] is recorded)
 
     def answering(self) -> None:
-        """Count a request as done before its answer goes out: a client may then send more."""
+        """Count a request as done before its answer is sent; a client may then send more."""
         with self._changed:
             self.in_flight -= 1
             self._changed.notify_all()
@@ -180,7 +180,7 @@ class FakeGateway:
             self._changed.notify_all()
 
     def wait_until(self, condition: Callable[[FakeGateway], bool]) -> None:
-        """Block until the gateway is in some state."""
+        """Block until the gateway is in a given state."""
         with self._changed:
             assert self._wait(lambda: condition(self))
 
@@ -193,7 +193,7 @@ class FakeGateway:
         return self.rule(recorded)
 
     def fingerprint_of(self, dimensions: int) -> str:
-        """Another one for each number of dimensions, as the gateway's."""
+        """The fingerprint; like the gateway's, it depends on the number of dimensions."""
         return self.fingerprint + (f"-{dimensions}" if dimensions != DIMENSIONS else "")
 
     def answer(self, recorded: Recorded) -> dict[str, Any]:
@@ -230,13 +230,13 @@ class _Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), _Handler)
 
     def hang_up(self) -> None:
-        """End the connections that clients left open, whose threads would wait for more."""
+        """Close connections that clients left open; their threads wait for more requests."""
         for connection in list(self.open):
             with contextlib.suppress(OSError):
                 connection.shutdown(socket.SHUT_RDWR)
 
     def handle_error(self, request: object, client_address: object) -> None:
-        """Be silent when a client hangs up, which some tests make it do."""
+        """Ignore clients that hang up, as some tests make them do."""
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -277,7 +277,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _respond(self, gateway: FakeGateway, recorded: Recorded, fault: Fault | None) -> None:
         if fault is not None and fault.kind == "reset":
-            # Linger 0: the socket closes with RST instead of FIN.
+            # With a linger time of 0, the socket closes with RST instead of FIN.
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.connection.close()
             self.close_connection = True
@@ -303,7 +303,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, body, {}, cut=fault is not None and fault.kind == "cut_body")
 
     def _drip(self, body: bytes) -> None:
-        """Send byte by byte until the client hangs up, never silent for long."""
+        """Send one byte at a time until the client hangs up."""
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

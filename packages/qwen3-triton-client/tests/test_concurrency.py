@@ -1,4 +1,4 @@
-"""Never more at once than allowed, and nothing left running."""
+"""Limits on concurrency, and clean ends."""
 
 import asyncio
 import threading
@@ -20,7 +20,7 @@ TEXTS = [f"text {i}" for i in range(60)]
 
 
 @pytest.mark.parametrize("bound", [1, 3])
-def test_requests_in_flight_reach_the_bound_and_never_pass_it(
+def test_requests_in_flight_reach_the_limit_and_never_exceed_it(
     embed: Embed, fake: FakeGateway, bound: int
 ) -> None:
     fake.answer_in_reverse(bound)
@@ -28,7 +28,7 @@ def test_requests_in_flight_reach_the_bound_and_never_pass_it(
     assert fake.most_in_flight == bound
 
 
-def test_the_bound_holds_over_all_threads_of_a_client(fake: FakeGateway) -> None:
+def test_the_limit_applies_to_all_threads_of_a_client(fake: FakeGateway) -> None:
     fake.answer_in_reverse(3)
     with (
         EmbeddingClient(fake.url, batch_size=2, max_concurrency=3) as client,
@@ -39,7 +39,7 @@ def test_the_bound_holds_over_all_threads_of_a_client(fake: FakeGateway) -> None
     assert fake.most_in_flight == 3
 
 
-async def test_the_bound_holds_over_all_tasks_of_a_loop(fake: FakeGateway) -> None:
+async def test_the_limit_applies_to_all_tasks_of_a_loop(fake: FakeGateway) -> None:
     fake.answer_in_reverse(3)
     async with AsyncEmbeddingClient(fake.url, batch_size=2, max_concurrency=3) as client:
         calls = [client.embed_documents(TEXTS[i::8]) for i in range(8)]
@@ -65,7 +65,7 @@ async def test_the_first_error_cancels_the_requests_in_flight(fake: FakeGateway)
     assert len(fake.requests) <= 4
 
 
-def test_after_the_first_error_threads_end_and_batches_stay_unsent(fake: FakeGateway) -> None:
+def test_after_the_first_error_threads_end_and_no_more_batches_are_sent(fake: FakeGateway) -> None:
     fake.rule = lambda request: Fault(status=400) if "bad" in request.texts[0] else None
     with EmbeddingClient(fake.url, batch_size=1, max_concurrency=4) as client:
         with pytest.raises(InvalidRequestError, match="texts: 0"):
@@ -75,8 +75,8 @@ def test_after_the_first_error_threads_end_and_batches_stay_unsent(fake: FakeGat
     assert len(fake.requests) < 200
 
 
-def test_the_first_error_wakes_those_that_wait_to_try_again(fake: FakeGateway) -> None:
-    """A wait of a minute would run into the time limit of the tests."""
+def test_the_first_error_wakes_workers_that_wait_to_retry(fake: FakeGateway) -> None:
+    """A wait of a minute would exceed the timeout of the test."""
     waits = threading.Event()
     fake.hold(lambda request: "bad" in request.texts[0])
     fake.rule = lambda request: (
@@ -98,7 +98,7 @@ def test_the_first_error_wakes_those_that_wait_to_try_again(fake: FakeGateway) -
     assert waits.is_set()
 
 
-async def test_a_cancelled_call_leaves_nothing_running(fake: FakeGateway) -> None:
+async def test_a_canceled_call_leaves_nothing_running(fake: FakeGateway) -> None:
     fake.hold(lambda _: True)
     async with AsyncEmbeddingClient(fake.url, batch_size=1, max_concurrency=4) as client:
         before = asyncio.all_tasks()

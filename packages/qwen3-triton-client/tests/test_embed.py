@@ -1,4 +1,4 @@
-"""Texts in, vectors out: whatever is between them."""
+"""Texts in, vectors out."""
 
 import random
 from collections.abc import Callable
@@ -21,7 +21,7 @@ def test_order_is_kept_across_batches(embed: Embed) -> None:
     assert embed(TEXTS, batch_size=4).to_lists() == expected_vectors(TEXTS)
 
 
-def test_order_is_kept_when_answers_come_in_reverse(embed: Embed, fake: FakeGateway) -> None:
+def test_order_is_kept_when_answers_arrive_in_reverse(embed: Embed, fake: FakeGateway) -> None:
     fake.answer_in_reverse(5)
     assert embed(TEXTS, batch_size=10, max_concurrency=5).to_lists() == expected_vectors(TEXTS)
 
@@ -32,7 +32,7 @@ def test_texts_of_similar_length_share_a_batch(embed: Embed, fake: FakeGateway) 
     assert lengths == sorted(lengths, reverse=True)
 
 
-def test_one_batch_travels_in_the_order_given(embed: Embed, fake: FakeGateway) -> None:
+def test_a_single_batch_keeps_its_order(embed: Embed, fake: FakeGateway) -> None:
     embed(["a", "ccc", "bb"])
     assert fake.requests[0].texts == ["a", "ccc", "bb"]
 
@@ -44,7 +44,7 @@ def test_batches_respect_the_byte_limit(embed: Embed, fake: FakeGateway) -> None
     assert all(sum(size) <= 100 or len(size) == 1 for size in sizes)
 
 
-def test_texts_travel_to_the_byte(embed: Embed, fake: FakeGateway) -> None:
+def test_texts_are_sent_byte_for_byte(embed: Embed, fake: FakeGateway) -> None:
     texts = [" leading\n\nand\ttrailing  ", "\u2028 emoji 🪨\r\n", "Query: none\x00"]
     assert embed(texts).to_lists() == expected_vectors(texts)
     assert fake.requests[0].texts == texts
@@ -56,7 +56,7 @@ def test_input_type_is_sent(embed: Embed, fake: FakeGateway, input_type: str) ->
     assert fake.requests[0].body["input_type"] == input_type
 
 
-def test_instruction_goes_with_queries_only(embed: Embed, fake: FakeGateway) -> None:
+def test_an_instruction_is_sent_with_queries_only(embed: Embed, fake: FakeGateway) -> None:
     embed(["x"], {"input_type": "query"}, instruction="Find duplicates")
     embed(["x"], {"input_type": "document"}, instruction="Find duplicates")
     assert fake.requests[0].body["instruction"] == "Find duplicates"
@@ -68,7 +68,7 @@ def test_an_instruction_for_documents_is_refused(embed: Embed) -> None:
         embed(["x"], {"instruction": "Find duplicates"})
 
 
-def test_what_is_not_set_is_left_to_the_gateway(embed: Embed, fake: FakeGateway) -> None:
+def test_options_that_are_not_set_are_not_sent(embed: Embed, fake: FakeGateway) -> None:
     embed(["x"])
     assert set(fake.requests[0].body) == {"texts", "input_type", "encoding_format"}
 
@@ -87,13 +87,13 @@ def test_headers_carry_the_key_and_the_version(embed: Embed, fake: FakeGateway) 
     assert headers["user-agent"].startswith("qwen3-triton-client/")
 
 
-def test_no_texts_need_no_request(embed: Embed, fake: FakeGateway) -> None:
+def test_no_texts_send_no_request(embed: Embed, fake: FakeGateway) -> None:
     assert embed([]).to_lists() == []
     assert embed([]).to_numpy().shape == (0, 0)
     assert fake.requests == []
 
 
-def test_result_says_what_the_gateway_said(embed: Embed) -> None:
+def test_a_result_holds_the_gateways_metadata(embed: Embed) -> None:
     texts = ["one two", "long text", *TEXTS, "long too"]
     result = embed(texts, batch_size=3)
     assert result.truncated == (1, 52)
@@ -105,7 +105,7 @@ def test_result_says_what_the_gateway_said(embed: Embed) -> None:
     assert result.prompt_tokens == sum(len(text.split()) for text in texts)
 
 
-def test_a_result_is_shown_without_its_vectors(embed: Embed) -> None:
+def test_the_repr_of_a_result_has_no_vectors(embed: Embed) -> None:
     assert len(repr(embed([f"text {i}" for i in range(100)]))) < 500
 
 
@@ -115,7 +115,7 @@ def test_numpy_output_is_float32_in_order(embed: Embed) -> None:
     assert array.tolist() == expected_vectors(TEXTS)
 
 
-def test_a_gateway_that_answers_floats_is_understood(embed: Embed, fake: FakeGateway) -> None:
+def test_an_answer_of_floats_is_understood(embed: Embed, fake: FakeGateway) -> None:
     fake.answer_floats = True
     assert embed(["x"]).to_lists() == expected_vectors(["x"])
 
@@ -128,17 +128,17 @@ def test_a_blank_text_is_refused_by_index(embed: Embed, fake: FakeGateway, text:
     assert fake.requests == []
 
 
-def test_half_a_surrogate_pair_is_refused_by_index(embed: Embed) -> None:
+def test_an_unpaired_surrogate_is_refused_by_index(embed: Embed) -> None:
     with pytest.raises(InvalidRequestError, match=r"`texts\[0\]` contains an unpaired surrogate"):
         embed(["\ud800"])
 
 
-def test_a_string_in_place_of_a_list_is_refused(embed: Embed) -> None:
+def test_a_string_instead_of_a_list_is_refused(embed: Embed) -> None:
     with pytest.raises(TypeError, match="must be a list of strings, not a string"):
         embed("text")
 
 
-def test_a_number_in_place_of_a_text_is_refused(embed: Embed) -> None:
+def test_a_number_instead_of_a_text_is_refused(embed: Embed) -> None:
     with pytest.raises(TypeError, match=r"`texts\[1\]` must be a string, not int"):
         embed(["a", 1])
 

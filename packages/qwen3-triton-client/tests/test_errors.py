@@ -1,4 +1,4 @@
-"""Every failure is one typed error that says which texts, and keeps what was done."""
+"""Every failure is one typed error that names its texts and keeps the completed vectors."""
 
 import pickle
 from collections.abc import Callable
@@ -59,7 +59,7 @@ def test_a_status_becomes_its_error(
     assert (error.failed_indices, error.tries) == ((0,), 1)
 
 
-def test_a_redirect_is_an_error_and_not_followed(embed: Embed, fake: FakeGateway) -> None:
+def test_a_redirect_is_an_error(embed: Embed, fake: FakeGateway) -> None:
     fake.then(Fault(status=307, headers={"Location": "http://127.0.0.1:1/embed"}))
     with pytest.raises(GatewayError, match="answered 307"):
         embed(["x"], max_retries=0)
@@ -84,7 +84,7 @@ def test_an_unusable_answer_is_refused_at_once(
     assert caught.value.failed_indices == ((0, 1, 2) if kind == "drop_vector" else (2,))
 
 
-def test_other_dimensions_than_asked_for_are_refused(embed: Embed, fake: FakeGateway) -> None:
+def test_unexpected_dimensions_are_refused(embed: Embed, fake: FakeGateway) -> None:
     fake.then(Fault(kind="wrong_length"))
     with pytest.raises(BadAnswerError, match="15 dimensions instead of 16"):
         embed(["x"], dimensions=16)
@@ -105,7 +105,7 @@ def test_the_text_that_the_gateway_names_is_the_one_that_failed(
     assert caught.value.failed_indices == (4,)
 
 
-def test_completed_holds_what_was_done_before_the_error(embed: Embed, fake: FakeGateway) -> None:
+def test_completed_holds_the_vectors_from_before_the_error(embed: Embed, fake: FakeGateway) -> None:
     texts = ["a" * 30, "b" * 20, "c" * 10, "bad"]
     fake.rule = lambda r: Fault(status=400) if "bad" in r.texts else None
     with pytest.raises(InvalidRequestError, match="texts: 3") as caught:
@@ -114,7 +114,7 @@ def test_completed_holds_what_was_done_before_the_error(embed: Embed, fake: Fake
     assert completed == {i: expected_vector(texts[i]) for i in range(3)}
 
 
-def test_a_batch_that_is_too_large_is_halved(embed: Embed, fake: FakeGateway) -> None:
+def test_a_batch_that_is_too_large_is_split(embed: Embed, fake: FakeGateway) -> None:
     fake.max_texts = 3
     texts = [f"text {i}" for i in range(20)]
     assert embed(texts).to_lists() == [expected_vector(text) for text in texts]
@@ -128,7 +128,7 @@ def test_a_single_text_that_is_too_large_is_named(embed: Embed, fake: FakeGatewa
     assert caught.value.failed_indices == (2,)
 
 
-def test_isolate_lets_all_but_the_poison_through(embed: Embed, fake: FakeGateway) -> None:
+def test_isolate_embeds_all_texts_but_the_bad_ones(embed: Embed, fake: FakeGateway) -> None:
     fake.rule = lambda r: busy(502) if "poison" in r.texts else None
     texts = [f"text {i}" for i in range(20)]
     texts[7] = "poison"
@@ -142,14 +142,16 @@ def test_isolate_lets_all_but_the_poison_through(embed: Embed, fake: FakeGateway
         result.to_lists()
 
 
-def test_isolate_does_not_halve_for_a_gateway_that_is_away(embed: Embed, fake: FakeGateway) -> None:
+def test_isolate_does_not_split_when_the_gateway_is_down(embed: Embed, fake: FakeGateway) -> None:
     fake.rule = lambda _: busy(503)
     with pytest.raises(OverloadedError, match="texts: 0-7"):
         embed([f"text {i}" for i in range(8)], {"on_error": "isolate"}, max_retries=1)
     assert len(fake.requests) == 2
 
 
-def test_a_changed_fingerprint_in_mid_run_is_refused(embed: Embed, fake: FakeGateway) -> None:
+def test_a_fingerprint_that_changes_between_calls_is_refused(
+    embed: Embed, fake: FakeGateway
+) -> None:
     def rule(request: Recorded) -> None:
         fake.fingerprint = f"space of {request.texts[0]}"
 
@@ -165,7 +167,7 @@ def test_each_number_of_dimensions_has_its_own_fingerprint(fake: FakeGateway) ->
         assert client.embed(["x"], dimensions=16).fingerprint == fake.fingerprint_of(16)
 
 
-def test_an_address_where_nobody_listens_is_named() -> None:
+def test_an_address_where_no_one_listens_is_named() -> None:
     with (
         EmbeddingClient("http://127.0.0.1:1", max_retries=0) as client,
         pytest.raises(EmbeddingConnectionError, match=r"Cannot reach the gateway at http://127"),
@@ -179,7 +181,7 @@ def test_a_slow_gateway_is_a_timeout(embed: Embed, fake: FakeGateway) -> None:
         embed(["x"], timeout=0.05, max_retries=0)
 
 
-def test_errors_are_also_what_python_code_expects() -> None:
+def test_errors_are_also_standard_library_errors() -> None:
     assert issubclass(InvalidRequestError, ValueError)
     assert issubclass(EmbeddingConnectionError, ConnectionError)
     assert issubclass(EmbeddingTimeoutError, TimeoutError)
@@ -197,8 +199,8 @@ def test_every_error_survives_pickling(kind: type[EmbeddingError]) -> None:
     assert (type(again), str(again), again.status) == (type(error), str(error), 503)
 
 
-def test_every_transport_error_of_the_http_library_is_ours(fake: FakeGateway) -> None:
-    """Fails when the library grows an error that nobody thought of."""
+def test_every_transport_error_of_the_http_library_is_mapped(fake: FakeGateway) -> None:
+    """Fails when the library adds an error that is not mapped."""
 
     def kinds(kind: type[httpx2.RequestError]) -> set[type[httpx2.RequestError]]:
         return {kind}.union(*(kinds(sub) for sub in kind.__subclasses__()))
@@ -217,7 +219,7 @@ def test_every_transport_error_of_the_http_library_is_ours(fake: FakeGateway) ->
 
 
 @pytest.mark.parametrize("status", [401, 500])
-def test_the_key_is_in_no_error(
+def test_the_key_is_not_in_an_error(
     embed: Embed, fake: FakeGateway, status: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     fake.rule = lambda r: Fault(
@@ -228,7 +230,7 @@ def test_the_key_is_in_no_error(
     assert "secret-key" not in str(caught.value.__dict__) + caplog.text
 
 
-def test_a_page_of_a_proxy_is_shown_in_short(fake: FakeGateway) -> None:
+def test_an_error_page_of_a_proxy_is_abbreviated(fake: FakeGateway) -> None:
     page = httpx2.MockTransport(lambda _: httpx2.Response(502, text="<h1>Bad</h1>\n" * 99))
     with httpx2.Client(transport=page) as http:
         client = EmbeddingClient(fake.url, http_client=http, max_retries=0)

@@ -1,4 +1,4 @@
-"""Against a running gateway that serves the nano model."""
+"""Tests against a running gateway that serves the nano model."""
 
 import math
 from operator import mul
@@ -24,7 +24,7 @@ def test_vectors_have_1024_dimensions_and_norm_1(gateway_url: str) -> None:
     assert [math.hypot(*vector) for vector in vectors] == pytest.approx([1, 1], abs=1e-5)
 
 
-def test_the_answer_is_nearer_than_another_text(gateway_url: str) -> None:
+def test_the_answer_is_closer_than_another_text(gateway_url: str) -> None:
     with EmbeddingClient(gateway_url) as client:
         query = client.embed_query(QUESTION)
         dog, tax = client.embed_documents([DOG, TAX])
@@ -36,7 +36,7 @@ def test_a_query_is_not_embedded_as_a_document(gateway_url: str) -> None:
         assert client.embed_query(DOG) != client.embed_documents([DOG])[0]
 
 
-def test_many_batches_come_back_in_order(gateway_url: str) -> None:
+def test_many_batches_are_returned_in_order(gateway_url: str) -> None:
     texts = [f"{'many ' * (i % 17)}words, number {i}" for i in range(100)]
     with EmbeddingClient(gateway_url, batch_size=7) as client:
         together = client.embed(texts)
@@ -47,7 +47,7 @@ def test_many_batches_come_back_in_order(gateway_url: str) -> None:
     assert together.prompt_tokens > 100
 
 
-async def test_both_clients_give_the_same_vectors(gateway_url: str) -> None:
+async def test_both_clients_return_the_same_vectors(gateway_url: str) -> None:
     with EmbeddingClient(gateway_url, dimensions=256) as client:
         expected = client.embed_documents([DOG, TAX])
     async with AsyncEmbeddingClient(gateway_url, dimensions=256) as client:
@@ -56,12 +56,12 @@ async def test_both_clients_give_the_same_vectors(gateway_url: str) -> None:
     assert vectors[1] == pytest.approx(expected[1], abs=1e-5)
 
 
-def test_a_text_that_is_cut_is_reported_by_index(gateway_url: str) -> None:
+def test_a_truncated_text_is_reported_by_index(gateway_url: str) -> None:
     with EmbeddingClient(gateway_url) as client:
         assert client.embed([DOG, "word " * 5000, TAX]).truncated == (1,)
 
 
-def test_a_text_that_must_not_be_cut_is_refused_by_index(gateway_url: str) -> None:
+def test_a_text_that_is_too_long_is_refused_by_index(gateway_url: str) -> None:
     with (
         EmbeddingClient(gateway_url, truncate=False) as client,
         pytest.raises(InvalidRequestError, match="1") as caught,

@@ -1,4 +1,4 @@
-"""Clients are copied, pickled, forked and closed."""
+"""Clients that are copied, pickled, forked and closed."""
 
 import asyncio
 import copy
@@ -71,7 +71,7 @@ def test_a_used_client_works_on_both_sides_of_a_fork(fake: FakeGateway) -> None:
         assert client.embed_documents(["e", "f"]) == expected_vectors(["e", "f"])
 
 
-def test_a_closed_client_opens_again_when_it_is_used(fake: FakeGateway) -> None:
+def test_a_closed_client_reopens_when_it_is_used(fake: FakeGateway) -> None:
     client = EmbeddingClient(fake.url)
     for _ in range(2):
         assert client.embed_documents(["x"]) == expected_vectors(["x"])
@@ -79,17 +79,17 @@ def test_a_closed_client_opens_again_when_it_is_used(fake: FakeGateway) -> None:
         client.close()
 
 
-def test_a_client_that_nobody_closes_leaves_no_open_connection(fake: FakeGateway) -> None:
+def test_a_client_that_is_never_closed_leaves_no_open_connection(fake: FakeGateway) -> None:
     """An open socket would be a ResourceWarning, which is an error in these tests."""
     EmbeddingClient(fake.url).embed_query("x")
     asyncio.run(AsyncEmbeddingClient(fake.url).embed_query("x"))
     gc.collect()
 
 
-def test_a_client_collected_by_another_thread_than_its_loops_leaves_no_open_connection(
+def test_a_client_collected_in_another_thread_leaves_no_open_connection(
     fake: FakeGateway,
 ) -> None:
-    """As langchain-postgres works: its event loop runs in a thread of its own."""
+    """As in langchain-postgres, whose event loop runs in a separate thread."""
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)
     thread.start()
@@ -105,8 +105,8 @@ def test_a_client_collected_by_another_thread_than_its_loops_leaves_no_open_conn
 
 
 @pytest.mark.parametrize("kind", ["sync", "async"])
-def test_vectors_go_with_the_last_who_needs_them(fake: FakeGateway, kind: str) -> None:
-    """And do not wait for a garbage collection, which would be most of a stream's memory."""
+def test_vectors_are_freed_with_their_last_reference(fake: FakeGateway, kind: str) -> None:
+    """Waiting for a garbage collection would account for most of a stream's memory."""
     gc.collect()
     gc.disable()
     try:
@@ -131,7 +131,7 @@ def test_a_client_of_another_library_is_refused_by_name(
     other.close()
 
 
-def test_the_users_own_client_is_used_and_left_open(fake: FakeGateway) -> None:
+def test_the_users_own_http_client_is_used_and_left_open(fake: FakeGateway) -> None:
     with httpx2.Client(headers={"X-Tenant": "blue"}) as http:
         with EmbeddingClient(fake.url, http_client=http) as client:
             client.embed_query("x")
@@ -140,7 +140,7 @@ def test_the_users_own_client_is_used_and_left_open(fake: FakeGateway) -> None:
     assert [request.headers["x-tenant"] for request in fake.requests] == ["blue", "blue"]
 
 
-async def test_the_users_own_asynchronous_client_is_used_and_left_open(
+async def test_the_users_own_asynchronous_http_client_is_used_and_left_open(
     fake: FakeGateway,
 ) -> None:
     async with httpx2.AsyncClient(headers={"X-Tenant": "blue"}) as http:
@@ -163,7 +163,7 @@ async def test_the_asynchronous_twin_shares_fingerprint_and_statistics(
             await twin.embed_query("x")
 
 
-def test_the_key_is_in_no_representation(fake: FakeGateway) -> None:
+def test_the_key_is_not_in_the_repr(fake: FakeGateway) -> None:
     client = EmbeddingClient(fake.url, api_key="secret-key")
     assert "secret-key" not in f"{client} {client!r} {client.settings} {client.settings!r}"
 

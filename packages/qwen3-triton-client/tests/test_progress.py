@@ -1,4 +1,4 @@
-"""What a caller is told while a call runs, and what it added up to."""
+"""Progress, statistics, fingerprints and time limits."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +18,7 @@ TEXTS = [f"text {i}" for i in range(20)]
 Embed = Callable[..., EmbeddingResult]
 
 
-def test_progress_counts_texts_up_to_all_of_them(embed: Embed) -> None:
+def test_progress_counts_up_to_all_texts(embed: Embed) -> None:
     seen: list[tuple[int, int | None]] = []
     embed(TEXTS, {"progress": lambda *numbers: seen.append(numbers)}, batch_size=4)
     assert seen == [(4, 20), (8, 20), (12, 20), (16, 20), (20, 20)]
@@ -36,7 +36,7 @@ def test_progress_counts_texts_that_cannot_be_embedded(embed: Embed, fake: FakeG
     assert seen == sorted(seen)
 
 
-def test_the_length_of_a_stream_is_told_where_it_is_known(fake: FakeGateway) -> None:
+def test_progress_knows_the_length_of_a_sized_stream(fake: FakeGateway) -> None:
     seen: list[tuple[int, int | None]] = []
     with EmbeddingClient(fake.url) as client:
         list(client.iter_embed(TEXTS, progress=lambda *numbers: seen.append(numbers)))
@@ -52,14 +52,16 @@ def test_an_error_of_the_callback_ends_the_call(embed: Embed) -> None:
         embed(TEXTS, {"progress": broken}, batch_size=4)
 
 
-def test_a_bar_is_shown_where_asked_for(embed: Embed, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_progress_bar_is_shown_on_request(
+    embed: Embed, capsys: pytest.CaptureFixture[str]
+) -> None:
     embed(TEXTS, {"progress": True}, batch_size=4)
     assert "20/20" in capsys.readouterr().err
     embed(TEXTS, batch_size=4)
     assert capsys.readouterr().err == ""
 
 
-def test_a_result_says_what_its_call_did(embed: Embed, fake: FakeGateway) -> None:
+def test_a_result_holds_the_statistics_of_its_call(embed: Embed, fake: FakeGateway) -> None:
     fake.then(busy())
     result = embed(TEXTS, batch_size=4)
     stats = result.stats
@@ -68,7 +70,7 @@ def test_a_result_says_what_its_call_did(embed: Embed, fake: FakeGateway) -> Non
 
 
 @pytest.mark.parametrize("kind", [EmbeddingClient, AsyncEmbeddingClient])
-async def test_the_hook_is_told_of_every_batch_and_adds_up(
+async def test_the_hook_gets_the_statistics_of_every_batch(
     fake: FakeGateway, kind: type[EmbeddingClient | AsyncEmbeddingClient]
 ) -> None:
     fake.rule = lambda r: Fault(status=400) if "text 3" in r.texts else None
@@ -84,25 +86,25 @@ async def test_the_hook_is_told_of_every_batch_and_adds_up(
     assert (client.stats.texts, client.stats.requests) == (19, len(fake.requests))
 
 
-def test_the_fingerprint_is_asked_for_once(fake: FakeGateway) -> None:
+def test_the_fingerprint_is_requested_once(fake: FakeGateway) -> None:
     with EmbeddingClient(fake.url) as client:
         assert client.fingerprint() == client.fingerprint() == fake.fingerprint
     assert len(fake.requests) == 1
 
 
-async def test_the_fingerprint_can_be_asked_for_asynchronously(fake: FakeGateway) -> None:
+async def test_the_fingerprint_can_be_requested_asynchronously(fake: FakeGateway) -> None:
     async with AsyncEmbeddingClient(fake.url) as client:
         assert await client.fingerprint() == fake.fingerprint
 
 
-def test_an_answer_that_drips_ends_with_the_try(embed: Embed, fake: FakeGateway) -> None:
-    """A limit on the silence between two bytes would never end it."""
+def test_an_answer_that_trickles_in_times_out(embed: Embed, fake: FakeGateway) -> None:
+    """A limit on the time between two bytes would never end it."""
     fake.rule = lambda _: Fault(kind="drip")
     with pytest.raises(EmbeddingTimeoutError, match="in time"):
         embed(["x"], timeout=0.2, max_retries=0)
 
 
-def test_the_deadline_ends_a_try_under_way(embed: Embed, fake: FakeGateway) -> None:
+def test_the_deadline_ends_a_running_try(embed: Embed, fake: FakeGateway) -> None:
     fake.hold(lambda _: True)
     with pytest.raises(EmbeddingTimeoutError, match="in time") as caught:
         embed(["x"], deadline_seconds=0.2, timeout=1000)  # longer than a test may take

@@ -1,4 +1,4 @@
-"""How often, how long, and what for."""
+"""Which errors are retried, how often, and after which waits."""
 
 from collections.abc import Callable
 from email.utils import formatdate
@@ -15,23 +15,21 @@ SETTINGS = ClientSettings(backoff_seconds=0.5)
 
 
 @pytest.mark.parametrize("status", [408, 409, 429, 500, 502, 503, 504])
-def test_a_passing_fault_is_tried_again(embed: Embed, fake: FakeGateway, status: int) -> None:
+def test_a_transient_error_is_retried(embed: Embed, fake: FakeGateway, status: int) -> None:
     fake.then(busy(status), busy(status))
     assert embed(["x"]).to_lists() == expected_vectors(["x"])
     assert len(fake.requests) == 3
 
 
 @pytest.mark.parametrize("kind", ["reset", "cut_body", "not_json"])
-def test_a_broken_answer_is_tried_again(embed: Embed, fake: FakeGateway, kind: str) -> None:
+def test_a_broken_answer_is_retried(embed: Embed, fake: FakeGateway, kind: str) -> None:
     fake.then(Fault(kind=kind))  # pyright: ignore[reportArgumentType] - parametrized
     assert embed(["x"], backoff_seconds=0).to_lists() == expected_vectors(["x"])
     assert len(fake.requests) == 2
 
 
 @pytest.mark.parametrize("status", [400, 401, 403, 404, 413, 422, 501])
-def test_what_would_fail_again_is_not_tried_again(
-    embed: Embed, fake: FakeGateway, status: int
-) -> None:
+def test_a_permanent_error_is_not_retried(embed: Embed, fake: FakeGateway, status: int) -> None:
     fake.rule = lambda _: busy(status)
     with pytest.raises(EmbeddingError, match=f"answered {status}"):
         embed(["x"])
@@ -48,7 +46,7 @@ def test_there_are_exactly_max_retries_plus_one_tries(
     assert len(fake.requests) == caught.value.tries == max_retries + 1
 
 
-def test_only_the_batch_that_failed_is_sent_again(embed: Embed, fake: FakeGateway) -> None:
+def test_only_the_failed_batch_is_sent_again(embed: Embed, fake: FakeGateway) -> None:
     fake.then(busy())
     texts = [f"text {i}" for i in range(10)]
     assert embed(texts, batch_size=2, max_concurrency=1).to_lists() == expected_vectors(texts)
@@ -61,7 +59,7 @@ def test_only_the_batch_that_failed_is_sent_again(embed: Embed, fake: FakeGatewa
     [({"Retry-After-Ms": "20"}, 0.02), ({"Retry-After": "0.03"}, 0.03)],
     ids=["milliseconds", "seconds"],
 )
-def test_retry_after_is_obeyed(
+def test_retry_after_is_respected(
     embed: Embed, fake: FakeGateway, headers: dict[str, str], least: float
 ) -> None:
     seen: list[RetryDetails] = []
@@ -72,7 +70,7 @@ def test_retry_after_is_obeyed(
     assert (details.retry_number, details.texts, details.error.status) == (1, 2, 429)
 
 
-def test_a_deadline_that_a_wait_would_pass_ends_the_tries(embed: Embed, fake: FakeGateway) -> None:
+def test_a_wait_beyond_the_deadline_ends_the_tries(embed: Embed, fake: FakeGateway) -> None:
     fake.rule = lambda _: Fault(status=429, headers={"Retry-After": "3600"})
     with pytest.raises(EmbeddingError, match="answered 429"):
         embed(["x"], deadline_seconds=30)
@@ -104,17 +102,19 @@ def test_statistics_count_requests_retries_and_texts(embed: Embed, fake: FakeGat
         ({"retry-after": "inf"}, None),
     ],
 )
-def test_retry_after_is_read_in_every_form(headers: dict[str, str], seconds: float | None) -> None:
+def test_retry_after_is_parsed_in_every_form(
+    headers: dict[str, str], seconds: float | None
+) -> None:
     assert parse_retry_after(headers, clock=lambda: 1_000_000.0) == seconds
 
 
-def test_waits_double_up_to_a_bound_and_jitter_down_to_nothing() -> None:
+def test_waits_double_up_to_a_bound_with_full_jitter() -> None:
     longest = [wait_seconds(SETTINGS, n, None, uniform=lambda _, high: high) for n in range(1, 9)]
     assert longest == [0.5, 1, 2, 4, 8, 16, 16, 16]
     assert wait_seconds(SETTINGS, 5, None, uniform=lambda low, _: low) == 0
 
 
-def test_retry_after_is_doubled_where_it_comes_over_and_over() -> None:
+def test_a_repeated_retry_after_is_doubled() -> None:
     waits = [wait_seconds(ClientSettings(), attempt, 1.0, min) for attempt in range(1, 11)]
     assert waits == [1, 1, 1, 1, 2, 4, 8, 16, 16, 16]
     assert wait_seconds(ClientSettings(), 9, 30.0, min) == 30

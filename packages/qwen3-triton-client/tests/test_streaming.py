@@ -1,4 +1,4 @@
-"""Streams of any length, given in order or as they come."""
+"""Streams of any length, yielded in order or as vectors arrive."""
 
 import asyncio
 import threading
@@ -25,7 +25,7 @@ Streamed = Callable[..., list[tuple[int, list[float]]]]
 
 @pytest.fixture(name="streamed", params=["sync", "async"])
 def _streamed(request: pytest.FixtureRequest, fake: FakeGateway) -> Streamed:
-    """Collect what a stream gives, with a fresh client of either kind."""
+    """Collect the pairs of a stream from a new synchronous or asynchronous client."""
 
     def run(texts: Iterable[str], **options: Any) -> list[tuple[int, list[float]]]:
         with EmbeddingClient(fake.url, **SMALL) as client:
@@ -42,11 +42,11 @@ def _streamed(request: pytest.FixtureRequest, fake: FakeGateway) -> Streamed:
     return run if request.param == "sync" else run_async
 
 
-def test_a_stream_is_given_in_order(streamed: Streamed) -> None:
+def test_a_stream_is_yielded_in_order(streamed: Streamed) -> None:
     assert streamed(iter(TEXTS)) == list(EXPECTED.items())
 
 
-def test_a_stream_can_be_given_as_it_comes(streamed: Streamed, fake: FakeGateway) -> None:
+def test_a_stream_can_be_yielded_as_vectors_arrive(streamed: Streamed, fake: FakeGateway) -> None:
     fake.answer_in_reverse(2)
     got = streamed(iter(TEXTS), in_order=False)
     assert dict(got) == EXPECTED
@@ -54,24 +54,24 @@ def test_a_stream_can_be_given_as_it_comes(streamed: Streamed, fake: FakeGateway
     assert [index for index, _ in got] != sorted(EXPECTED)
 
 
-def test_an_empty_stream_gives_nothing(streamed: Streamed, fake: FakeGateway) -> None:
+def test_an_empty_stream_yields_nothing(streamed: Streamed, fake: FakeGateway) -> None:
     assert streamed(iter([])) == []
     assert fake.requests == []
 
 
-def test_a_stream_may_hold_queries(streamed: Streamed) -> None:
+def test_a_stream_can_consist_of_queries(streamed: Streamed) -> None:
     options: dict[str, Any] = {"input_type": "query", "instruction": "Find it", "dimensions": 16}
     assert streamed(["a"], **options) == [(0, expected_vector("a", **options))]
 
 
-def test_requests_of_a_stream_stay_within_the_bound(streamed: Streamed, fake: FakeGateway) -> None:
+def test_a_stream_stays_within_the_concurrency_limit(streamed: Streamed, fake: FakeGateway) -> None:
     fake.answer_in_reverse(2)
     streamed(iter(TEXTS))
     assert fake.most_in_flight == 2
 
 
 @pytest.mark.parametrize("in_order", [True, False], ids=["in order", "as they come"])
-def test_a_stream_goes_on_past_texts_that_cannot_be_embedded(
+def test_a_stream_continues_after_texts_that_cannot_be_embedded(
     streamed: Streamed, fake: FakeGateway, in_order: bool
 ) -> None:
     fake.rule = lambda r: Fault(status=400) if {"text 7", "text 45"} & set(r.texts) else None
@@ -111,7 +111,7 @@ def test_a_text_that_cannot_be_sent_is_named_by_its_place_in_the_stream(
     assert "`texts[50]` is blank" in str(error)
 
 
-def test_an_error_in_a_stream_keeps_what_was_done_of_later_windows(fake: FakeGateway) -> None:
+def test_an_error_in_a_stream_keeps_the_vectors_of_later_windows(fake: FakeGateway) -> None:
     fake.rule = lambda r: Fault(status=400) if "text 0" in r.texts else None
     later = [f"text {i}" for i in range(WINDOW, 2 * WINDOW)]
     fake.hold(lambda r: "text 0" in r.texts)
@@ -132,7 +132,7 @@ def _release_after(fake: FakeGateway, texts: set[str]) -> None:
     fake.release()
 
 
-def test_the_next_window_is_read_ahead_and_no_more(fake: FakeGateway) -> None:
+def test_exactly_one_window_is_read_ahead(fake: FakeGateway) -> None:
     read = iter(TEXTS)
     with EmbeddingClient(fake.url, **SMALL) as client:
         stream = client.iter_embed(read)
@@ -148,7 +148,7 @@ def test_long_texts_make_short_windows(fake: FakeGateway) -> None:
     assert len(list(texts)) == 50 - 2 * 4
 
 
-def test_a_stream_that_is_closed_leaves_nothing_running(fake: FakeGateway) -> None:
+def test_a_closed_stream_leaves_nothing_running(fake: FakeGateway) -> None:
     with EmbeddingClient(fake.url, **SMALL) as client:
         stream = client.iter_embed(iter(TEXTS))
         next(stream)
@@ -158,7 +158,7 @@ def test_a_stream_that_is_closed_leaves_nothing_running(fake: FakeGateway) -> No
     assert len({text for r in fake.requests for text in r.texts}) <= 2 * WINDOW
 
 
-async def test_an_asynchronous_stream_that_is_cancelled_leaves_nothing_running(
+async def test_a_canceled_asynchronous_stream_leaves_nothing_running(
     fake: FakeGateway,
 ) -> None:
     fake.hold(lambda _: True)
@@ -177,7 +177,7 @@ async def test_an_asynchronous_stream_that_is_cancelled_leaves_nothing_running(
     await client.aclose()
 
 
-async def test_a_stream_may_be_asynchronous_itself(fake: FakeGateway) -> None:
+async def test_the_texts_of_a_stream_can_be_asynchronous(fake: FakeGateway) -> None:
     async def texts() -> AsyncIterator[str]:
         for text in TEXTS:
             yield text
@@ -187,7 +187,7 @@ async def test_a_stream_may_be_asynchronous_itself(fake: FakeGateway) -> None:
     assert got == list(EXPECTED.items())
 
 
-def test_an_error_of_the_texts_source_ends_the_stream(streamed: Streamed) -> None:
+def test_an_error_of_the_source_of_texts_ends_the_stream(streamed: Streamed) -> None:
     def broken() -> Iterator[str]:
         yield from TEXTS[:50]
         raise RuntimeError("the source broke")
@@ -196,7 +196,7 @@ def test_an_error_of_the_texts_source_ends_the_stream(streamed: Streamed) -> Non
         streamed(broken())
 
 
-def test_a_gateway_that_goes_away_ends_the_stream(streamed: Streamed, fake: FakeGateway) -> None:
+def test_a_gateway_that_goes_down_ends_the_stream(streamed: Streamed, fake: FakeGateway) -> None:
     fake.rule = lambda r: Fault(kind="reset") if "text 60" in r.texts else None
     with pytest.raises(EmbeddingConnectionError, match="was interrupted") as caught:
         streamed(TEXTS, on_failure=lambda *_: None)

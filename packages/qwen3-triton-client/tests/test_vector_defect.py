@@ -1,4 +1,4 @@
-"""Which vectors cannot be stored or searched for."""
+"""The check for vectors that cannot be stored or searched for."""
 
 import math
 from array import array
