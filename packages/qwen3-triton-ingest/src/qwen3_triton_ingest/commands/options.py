@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import click
 
-from qwen3_triton_client.settings import API_KEY_VARIABLE, BASE_URL_VARIABLE, DEFAULT_BASE_URL
+from qwen3_triton_client import API_KEY_VARIABLE, BASE_URL_VARIABLE, DEFAULT_BASE_URL
 
 __all__ = ["database_options", "gateway_options"]
 
