@@ -115,6 +115,7 @@ lint: install ## Check format, style, types and import contracts
 	@$(BIN)/ruff check .
 	@$(BIN)/pyright
 	@$(BIN)/python scripts/check_public_types.py
+	@$(BIN)/pyright --project tests
 	@$(BIN)/lint-imports
 
 .PHONY: check

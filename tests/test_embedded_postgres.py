@@ -147,7 +147,8 @@ def test_other_users_of_the_machine_need_the_password():
 def test_durable_keeps_fsync_on_and_settings_reach_the_server():
     def show(uri: str, *names: str) -> list[str]:
         with psycopg.connect(uri) as connection:
-            rows = [connection.execute(f"SHOW {name}").fetchone() for name in names]
+            query = "SELECT current_setting(%s)"
+            rows = [connection.execute(query, [name]).fetchone() for name in names]
         return [row[0] for row in rows if row is not None]
 
     with embedded_postgres() as uri:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from typing import Any
 
 import numpy as np
 import psycopg
@@ -24,7 +25,7 @@ from llama_index.core.ingestion import IngestionPipeline
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.vector_stores.postgres import PGVectorStore as LlamaIndexStore
 from psycopg.sql import SQL, Identifier
-from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from embed_call import cosines, embed
 from gateway_process import GatewayProcess, triton_flags
@@ -39,7 +40,7 @@ DIMENSIONS = 1024
 TEXTS = [f"{'some words more ' * (7 * number % 19)}and number {number}" for number in range(200)]
 PART = 50
 # As users get it, but for few requests at a time, so that all end soon after the restart.
-CLIENT = {"max_concurrency": 2}
+CLIENT: dict[str, Any] = {"max_concurrency": 2}
 SYNC, ASYNC = "filled_sync", "filled_async"
 # What `index()` makes of a document with a modern hash is longer than the default's UUID.
 TEXT_ID = Column("langchain_id", "TEXT", nullable=False)
@@ -209,7 +210,11 @@ def test_documents_that_langchain_indexes_survive_a_restart(
 ) -> None:
     embeddings = Qwen3TritonEmbeddings(base_url=mortal.url, batch_size=5, **CLIENT)
     documents = [document for part in parts_of(TEXTS) for document in part]
-    options = {"cleanup": "incremental", "source_id_key": "source", "key_encoder": "sha256"}
+    options: dict[str, Any] = {
+        "cleanup": "incremental",
+        "source_id_key": "source",
+        "key_encoder": "sha256",
+    }
     url = database_url.replace("postgresql://", "postgresql+psycopg://", 1)
     records = SQLRecordManager("sync", db_url=url)
     records.create_schema()
@@ -230,6 +235,7 @@ def test_documents_that_langchain_indexes_survive_a_restart(
             store = await PGVectorStore.create(own_engine, embeddings, ASYNC)
             done = await aindex(documents, arecords, store, batch_size=PART, **options)
         assert done["num_added"] == len(TEXTS)
+        assert isinstance(arecords.engine, AsyncEngine)
         await arecords.engine.dispose()
 
     def in_the_middle() -> bool:

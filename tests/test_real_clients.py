@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Generator
 from typing import Any
 
-import httpx
+import httpx2
 import numpy as np
 import openai
 import pytest
@@ -70,7 +70,7 @@ def test_openai_asks_for_base64_and_gets_the_native_vectors(gateway_url: str) ->
     sent: list[bytes] = []
     hooks = {"request": [lambda request: sent.append(request.read())]}
     with openai.OpenAI(
-        base_url=f"{gateway_url}/v1", api_key="unused", http_client=httpx.Client(event_hooks=hooks)
+        base_url=f"{gateway_url}/v1", api_key="unused", http_client=httpx2.Client(event_hooks=hooks)
     ) as client:
         answer = client.embeddings.create(model=MODEL, input=TEXTS)
     assert b'"encoding_format":"base64"' in sent[0].replace(b": ", b":")
@@ -110,7 +110,7 @@ def test_openai_sees_the_headers(client: openai.OpenAI, gateway_url: str) -> Non
     raw = client.embeddings.with_raw_response.create(model=MODEL, input="a")
     assert (
         raw.headers["x-embedding-fingerprint"]
-        == httpx.get(f"{gateway_url}/info").json()["fingerprint"]
+        == httpx2.get(f"{gateway_url}/info").json()["fingerprint"]
     )
     assert raw.headers["server-timing"].startswith("tokenize;dur=")
     assert raw.headers["x-request-id"]
@@ -144,8 +144,9 @@ def test_openai_raises_its_own_errors_with_code_and_param(
     code: str,
     param: str,
 ) -> None:
+    call: dict[str, Any] = {"model": MODEL, "input": "a", **arguments}
     with pytest.raises(kind) as caught:
-        client.embeddings.create(**{"model": MODEL, "input": "a"} | arguments)
+        client.embeddings.create(**call)
     assert (caught.value.code, caught.value.param) == (code, param)
 
 

@@ -1,6 +1,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
@@ -40,8 +41,11 @@ def _start_gateway(tokenizer_dir: Path, backend: FakeBackend) -> Iterator[StartG
     """Start applications on the fake model, ready to answer, with settings by variable."""
     with ExitStack() as stack:
 
-        def start(**settings: object) -> TestClient:
-            values = {"TOKENIZER_PATH": tokenizer_dir, "EMBED_MODEL_ID": "fake-embedding"}
+        def start(**settings: Any) -> TestClient:
+            values: dict[str, Any] = {
+                "TOKENIZER_PATH": tokenizer_dir,
+                "EMBED_MODEL_ID": "fake-embedding",
+            }
             service = EmbeddingService(Settings(**values | settings), backend)
             app = create_app(service, on_fatal=pytest.fail)
             client = stack.enter_context(TestClient(app, raise_server_exceptions=False))

@@ -15,7 +15,7 @@ SNAPSHOT = Path(__file__).resolve().parents[2] / "docs" / "openapi.json"
 
 def describe() -> bytes:
     """Build the OpenAPI document of an application that never runs."""
-    service = EmbeddingService(Settings(TOKENIZER_PATH=qwen3_nano.model_dir()), FakeBackend())
+    service = EmbeddingService(Settings(tokenizer_path=qwen3_nano.model_dir()), FakeBackend())
     app = create_app(service, on_fatal=print)
     return orjson.dumps(app.openapi(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 

@@ -31,7 +31,8 @@ RUNBOOK_FIELDS = {
 
 
 def make_service(tokenizer_dir: Path, backend: FakeBackend, **settings: Any) -> EmbeddingService:
-    return EmbeddingService(Settings(**{"TOKENIZER_PATH": tokenizer_dir} | settings), backend)
+    values: dict[str, Any] = {"TOKENIZER_PATH": tokenizer_dir, **settings}
+    return EmbeddingService(Settings(**values), backend)
 
 
 def swap_model(backend: FakeBackend) -> None:

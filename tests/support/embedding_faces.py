@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 from langchain_qwen3_triton import Qwen3TritonEmbeddings
@@ -89,7 +90,7 @@ class LlamaIndexFace(Face):
         return await self.model.aget_query_embedding(text)
 
 
-FACES: dict[str, type[Face]] = {
+FACES: dict[str, Callable[..., Face]] = {
     "client": ClientFace,
     "langchain": LangChainFace,
     "llamaindex": LlamaIndexFace,

@@ -216,8 +216,9 @@ class FaultProxy:
         self._loop = asyncio.get_running_loop()
         self._stop = asyncio.Event()
         self._tasks: set[asyncio.Task[None]] = set()
-        no_tls = {"verify": False, "trust_env": False}
-        async with httpx2.AsyncClient(**no_tls, timeout=HUNG_SECONDS) as self._http:
+        # Without TLS and proxies, a client is created many times faster.
+        client = httpx2.AsyncClient(verify=False, trust_env=False, timeout=HUNG_SECONDS)
+        async with client as self._http:
             server = await asyncio.start_server(self._connected, "127.0.0.1", 0)
             self._port: int = server.sockets[0].getsockname()[1]
             self._ready.set()

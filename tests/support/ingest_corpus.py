@@ -55,7 +55,7 @@ class LoadedRow:
 
 
 def rows_of(dsn: str, table: str) -> dict[str, LoadedRow]:
-    """Read a table; fails where an id stands in it twice."""
+    """Read a table; fail if an id is in it twice."""
     query = SQL(
         "SELECT id::text, doc_id, seq, content, metadata::text, vector_send(embedding) FROM {}"
     ).format(Identifier(table))
@@ -63,8 +63,11 @@ def rows_of(dsn: str, table: str) -> dict[str, LoadedRow]:
         # Through the heap: a broken index must not hide rows.
         connection.execute("SET enable_indexscan = off; SET enable_bitmapscan = off")
         found = connection.execute(query, binary=True).fetchall()
-    assert len({row[0] for row in found}) == len(found), "an id stands in several rows"
-    return {row[0]: LoadedRow(*row[1:5], np.frombuffer(row[5][4:], ">f4")) for row in found}
+    assert len({row[0] for row in found}) == len(found), "An id is in several rows."
+    return {
+        row_id: LoadedRow(doc_id, seq, content, metadata, np.frombuffer(vector[4:], ">f4"))
+        for row_id, doc_id, seq, content, metadata, vector in found
+    }
 
 
 def assert_same_rows(found: dict[str, LoadedRow], expected: dict[str, LoadedRow]) -> None:

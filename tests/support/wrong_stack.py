@@ -86,7 +86,7 @@ def _pool(rows: Sequence[Ids], *, left: bool) -> Array:
         ids[index, place], mask[index, place] = row, 1
     positions = np.where(mask > 0, np.cumsum(mask, axis=1) - 1, 0)
     feed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-    (hidden,) = session().run(["last_hidden_state"], feed)
+    hidden = np.asarray(session().run(["last_hidden_state"], feed)[0])
     return hidden[np.arange(len(rows)), mask.sum(axis=1) - 1]
 
 
