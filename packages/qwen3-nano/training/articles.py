@@ -1,4 +1,4 @@
-"""The one record that every source of text is read into."""
+"""The record type that every text source is read into."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-# Out of this many articles of a source that has a held-out set, one goes there, chosen by a hash
-# of its text.
+# One article in this many is held out, for sources with a held-out set. A hash of its text decides.
 HELD_OUT_ONE_IN = 40
 
 
 @dataclass(frozen=True, slots=True)
 class Article:
-    """A titled piece of text; `aliases` are other names of what it is about."""
+    """A titled piece of text; `aliases` are other names of its subject."""
 
     source: str
     title: str
@@ -25,20 +24,20 @@ class Article:
 
 
 def squeeze(text: str) -> str:
-    """Turn every run of white space into one space."""
+    """Replace every run of white space with one space."""
     return re.sub(r"\s+", " ", text).strip()
 
 
 def is_question(title: str) -> bool:
-    """Say whether a heading is a question that its section answers."""
+    """Return whether a heading is a question that its section answers."""
     return title.endswith("?") and len(title.split()) >= 4
 
 
 def held_out(article: Article) -> bool:
-    """Say whether an article is kept for evaluation, a decision that depends on its text only.
+    """Return whether an article is held out for evaluation, which depends on its text only.
 
     WordNet and FOLDOC give a sample of their entries; from the manuals, every section headed by a
-    question is kept, because questions with answers are rare and are what an evaluation wants.
+    question is held out, because questions with answers are rare and make the best evaluation.
     """
     if article.source in {"dict-wn", "dict-foldoc"}:
         digest = hashlib.sha256(article.text.encode()).digest()
@@ -47,7 +46,7 @@ def held_out(article: Article) -> bool:
 
 
 def write_articles(path: Path, articles: Iterable[Article]) -> int:
-    """Write one JSON object a line, each text once, and return how many."""
+    """Write one JSON object per line, without duplicate texts, and return their number."""
     seen: set[str] = set()
     with path.open("w", encoding="utf-8") as file:
         for article in articles:

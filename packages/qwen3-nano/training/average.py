@@ -2,8 +2,8 @@
 
     python average.py WORK BEFORE AFTER
 
-BEFORE and AFTER name files in WORK, say student-first.pt before and after a further run of `more`;
-writes WORK/student.pt.
+BEFORE and AFTER are files in WORK, for example student-first.pt before and after another run of
+`more`. Writes WORK/student.pt.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 
 
 def main() -> None:
-    """Read both, write the mean of each array."""
+    """Read both, and write the mean of each array."""
     work = Path(sys.argv[1])
     before, after = (torch.load(work / name, weights_only=True) for name in sys.argv[2:4])
     state = {name: (before["state"][name] + after["state"][name]) / 2 for name in after["state"]}

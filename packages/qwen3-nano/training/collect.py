@@ -31,7 +31,7 @@ PYTHON = (
 
 
 def fetch(root: Path) -> None:
-    """Download and unpack every package below `root`, unless it is there already."""
+    """Download and unpack every package into `root`, unless it is already there."""
     root.mkdir(parents=True, exist_ok=True)
     for package in DEBIAN:
         if not (root / package).exists():
@@ -79,8 +79,8 @@ def main() -> None:
     fetch(work / "sources")
     articles = list(read(work / "sources"))
     kept = [article for article in articles if held_out(article)]
-    # A text that also stands somewhere else, say under a second headword, must not be in both; and
-    # GCIDE quotes WordNet, so it says nothing about a word whose gloss is held out.
+    # A text that occurs twice, for example under a second headword, must not be in both sets. GCIDE
+    # quotes WordNet, so its entries for words whose gloss is held out are dropped.
     texts = {article.text.lower() for article in kept}
     words = {name.lower() for article in kept for name in (article.title, *article.aliases)}
     train = [

@@ -43,7 +43,7 @@ def _entries(root: Path, package: str) -> Iterator[tuple[list[str], str]]:
 
 
 def wordnet(root: Path) -> Iterator[Article]:
-    """Yield one article for each sense: its gloss with its examples."""
+    """Yield one article per sense: its gloss with its examples."""
     for headwords, raw in _entries(root, "dict-wn"):
         text = squeeze(raw.partition("\n")[2])
         starts = list(_SENSE.finditer(text))
@@ -60,7 +60,7 @@ def wordnet(root: Path) -> Iterator[Article]:
 
 
 def gcide(root: Path) -> Iterator[Article]:
-    """Yield one article for each entry of the Collaborative International Dictionary of English."""
+    """Yield one article per entry of the Collaborative International Dictionary of English."""
     for headwords, raw in _entries(root, "dict-gcide"):
         text = re.sub(r"^.*?\\[^\\]*\\,?", "", raw, count=1, flags=re.DOTALL)
         text = re.sub(r"\[(?:1913 Webster|Webster 1913 Suppl\.|PJC|WordNet 1\.5)[^\]]*\]", "", text)
@@ -72,7 +72,7 @@ def gcide(root: Path) -> Iterator[Article]:
 
 
 def plain(root: Path, package: str) -> Iterator[Article]:
-    """Yield the entries of a dictionary without marks of its own, such as FOLDOC."""
+    """Yield the entries of a dictionary without markup, such as FOLDOC."""
     for headwords, raw in _entries(root, package):
         head, _, body = raw.partition("\n")
         text = re.sub(r"\(\d{4}-\d\d-\d\d\)|\{\([^)]*\)\}", "", body)

@@ -1,4 +1,4 @@
-"""Compare the shipped model's retrieval with the teacher's on pairs kept out of training.
+"""Compare the shipped model's retrieval with the teacher's on held-out pairs.
 
     python evaluate.py WORK MODEL_FOLDER DEMO_DOCUMENTS SCORES
 
@@ -34,7 +34,7 @@ Vectors = NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """Pairs of one kind of text: `queries[i]` is answered by `documents[i]`."""
+    """Pairs of one kind of text; `documents[i]` answers `queries[i]`."""
 
     name: str
     queries: list[str]
@@ -54,7 +54,7 @@ class Nano:
         self._tokenizer.enable_truncation(MAX_TOKENS)
 
     def embed(self, texts: list[str]) -> Vectors:
-        """Return float32 (n, DIMENSIONS): last token, cut, then unit length."""
+        """Return float32 (n, DIMENSIONS): last token, truncated, then normalized."""
         rows = [encoding.ids for encoding in self._tokenizer.encode_batch(texts)]
         vectors = np.zeros((len(rows), DIMENSIONS), dtype=np.float32)
         order = sorted(range(len(rows)), key=lambda i: len(rows[i]))

@@ -15,11 +15,10 @@ from tokenizers import Tokenizer
 from torch import Tensor
 from train_tokenizer import PREFIX
 
-MAX_TOKENS = 320  # the teacher's 256 word pieces are about so many of ours
-# How often a text comes behind an instruction: a query often, for so they all come; a document now
-# and then.
+MAX_TOKENS = 320  # about as much text as the teacher's 256 word pieces
+# How often a text follows an instruction: a query usually, as in service; a document occasionally.
 PREFIX_SHARE = {True: 0.65, False: 0.06}
-OTHER_PREFIX_SHARE = 0.15  # of those, with another instruction
+OTHER_PREFIX_SHARE = 0.15  # the share of those with another instruction
 OTHER_INSTRUCTIONS = (
     "Given a question, retrieve passages that answer the question",
     "Retrieve semantically similar text",
@@ -40,7 +39,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """Texts of one batch, from short to long, and the teacher's vectors of them, (n, 384)."""
+    """The texts of one batch, from short to long, and their teacher vectors, (n, 384)."""
 
     rows: list[NDArray[np.int32]]
     targets: Tensor
@@ -57,7 +56,7 @@ class Batch:
         return torch.from_numpy(np.cumsum([0, *lengths[:-1]]))
 
     def pieces(self) -> Iterator[Piece]:
-        """Yield the texts padded, a few of similar length at a time, so that little is padding."""
+        """Yield the texts padded, a few of similar length at a time, for little padding."""
         start = 0
         while start < len(self.rows):
             end = start + 1
@@ -72,7 +71,7 @@ class Batch:
 
 
 class Examples:
-    """All texts that the teacher has seen."""
+    """All texts that the teacher has embedded."""
 
     def __init__(self, work: Path) -> None:
         tokenizer = Tokenizer.from_file(str(work / "model/tokenizer.json"))
@@ -85,7 +84,7 @@ class Examples:
         self.query = np.array([record["query"] for record in records])
         encoded = tokenizer.encode_batch([r["text"] for r in records], add_special_tokens=False)
         self.ids = [np.array(e.ids[:MAX_TOKENS], dtype=np.int32) for e in encoded]
-        # The first word of a query is cut otherwise behind "Query:", so queries are tokenized with
+        # After "Query:", the first word is tokenized differently, so queries are tokenized with
         # it.
         self.behind = {
             i: np.array(e.ids, dtype=np.int32)
@@ -114,14 +113,14 @@ class Examples:
         return len(self.ids)
 
     def batch(self, size: int) -> Batch:
-        """Return the next texts, some behind an instruction, each with the end token."""
+        """Return the next texts, some after an instruction, each with the end token."""
         chosen = self._take(size)
         rows = [self._row(int(row)) for row in chosen]
         order = sorted(range(size), key=lambda i: len(rows[i]))
         return Batch([rows[i] for i in order], self.targets[chosen[order]])
 
     def _take(self, size: int) -> NDArray[np.int64]:
-        """Take texts in blocks of neighbors, often of one article, for hard pairs in a batch."""
+        """Draw texts in blocks of neighbors, often from one article, for hard pairs in a batch."""
         if self._next + size > len(self._order):
             blocks = np.array_split(np.arange(len(self)), max(1, len(self) // 8))
             self._rng.shuffle(blocks)

@@ -2,7 +2,7 @@
 
     python export.py WORK
 
-Reads WORK/student.pt, writes into WORK/model beside the tokenizer.
+Reads WORK/student.pt, writes to WORK/model, next to the tokenizer.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _layer(layer: StudentLayer) -> NanoLayer:
 
 
 def to_weights(student: Student) -> NanoWeights:
-    """Round the student's parameters to what is shipped."""
+    """Quantize the student's parameters."""
     return NanoWeights(
         embedding=_quantized(student.embedding),
         projection=_quantized(student.projection),
@@ -63,7 +63,7 @@ def to_weights(student: Student) -> NanoWeights:
 
 
 def qwen3_config(config: StudentConfig) -> dict[str, object]:
-    """Return the config.json of the family's shape."""
+    """Return config.json in the format of Qwen3."""
     sizes = asdict(config)
     del sizes["embedding_size"], sizes["rope_theta"]
     return {

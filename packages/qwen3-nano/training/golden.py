@@ -1,4 +1,4 @@
-"""Make the golden vectors with the reference implementation and check ONNX Runtime against them.
+"""Compute the golden vectors with the reference, and check ONNX Runtime against them.
 
 python golden.py MODEL_FOLDER GOLDEN_FILE
 """
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from reference import load_reference, reference_vectors
 from tokenizers import Tokenizer
 
-# Both compute in float32, in another order; 1e-5 is many times what that can make.
+# Both compute in float32, in a different order, which makes a far smaller difference than 1e-5.
 MIN_COSINE = 0.99999
 
 

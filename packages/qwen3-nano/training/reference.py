@@ -1,7 +1,7 @@
-"""The reference: transformers' `Qwen3Model` in float32, with the weights that are shipped.
+"""The reference: transformers' `Qwen3Model` in float32, with the shipped weights.
 
-Needs torch and transformers. Nothing of the gateway and nothing of the ONNX graph is used here:
-only the arrays are read from `model.onnx`, and the model code and pooling are the family's own.
+Needs torch and transformers. It uses neither the gateway nor the ONNX graph: only the arrays are
+read from `model.onnx`; model code and pooling are those of the reference implementation.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def load_reference(model_dir: str | PathLike[str]) -> Qwen3Model:
 
 
 def state_arrays(weights: NanoWeights) -> dict[str, NDArray[np.float32]]:
-    """Return the weights by transformers' names, dequantized, the token table materialized."""
+    """Return the weights by transformers' names: dequantized, with the full token table."""
     arrays = {"embed_tokens.weight": weights.embed_tokens(), "norm.weight": weights.norm}
     for index, layer in enumerate(weights.layers):
         name = f"layers.{index}"
@@ -62,8 +62,8 @@ def reference_vectors(
 ) -> NDArray[np.float32]:
     """Embed texts one at a time, without padding: the last token's hidden state.
 
-    Returns float32 (n, hidden_size), neither cut nor normalized. The tokenizer must append the end
-    token.
+    Returns float32 (n, hidden_size), neither truncated nor normalized. The tokenizer must append
+    the end token.
     """
     rows: list[NDArray[np.float32]] = []
     for text in texts:

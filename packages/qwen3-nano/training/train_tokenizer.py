@@ -19,7 +19,7 @@ from tokenizers.processors import Sequence, TemplateProcessing
 from tokenizers.trainers import BpeTrainer
 
 VOCABULARY = 24_000
-# The longest that config.json promises; the family's own is larger, but so is the family.
+# The maximum in config.json; that of Qwen3 is larger.
 MAX_LENGTH = 2048
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # Qwen2's pre-tokenizer, from its tokenizer.json.
@@ -27,9 +27,9 @@ PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# Of a source this many characters at most, so that the largest do not decide what a word is.
+# Maximum characters per source, so that the largest ones do not dominate the vocabulary.
 MAX_CHARACTERS = 6_000_000
-# So that the family's query prefix costs few tokens.
+# Included so that the query prefix costs few tokens.
 PREFIX = (
     "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 )
@@ -55,15 +55,15 @@ def texts(articles: Iterator[Article]) -> Iterator[str]:
     for article in articles:
         used[article.source] = used.get(article.source, 0) + len(article.text)
         if used[article.source] < MAX_CHARACTERS:
-            # Apart, so that words also count as they stand at the start of a query: without a
-            # space before.
+            # Separate, so that words are also learned as they are at the start of a query: without a
+            # space before them.
             yield article.title
             yield article.text
     yield from [PREFIX] * 1000
 
 
 def train(articles: Iterator[Article]) -> Tokenizer:
-    """Train, and append the end token to everything that is encoded."""
+    """Train a tokenizer that appends the end token to every text."""
     tokenizer = new_tokenizer()
     trainer = BpeTrainer(
         vocab_size=VOCABULARY,
@@ -88,9 +88,9 @@ def train(articles: Iterator[Article]) -> Tokenizer:
 
 
 def tokenizer_config() -> dict[str, object]:
-    """Return what transformers reads beside tokenizer.json.
+    """Return the settings that transformers reads in addition to tokenizer.json.
 
-    As in the family, eos_token is not the token that ends a text.
+    As in Qwen3-Embedding, eos_token is not the token that ends a text.
     """
     return {
         "tokenizer_class": "PreTrainedTokenizerFast",
