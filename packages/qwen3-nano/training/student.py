@@ -143,8 +143,8 @@ class Student(nn.Module):
 
         For one layer whose queries use only the slow rotary dimensions (`slow_dimensions`): the
         same numbers as `forward`, except for that slow rotation, in a fraction of the time. The
-        query is always that of the end token, so a token has one weight per head, whatever its position,
-        and a text is a weighted bag of tokens.
+        query is always that of the end token, so a token has one weight per head, whatever its
+        position, and a text is a weighted bag of tokens.
         """
         config, (layer,) = self.config, self.layers
         unique, where = ids.unique(return_inverse=True)

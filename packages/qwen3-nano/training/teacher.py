@@ -3,7 +3,8 @@
     python teacher.py WORK [MINUTES]
 
 Reads WORK/texts.jsonl, writes WORK/vectors.npy, float16 (n, 384), unit length, in the order of the
-file, and resumes where it was stopped. Missing rows are zero. With MINUTES, it stops after that time.
+file, and resumes where it was stopped. Missing rows are zero. With MINUTES, it stops after that
+time.
 """
 
 from __future__ import annotations

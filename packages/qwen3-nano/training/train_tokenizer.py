@@ -55,8 +55,8 @@ def texts(articles: Iterator[Article]) -> Iterator[str]:
     for article in articles:
         used[article.source] = used.get(article.source, 0) + len(article.text)
         if used[article.source] < MAX_CHARACTERS:
-            # Separate, so that words are also learned as they are at the start of a query: without a
-            # space before them.
+            # Separate, so that words are also learned without a leading space, as at the start of a
+            # query.
             yield article.title
             yield article.text
     yield from [PREFIX] * 1000
