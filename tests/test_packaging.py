@@ -43,7 +43,7 @@ ADAPTERS = [
 ]
 # From extras: loaded only by the code that needs them.
 OPTIONAL = NUMERIC | {
-    *("dask", "distributed", "pyarrow", "pypdfium2", "sqlalchemy", "trafilatura"),
+    *("pyarrow", "pypdfium2", "sqlalchemy", "trafilatura"),
     *("langchain_core", "langchain_postgres", "llama_index"),
 }
 # distribution, what to import, and what its framework loads by itself

@@ -1,4 +1,4 @@
-"""Threads, Ray and Dask do the same work, under the same bounds, and fail in the same words."""
+"""Threads and Ray do the same work, under the same limits, and fail with the same messages."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FLAGS = (
     *("--chunk-tokens", "48", "--overlap-tokens", "8", "--workers", "2"),
     *("--index", "none", "--text-index", "none"),
 )
-ENGINES = ("threads", "ray", "dask")
+ENGINES = ("threads", "ray")
 
 
 @pytest.fixture(name="corpus", scope="module")
@@ -119,32 +119,27 @@ def test_error_in_a_shard_is_told_in_its_own_words(
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize(("engine", "library"), [("ray", "ray"), ("dask", "distributed")])
-def test_missing_library_is_named(
-    corpus: Path, database_url: str, in_process_gateway: GatewayProcess, engine: str, library: str
+def test_missing_ray_is_an_error_with_the_command_that_installs_it(
+    corpus: Path, database_url: str, in_process_gateway: GatewayProcess
 ) -> None:
     hidden = (
-        f"import sys; sys.modules['{library}'] = None\n"
-        "from qwen3_triton_ingest.cli import main\nmain()"
+        "import sys; sys.modules['ray'] = None\nfrom qwen3_triton_ingest.cli import main\nmain()"
     )
     code, output = run(
         database_url,
         in_process_gateway.url,
-        *(str(corpus), "--engine", engine),
+        *(str(corpus), "--engine", "ray"),
         program=(sys.executable, "-c", hidden),
     )
     assert code == 1
-    assert f"pip install 'qwen3-triton-ingest[{engine}]'" in output
+    assert "pip install 'qwen3-triton-ingest[ray]'" in output
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize(
-    ("engine", "address"), [("ray", "127.0.0.1:9"), ("dask", "tcp://127.0.0.1:9")]
-)
-def test_missing_cluster_is_named(
-    corpus: Path, database_url: str, in_process_gateway: GatewayProcess, engine: str, address: str
+def test_missing_ray_cluster_is_an_error_that_names_the_option(
+    corpus: Path, database_url: str, in_process_gateway: GatewayProcess
 ) -> None:
-    arguments = (str(corpus), "--engine", engine, "--engine-address", address)
+    arguments = (str(corpus), "--engine", "ray", "--engine-address", "127.0.0.1:9")
     code, output = run(database_url, in_process_gateway.url, *arguments)
     assert code == 1, output
     assert "--engine-address" in output
