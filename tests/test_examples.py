@@ -314,7 +314,7 @@ def test_the_folder_script_loads_what_is_new_and_answers(runner: Runner, databas
 def test_the_folder_script_says_what_is_wrong(runner: Runner, database: str) -> None:
     assert database
     output = runner.run("load_folder.py", "nowhere", code=1)
-    assert "Error: nowhere: no such file or folder" in output
+    assert "Error: `nowhere` is not a file or folder" in output
 
 
 def test_the_hybrid_script_finds_by_each_way(

@@ -1,4 +1,4 @@
-"""Files of text, Markdown, HTML and PDF: what is read, and what is said of those that cannot be."""
+"""Text, Markdown, HTML and PDF files: what is read, and the reasons for what cannot be."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def pdf(*pages: str, title: str = "") -> bytes:
     return content + f"{info}\nstartxref\n{start}\n%%EOF".encode()
 
 
-def test_text_is_read_as_it_stands(tmp_path: Path) -> None:
+def test_text_is_read_unchanged(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"\xef\xbb\xbfone\r\n\r\ntw\xc3\xb6\n")
     item = read(path)
@@ -73,14 +73,14 @@ def test_text_is_read_as_it_stands(tmp_path: Path) -> None:
     assert item.markup == "text"
 
 
-def test_texts_are_shown_nowhere(tmp_path: Path) -> None:
+def test_texts_are_not_in_the_repr(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("confidential")
     assert "confidential" not in repr(read(path))
 
 
 @pytest.mark.parametrize("encoding", ["utf-16", "latin-1", "gb18030"])
-def test_other_encodings_are_read_where_they_are_named(tmp_path: Path, encoding: str) -> None:
+def test_other_encodings_are_read_if_the_options_name_them(tmp_path: Path, encoding: str) -> None:
     path = tmp_path / "a.txt"
     path.write_text("größer", encoding=encoding)
     assert text_of(path, encoding=encoding) == "größer"
@@ -89,16 +89,16 @@ def test_other_encodings_are_read_where_they_are_named(tmp_path: Path, encoding:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "the file is empty"),
-        (b" \n\t\xe3\x80\x80", "the text is empty or blank"),
-        (b"\x7fELF\0\0\0", "the file holds NUL bytes: it is binary and no text"),
-        (b"ab\xff", "byte 2 is not valid utf-8: name the right one by `--encoding`"),
-        ("hello".encode("utf-16"), "byte 0 is not valid utf-8; it looks like `--encoding utf-16`"),
-        (b"x" * 1001, "the file has 1,001 bytes; the limit (`max_document_bytes`) is 1,000"),
+        (b"", "The file is empty."),
+        (b" \n\t\xe3\x80\x80", "The text is empty or blank."),
+        (b"\x7fELF\0\0\0", "The file contains NUL bytes: it is binary, not text."),
+        (b"ab\xff", "Byte 2 is not valid utf-8. Set the encoding with `--encoding`."),
+        ("hello".encode("utf-16"), "Byte 0 is not valid utf-8. It looks like `--encoding utf-16`."),
+        (b"x" * 1001, "The file has 1,001 bytes; the limit (`max_document_bytes`) is 1,000."),
     ],
 )
 @pytest.mark.parametrize("name", ["a.txt", "a.md"])
-def test_what_is_no_text_is_refused_with_a_reason(
+def test_what_is_not_text_is_rejected_with_a_reason(
     tmp_path: Path, name: str, content: bytes, words: str
 ) -> None:
     path = tmp_path / name
@@ -106,7 +106,7 @@ def test_what_is_no_text_is_refused_with_a_reason(
     assert reason(path, max_document_bytes=1000) == words
 
 
-def test_nul_characters_are_replaced_where_that_is_asked_for(tmp_path: Path) -> None:
+def test_nul_characters_are_replaced_on_request(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_bytes(b"a\0b")
     assert text_of(path, replace_nul=True) == "a\ufffdb"
@@ -122,19 +122,19 @@ def test_the_neighbors_of_a_bad_file_are_read(tmp_path: Path) -> None:
     items = list(read_shard(shard, options))
     assert [type(item) for item in items] == [Document, BadRecord, BadRecord]
     assert isinstance(items[2], BadRecord)
-    assert items[2].reason == "cannot be read: No such file or directory"
+    assert items[2].reason == "Cannot be read: No such file or directory."
     assert items[2].doc_id == str(tmp_path / "c.txt")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_file_without_rights_is_reported(tmp_path: Path) -> None:
+def test_a_file_without_permission_is_reported(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     path.write_text("x")
     path.chmod(0)
-    assert reason(path) == "cannot be read: Permission denied"
+    assert reason(path) == "Cannot be read: Permission denied."
 
 
-def test_markdown_gives_up_its_front_matter_but_for_the_title(tmp_path: Path) -> None:
+def test_markdown_is_read_without_its_front_matter_except_for_the_title(tmp_path: Path) -> None:
     path = tmp_path / "a.md"
     path.write_text('---\ntitle: "On pumps"\ntags: [a]\n---\n# Pumps\n\n---\n\nText')
     item = read(path)
@@ -146,7 +146,7 @@ def test_markdown_gives_up_its_front_matter_but_for_the_title(tmp_path: Path) ->
     assert text_of(path) == "---\nno end of it\n"
 
 
-def test_html_gives_its_main_content_as_markdown(tmp_path: Path) -> None:
+def test_html_is_read_as_markdown_of_its_main_content(tmp_path: Path) -> None:
     path = tmp_path / "a.html"
     path.write_text(
         '<?xml version="1.0" encoding="utf-8"?><html><head><title> On\n pumps </title></head>'
@@ -168,7 +168,7 @@ def test_html_gives_its_main_content_as_markdown(tmp_path: Path) -> None:
     ("declared", "written"),
     [("windows-1251", "cp1251"), ("iso-8859-1", "cp1252"), ("gb2312", "gb18030"), ("utf-8",) * 2],
 )
-def test_html_is_decoded_as_it_says(tmp_path: Path, declared: str, written: str) -> None:
+def test_html_is_decoded_as_it_declares(tmp_path: Path, declared: str, written: str) -> None:
     word = {"cp1251": "Насос", "cp1252": "Maß €", "gb18030": "水泵", "utf-8": "Maß"}[written]
     path = tmp_path / "a.html"
     page = f"<html><head><meta charset='{declared}'></head><body><p>{word} {ARTICLE}</p></body>"
@@ -176,7 +176,7 @@ def test_html_is_decoded_as_it_says(tmp_path: Path, declared: str, written: str)
     assert word in text_of(path)
 
 
-def test_html_without_main_content_gives_all_its_text(tmp_path: Path) -> None:
+def test_html_without_main_content_is_read_as_all_of_its_text(tmp_path: Path) -> None:
     path = tmp_path / "a.htm"
     path.write_text("<title>T</title><nav><a>Menu</a> <b>entry</b></nav><style>x</style>")
     item = read(path)
@@ -187,20 +187,20 @@ def test_html_without_main_content_gives_all_its_text(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "the file is empty"),
-        (b"<!-- nothing -->", "the page has no text"),
-        (b"<html><body><script>var x</script></body></html>", "the text is empty or blank"),
-        (b"<p>ab\xff</p>", "byte 5 is not valid utf-8: name the right one by `--encoding`"),
-        (b"GIF89a\0\0", "the file holds NUL bytes: it is binary and no HTML"),
+        (b"", "The file is empty."),
+        (b"<!-- nothing -->", "The page has no text."),
+        (b"<html><body><script>var x</script></body></html>", "The text is empty or blank."),
+        (b"<p>ab\xff</p>", "Byte 5 is not valid utf-8. Set the encoding with `--encoding`."),
+        (b"GIF89a\0\0", "The file contains NUL bytes: it is binary, not HTML."),
     ],
 )
-def test_a_page_without_text_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+def test_a_page_without_text_is_rejected(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "a.html"
     path.write_bytes(content)
     assert reason(path) == words
 
 
-def test_pdf_gives_the_text_of_its_pages(tmp_path: Path) -> None:
+def test_pdf_is_read_page_by_page(tmp_path: Path) -> None:
     path = tmp_path / "a.pdf"
     path.write_bytes(pdf("First page", "Second page", title="On pumps"))
     item = read(path)
@@ -212,21 +212,21 @@ def test_pdf_gives_the_text_of_its_pages(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "the file is empty"),
-        (b"no PDF", "the PDF is broken or is none"),
-        (pdf("x")[:200], "the PDF is broken or is none"),
-        (pdf("", ""), "the PDF has no text: scanned pages need OCR first"),
+        (b"", "The file is empty."),
+        (b"no PDF", "The file is not a valid PDF"),
+        (pdf("x")[:200], "The file is not a valid PDF"),
+        (pdf("", ""), "The PDF has no text. Run OCR on scanned pages first."),
         (pdf("x" * 5000), "the limit (`max_document_bytes`) is 4,000"),
     ],
 )
-def test_a_pdf_without_text_is_refused(tmp_path: Path, content: bytes, words: str) -> None:
+def test_a_pdf_without_text_is_rejected(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "a.pdf"
     path.write_bytes(content)
     assert words in reason(path, max_document_bytes=4000)
 
 
-def test_an_encrypted_pdf_is_refused(tmp_path: Path) -> None:
-    # The entries of a password's hash, which no empty password gives.
+def test_an_encrypted_pdf_is_rejected(tmp_path: Path) -> None:
+    # The hash of a password, which is not the hash of the empty one.
     plain = pdf("secret")
     encrypt = (
         b"/Encrypt << /Filter /Standard /V 1 /R 2 /Length 40 /P -4 /O <"
@@ -237,4 +237,4 @@ def test_an_encrypted_pdf_is_refused(tmp_path: Path) -> None:
     )
     path = tmp_path / "a.pdf"
     path.write_bytes(plain.replace(b"/Root 1 0 R", encrypt + b"/Root 1 0 R"))
-    assert reason(path) == "the PDF is encrypted: save it without its password"
+    assert reason(path) == "The PDF is encrypted. Save it without a password."

@@ -1,4 +1,4 @@
-"""JSONL and CSV: lines of any length and content, in parts of any size."""
+"""JSONL and CSV: lines of any length and content, in shards of any size."""
 
 from __future__ import annotations
 
@@ -20,24 +20,22 @@ from record_files import good, read, reasons
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        (b"{not json", "the line is not JSON: "),
-        (b'["a"]', "the line is no JSON object but one array: .*jq -c"),
-        (b"5", "no JSON object but one int"),
-        (b'{"text": "\xff"}', "byte 24 is not valid utf-8: name the right one by `--encoding`"),
-        (b'{"text": "\\ud800"}', "the line is not JSON: .*surrogate"),
-        (b'{"text": "' + b"x" * 3000 + b'"}', "the line is longer than 1,000 bytes"),
+        (b"{not json", "The line is not JSON: "),
+        (b'["a"]', "The line is not a JSON object but of type array. .*jq -c"),
+        (b"5", "not a JSON object but of type int"),
+        (b'{"text": "\xff"}', "Byte 24 is not valid utf-8. Set the encoding with `--encoding`"),
+        (b'{"text": "\\ud800"}', "The line is not JSON: .*surrogate"),
+        (b'{"text": "' + b"x" * 3000 + b'"}', "The line is longer than 1,000 bytes"),
     ],
 )
-def test_a_bad_line_does_not_take_its_neighbors_with_it(
-    tmp_path: Path, line: bytes, words: str
-) -> None:
+def test_a_bad_line_does_not_affect_its_neighbors(tmp_path: Path, line: bytes, words: str) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"text": "a"}\n' + line + b'\n\n{"text": "b"}')
     items = read(path, max_document_bytes=1000)
     assert [type(item) for item in items] == [Document, BadRecord, Document]
     assert re.search(words, reasons(items)[0])
-    assert "not json" not in reasons(items)[0].removeprefix("the line is not JSON")
-    # The position leads to the line.
+    assert "not json" not in reasons(items)[0].removeprefix("The line is not JSON")
+    # The position points to the line.
     begin = items[1].origin.position
     assert path.read_bytes()[begin - 1 :].startswith(line)
 
@@ -48,7 +46,7 @@ def test_a_bad_line_does_not_take_its_neighbors_with_it(
     shard_bytes=st.integers(1, 70),
 )
 @settings(max_examples=200, deadline=None)
-def test_shards_give_every_line_once_whatever_their_size(
+def test_shards_of_any_size_yield_every_line_once(
     tmp_path_factory: pytest.TempPathFactory, lines: list[bytes], ended: bool, shard_bytes: int
 ) -> None:
     texts = [line.hex() for line in lines]
@@ -68,11 +66,11 @@ def test_shards_give_every_line_once_whatever_their_size(
 
 
 @pytest.mark.slow
-def test_a_line_of_a_gigabyte_costs_no_memory(tmp_path: Path) -> None:
+def test_a_line_of_a_gigabyte_takes_no_memory(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     with path.open("wb") as file:
         file.write(b'{"text": "before"}\n' + b"\n" * 9000)
-        file.truncate(1 << 30)  # zeros that take no room on the disk
+        file.truncate(1 << 30)  # zeros that take no space on disk
         file.seek(0, 2)
         file.write(b'\n{"text": "after"}\n')
     script = f"""
@@ -94,13 +92,14 @@ print((peak() - before) // 1024)
     *items, grown_mib = done.stdout.splitlines()
     assert items == [
         "before",
-        "the line is longer than 8,388,608 bytes (`max_document_bytes`): write one document a line",
+        "The line is longer than 8,388,608 bytes (`max_document_bytes`). "
+        "Write one document per line.",
         "after",
     ]
     assert int(grown_mib) < 64
 
 
-def test_csv_says_what_is_wrong_with_a_record_and_goes_on(tmp_path: Path) -> None:
+def test_csv_reports_what_is_wrong_with_a_record_and_continues(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_bytes(
         b"\xef\xbb\xbfid,text\n1,one\n2,two,three\n\n3\n"
@@ -114,11 +113,11 @@ def test_csv_says_what_is_wrong_with_a_record_and_goes_on(tmp_path: Path) -> Non
         "9": "nine",
     }
     bad = {item.origin.position: item.reason for item in items if isinstance(item, BadRecord)}
-    assert bad[3] == "the record has 3 fields where the header has 2"
-    assert bad[5] == "the record has 1 fields where the header has 2"
-    assert bad[8].startswith("byte 50 is not valid utf-8")
+    assert bad[3] == "The record has 3 fields, but the header has 2."
+    assert bad[5] == "The record has 1 fields, but the header has 2."
+    assert bad[8].startswith("Byte 50 is not valid utf-8")
     assert "expected after" in bad[9]
-    assert bad[11] == "a line is longer than 4,000 bytes (`max_document_bytes`)"
+    assert bad[11] == "A line is longer than 4,000 bytes (`max_document_bytes`)."
     assert len(bad) == 5
 
 
@@ -127,10 +126,10 @@ def test_a_quote_without_an_end_is_reported(tmp_path: Path) -> None:
     path.write_text('id,text\n1,one\n2,"two\n3,three\n')
     items = read(path)
     assert [item.doc_id for item in items] == ["1", None]
-    assert reasons(items) == ["unexpected end of data"]
+    assert reasons(items) == ["The record is not valid CSV: unexpected end of data."]
 
 
-def test_csv_has_fields_of_megabytes(tmp_path: Path) -> None:
+def test_csv_fields_may_have_megabytes(tmp_path: Path) -> None:
     path = tmp_path / "a.csv"
     path.write_text("text\n" + "x" * 3_000_000 + "\n")
     assert len(good(read(path))[0].text) == 3_000_000

@@ -1,4 +1,4 @@
-"""Parquet: row groups, and values that JSON does not know."""
+"""Parquet: row groups, and values that JSON does not have."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_parquet_is_divided_by_row_groups(tmp_path: Path, monkeypatch: pytest.Mo
     assert [document.origin.position for document in documents] == list(range(1, 1001))
 
 
-def test_parquet_values_become_what_json_knows(tmp_path: Path) -> None:
+def test_parquet_values_become_json_values(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     time = datetime.datetime(2026, 1, 2, 3, 4, 5, 678901, tzinfo=datetime.UTC)
     table = pa.table(
@@ -60,7 +60,7 @@ def test_parquet_values_become_what_json_knows(tmp_path: Path) -> None:
     }
 
 
-def test_a_row_of_bad_text_does_not_take_its_batch_with_it(tmp_path: Path) -> None:
+def test_a_row_of_bad_text_does_not_affect_its_batch(tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     offsets = pa.array([0, 1, 2, 3], pa.int32()).buffers()[1]
     texts = pa.StringArray.from_buffers(3, offsets, pa.py_buffer(b"a\xffc"))
@@ -68,11 +68,11 @@ def test_a_row_of_bad_text_does_not_take_its_batch_with_it(tmp_path: Path) -> No
     items = read(path)
     assert [type(item) for item in items] == [Document, BadRecord, Document]
     assert items[1].origin.position == 2
-    assert reasons(items) == ["the row cannot be read (UnicodeDecodeError)"]
+    assert reasons(items) == ["The row cannot be read (UnicodeDecodeError)."]
 
 
 def test_a_truncated_parquet_file_is_one_bad_record(tmp_path: Path) -> None:
     path = write(tmp_path, "parquet", [{"text": "t"}])
     path.write_bytes(path.read_bytes()[:-20])
     (reason,) = reasons(read(path))
-    assert reason.startswith("the Parquet file is broken or is none: ")
+    assert reason.startswith("The file is not a valid Parquet file: ")

@@ -1,4 +1,4 @@
-"""Which files a source stands for, in which order, divided how."""
+"""Which files a source consists of, in which order, and how they are divided into shards."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ import pytest
 from qwen3_triton_ingest.config import ReadOptions
 from qwen3_triton_ingest.documents import BadRecord, Document
 from qwen3_triton_ingest.errors import SourceError
-from qwen3_triton_ingest.sources import Shard, finding, plan_shards, planning, read_shard
+from qwen3_triton_ingest.sources import Shard, plan_shards, planning, read_shard, shards
 
 OPTIONS = ReadOptions()
 
 
 @pytest.fixture(name="corpus")
 def _corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder of files, with the working directory beside it."""
+    """A folder of files, in the working directory."""
     files = {
         "docs/b.md": "# B",
         "docs/a.txt": "a",
@@ -40,20 +40,20 @@ def _corpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "docs"
 
 
-def paths(shards: Iterator[Shard]) -> list[str]:
-    return sorted(file.path for shard in shards for file in shard.files)
+def paths(planned: Iterator[Shard]) -> list[str]:
+    return sorted(file.path for shard in planned for file in shard.files)
 
 
 def read_all(*sources: str, options: ReadOptions = OPTIONS) -> list[Document | BadRecord]:
-    shards = plan_shards(sources, options)
-    return [item for shard in shards for item in read_shard(shard, options)]
+    planned = plan_shards(sources, options)
+    return [item for shard in planned for item in read_shard(shard, options)]
 
 
 @pytest.mark.usefixtures("corpus")
-def test_a_folder_gives_all_known_files_below_it_and_counts_the_others() -> None:
+def test_a_folder_yields_all_known_files_below_it_and_counts_the_others() -> None:
     skipped: Counter[str] = Counter()
-    shards = plan_shards(["docs"], OPTIONS, on_skip=lambda extension: skipped.update([extension]))
-    assert paths(shards) == [
+    planned = plan_shards(["docs"], OPTIONS, on_skip=lambda extension: skipped.update([extension]))
+    assert paths(planned) == [
         "docs/a.txt",
         "docs/b.md",
         "docs/data.jsonl",
@@ -76,7 +76,7 @@ def test_a_folder_gives_all_known_files_below_it_and_counts_the_others() -> None
         ("docs/deep/", ["docs/deep/d.html", "docs/deep/er/c.md"]),
     ],
 )
-def test_sources_name_files_folders_and_patterns(source: str, expected: list[str]) -> None:
+def test_a_source_is_a_file_a_folder_or_a_pattern(source: str, expected: list[str]) -> None:
     assert paths(plan_shards([source], OPTIONS)) == expected
 
 
@@ -93,20 +93,20 @@ def test_a_file_of_a_patterns_name_is_a_file(corpus: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "words"),
     [
-        ("nowhere", "nowhere: no such file or folder"),
-        ("docs/*.pdf", r"docs/\*\.pdf: no file of a known format"),
-        ("docs/*.png", r"only 1 \.png\); name their format by `--format`"),
-        ("docs/picture.png", r"'\.png', which tells no format.*`--format`"),
-        ("docs/Makefile", "no extension, which tells no format"),
+        ("nowhere", "`nowhere` is not a file or folder"),
+        ("docs/*.pdf", r"`docs/\*\.pdf` contains no file of a known format\."),
+        ("docs/*.png", r"only 1 \.png\)\. Set their format with `--format`"),
+        ("docs/picture.png", r"unknown extension '\.png'\. Set its format with `--format`"),
+        ("docs/Makefile", "`docs/Makefile` has no extension"),
     ],
 )
-def test_a_source_that_gives_nothing_is_an_error_at_once(source: str, words: str) -> None:
+def test_a_source_without_readable_files_is_an_error_at_once(source: str, words: str) -> None:
     with pytest.raises(SourceError, match=words):
         plan_shards(["docs", source], OPTIONS)
 
 
 def test_no_source_is_an_error() -> None:
-    with pytest.raises(SourceError, match="no SOURCE"):
+    with pytest.raises(SourceError, match="There is no SOURCE"):
         plan_shards([], OPTIONS)
 
 
@@ -114,31 +114,31 @@ def test_no_source_is_an_error() -> None:
 def test_an_unknown_encoding_is_an_error_at_once() -> None:
     with pytest.raises(SourceError, match=r"`encoding` must be .*'utf-99'"):
         plan_shards(["docs"], ReadOptions(encoding="utf-99"))
-    with pytest.raises(SourceError, match=r"data.jsonl: .*line by line.*iconv -f utf-16"):
+    with pytest.raises(SourceError, match=r"data.jsonl`: .*line by line.*iconv -f utf-16"):
         plan_shards(["docs/data.jsonl"], ReadOptions(encoding="utf-16"))
 
 
 @pytest.mark.usefixtures("corpus")
-def test_a_format_that_is_named_holds_for_every_file() -> None:
-    shards = list(plan_shards(["docs"], ReadOptions(format="text")))
-    assert {shard.kind for shard in shards} == {"text"}
-    assert "docs/Makefile" in paths(iter(shards))
+def test_an_explicit_format_applies_to_every_file() -> None:
+    planned = list(plan_shards(["docs"], ReadOptions(format="text")))
+    assert {shard.kind for shard in planned} == {"text"}
+    assert "docs/Makefile" in paths(iter(planned))
 
 
 @pytest.mark.usefixtures("corpus")
-def test_ids_are_paths_as_the_source_names_them() -> None:
+def test_ids_are_paths_relative_to_the_source() -> None:
     items = read_all("./docs/", "docs/**/*.md")
     ids = [item.doc_id for item in items if isinstance(item, Document)]
-    assert ids.count("docs/b.md") == 2  # of two sources, which only the loader can tell apart
+    assert ids.count("docs/b.md") == 2  # from two sources, which only the loader can resolve
     assert {item.origin.source for item in items} == {"docs", "docs/**/*.md"}
 
 
 @pytest.mark.usefixtures("corpus")
-def test_a_source_that_is_named_twice_counts_once() -> None:
+def test_a_source_that_is_listed_twice_counts_once() -> None:
     assert len(read_all("docs", "./docs")) == len(read_all("docs"))
 
 
-def test_shards_have_keys_of_their_own_that_change_with_the_files(corpus: Path) -> None:
+def test_every_shard_has_its_own_key_which_changes_with_its_files(corpus: Path) -> None:
     first, second = list(plan_shards(["docs"], OPTIONS)), list(plan_shards(["docs"], OPTIONS))
     assert first == second
     assert len({shard.key for shard in first}) == len(first)
@@ -152,8 +152,8 @@ def test_small_files_share_a_shard(tmp_path: Path) -> None:
     for number in range(150):
         (tmp_path / f"{number:03}.txt").write_text("x")
         (tmp_path / f"{number:03}.md").write_text("x")
-    shards = list(plan_shards([str(tmp_path)], OPTIONS))
-    assert sorted((shard.kind, len(shard.files)) for shard in shards) == [
+    planned = list(plan_shards([str(tmp_path)], OPTIONS))
+    assert sorted((shard.kind, len(shard.files)) for shard in planned) == [
         ("markdown", 22),
         ("markdown", 64),
         ("markdown", 64),
@@ -167,20 +167,20 @@ def test_large_files_do_not_share_a_shard(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(planning, "SHARD_BYTES", 100)
     for number in range(4):
         (tmp_path / f"{number}.txt").write_text("x" * 60)
-    shards = list(plan_shards([str(tmp_path)], OPTIONS))
-    assert [len(shard.files) for shard in shards] == [1, 1, 1, 1]
+    planned = list(plan_shards([str(tmp_path)], OPTIONS))
+    assert [len(shard.files) for shard in planned] == [1, 1, 1, 1]
 
 
 def test_planning_is_lazy_and_in_order_however_many_files_a_folder_has(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finding, "_NAMES_AT_ONCE", 7)
+    monkeypatch.setattr(shards, "NAMES_AT_ONCE", 7)
     names = [f"{number * 37 % 100:02}.txt" for number in range(100)]
     for name in names:
         (tmp_path / name).write_text("x")
-    shards = plan_shards([str(tmp_path)], OPTIONS)
-    (tmp_path / "zz.txt").write_text("came while the first ones were read")
-    found = [Path(file.path).name for shard in shards for file in shard.files]
+    planned = plan_shards([str(tmp_path)], OPTIONS)
+    (tmp_path / "zz.txt").write_text("created while the first ones were read")
+    found = [Path(file.path).name for shard in planned for file in shard.files]
     assert found == [*sorted(names), "zz.txt"]
 
 
@@ -193,8 +193,8 @@ def test_links_to_files_are_followed_and_links_to_folders_are_not(corpus: Path) 
     assert "docs/link.md" in {item.doc_id for item in items if isinstance(item, Document)}
     bad = {item.doc_id: item.reason for item in items if isinstance(item, BadRecord)}
     assert bad == {
-        "docs/broken.md": "cannot be read: No such file or directory",
-        "docs/pipe.txt": "is no regular file",
+        "docs/broken.md": "Cannot be read: No such file or directory.",
+        "docs/pipe.txt": "Not a regular file.",
     }
     corpus.parent.joinpath("other").symlink_to(corpus)
     assert "other/b.md" in {item.doc_id for item in read_all("other")}
@@ -213,7 +213,7 @@ def test_a_folder_that_cannot_be_listed_is_reported_and_the_rest_is_read(
             raise PermissionError(13, "Permission denied")
         return scandir(path)
 
-    if os.geteuid() == 0:  # to whom nothing is shut
+    if os.geteuid() == 0:  # for whom permissions do not apply
         monkeypatch.setattr(os, "scandir", refuse)
     else:
         (tmp_path / "shut").chmod(0)
@@ -221,12 +221,12 @@ def test_a_folder_that_cannot_be_listed_is_reported_and_the_rest_is_read(
     (tmp_path / "shut").chmod(0o700)
     assert [type(item) for item in items] == [Document, BadRecord]
     assert isinstance(items[1], BadRecord)
-    assert items[1].reason == "the folder cannot be listed: Permission denied"
-    # Nobody knows which documents were there, so none may be taken for vanished.
+    assert items[1].reason == "The folder cannot be listed: Permission denied."
+    # Which documents were in it is unknown, so none may count as vanished.
     assert items[1].doc_id is None
 
 
-def test_a_file_whose_name_is_no_unicode_is_read(tmp_path: Path) -> None:
+def test_a_file_whose_name_is_not_unicode_is_read(tmp_path: Path) -> None:
     path = os.fsencode(tmp_path) + b"/caf\xe9.txt"
     with open(path, "wb") as file:
         file.write(b"text")

@@ -15,7 +15,7 @@ KINDS = pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet"])
 
 
 @KINDS
-def test_each_format_gives_text_id_and_the_other_columns(tmp_path: Path, kind: str) -> None:
+def test_every_format_has_text_id_and_the_other_columns(tmp_path: Path, kind: str) -> None:
     records = [
         {"id": "x", "text": 'one, "two"\nthree', "lang": "en"},
         {"id": "y", "text": "vier\tfünf", "lang": "de"},
@@ -38,23 +38,25 @@ def test_columns_are_chosen_by_name(tmp_path: Path, kind: str) -> None:
 
 
 @KINDS
-def test_without_an_id_the_text_names_the_document(tmp_path: Path, kind: str) -> None:
+def test_without_an_id_a_digest_of_the_text_identifies_the_document(
+    tmp_path: Path, kind: str
+) -> None:
     path = write(tmp_path, kind, [{"text": "a"}, {"text": "b"}])
     documents = good(read(path))
     assert [d.doc_id for d in documents] == [f"{path}#{text_digest(t).hex()}" for t in "ab"]
 
 
 @KINDS
-def test_blank_texts_are_refused_by_id_and_the_others_read(tmp_path: Path, kind: str) -> None:
+def test_blank_texts_are_rejected_by_id_and_the_others_read(tmp_path: Path, kind: str) -> None:
     records = [{"id": "1", "text": "a"}, {"id": "2", "text": " "}, {"id": "3", "text": "c"}]
     items = read(write(tmp_path, kind, records))
     assert [item.doc_id for item in items] == ["1", "2", "3"]
-    assert reasons(items) == ["the text is empty or blank"]
+    assert reasons(items) == ["The text is empty or blank."]
 
 
 @KINDS
-def test_nul_characters_are_refused_or_replaced(tmp_path: Path, kind: str) -> None:
-    if kind in {"csv", "tsv"}:  # in which they are bytes, and make the file a binary one
+def test_nul_characters_are_rejected_or_replaced(tmp_path: Path, kind: str) -> None:
+    if kind in {"csv", "tsv"}:  # where they are bytes, and make the file binary
         path = tmp_path / f"a.{kind}"
         separator = {"csv": b",", "tsv": b"\t"}[kind]
         lines = [b"id", b"text", b"1", b"x" * 9000, b"2", b"a\0b"]
@@ -63,15 +65,15 @@ def test_nul_characters_are_refused_or_replaced(tmp_path: Path, kind: str) -> No
     else:
         path = write(tmp_path, kind, [{"id": "1", "text": "x"}, {"id": "2", "text": "a\0b"}])
     assert reasons(read(path)) == [
-        "the text holds NUL characters, which PostgreSQL cannot store: `--replace-nul` puts "
-        "U+FFFD in their place"
+        "The text contains NUL characters, which PostgreSQL cannot store. `--replace-nul` "
+        "replaces them with U+FFFD."
     ]
     assert good(read(path, replace_nul=True))[1].text == "a\ufffdb"
 
 
 def test_nul_characters_in_metadata_too(tmp_path: Path) -> None:
     path = write(tmp_path, "jsonl", [{"id": "1", "text": "t", "a": {"b\0": ["c\0"]}}])
-    assert "the metadata holds NUL characters" in reasons(read(path))[0]
+    assert "The metadata contains NUL characters" in reasons(read(path))[0]
     assert good(read(path, replace_nul=True))[0].metadata == {"a": {"b\ufffd": ["c\ufffd"]}}
     harmless = {"a": r"C:\u0000"}
     path = write(tmp_path, "jsonl", [{"id": "1", "text": "t", **harmless}])
@@ -79,23 +81,26 @@ def test_nul_characters_in_metadata_too(tmp_path: Path) -> None:
 
 
 @KINDS
-def test_a_missing_text_column_is_named_with_those_there_are(tmp_path: Path, kind: str) -> None:
+def test_a_missing_text_column_is_reported_with_the_existing_ones(
+    tmp_path: Path, kind: str
+) -> None:
     path = write(tmp_path, kind, [{"id": "1", "body": "a"}, {"id": "2", "body": "b"}])
     items = read(path)
     expected = (
-        "there is no text column 'text'; the columns are 'id', 'body': name one by `--text-column`"
+        "There is no text column 'text'. The columns are 'id', 'body'. Choose one with "
+        "`--text-column`."
     )
-    # Of records without a schema each is looked at.
+    # Without a schema, each record is checked.
     assert reasons(items) == [expected] * (2 if kind == "jsonl" else 1)
 
 
 @KINDS
-def test_metadata_of_many_keys_is_refused_in_words_that_help(tmp_path: Path, kind: str) -> None:
+def test_metadata_of_many_keys_is_rejected_with_a_way_out(tmp_path: Path, kind: str) -> None:
     many = {f"key{number}": "v" for number in range(6000)}
     path = write(tmp_path, kind, [{"id": "1", "text": "t", **many}])
     (reason,) = reasons(read(path))
-    assert reason.startswith("the metadata has 6,000 keys and ")
-    assert reason.endswith("is 65,536: choose columns by `--metadata`")
+    assert reason.startswith("The metadata has 6,000 keys and ")
+    assert reason.endswith("is 65,536. Choose columns with `--metadata`.")
     assert good(read(path, metadata_columns=("key7",)))[0].metadata == {"key7": "v"}
 
 
@@ -116,19 +121,17 @@ def test_ids_are_strings_or_integers(tmp_path: Path, value: Any, expected: str) 
 @pytest.mark.parametrize(
     ("record", "words"),
     [
-        ({"text": "t"}, "there is no id column 'key'; the columns are 'text'"),
-        ({"key": None, "text": "t"}, "the id column 'key' is null"),
-        ({"key": 1.5, "text": "t"}, "the id column 'key' is of the type float"),
-        ({"key": "", "text": "t"}, "the id is empty"),
-        ({"key": "k" * 2001, "text": "t"}, "the id has 2,001 bytes; the limit is 2,000"),
-        ({"key": "k", "text": 5}, "the text column 'text' is of the type int, not a string"),
-        ({"key": "k", "text": None}, "the text column 'text' is null"),
-        ({"key": "k", "text": "t" * 1001}, "the text has 1,001 bytes; the limit"),
+        ({"text": "t"}, "There is no id column 'key'. The columns are 'text'."),
+        ({"key": None, "text": "t"}, "The id column 'key' is null"),
+        ({"key": 1.5, "text": "t"}, "The id column 'key' is of type float"),
+        ({"key": "", "text": "t"}, "The id is empty."),
+        ({"key": "k" * 2001, "text": "t"}, "The id has 2,001 bytes; the limit is 2,000."),
+        ({"key": "k", "text": 5}, "The text column 'text' is of type int, not a string"),
+        ({"key": "k", "text": None}, "The text column 'text' is null"),
+        ({"key": "k", "text": "t" * 1001}, "The text has 1,001 bytes; the limit"),
     ],
 )
-def test_a_record_that_is_none_says_why(
-    tmp_path: Path, record: Mapping[str, Any], words: str
-) -> None:
+def test_a_bad_record_has_a_reason(tmp_path: Path, record: Mapping[str, Any], words: str) -> None:
     path = write(tmp_path, "jsonl", [record])
     options = {"id_column": "key", "max_document_bytes": 1000}
     # A line is longer than the text in it.
@@ -154,9 +157,9 @@ def test_nested_columns_are_reached_by_dots(tmp_path: Path) -> None:
 @KINDS
 def test_an_empty_or_binary_file_is_one_bad_record(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"a.{kind}"
-    for content, words in ((b"", "the file is empty"), (b"\x1f\x8b\0\0\n\0\n\0", "NUL bytes")):
+    for content, words in ((b"", "The file is empty."), (b"\x1f\x8b\0\0\n\0\n\0", "NUL bytes")):
         path.write_bytes(content)
         items = read(path)
         assert len(items) == 1
-        expected = "the Parquet file is broken or is none" if kind == "parquet" else words
+        expected = "The file is not a valid Parquet file" if kind == "parquet" else words
         assert expected in reasons(items)[0]

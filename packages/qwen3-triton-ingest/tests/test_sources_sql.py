@@ -47,7 +47,7 @@ def test_rows_of_a_query_are_records(database_url: str) -> None:
     assert isinstance(second, BadRecord)
 
 
-def test_the_password_of_a_source_is_shown_nowhere(database_url: str) -> None:
+def test_the_password_of_a_source_is_never_shown(database_url: str) -> None:
     secret = "postgresql://me:hunter2@db.example:5433/wiki"
     options = ReadOptions(query="SELECT 1")
     (shard,) = plan_shards([secret], options)
@@ -60,7 +60,7 @@ def test_the_password_of_a_source_is_shown_nowhere(database_url: str) -> None:
     assert other.key != shard.key
 
 
-def test_a_query_that_fails_says_what_the_server_says(database_url: str) -> None:
+def test_a_failing_query_reports_the_message_of_the_server(database_url: str) -> None:
     options = ReadOptions(query="SELECT text FROM nothing_there")
     (shard,) = plan_shards(["sql"], options)
     with pytest.raises(SourceError, match='relation "nothing_there" does not exist'):
@@ -78,11 +78,11 @@ def test_a_query_that_fails_says_what_the_server_says(database_url: str) -> None
 def test_a_query_and_its_database_belong_together(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="needs a `query`"):
         plan_shards(["sql"], ReadOptions())
-    with pytest.raises(SourceError, match="`query` asks for a postgresql://"):
+    with pytest.raises(SourceError, match="`query` needs a postgresql://"):
         plan_shards([str(tmp_path)], ReadOptions(query="SELECT 1"))
 
 
-def test_a_query_may_be_left_before_its_end(database_url: str) -> None:
+def test_a_query_may_be_abandoned_before_its_end(database_url: str) -> None:
     options = ReadOptions(query="SELECT g::text AS text FROM generate_series(1, 3000000) g")
     (shard,) = plan_shards(["sql"], options)
     rows = read_shard(shard, options, source_dsn=database_url)

@@ -1,4 +1,4 @@
-"""Vectors that were computed before: float32 all the way, and refused where useless."""
+"""Precomputed vectors: float32 all the way, and rejected if a search could not find them."""
 
 from __future__ import annotations
 
@@ -45,13 +45,13 @@ def test_parquet_vectors_are_float32(tmp_path: Path, kind: pa.DataType) -> None:
 
 
 @pytest.mark.parametrize("source", ["jsonl", "parquet", "fixed"])
-def test_vectors_that_cannot_be_searched_for_are_refused(tmp_path: Path, source: str) -> None:
+def test_vectors_that_a_search_cannot_find_are_rejected(tmp_path: Path, source: str) -> None:
     good_one = [0.5, 0.5, 0.5, 0.5]
     vectors: list[Any] = [good_one, None, [0.0] * 4, [1.0, 2.0, 3.0, 1e300], good_one]
     words = ["is null", "is all zeros", "holds NaN or infinity"]
     if source != "fixed":
         vectors[-1:-1] = [[1.0, 2.0], [0.5, None, 0.5, 0.5], []]
-        words += ["has 2 dimensions instead of 4", "null|no number", "has 0 dimensions"]
+        words += ["has 2 dimensions instead of 4", "null|not a number", "has 0 dimensions"]
     records = [{"id": str(i), "text": "t", "v": vector} for i, vector in enumerate(vectors)]
     if source == "jsonl":
         path = write(tmp_path, "jsonl", records)
@@ -68,11 +68,11 @@ def test_vectors_that_cannot_be_searched_for_are_refused(tmp_path: Path, source:
     assert all(re.search(w, r) for w, r in zip(words, found, strict=True)), found
 
 
-def test_a_vector_column_of_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_vector_column_of_another_type_is_rejected(tmp_path: Path) -> None:
     path = write(tmp_path, "parquet", [{"text": "t", "v": "abc"}])
-    assert "the vector column is of the type string" in reasons(read(path, vector_column="v"))[0]
+    assert "The vector column is of type string" in reasons(read(path, vector_column="v"))[0]
     path = write(tmp_path, "jsonl", [{"text": "t", "v": {"a": 1}}])
-    assert "the vector is of the type dict" in reasons(read(path, vector_column="v"))[0]
+    assert "The vector is of type dict" in reasons(read(path, vector_column="v"))[0]
 
 
 def test_csv_vectors_are_written_as_pgvector_writes_them(tmp_path: Path) -> None:
@@ -80,7 +80,7 @@ def test_csv_vectors_are_written_as_pgvector_writes_them(tmp_path: Path) -> None
     items = read(path, vector_column="v")
     assert isinstance(items[0], Document)
     assert items[0].vector == array("f", [0.25, -0.5])
-    assert reasons(items) == ["the vector is a text that holds no list of numbers"]
+    assert reasons(items) == ["The vector is a string that is not a list of numbers."]
 
 
 @pytest.mark.slow

@@ -1,53 +1,43 @@
-"""What can go wrong with a load or a search; each message says what to do.
+"""The errors of a load or a search; each message says what to do.
 
 * IngestError
-  x SourceError          a source that cannot be found or read at all
-  x TableError           a table that is missing, of another shape, or without rights
-    + FingerprintError   the table holds vectors of another embedding space
-  x DatabaseError        PostgreSQL cannot be reached, or stayed away too long
-  x BusyError            another load or `--reembed` is at work on the table
-  x FilterError          a metadata filter that cannot be read; also a ValueError
+  x SourceError          a source does not exist or cannot be read at all
+  x TableError           a table is missing, has the wrong columns, or lacks privileges
+    + FingerprintError   a table has vectors of another embedding space
+  x DatabaseError        PostgreSQL cannot be reached, or was unavailable for too long
+  x BusyError            another load or `--reembed` is using the table
+  x FilterError          a metadata filter is not valid; also a ValueError
 
-What concerns one document is no error: see `BadRecord` and the dead letters. What the gateway
-refuses altogether is `qwen3_triton_client.EmbeddingError`.
+A problem with one document is not an error: see `BadRecord` and the dead letters. If the gateway
+fails, that is a `qwen3_triton_client.EmbeddingError`.
 """
 
 from __future__ import annotations
 
-__all__ = [
-    "BusyError",
-    "DatabaseError",
-    "FilterError",
-    "FingerprintError",
-    "IngestError",
-    "SourceError",
-    "TableError",
-]
-
 
 class IngestError(Exception):
-    """Report that a load or a search could not go on; base of every error of this package."""
+    """A load or a search cannot continue; the base of every error of this package."""
 
 
 class SourceError(IngestError):
-    """Report a source that cannot be found or read at all."""
+    """A source does not exist or cannot be read at all."""
 
 
 class TableError(IngestError):
-    """Report a table that is missing, has another shape, or may not be used by this user."""
+    """A table is missing, has the wrong columns, or lacks privileges."""
 
 
 class FingerprintError(TableError):
-    """Report that a table holds vectors of another embedding space."""
+    """A table has vectors of another embedding space."""
 
 
 class DatabaseError(IngestError):
-    """Report that PostgreSQL cannot be reached, or stayed away for too long."""
+    """PostgreSQL cannot be reached, or was unavailable for too long."""
 
 
 class BusyError(IngestError):
-    """Report that another load is at work on the same table."""
+    """Another load is using the table."""
 
 
 class FilterError(IngestError, ValueError):
-    """Report a metadata filter that cannot be read."""
+    """A metadata filter is not valid."""

@@ -1,4 +1,4 @@
-"""The tables that can be filled: our own, LangChain's and LlamaIndex'. No I/O."""
+"""The table layouts that can be loaded and searched: ours, LangChain's, LlamaIndex's. No I/O."""
 
 from __future__ import annotations
 
@@ -7,45 +7,39 @@ from typing import Literal, TypeAlias
 
 from psycopg import sql
 
-__all__ = [
-    "LAYOUTS",
-    "MAX_NAME_BYTES",
-    "JsonType",
-    "Layout",
-    "LayoutName",
-    "Table",
-    "VectorType",
-    "fit_name",
-]
-
 LayoutName: TypeAlias = Literal["own", "langchain", "llamaindex"]
 VectorType: TypeAlias = Literal["vector", "halfvec"]
 JsonType: TypeAlias = Literal["json", "jsonb"]
 
-MAX_NAME_BYTES = 63  # NAMEDATALEN - 1 of every common build
+MAX_NAME_BYTES = 63  # NAMEDATALEN - 1 in every common build
 
-# What `HybridSearchConfig` of langchain-postgres indexes texts with, unless told otherwise.
+# The default of langchain-postgres' `HybridSearchConfig`.
 LANGCHAIN_TEXT_SEARCH_CONFIG = "pg_catalog.english"
 
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Name the columns of a kind of table."""
+    """The columns of a kind of table.
+
+    Attributes:
+        table_prefix: Comes before the name that the user gives.
+        primary_key: Column of the primary key.
+        doc_id: SQL expression for the id of a row's document, as text.
+        seq: SQL expression for a row's position in its document, as integer.
+        own_metadata_keys: Keys in the metadata column that the layout itself writes.
+    """
 
     name: LayoutName
     table_prefix: str
-    """What stands before the name that the user gives."""
     id: str
     id_type: str
+    primary_key: str
     content: str
     metadata: str
     embedding: str
     doc_id: str
-    """SQL expression of a row's document id, as text."""
     seq: str
-    """SQL expression of a row's place in its document, as integer."""
     own_metadata_keys: tuple[str, ...] = ()
-    """Keys in the metadata column that the layout itself writes."""
 
 
 OWN = Layout(
@@ -53,18 +47,20 @@ OWN = Layout(
     table_prefix="",
     id="id",
     id_type="uuid",
+    primary_key="id",
     content="content",
     metadata="metadata",
     embedding="embedding",
     doc_id="doc_id",
     seq="seq",
 )
-# The names are `PGEngine.init_vectorstore_table`'s in langchain-postgres 0.0.19.
+# Names from `PGEngine.init_vectorstore_table` in langchain-postgres 0.0.19.
 LANGCHAIN = Layout(
     name="langchain",
     table_prefix="",
     id="langchain_id",
     id_type="uuid",
+    primary_key="langchain_id",
     content="content",
     metadata="langchain_metadata",
     embedding="embedding",
@@ -72,12 +68,13 @@ LANGCHAIN = Layout(
     seq="(langchain_metadata->>'seq')::integer",
     own_metadata_keys=("doc_id", "seq"),
 )
-# The names are `get_data_model`'s in llama-index-vector-stores-postgres 0.9.
+# Names from `get_data_model` in llama-index-vector-stores-postgres 0.9.
 LLAMAINDEX = Layout(
     name="llamaindex",
     table_prefix="data_",
     id="node_id",
     id_type="varchar",
+    primary_key="id",
     content="text",
     metadata="metadata_",
     embedding="embedding",
@@ -97,23 +94,26 @@ LAYOUTS: dict[LayoutName, Layout] = {layout.name: layout for layout in (OWN, LAN
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Name a table in PostgreSQL and say what its columns are."""
+    """A table in PostgreSQL.
+
+    Attributes:
+        name: As in PostgreSQL, with the layout's prefix.
+        vector_schema: Schema of the extension's types.
+        metadata_columns: More columns of a LangChain table; each stores the metadata of its name.
+        tsv_column: Column of a LangChain table for the text's `tsvector`, written with the row.
+        tsv_config: Text search configuration of `tsv_column`; None: the database's.
+    """
 
     schema: str
     name: str
-    """As it is in PostgreSQL, the layout's prefix included."""
     layout: Layout
     dimensions: int
     vector_type: VectorType = "vector"
     vector_schema: str = "public"
-    """Where the extension's types are."""
     metadata_type: JsonType = "jsonb"
     metadata_columns: tuple[str, ...] = ()
-    """Further columns of a LangChain table; each takes the metadata key of its name."""
     tsv_column: str | None = None
-    """Column of a LangChain table that holds the text's `tsvector`, written with the row."""
     tsv_config: str | None = LANGCHAIN_TEXT_SEARCH_CONFIG
-    """Text search configuration of `tsv_column`; None: the database's."""
 
     @property
     def identifier(self) -> sql.Identifier:
@@ -125,6 +125,6 @@ class Table:
 
 
 def fit_name(stem: str, suffix: str) -> str:
-    """Join both, cutting the stem to what PostgreSQL takes as a name."""
+    """Join both, truncating the stem to the longest name that PostgreSQL allows."""
     room = MAX_NAME_BYTES - len(suffix.encode())
     return stem.encode()[:room].decode(errors="ignore") + suffix

@@ -1,9 +1,7 @@
-"""Sources: what is planned into shards, and what a shard's reading gives."""
+"""Sources: files and queries, planned into shards that are read one by one."""
 
-from .finding import SourceFile
+from .formats import read_shard
 from .planning import OnSkip, plan_shards
-from .reading import read_shard
-from .shards import Shard
-from .sql import source_name
+from .shards import Shard, SourceFile, source_name
 
 __all__ = ["OnSkip", "Shard", "SourceFile", "plan_shards", "read_shard", "source_name"]

@@ -1,4 +1,4 @@
-"""CSV and TSV files with a header, read by the standard library."""
+"""CSV and TSV files with a header."""
 
 from __future__ import annotations
 
@@ -9,19 +9,14 @@ from typing import BinaryIO
 
 from ..config import ReadOptions
 from ..documents import BadRecord, Document, Origin
-from .finding import SourceFile, shown
-from .formats import extension
-from .lines import read_lines
-from .plain_values import UnreadableError
 from .records import RecordReader, missing_column
-from .shards import Shard
-from .text_files import check_no_binary, decoded
-
-__all__ = ["read_csv"]
+from .shards import Shard, SourceFile, extension, shown
+from .text_files import check_not_binary, decoded, read_lines
+from .values import UnreadableError
 
 
 class _TextLines:
-    """Give the lines of a file as text, and keep what is wrong with the latest ones."""
+    """The lines of a file as text, and what is wrong with the latest ones."""
 
     def __init__(self, stream: BinaryIO, options: ReadOptions) -> None:
         self._lines = read_lines(
@@ -34,14 +29,14 @@ class _TextLines:
         for line in self._lines:
             if line.content is None:
                 limit = self._options.max_document_bytes
-                self.problem = f"a line is longer than {limit:,} bytes (`max_document_bytes`)"
+                self.problem = f"A line is longer than {limit:,} bytes (`max_document_bytes`)."
                 yield "\n"
                 continue
             try:
                 yield decoded(line.content, self._options, offset=line.start)
             except UnreadableError as error:
                 self.problem = str(error)
-                yield line.content.decode("ascii", "replace")  # to find where the record ends
+                yield line.content.decode("ascii", "replace")  # to find the end of the record
 
     def take_problem(self) -> str | None:
         """Return what was wrong since the last call."""
@@ -52,13 +47,13 @@ class _TextLines:
 def read_csv(
     shard: Shard, file: SourceFile, options: ReadOptions, reader: RecordReader
 ) -> Iterator[Document | BadRecord]:
-    """Read the records of a file; the position of each is the line that it begins on."""
+    """Read the records of a file; the position of each is the line where it begins."""
     path = shown(file.path)
-    # The limit is the process's; a document may be as long as any other format's.
+    # The limit is the process's; a document may be as long as in any other format.
     csv.field_size_limit(max(csv.field_size_limit(), options.max_document_bytes))
     delimiter = "\t" if extension(file.path) == ".tsv" else ","
     with open(file.path, "rb") as stream:
-        check_no_binary(stream)
+        check_not_binary(stream)
         lines = _TextLines(stream, options)
         rows = csv.reader(lines, delimiter=delimiter, strict=True)
         header = _header(rows, lines, options)
@@ -71,9 +66,12 @@ def read_csv(
                 if row is None:
                     return
                 if row and len(row) != len(header):
-                    msg = f"the record has {len(row):,} fields where the header has {len(header):,}"
+                    msg = f"The record has {len(row):,} fields, but the header has {len(header):,}."
                     raise UnreadableError(msg)
-            except (csv.Error, UnreadableError) as error:
+            except csv.Error as error:
+                lines.take_problem()
+                yield BadRecord(origin, f"The record is not valid CSV: {error}.")
+            except UnreadableError as error:
                 lines.take_problem()
                 yield BadRecord(origin, str(error))
             else:
@@ -85,20 +83,20 @@ def _header(rows: Iterator[list[str]], lines: _TextLines, options: ReadOptions) 
     """Read the header.
 
     Raises:
-        UnreadableError: There is none, or none with the columns that were named.
+        UnreadableError: There is none, or it lacks a column that the options name.
     """
     try:
         header = next(rows, list[str]())
     except csv.Error as error:
-        raise UnreadableError(f"the header cannot be read: {error}") from None
+        raise UnreadableError(f"The header is not valid CSV: {error}.") from None
     if problem := lines.take_problem():
         raise UnreadableError(problem)
-    named = {
+    columns = {
         "text": options.text_column,
         "id": options.id_column,
         "vector": options.vector_column,
     }
-    for what, column in named.items():
+    for what, column in columns.items():
         if column is not None and column not in header:
             raise UnreadableError(missing_column(what, column, header))
     return header

@@ -1,91 +1,155 @@
-"""Which format a file's name stands for, and which library reads it."""
+"""The file formats, and how a shard of each is read.
+
+To add a format, write a module with its reader, add it to `FORMATS` and to `config.SourceFormat`.
+"""
 
 from __future__ import annotations
 
 import importlib.util
-import posixpath
+import os
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import dataclass
+from typing import TypeAlias
 
 from ..config import ReadOptions, SourceFormat
+from ..documents import BadRecord, Document, Origin
 from ..errors import SourceError
+from .csv_files import read_csv
+from .html_files import read_html
+from .jsonl_files import plan_jsonl, read_jsonl
+from .parquet_files import plan_parquet, read_parquet
+from .pdf_files import read_pdf
+from .records import RecordReader
+from .shards import Shard, SourceFile, extension, shown
+from .sql import read_sql
+from .text_files import Extracted, read_markdown, read_text
+from .values import UnreadableError, checked_id, checked_metadata, checked_text
 
-__all__ = [
-    "DOCUMENT_KINDS",
-    "check_encoding",
-    "extension",
-    "format_of",
-    "unknown_format",
-    "why_unreadable",
+ReadRecords: TypeAlias = Callable[
+    [Shard, SourceFile, ReadOptions, RecordReader], Iterator[Document | BadRecord]
 ]
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Format:
+    """A file format. Exactly one of `read_document` and `read_records` is set.
+
+    Attributes:
+        extensions: Lowercase, with the dot.
+        read_document: Reads a file that is one document.
+        read_records: Reads the records of a shard of a file.
+        plan: Divides a file of records into shards of about a number of bytes; None if a file is
+            always one shard.
+        is_line_based: Whether the file is cut at newline bytes, which rules out UTF-16.
+        library: Module that the reader imports; the extra that installs it has the format's name.
+    """
+
+    extensions: tuple[str, ...]
+    read_document: Callable[[str, ReadOptions], Extracted] | None = None
+    read_records: ReadRecords | None = None
+    plan: Callable[[str, SourceFile, int], Iterator[Shard]] | None = None
+    is_line_based: bool = False
+    library: str | None = None
+
+
+FORMATS: dict[SourceFormat, Format] = {
+    "jsonl": Format(
+        extensions=(".jsonl", ".ndjson"),
+        read_records=read_jsonl,
+        plan=plan_jsonl,
+        is_line_based=True,
+    ),
+    "csv": Format(extensions=(".csv", ".tsv"), read_records=read_csv, is_line_based=True),
+    "parquet": Format(
+        extensions=(".parquet",), read_records=read_parquet, plan=plan_parquet, library="pyarrow"
+    ),
+    "text": Format(extensions=(".txt",), read_document=read_text),
+    "markdown": Format(extensions=(".md", ".markdown"), read_document=read_markdown),
+    "html": Format(extensions=(".html", ".htm"), read_document=read_html, library="trafilatura"),
+    "pdf": Format(extensions=(".pdf",), read_document=read_pdf, library="pypdfium2"),
+}
 EXTENSIONS: dict[str, SourceFormat] = {
-    ".jsonl": "jsonl",
-    ".ndjson": "jsonl",
-    ".csv": "csv",
-    ".tsv": "csv",
-    ".parquet": "parquet",
-    ".txt": "text",
-    ".md": "markdown",
-    ".markdown": "markdown",
-    ".html": "html",
-    ".htm": "html",
-    ".pdf": "pdf",
+    extension: name for name, each in FORMATS.items() for extension in each.extensions
 }
-DOCUMENT_KINDS: frozenset[SourceFormat] = frozenset({"text", "markdown", "html", "pdf"})
-"""Formats of which a file is one document; a file of another holds records."""
-
-# Module that is looked for, and the extra that brings it.
-_LIBRARIES: dict[SourceFormat, tuple[str, str]] = {
-    "html": ("trafilatura", "html"),
-    "parquet": ("pyarrow", "parquet"),
-    "pdf": ("pypdfium2", "pdf"),
-}
-
-
-def extension(path: str) -> str:
-    """Return the end of a file's name from its last dot on, in lower case; empty without one."""
-    return posixpath.splitext(path)[1].lower()
 
 
 def format_of(path: str, options: ReadOptions) -> SourceFormat | None:
-    """Return the format that the user named, else the one of the file's name, else None."""
+    """Return the format in the options, else the one of the file's extension, else None."""
     return options.format or EXTENSIONS.get(extension(path))
 
 
-def unknown_format(path: str) -> SourceError:
-    """Return the error for a file that was named and whose name tells no format."""
-    named = f"the extension {extension(path)!r}" if extension(path) else "no extension"
-    msg = (
-        f"{path} has {named}, which tells no format: name one of {', '.join(_formats())} by "
-        f"`--format`. Known extensions: {', '.join(EXTENSIONS)}"
-    )
-    return SourceError(msg)
-
-
 def why_unreadable(kind: SourceFormat, options: ReadOptions) -> str | None:
-    """Say why no file of a format can be read here, and what to do about it; None if one can."""
-    module, extra = _LIBRARIES.get(kind, ("", ""))
-    if module and importlib.util.find_spec(module) is None:
-        return f"reading {kind} needs {module}: pip install 'qwen3-triton-ingest[{extra}]'"
-    if kind in {"jsonl", "csv"} and "\n".encode(options.encoding) != b"\n":
+    """Return why no file of a format can be read here, and what to do; None if they can."""
+    reader = FORMATS[kind]
+    if reader.library and importlib.util.find_spec(reader.library) is None:
+        install = f"pip install 'qwen3-triton-ingest[{kind}]'"
+        return f"Reading {kind} files needs {reader.library}: {install}."
+    if reader.is_line_based and "\n".encode(options.encoding) != b"\n":
         return (
-            f"`encoding` {options.encoding!r} cannot be read line by line: convert the files "
-            f"first, as in `iconv -f {options.encoding} -t utf-8`"
+            f"`encoding` {options.encoding!r} cannot be read line by line. Convert the files "
+            f"first: `iconv -f {options.encoding} -t utf-8`."
         )
     return None
 
 
-def check_encoding(options: ReadOptions) -> None:
-    """Refuse an encoding that Python does not know.
+def read_shard(
+    shard: Shard,
+    options: ReadOptions,
+    *,
+    source_dsn: str | None = None,
+    dimensions: int | None = None,
+) -> Generator[Document | BadRecord]:
+    """Read the documents of a shard one by one, in bounded memory.
+
+    A document that cannot be read is a `BadRecord`; the documents after it are still read.
+
+    Args:
+        shard: From `plan_shards` with the same options.
+        options: How the source is read.
+        source_dsn: Where a query runs: the SOURCE with its password, or what `sql` refers to.
+        dimensions: Required length of precomputed vectors; None accepts any.
 
     Raises:
-        SourceError: `options.encoding` is unknown.
+        SourceError: An SQL query fails.
     """
-    try:
-        "\n".encode(options.encoding)
-    except (LookupError, UnicodeError, ValueError):
-        msg = f"`encoding` must be one that Python knows, such as utf-8, not {options.encoding!r}"
-        raise SourceError(msg) from None
+    if shard.kind == "sql":
+        if source_dsn is None:
+            raise SourceError(f"`source_dsn` is missing; the query on {shard.source} needs it.")
+        yield from read_sql(shard, source_dsn, options, RecordReader(options, dimensions))
+        return
+    reader = FORMATS[shard.kind]
+    for file in shard.files:
+        try:
+            if reason := file.problem or why_unreadable(shard.kind, options):
+                raise UnreadableError(reason)
+            if reader.read_records:
+                records = RecordReader(options, dimensions)
+                yield from reader.read_records(shard, file, options, records)
+            elif reader.read_document:
+                extracted = reader.read_document(file.path, options)
+                yield _document(shard, file, extracted, options)
+        except UnreadableError as error:
+            yield _bad(shard, file, str(error))
+        except OSError as error:
+            yield _bad(shard, file, f"Cannot be read: {error.strerror or error}.")
 
 
-def _formats() -> list[str]:
-    return list(dict.fromkeys(EXTENSIONS.values()))
+def _document(
+    shard: Shard, file: SourceFile, extracted: Extracted, options: ReadOptions
+) -> Document:
+    path = shown(file.path)
+    metadata = {"source": path} | ({"title": extracted.title} if extracted.title else {})
+    return Document(
+        doc_id=checked_id(path, options),
+        text=checked_text(extracted.text, options),
+        origin=Origin(shard.source, path),
+        metadata=checked_metadata(metadata, options),
+        markup=extracted.markup,
+    )
+
+
+def _bad(shard: Shard, file: SourceFile, reason: str) -> BadRecord:
+    """Report a file; with an id if it is one document, so that what was loaded of it is kept."""
+    path = shown(file.path)
+    is_document = FORMATS[shard.kind].read_document and not os.path.isdir(file.path)
+    return BadRecord(Origin(shard.source, path), reason, doc_id=path if is_document else None)

@@ -1,4 +1,4 @@
-"""HTML pages: their main content as Markdown, found by trafilatura."""
+"""HTML pages: their main content as Markdown, extracted by trafilatura."""
 
 from __future__ import annotations
 
@@ -9,15 +9,13 @@ from importlib import import_module
 from typing import Any
 
 from ..config import ReadOptions
-from .plain_values import UnreadableError
 from .text_files import Extracted, decoded, read_content
-
-__all__ = ["read_html"]
+from .values import UnreadableError
 
 _HEAD_BYTES = 4096
 _CHARSET = re.compile(rb"<meta[^>]*?charset\s*=\s*[\"']?\s*([\w.:-]+)", re.I)
-# What browsers read under these names (the WHATWG's encoding standard); a page that could be
-# searched for its charset is in none of two bytes a character.
+# How browsers decode pages under these names (WHATWG Encoding Standard). A page in which the ASCII
+# bytes of its charset were found is not UTF-16, whatever it claims.
 _BROWSER_NAMES = {
     "iso-8859-1": "cp1252",
     "latin1": "cp1252",
@@ -38,20 +36,20 @@ _NO_TEXT = ("script", "style", "noscript", "template", "title")
 
 
 def read_html(path: str, options: ReadOptions) -> Extracted:
-    """Read the main content of a page, or all its text where none stands out.
+    """Read the main content of a page, or all of its text if there is no main content.
 
     Raises:
-        UnreadableError: It is in another encoding than it says, or has no text.
+        UnreadableError: It is not in the encoding that it declares, or has no text.
     """
     trafilatura = import_module("trafilatura")  # the extra `html`
-    # It would warn of every page without text, which is reported here.
+    # It warns of every page without text, which is reported here anyway.
     logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
     page = _decoded(read_content(path, options), options)
     tree = _parse(page)
     title = " ".join((tree.findtext(".//title") or "").split()) or None
     try:
         text = trafilatura.extract(tree, output_format="markdown", include_comments=False)
-    except Exception:  # whatever a strange page does to it, the page has text
+    except Exception:  # a page that trafilatura fails on still has text
         text = None
     if not text:
         return Extracted(_all_text(_parse(page)), "text", title)
@@ -59,23 +57,23 @@ def read_html(path: str, options: ReadOptions) -> Extracted:
 
 
 def _decoded(content: bytes, options: ReadOptions) -> str:
-    """Decode a page by its byte order mark, else by its declaration, else by the option."""
+    """Decode a page by its byte order mark, else its declaration, else the option."""
     if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return content.decode("utf-16", "replace")
     if b"\0" in content:
-        raise UnreadableError("the file holds NUL bytes: it is binary and no HTML")
+        raise UnreadableError("The file contains NUL bytes: it is binary, not HTML.")
     declared = _CHARSET.search(content[:_HEAD_BYTES])
     if declared and not content.startswith(codecs.BOM_UTF8):
         name = declared[1].decode("ascii").lower()
         try:
             return content.decode(_BROWSER_NAMES.get(name, name))
         except (LookupError, UnicodeDecodeError):
-            pass  # the page is wrong about itself
+            pass  # the declaration is wrong
     return decoded(content, options)
 
 
 def _parse(page: str) -> Any:
-    """Return lxml's tree of a page."""
+    """Parse a page with lxml."""
     html, etree = import_module("lxml.html"), import_module("lxml.etree")
     parser = html.HTMLParser(
         encoding="utf-8", remove_comments=True, remove_pis=True, huge_tree=True, collect_ids=False
@@ -83,7 +81,7 @@ def _parse(page: str) -> Any:
     try:
         return html.document_fromstring(page.encode(), parser=parser)
     except (etree.LxmlError, ValueError):
-        raise UnreadableError("the page has no text") from None
+        raise UnreadableError("The page has no text.") from None
 
 
 def _all_text(tree: Any) -> str:

@@ -1,4 +1,4 @@
-"""Lines of JSON, one record each."""
+"""JSON Lines files: one record per line."""
 
 from __future__ import annotations
 
@@ -9,26 +9,32 @@ import orjson
 
 from ..config import ReadOptions
 from ..documents import BadRecord, Document, Origin
-from .finding import SourceFile, shown
-from .lines import Line, read_lines
-from .plain_values import UnreadableError
 from .records import RecordReader
-from .shards import Shard
-from .text_files import check_no_binary, decoded, is_utf8
+from .shards import Shard, SourceFile, file_shard, shown
+from .text_files import Line, check_not_binary, decoded, is_utf8, read_lines
+from .values import UnreadableError
 
-__all__ = ["read_jsonl"]
+
+def plan_jsonl(source: str, file: SourceFile, shard_bytes: int) -> Iterator[Shard]:
+    """Divide a file into shards of equal size in bytes."""
+    count = max(1, -(-file.size // shard_bytes))
+    for index in range(count):
+        start = index * shard_bytes
+        stop = min(start + shard_bytes, file.size)
+        part = f", part {index + 1} of {count}" if count > 1 else ""
+        yield file_shard(source, "jsonl", (file,), start=start, stop=stop, part=part)
 
 
 def read_jsonl(
     shard: Shard, file: SourceFile, options: ReadOptions, reader: RecordReader
 ) -> Iterator[Document | BadRecord]:
-    """Read the records of the lines that begin in the shard."""
+    """Read the records on the lines that begin in the shard."""
     path = shown(file.path)
     with open(file.path, "rb") as stream:
         try:
-            check_no_binary(stream)
+            check_not_binary(stream)
         except UnreadableError:
-            if shard.start == 0:  # once for the file
+            if shard.start == 0:  # once per file
                 raise
             return
         lines = read_lines(
@@ -46,11 +52,11 @@ def read_jsonl(
 
 
 def _record(line: Line, options: ReadOptions) -> dict[str, Any] | None:
-    """Return the record of a line, None of a blank one."""
+    """Return the record on a line; None if the line is blank."""
     if line.content is None:
         msg = (
-            f"the line is longer than {options.max_document_bytes:,} bytes "
-            "(`max_document_bytes`): write one document a line"
+            f"The line is longer than {options.max_document_bytes:,} bytes "
+            "(`max_document_bytes`). Write one document per line."
         )
         raise UnreadableError(msg)
     content = line.content
@@ -60,10 +66,10 @@ def _record(line: Line, options: ReadOptions) -> dict[str, Any] | None:
         record = orjson.loads(content if is_utf8(options) else decoded(content, options))
     except orjson.JSONDecodeError as error:
         decoded(content, options, offset=line.start)  # a wrong encoding is the better reason
-        raise UnreadableError(f"the line is not JSON: {error}") from None
+        raise UnreadableError(f"The line is not JSON: {error}.") from None
     if not isinstance(record, dict):
         kind = "array" if isinstance(record, list) else type(record).__name__
-        msg = f"the line is no JSON object but one {kind}: write one object a line"
-        msg += ", as `jq -c '.[]'` does" if isinstance(record, list) else ""
+        msg = f"The line is not a JSON object but of type {kind}. Write one object per line"
+        msg += ": `jq -c '.[]'`." if isinstance(record, list) else "."
         raise UnreadableError(msg)
     return cast("dict[str, Any]", record)

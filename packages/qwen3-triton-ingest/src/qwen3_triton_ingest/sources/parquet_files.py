@@ -1,20 +1,19 @@
-"""Parquet files, read by Arrow in batches of a few megabytes."""
+"""Parquet files, read with Arrow in batches of a few megabytes."""
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
+from qwen3_triton_client import Vector
+
 from ..config import ReadOptions
 from ..documents import BadRecord, Document, Origin
-from .finding import SourceFile, shown
-from .parquet_vectors import VectorColumn
-from .plain_values import UnreadableError, as_json
 from .records import ID_COLUMN, RecordReader, missing_column
-from .shards import Shard, file_shard
-
-__all__ = ["plan_parquet", "read_parquet"]
+from .shards import Shard, SourceFile, file_shard, shown
+from .values import FLOAT_BYTES, UnreadableError, as_json, checked_vector
 
 BATCH_BYTES = 4 << 20
 MAX_BATCH_ROWS = 4096
@@ -22,7 +21,7 @@ _BUFFER_BYTES = 1 << 20
 
 
 def plan_parquet(source: str, file: SourceFile, shard_bytes: int) -> Iterator[Shard]:
-    """Divide a file into shards of whole row groups, of some bytes each when unpacked."""
+    """Divide a file into shards of whole row groups, each of about `shard_bytes` uncompressed."""
     pa, parquet = _arrow()
     try:
         with parquet.ParquetFile(file.path) as opened:
@@ -31,7 +30,7 @@ def plan_parquet(source: str, file: SourceFile, shard_bytes: int) -> Iterator[Sh
                 meta.row_group(index).total_byte_size for index in range(meta.num_row_groups)
             ]
     except (OSError, pa.ArrowException):
-        yield file_shard(source, "parquet", (file,))  # its reading tells what is wrong
+        yield file_shard(source, "parquet", (file,))  # reading it reports the problem
         return
     start = size = 0
     for index, more in enumerate(sizes):
@@ -52,7 +51,7 @@ def read_parquet(
             names: list[str] = opened.schema_arrow.names
             missing = _missing(names, options)
             if missing is not None:
-                if shard.start == 0:  # once for the file
+                if shard.start == 0:  # once per file
                     raise UnreadableError(missing)
                 return
             groups = [opened.metadata.row_group(i) for i in range(opened.metadata.num_row_groups)]
@@ -70,7 +69,7 @@ def read_parquet(
                     row += batch.num_rows
     except pa.ArrowException as error:
         first_line = str(error).partition("\n")[0]
-        msg = f"the Parquet file is broken or is none: {first_line}"
+        msg = f"The file is not a valid Parquet file: {first_line}"
         raise UnreadableError(msg) from None
 
 
@@ -85,7 +84,7 @@ def _read_batch(
         origin = Origin(first.source, first.path, first.position + index)
         try:
             if isinstance(record, Exception):
-                msg = f"the row cannot be read ({type(record).__name__})"
+                msg = f"The row cannot be read ({type(record).__name__})."
                 raise UnreadableError(msg)
             vector = vectors.take(index, reader.dimensions) if vectors else None
         except UnreadableError as error:
@@ -95,10 +94,10 @@ def _read_batch(
 
 
 def _records(batch: Any) -> Iterator[dict[str, Any] | Exception]:
-    """Give the rows of a batch; one that Python cannot hold does not take the others with it."""
+    """Yield the rows of a batch, or the error of a row that Python cannot represent."""
     try:
         rows: list[Any] = batch.to_pylist()
-    except (ValueError, OverflowError):  # text that is no UTF-8, a date after the year 9999
+    except (ValueError, OverflowError):  # invalid UTF-8, a date after the year 9999
         rows = []
         for index in range(batch.num_rows):
             try:
@@ -110,7 +109,7 @@ def _records(batch: Any) -> Iterator[dict[str, Any] | Exception]:
 
 
 def _in_microseconds(batch: Any) -> Any:
-    """Cut nanoseconds off, which Python's times do not have."""
+    """Truncate timestamps to microseconds, the resolution of Python's."""
     pa, _ = _arrow()
     for index, field in enumerate(batch.schema):
         if pa.types.is_timestamp(field.type) and field.type.unit == "ns":
@@ -131,14 +130,14 @@ def _part(source: str, file: SourceFile, start: int, stop: int, count: int) -> S
 
 
 def _missing(names: list[str], options: ReadOptions) -> str | None:
-    """Say which column that was named is not in the file."""
-    named = {
+    """Return the message for the first column in the options that is not in the file."""
+    columns = {
         "text": options.text_column,
         "id": options.id_column,
         "vector": options.vector_column,
     }
-    for what, column in named.items():
-        # Text and id may be nested in another column, vectors have one of their own.
+    for what, column in columns.items():
+        # Text and id may be nested in another column; vectors have their own.
         root = _root(names, column) if column and what != "vector" else column
         if column is not None and root not in names:
             return missing_column(what, column, names)
@@ -146,7 +145,7 @@ def _missing(names: list[str], options: ReadOptions) -> str | None:
 
 
 def _columns(names: list[str], options: ReadOptions) -> list[str]:
-    """Return the columns to read, in the order of the file."""
+    """Return the columns to read, in file order."""
     if options.metadata_columns is None:
         return names
     named = [ID_COLUMN, options.text_column, options.id_column, options.vector_column]
@@ -161,3 +160,53 @@ def _root(names: list[str], column: str) -> str:
 def _batch_rows(group: Any) -> int:
     row_bytes = max(1, group.total_byte_size // max(1, group.num_rows))
     return max(1, min(MAX_BATCH_ROWS, BATCH_BYTES // row_bytes))
+
+
+class VectorColumn:
+    """A column of vectors, copied from Arrow's buffers without a Python number in between."""
+
+    def __init__(self, column: Any) -> None:
+        """Convert the values to float32 if needed.
+
+        Raises:
+            UnreadableError: The column is not one of lists of numbers.
+        """
+        pa: Any = import_module("pyarrow")
+        kind = column.type
+        self._size: int | None = None
+        if pa.types.is_fixed_size_list(kind):
+            self._size = kind.list_size
+            wanted = pa.list_(pa.float32(), self._size)
+        elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+            wanted = pa.large_list(pa.float32())
+        else:
+            msg = f"The vector column is of type {kind}, not lists of numbers."
+            raise UnreadableError(msg)
+        try:
+            self._column = column if kind == wanted else column.cast(wanted, safe=False)
+        except pa.ArrowException:
+            msg = f"The vector column is of type {kind}, not lists of numbers."
+            raise UnreadableError(msg) from None
+        self._values = self._column.values
+        data = self._values.buffers()[1]
+        self._data = memoryview(data if data is not None else b"").cast("B")
+
+    def take(self, row: int, dimensions: int | None) -> Vector:
+        """Return a row's vector.
+
+        Raises:
+            UnreadableError: It is null, or `checked_vector` rejects it.
+        """
+        if not self._column[row].is_valid:
+            raise UnreadableError("The vector is null.")
+        if self._size is not None:
+            start = (self._column.offset + row) * self._size
+            stop = start + self._size
+        else:
+            start, stop = (self._column.offsets[row + i].as_py() for i in (0, 1))
+        if self._values.null_count and self._values.slice(start, stop - start).null_count:
+            raise UnreadableError("The vector contains null.")
+        vector: Vector = array("f")
+        first = self._values.offset
+        vector.frombytes(self._data[(first + start) * FLOAT_BYTES : (first + stop) * FLOAT_BYTES])
+        return checked_vector(vector, dimensions)

@@ -1,4 +1,4 @@
-"""PDF files, read by PDFium."""
+"""PDF files, read with PDFium."""
 
 from __future__ import annotations
 
@@ -8,22 +8,20 @@ import threading
 from typing import TYPE_CHECKING
 
 from ..config import ReadOptions
-from .plain_values import UnreadableError, too_large
 from .text_files import Extracted
+from .values import UnreadableError, too_large
 
 if TYPE_CHECKING:
     from pypdfium2 import PdfDocument
 
-__all__ = ["read_pdf"]
-
-# PDFium may be called by one thread at a time, whatever the document.
+# PDFium is not thread-safe, not even across documents.
 _LOCK = threading.Lock()
-# A word that is divided at the end of a line.
+# A word that is hyphenated at the end of a line.
 _HYPHEN = re.compile("[\ufffe\x02]\r?\n?")
 
 
 def read_pdf(path: str, options: ReadOptions) -> Extracted:
-    """Read the text of all pages, blank lines between them.
+    """Read the text of all pages, with blank lines between them.
 
     Raises:
         UnreadableError: It is encrypted, broken or too large, or has no text.
@@ -32,11 +30,11 @@ def read_pdf(path: str, options: ReadOptions) -> Extracted:
 
     size = os.stat(path).st_size
     if size > options.max_document_bytes:
-        raise UnreadableError(too_large("the file", size, options))
-    with open(path, "rb"):  # PDFium does not tell a missing file or right from a broken file
+        raise UnreadableError(too_large("The file", size, options))
+    with open(path, "rb"):  # PDFium reports a missing file or permission as a damaged file
         pass
     if not size:
-        raise UnreadableError("the file is empty")
+        raise UnreadableError("The file is empty.")
     with _LOCK:
         try:
             document = PdfDocument(path)
@@ -51,7 +49,7 @@ def read_pdf(path: str, options: ReadOptions) -> Extracted:
             document.close()
     text = "\n\n".join(page for page in pages if page)
     if not text:
-        raise UnreadableError("the PDF has no text: scanned pages need OCR first")
+        raise UnreadableError("The PDF has no text. Run OCR on scanned pages first.")
     return Extracted(text, "text", title)
 
 
@@ -71,11 +69,11 @@ def _pages(document: PdfDocument, options: ReadOptions) -> list[str]:
         pages.append(_HYPHEN.sub("", text).replace("\r\n", "\n").strip())
         length += len(text)
         if length > options.max_document_bytes:
-            raise UnreadableError(too_large("the text so far", length, options))
+            raise UnreadableError(too_large("The text so far", length, options))
     return pages
 
 
 def _reason(error: Exception) -> str:
     if "password" in str(error).lower():
-        return "the PDF is encrypted: save it without its password"
-    return f"the PDF is broken or is none: {error}"
+        return "The PDF is encrypted. Save it without a password."
+    return f"The file is not a valid PDF: {error}"

@@ -1,4 +1,4 @@
-"""Sources to shards: lazily, in a fixed order, without reading the files."""
+"""Planning: sources are divided into shards lazily, in a fixed order, without reading files."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from typing import TypeAlias
 
 from ..config import MIB, ReadOptions, SourceFormat
 from ..errors import SourceError
-from .finding import SourceFile, find_files, has_pattern, normalized, shown
-from .formats import (
-    DOCUMENT_KINDS,
-    check_encoding,
+from .formats import EXTENSIONS, FORMATS, format_of, why_unreadable
+from .shards import (
+    Shard,
+    SourceFile,
     extension,
-    format_of,
-    unknown_format,
-    why_unreadable,
+    file_shard,
+    find_files,
+    has_pattern,
+    is_sql,
+    normalized,
+    shown,
 )
-from .shards import Shard, file_shard
-from .sql import is_sql, plan_sql
-
-__all__ = ["OnSkip", "plan_shards"]
+from .sql import plan_sql
 
 OnSkip: TypeAlias = Callable[[str], None]
-"""Told the extension (`.png`, or empty) of each file of a folder that no format is known for."""
+"""Called with the extension (`.png`, or empty) of each file in a folder without a known format."""
 
 SHARD_BYTES = 16 * MIB
 SHARD_FILES = 64
@@ -34,27 +34,27 @@ _SHOWN_EXTENSIONS = 5
 def plan_shards(
     sources: Sequence[str], options: ReadOptions, *, on_skip: OnSkip | None = None
 ) -> Iterator[Shard]:
-    """Check the sources, then divide them into shards as they are asked for.
+    """Check the sources, then divide them into shards as the caller asks for them.
 
     Args:
         sources: Files, folders, patterns (`docs/**/*.md`), `postgresql://` URIs, or `sql` for
-            the database that is loaded into; a source that is named twice counts once.
+            the database that is loaded into. A source that is listed twice counts once.
         options: How the sources are read.
-        on_skip: Told of every file that is passed over.
+        on_skip: Called for every file that is skipped.
 
     Raises:
-        SourceError: No sources; a source is not there, holds nothing that can be read, or is a
-            file of an unknown extension; a query without a database or the other way round; a
-            library for the first file is missing. All before the first shard.
+        SourceError: There are no sources; a source does not exist, contains nothing readable, or
+            is a file with an unknown extension; a query comes without a database or the other
+            way around; the library for the first file is missing. All before the first shard.
     """
     if not sources:
-        raise SourceError("no SOURCE was named: name files, folders, patterns or a database")
-    check_encoding(options)
+        raise SourceError("There is no SOURCE. Give files, folders, patterns or a database.")
+    _check_encoding(options)
     queries = [source for source in sources if is_sql(source)]
     paths = dict.fromkeys(normalized(source) for source in sources if not is_sql(source))
     if paths and (options.query or options.format == "sql"):
-        named = "query" if options.query else "format"
-        msg = f"`{named}` asks for a postgresql:// URI or `sql` as SOURCE, not {next(iter(paths))}"
+        name = "query" if options.query else "format"
+        msg = f"`{name}` needs a postgresql:// URI or `sql` as SOURCE, not `{next(iter(paths))}`."
         raise SourceError(msg)
     of_queries = [plan_sql(source, options) for source in queries]
     for path in paths:
@@ -68,28 +68,45 @@ def plan_shards(
     return plan()
 
 
+def _check_encoding(options: ReadOptions) -> None:
+    try:
+        "\n".encode(options.encoding)
+    except (LookupError, UnicodeError, ValueError):
+        msg = f"`encoding` must be one that Python knows, such as utf-8, not {options.encoding!r}."
+        raise SourceError(msg) from None
+
+
 def _check(source: str, options: ReadOptions) -> None:
-    """Find the first file that can be read, as early as a mistyped name can be mended."""
+    """Find the first readable file now, while a mistyped name is still easy to fix."""
     if not (has_pattern(source) or os.path.lexists(source)):
-        msg = f"{shown(source)}: no such file or folder, and no pattern that matches one"
+        msg = f"`{shown(source)}` is not a file or folder, nor a pattern that matches one."
         raise SourceError(msg)
-    passed_over: Counter[str] = Counter()
+    skipped: Counter[str] = Counter()
     for file in find_files(source):
         kind = format_of(file.path, options)
         if file.path == source and file.problem:
-            raise SourceError(f"{shown(source)}: {file.problem}")
+            raise SourceError(f"`{shown(source)}`: {file.problem}")
         if file.path == source and kind is None:
-            raise unknown_format(shown(source))
+            raise _unknown_format(source)
         if kind is not None:
             if reason := why_unreadable(kind, options):
-                raise SourceError(f"{shown(file.path)}: {reason}")
+                raise SourceError(f"`{shown(file.path)}`: {reason}")
             return
-        passed_over[extension(file.path)] += 1
-    common = passed_over.most_common(_SHOWN_EXTENSIONS)
-    seen = ", ".join(f"{count:,} {ext or 'without an extension'}" for ext, count in common)
-    msg = f"{shown(source)}: no file of a known format is there"
-    msg += f" (only {seen}); name their format by `--format`" if seen else ""
+        skipped[extension(file.path)] += 1
+    common = skipped.most_common(_SHOWN_EXTENSIONS)
+    found = ", ".join(f"{count:,} {ext or 'without an extension'}" for ext, count in common)
+    msg = f"`{shown(source)}` contains no file of a known format"
+    msg += f" (only {found}). Set their format with `--format`." if found else "."
     raise SourceError(msg)
+
+
+def _unknown_format(path: str) -> SourceError:
+    known = ", ".join(EXTENSIONS)
+    which = f"the unknown extension {extension(path)!r}" if extension(path) else "no extension"
+    return SourceError(
+        f"`{shown(path)}` has {which}. Set its format with `--format` ({', '.join(FORMATS)}), or "
+        f"use one of the extensions {known}."
+    )
 
 
 def _plan_files(source: str, options: ReadOptions, on_skip: OnSkip | None) -> Iterator[Shard]:
@@ -99,8 +116,8 @@ def _plan_files(source: str, options: ReadOptions, on_skip: OnSkip | None) -> It
         if kind is None and file.problem is None:
             if on_skip is not None:
                 on_skip(extension(file.path))
-        elif kind is None or kind in DOCUMENT_KINDS:
-            # What cannot be looked into has no format; its reading tells why.
+        elif kind is None or FORMATS[kind].read_document:
+            # A folder that cannot be listed has no format; reading it reports the reason.
             group = groups.setdefault(kind or "text", [])
             if group and sum(each.size for each in group) + file.size > SHARD_BYTES:
                 yield file_shard(source, kind or "text", tuple(group))
@@ -110,25 +127,11 @@ def _plan_files(source: str, options: ReadOptions, on_skip: OnSkip | None) -> It
                 yield file_shard(source, kind or "text", tuple(group))
                 group.clear()
         else:
-            yield from _plan_records(source, kind, file, options)
+            plan = FORMATS[kind].plan
+            if plan is None or file.problem or why_unreadable(kind, options):
+                yield file_shard(source, kind, (file,))
+            else:
+                yield from plan(source, file, SHARD_BYTES)
     for kind, group in groups.items():
         if group:
             yield file_shard(source, kind, tuple(group))
-
-
-def _plan_records(
-    source: str, kind: SourceFormat, file: SourceFile, options: ReadOptions
-) -> Iterator[Shard]:
-    if file.problem or why_unreadable(kind, options) or kind not in {"jsonl", "parquet"}:
-        yield file_shard(source, kind, (file,))
-    elif kind == "parquet":
-        from .parquet_files import plan_parquet
-
-        yield from plan_parquet(source, file, SHARD_BYTES)
-    else:
-        count = max(1, -(-file.size // SHARD_BYTES))
-        for index in range(count):
-            start = index * SHARD_BYTES
-            stop = min(start + SHARD_BYTES, file.size)
-            part = f", part {index + 1} of {count}" if count > 1 else ""
-            yield file_shard(source, kind, (file,), start=start, stop=stop, part=part)

@@ -1,4 +1,4 @@
-"""A record of any format to a document: which column is the text, the id, the metadata."""
+"""Records of any format, and the documents in them: columns of text, id, metadata, vector."""
 
 from __future__ import annotations
 
@@ -11,10 +11,7 @@ from qwen3_triton_client import Vector
 
 from ..config import ReadOptions
 from ..documents import BadRecord, Document, Metadata, Origin, text_digest
-from .plain_values import UnreadableError, checked_id, checked_metadata, checked_text
-from .vectors import vector_of
-
-__all__ = ["ID_COLUMN", "RecordReader", "missing_column"]
+from .values import UnreadableError, checked_id, checked_metadata, checked_text, vector_of
 
 ID_COLUMN = "id"
 _SHOWN_COLUMNS = 20
@@ -22,7 +19,7 @@ _MISSING = object()
 
 
 class RecordReader:
-    """Make documents of records."""
+    """Turns records into documents."""
 
     def __init__(self, options: ReadOptions, dimensions: int | None) -> None:
         self._options = options
@@ -31,12 +28,12 @@ class RecordReader:
     def read(
         self, record: Mapping[str, Any], origin: Origin, *, vector: Vector | None = None
     ) -> Document | BadRecord:
-        """Return the document that a record holds, or why it holds none.
+        """Return the document in a record, or why there is none.
 
         Args:
-            record: Values by column; those of nested records are reached by `outer.inner`.
-            origin: Where it stands.
-            vector: Of the vector column, where the format has it as float32; already checked.
+            record: Values by column; `outer.inner` names a column of a nested record.
+            origin: Where the record is.
+            vector: Of the vector column, if the format stores float32; already checked.
         """
         doc_id: str | None = None
         try:
@@ -55,14 +52,14 @@ class RecordReader:
         return Document(doc_id, text, origin, metadata, vector=vector)
 
     def refuse(self, record: object, origin: Origin, reason: str) -> BadRecord:
-        """Report a record that cannot be read, with its id where that can be."""
+        """Return the report on a record that cannot be read, with its id if that is readable."""
         doc_id: str | None = None
         if isinstance(record, Mapping):
-            known = cast("Mapping[str, Any]", record)
-            id_column = self._id_column(known)
+            columns = cast("Mapping[str, Any]", record)
+            id_column = self._id_column(columns)
             with suppress(UnreadableError):
                 doc_id = (
-                    checked_id(self._id(known, id_column), self._options) if id_column else None
+                    checked_id(self._id(columns, id_column), self._options) if id_column else None
                 )
         return BadRecord(origin, reason, doc_id=doc_id)
 
@@ -72,16 +69,16 @@ class RecordReader:
         if text is _MISSING:
             raise UnreadableError(missing_column("text", column, list(record)))
         if not isinstance(text, str):
-            kind = "null" if text is None else f"of the type {type(text).__name__}"
+            kind = "null" if text is None else f"of type {type(text).__name__}"
             msg = (
-                f"the text column {column!r} is {kind}, not a string: name another by "
-                "`--text-column`"
+                f"The text column {column!r} is {kind}, not a string. Choose another one with "
+                "`--text-column`."
             )
             raise UnreadableError(msg)
         return checked_text(text, self._options)
 
     def _id_column(self, record: Mapping[str, Any]) -> str | None:
-        """Return the column of the id, None where a digest of the text is the id."""
+        """Return the column of the id; None if the id is a digest of the text."""
         if self._options.id_column is not None:
             return self._options.id_column
         value = record.get(ID_COLUMN)
@@ -93,8 +90,8 @@ class RecordReader:
         if value is _MISSING:
             raise UnreadableError(missing_column("id", column, list(record)))
         if isinstance(value, bool) or not isinstance(value, str | int | uuid.UUID):
-            kind = "null" if value is None else f"of the type {type(value).__name__}"
-            raise UnreadableError(f"the id column {column!r} is {kind}, not a string or integer")
+            kind = "null" if value is None else f"of type {type(value).__name__}"
+            raise UnreadableError(f"The id column {column!r} is {kind}, not a string or integer.")
         return str(value)
 
     def _metadata(self, record: Mapping[str, Any], id_column: str | None) -> Metadata:
@@ -110,11 +107,11 @@ class RecordReader:
 
 
 def missing_column(what: str, column: str, columns: list[str]) -> str:
-    """Say that a column is not there, which ones are, and how another is chosen."""
+    """Return the message for a column that does not exist, with those that do."""
     names = ", ".join(repr(name) for name in columns[:_SHOWN_COLUMNS])
     names += f" and {len(columns) - _SHOWN_COLUMNS:,} more" if len(columns) > _SHOWN_COLUMNS else ""
-    known = f"the columns are {names}" if columns else "there are no columns"
-    return f"there is no {what} column {column!r}; {known}: name one by `--{what}-column`"
+    known = f"The columns are {names}." if columns else "There are no columns."
+    return f"There is no {what} column {column!r}. {known} Choose one with `--{what}-column`."
 
 
 def _look_up(record: Mapping[str, Any], column: str) -> Any:

@@ -1,33 +1,70 @@
-"""A part of a source that one worker reads, as a value that can be sent to it."""
+"""The files of a source, in a fixed order, and the shards that a source is divided into."""
 
 from __future__ import annotations
 
+import heapq
 import os
+import posixpath
+import re
+import stat
+from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import PurePath
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict
 
 from ..config import SourceFormat
 from ..documents import text_digest
-from .finding import SourceFile, shown
+from ..errors import SourceError
 
-__all__ = ["Shard", "file_shard"]
+# How many names of one folder are held at once; a larger folder is listed several times.
+NAMES_AT_ONCE = 100_000
+_MAGIC = re.compile(r"[*?\[]")
+_ANY_FOLDERS = "**"
+TARGET_DATABASE = "sql"
+_SCHEMES = ("postgresql://", "postgres://")
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFile:
+    """A file of a source.
+
+    Attributes:
+        path: As reached through the SOURCE, with `/`.
+        size: In bytes.
+        mtime_ns: Time of the last change, in nanoseconds.
+        problem: Why this file, or folder, cannot be read; None if it can.
+    """
+
+    path: str
+    size: int
+    mtime_ns: int
+    problem: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """Name a part of a source."""
+    """A part of a source that one worker reads; it can be sent to another machine.
+
+    Attributes:
+        source: The SOURCE as the user wrote it; a database without user and password.
+        name: For progress displays.
+        key: The same for the same part of unchanged files in every run.
+        kind: Format of all its files.
+        files: One file, or several files that are one document each; none for a query.
+        start: First byte (JSONL) or row group (Parquet) of the only file.
+        stop: The byte or row group after the last one.
+    """
 
     source: str
-    """The SOURCE as the user named it; of a database, without user and password."""
     name: str
-    """For progress."""
     key: bytes
-    """The same for the same part of unchanged files, in every run."""
     kind: SourceFormat
     files: tuple[SourceFile, ...] = ()
     start: int = 0
-    """First byte (JSONL) or row group (Parquet) of the only file."""
     stop: int = 0
-    """Byte or row group after the last."""
 
 
 def file_shard(
@@ -39,16 +76,7 @@ def file_shard(
     stop: int = 0,
     part: str = "",
 ) -> Shard:
-    """Make the shard of some files, or of a part of one.
-
-    Args:
-        source: The SOURCE as the user named it.
-        kind: Format of all the files.
-        files: One file, or several of which each is one document.
-        start: First byte or row group.
-        stop: Byte or row group after the last.
-        part: What part of the file it is, for progress.
-    """
+    """Return the shard of some files, or of a part of one file, which `part` describes."""
     name = shown(files[0].path)
     if len(files) > 1:
         name += f" and {len(files) - 1} more"
@@ -56,3 +84,130 @@ def file_shard(
     for file in files:
         parts += [os.fsencode(file.path), str(file.size), str(file.mtime_ns)]
     return Shard(shown(source), name + part, text_digest(*parts), kind, files, start, stop)
+
+
+def is_sql(source: str) -> bool:
+    """Return whether a SOURCE is a database."""
+    return source.startswith(_SCHEMES) or source == TARGET_DATABASE
+
+
+def source_name(source: str) -> str:
+    """Return the SOURCE as in `Shard.source`: a path with `/`, or a database without secrets.
+
+    Raises:
+        SourceError: libpq cannot parse the URI.
+    """
+    if not is_sql(source):
+        return shown(normalized(source))
+    if source == TARGET_DATABASE:
+        return source
+    try:
+        parts = conninfo_to_dict(source)
+    except psycopg.ProgrammingError:
+        msg = "The SOURCE is not a valid URI. Use postgresql://user:password@host:5432/database."
+        raise SourceError(msg) from None  # libpq's message quotes the URI
+    host, port = parts.get("host") or "localhost", parts.get("port") or 5432
+    return f"postgresql://{host}:{port}/{parts.get('dbname') or ''}"
+
+
+def normalized(source: str) -> str:
+    """Return a path or pattern as used in ids and in the ledger: with `/`, without `./`."""
+    return PurePath(source).as_posix()
+
+
+def shown(path: str) -> str:
+    """Return a path for ids and messages; bytes that are not UTF-8 are escaped."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def extension(path: str) -> str:
+    """Return a file name's extension in lowercase, with the dot; empty if it has none."""
+    return posixpath.splitext(path)[1].lower()
+
+
+def has_pattern(source: str) -> bool:
+    """Return whether a SOURCE is a pattern; the name of an existing file or folder is not."""
+    return bool(_MAGIC.search(source)) and not os.path.lexists(source)
+
+
+def find_files(source: str) -> Iterator[SourceFile]:
+    """List the files of a source, sorted within each folder, without hidden ones.
+
+    Links to files are followed; links to folders only if the source itself is one.
+
+    Args:
+        source: File, folder (with everything below it) or pattern, in which `**` matches any
+            number of folders.
+    """
+    if not has_pattern(source):
+        if os.path.isdir(source):
+            yield from _walk(source, (), (_ANY_FOLDERS,))
+        else:
+            yield _look_at(source)
+        return
+    parts = source.split("/")
+    first = next(index for index, part in enumerate(parts) if _MAGIC.search(part))
+    base = "/".join(parts[:first]) or ("/" if source.startswith("/") else ".")
+    if os.path.isdir(base):
+        yield from _walk(base, (), tuple(parts[first:]))
+
+
+def _walk(folder: str, inside: tuple[str, ...], pattern: tuple[str, ...]) -> Iterator[SourceFile]:
+    """List what matches the pattern below a folder, which is `inside` the pattern's base."""
+    try:
+        for name in _sorted_names(folder):
+            path = name if folder == "." else posixpath.join(folder, name)
+            parts = (*inside, name)
+            if _is_folder(path):
+                if _may_hold(parts, pattern):
+                    yield from _walk(path, parts, pattern)
+            elif _matches(parts, pattern) and not os.path.isdir(path):
+                yield _look_at(path)
+    except OSError as error:
+        yield SourceFile(folder, 0, 0, f"The folder cannot be listed: {error.strerror}.")
+
+
+def _sorted_names(folder: str) -> Iterator[str]:
+    last = ""
+    while True:
+        with os.scandir(folder) as entries:
+            visible = (e.name for e in entries if not e.name.startswith(".") and e.name > last)
+            names = heapq.nsmallest(NAMES_AT_ONCE, visible)
+        yield from names
+        if len(names) < NAMES_AT_ONCE:
+            return
+        last = names[-1]
+
+
+def _is_folder(path: str) -> bool:
+    """Return whether a path is a folder, and not a link to one, which could form a loop."""
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except OSError:
+        return False
+
+
+def _look_at(path: str) -> SourceFile:
+    try:
+        found = os.stat(path)
+    except OSError as error:
+        return SourceFile(path, 0, 0, f"Cannot be read: {error.strerror}.")
+    problem = None if stat.S_ISREG(found.st_mode) else "Not a regular file."
+    return SourceFile(path, found.st_size, found.st_mtime_ns, problem)
+
+
+def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    if not pattern:
+        return not parts
+    if pattern == (_ANY_FOLDERS,):
+        return bool(parts)
+    if pattern[0] == _ANY_FOLDERS:
+        return _matches(parts, pattern[1:]) or (bool(parts) and _matches(parts[1:], pattern))
+    return bool(parts) and fnmatchcase(parts[0], pattern[0]) and _matches(parts[1:], pattern[1:])
+
+
+def _may_hold(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
+    """Return whether something below the folder may match."""
+    if not pattern or pattern[0] == _ANY_FOLDERS or not parts:
+        return bool(pattern)
+    return fnmatchcase(parts[0], pattern[0]) and _may_hold(parts[1:], pattern[1:])

@@ -1,30 +1,23 @@
-"""Text and Markdown files, and what all files of text share: no binary content, one encoding."""
+"""Text and Markdown files, and what all text-based formats share: decoding, and lines."""
 
 from __future__ import annotations
 
 import codecs
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from ..config import ReadOptions
 from ..documents import Markup
-from .plain_values import UnreadableError, too_large
-
-__all__ = [
-    "Extracted",
-    "check_no_binary",
-    "decoded",
-    "is_utf8",
-    "read_content",
-    "read_markdown",
-    "read_text",
-]
+from .values import UnreadableError, too_large
 
 _HEAD_BYTES = 8192
+_BLOCK_BYTES = 1 << 20
 _MARKS_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
-# YAML before the first line of Markdown, as Jekyll, Hugo and Obsidian write it.
+_BINARY = "The file contains NUL bytes: it is binary, not text."
+# YAML at the top of a Markdown file, as Jekyll, Hugo and Obsidian write it.
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.S | re.M)
 _TITLE = re.compile(r"^title:[ \t]*(\"|'|)([^\r\n]+?)\1[ \t]*$", re.M)
 _MAX_FRONT_MATTER = 1 << 16
@@ -32,20 +25,33 @@ _MAX_FRONT_MATTER = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """Hold what a file says."""
+    """The text of a file that is one document."""
 
     text: str = field(repr=False)
     markup: Markup = "text"
     title: str | None = field(default=None, repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of a file.
+
+    Attributes:
+        start: Its first byte in the file, from 0.
+        content: With the newline; None if the line is too long.
+    """
+
+    start: int
+    content: bytes | None = field(repr=False)
+
+
 def read_text(path: str, options: ReadOptions) -> Extracted:
-    """Read a file of plain text."""
+    """Read a plain text file."""
     return Extracted(_whole_text(path, options))
 
 
 def read_markdown(path: str, options: ReadOptions) -> Extracted:
-    """Read a Markdown file without its front matter, of which the title is kept."""
+    """Read a Markdown file without its front matter, except for the title in it."""
     text = _whole_text(path, options)
     found = _FRONT_MATTER.match(text, 0, _MAX_FRONT_MATTER)
     if not found:
@@ -63,15 +69,15 @@ def read_content(path: str, options: ReadOptions) -> bytes:
     with open(path, "rb") as stream:
         size = os.fstat(stream.fileno()).st_size
         if size > options.max_document_bytes:
-            raise UnreadableError(too_large("the file", size, options))
+            raise UnreadableError(too_large("The file", size, options))
         content = stream.read(options.max_document_bytes)
     if not content:
-        raise UnreadableError("the file is empty")
+        raise UnreadableError("The file is empty.")
     return content
 
 
 def decoded(content: bytes, options: ReadOptions, *, offset: int = 0) -> str:
-    """Decode text, in which `content` begins at the byte `offset` of its file.
+    """Decode text that starts at byte `offset` of its file.
 
     Raises:
         UnreadableError: It is not valid in `options.encoding`.
@@ -79,40 +85,78 @@ def decoded(content: bytes, options: ReadOptions, *, offset: int = 0) -> str:
     try:
         return content.decode("utf-8-sig" if is_utf8(options) else options.encoding)
     except UnicodeDecodeError as error:
-        msg = f"byte {offset + error.start:,} is not valid {options.encoding}"
+        msg = f"Byte {offset + error.start:,} is not valid {options.encoding}."
         if content.startswith(_MARKS_16):
-            raise UnreadableError(f"{msg}; it looks like `--encoding utf-16`") from None
-        raise UnreadableError(f"{msg}: name the right one by `--encoding`") from None
+            raise UnreadableError(f"{msg} It looks like `--encoding utf-16`.") from None
+        raise UnreadableError(f"{msg} Set the encoding with `--encoding`.") from None
 
 
 def is_utf8(options: ReadOptions) -> bool:
-    """Tell whether the encoding is UTF-8, by whatever name."""
+    """Return whether the encoding is UTF-8, under any of its names."""
     return codecs.lookup(options.encoding).name == "utf-8"
 
 
-def check_no_binary(stream: BinaryIO) -> None:
-    """Look at the begin of a file of lines and go back there.
+def check_not_binary(stream: BinaryIO) -> None:
+    """Check the beginning of a line-based file, and rewind it.
 
     Raises:
-        UnreadableError: The file is empty or holds NUL bytes, so that its lines are none.
+        UnreadableError: The file is empty or contains NUL bytes.
     """
     head = stream.read(_HEAD_BYTES)
     stream.seek(0)
     if not head:
-        raise UnreadableError("the file is empty")
+        raise UnreadableError("The file is empty.")
     if b"\0" in head:
         if head.startswith(_MARKS_16):
-            raise UnreadableError("the file looks like UTF-16: convert it with `iconv -t utf-8`")
-        raise UnreadableError(f"{_BINARY}; unpack it if it is compressed")
+            raise UnreadableError("The file looks like UTF-16. Convert it: `iconv -t utf-8`.")
+        raise UnreadableError(f"{_BINARY} If it is compressed, unpack it.")
 
 
-_BINARY = "the file holds NUL bytes: it is binary and no text"
+def read_lines(stream: BinaryIO, *, start: int, stop: int, max_bytes: int) -> Iterator[Line]:
+    """Read the lines that begin in a range of bytes; ranges that meet share no line.
+
+    A line that is too long is skipped without being held in memory, and only to the end of the
+    range: the line after it belongs to another range.
+
+    Args:
+        stream: The file, which is read from `start`.
+        start: First byte of the range.
+        stop: Byte after the range.
+        max_bytes: Longest line in bytes.
+    """
+    position = start
+    if start > 0:
+        # The line at `start` belongs to the range before, unless it begins exactly here.
+        stream.seek(start - 1)
+        position = _skip_line(stream, start - 1, stop)
+    while position < stop:
+        content = stream.readline(max_bytes + 1)
+        if not content:
+            return
+        line_start = position
+        position += len(content)
+        if len(content) > max_bytes and not content.endswith(b"\n"):
+            del content  # free it while the rest of the line is skipped
+            yield Line(line_start, None)
+            position = _skip_line(stream, position, stop)
+        else:
+            yield Line(line_start, content if line_start else content.removeprefix(codecs.BOM_UTF8))
+
+
+def _skip_line(stream: BinaryIO, position: int, stop: int) -> int:
+    """Read to the end of the line or of the range; return the position there."""
+    while position < stop:
+        content = stream.readline(_BLOCK_BYTES)
+        position += len(content)
+        if not content or content.endswith(b"\n"):
+            return position if content else stop
+    return position
 
 
 def _whole_text(path: str, options: ReadOptions) -> str:
     content = read_content(path, options)
-    one_byte = "\n".encode(options.encoding) == b"\n"
-    marked = content.startswith(_MARKS_16)
-    if one_byte and b"\0" in content and not marked and not options.replace_nul:
+    is_one_byte = "\n".encode(options.encoding) == b"\n"
+    has_mark = content.startswith(_MARKS_16)
+    if is_one_byte and b"\0" in content and not has_mark and not options.replace_nul:
         raise UnreadableError(_BINARY)
     return decoded(content, options)
