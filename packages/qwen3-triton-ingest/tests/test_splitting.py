@@ -1,4 +1,4 @@
-"""Chunks fit the model, lose nothing, and come in a time that grows with the text."""
+"""Chunks fit the model, lose nothing, and take time linear in the length of the text."""
 
 from __future__ import annotations
 
@@ -19,8 +19,7 @@ from qwen3_triton_client import AuthenticationError, EmbeddingConnectionError
 from qwen3_triton_ingest.config import GatewayOptions, SplitOptions
 from qwen3_triton_ingest.documents import Document, Markup, Origin
 from qwen3_triton_ingest.errors import IngestError
-from qwen3_triton_ingest.splitting import Splitter, load_tokenizer
-from qwen3_triton_ingest.splitting.sections import cut_into_sections
+from qwen3_triton_ingest.splitting import Splitter, load_tokenizer, split_into_sections
 
 TOKENIZER_FILE = Path(qwen3_nano.model_dir()) / "tokenizer.json"
 TOKENIZER_JSON = TOKENIZER_FILE.read_bytes()
@@ -69,14 +68,14 @@ def test_chunks_fit_and_lose_nothing(name: str, chunk_tokens: int) -> None:
 @given(st.text(max_size=400), st.sampled_from(["text", "markdown"]))
 @example("\x1c\n\n\x1f", "text")
 @settings(max_examples=150, deadline=None)
-def test_any_text_is_cut_without_loss(text: str, markup: Markup) -> None:
+def test_any_text_is_split_without_loss(text: str, markup: Markup) -> None:
     chunks = SMALL_SPLITTER.split(document(text, markup))
     assert all(chunk.strip() for chunk in chunks)
     assert all(tokens(chunk) <= 32 for chunk in chunks)
     assert without_space("".join(chunks)) == without_space(text)
 
 
-def test_chunks_overlap_by_what_was_asked_for() -> None:
+def test_chunks_overlap_as_requested() -> None:
     text = " ".join(f"word{number}" for number in range(2000))
     splitter = Splitter(SplitOptions(chunk_tokens=64, overlap_tokens=16), TOKENIZER_JSON)
     chunks = splitter.split(document(text))
@@ -84,7 +83,7 @@ def test_chunks_overlap_by_what_was_asked_for() -> None:
     assert sum(1 for overlap in overlaps if overlap) > 0.9 * len(overlaps)
 
 
-def test_markdown_is_cut_before_headings() -> None:
+def test_markdown_is_split_before_headings() -> None:
     section = "## Part {}\n\n" + "One sentence about it. " * 6 + "\n\n"
     text = "".join(section.format(number) for number in range(10))
     splitter = Splitter(SplitOptions(chunk_tokens=64, overlap_tokens=0), TOKENIZER_JSON)
@@ -94,13 +93,13 @@ def test_markdown_is_cut_before_headings() -> None:
     ]
 
 
-def test_zero_tokens_leave_a_document_whole() -> None:
+def test_zero_tokens_keep_a_document_whole() -> None:
     splitter = Splitter(SplitOptions(chunk_tokens=0), None)
     text = TEXTS["english"][1]
     assert splitter.split(document(text)) == [text]
 
 
-def test_a_tokenizer_that_truncates_does_not_count_short() -> None:
+def test_a_truncating_tokenizer_still_counts_every_token() -> None:
     bounded = orjson.loads(TOKENIZER_JSON)
     bounded["truncation"] = {
         "direction": "Right",
@@ -126,13 +125,13 @@ def test_a_megabyte_without_any_boundary_takes_seconds(text: str, markup: Markup
     splitter = Splitter(SplitOptions(), TOKENIZER_JSON)
     began = time.process_time()
     chunks = splitter.split(document(text, markup))
-    assert time.process_time() - began < 25  # hours, were it not cut first
+    assert time.process_time() - began < 25  # it would take hours if it were not cut first
     assert len(without_space("".join(chunks))) >= len(text)
     assert max(map(tokens, chunks)) <= 512
 
 
 @pytest.mark.slow
-def test_a_document_of_ten_megabytes_is_cut_without_loss() -> None:
+def test_a_document_of_ten_megabytes_is_split_without_loss() -> None:
     paragraph = "Paragraph {}: the pump loses pressure. Check the seal, then the valve.\n\n"
     text = "".join(paragraph.format(number) for number in range(140_000))
     assert len(text) > 10_000_000
@@ -146,19 +145,19 @@ def test_a_document_of_ten_megabytes_is_cut_without_loss() -> None:
 
 @given(st.text(alphabet="ab .。\n#", max_size=300), st.integers(2, 40))
 @settings(deadline=None)
-def test_sections_joined_are_the_text(text: str, longest: int) -> None:
-    sections = list(cut_into_sections(text, longest=longest))
+def test_joined_sections_are_the_text(text: str, longest: int) -> None:
+    sections = list(split_into_sections(text, longest=longest))
     assert "".join(sections) == text
     assert all(0 < len(section) <= longest for section in sections)
 
 
 def test_sections_end_at_the_best_place() -> None:
     text = "one. two\n\nthree. four\nfive. six " * 40
-    sections = list(cut_into_sections(text, longest=200))
+    sections = list(split_into_sections(text, longest=200))
     assert all(section.endswith("\n\n") for section in sections[:-1])
-    # Text without long runs is one section; a run is divided, and what surrounds it is kept near.
-    assert list(cut_into_sections(text, longest=10_000)) == [text]
-    run = list(cut_into_sections("before " + "x" * 5000 + " after", longest=10_000))
+    # Text without long runs is one section. A run is divided, and keeps the text around it.
+    assert list(split_into_sections(text, longest=10_000)) == [text]
+    run = list(split_into_sections("before " + "x" * 5000 + " after", longest=10_000))
     assert [len(section) for section in run] == [7 + 2048, 2048, 5000 - 2 * 2048 + 6]
 
 
@@ -171,7 +170,7 @@ def test_threads_share_a_splitter() -> None:
         assert list(threads.map(fresh.split, documents)) == expected
 
 
-def test_the_version_names_all_that_decides() -> None:
+def test_the_version_depends_on_everything_that_decides_the_chunks() -> None:
     versions = {
         Splitter(SplitOptions(64, 8), TOKENIZER_JSON).version,
         Splitter(SplitOptions(64, 16), TOKENIZER_JSON).version,
@@ -191,23 +190,23 @@ def test_the_version_names_all_that_decides() -> None:
         (SplitOptions(chunk_tokens=64, overlap_tokens=33), "`overlap_tokens` must be 0 to 32"),
     ],
 )
-def test_lengths_out_of_range_are_refused(options: SplitOptions, words: str) -> None:
+def test_lengths_out_of_range_are_rejected(options: SplitOptions, words: str) -> None:
     with pytest.raises(ValueError, match=words):
         Splitter(options, TOKENIZER_JSON)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"not json", b"{}"])
-def test_what_is_no_tokenizer_is_refused(content: bytes) -> None:
+def test_what_is_not_a_tokenizer_is_rejected(content: bytes) -> None:
     with pytest.raises(IngestError, match="tokenizer"):
         Splitter(SMALL, content)
 
 
-def test_the_gateway_gives_its_tokenizer(in_process_gateway: GatewayProcess) -> None:
+def test_the_gateway_serves_its_tokenizer(in_process_gateway: GatewayProcess) -> None:
     content = load_tokenizer(SMALL, GatewayOptions(url=in_process_gateway.url))
     assert content == TOKENIZER_JSON
 
 
-def test_a_file_or_its_folder_may_be_named(tmp_path: Path) -> None:
+def test_the_tokenizer_may_be_a_file_or_its_folder(tmp_path: Path) -> None:
     unreachable = GatewayOptions(url="http://127.0.0.1:9")
     for path in (TOKENIZER_FILE, TOKENIZER_FILE.parent):
         options = SplitOptions(tokenizer_path=str(path))
@@ -220,7 +219,7 @@ def test_a_file_or_its_folder_may_be_named(tmp_path: Path) -> None:
 
 
 @pytest.mark.stack
-def test_a_gateway_with_keys_wants_one() -> None:
+def test_a_gateway_with_keys_requires_one() -> None:
     with running_gateway("--api-keys", "secret-key") as gateway:
         options = GatewayOptions(url=gateway.url, api_key="secret-key")
         assert load_tokenizer(SMALL, options) == TOKENIZER_JSON
@@ -232,7 +231,7 @@ def test_a_gateway_with_keys_wants_one() -> None:
             load_tokenizer(SMALL, prefixed)
 
 
-def test_a_gateway_that_stays_away_is_an_error_after_a_while() -> None:
+def test_a_gateway_that_stays_unavailable_is_an_error_after_a_while() -> None:
     began = time.monotonic()
     with pytest.raises(EmbeddingConnectionError, match="Cannot reach the gateway") as caught:
         load_tokenizer(SMALL, GatewayOptions(url="http://127.0.0.1:9"), retry_seconds=1)

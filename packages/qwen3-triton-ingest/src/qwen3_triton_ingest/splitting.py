@@ -1,0 +1,221 @@
+"""Splitting documents into chunks, measured in the served model's own tokens."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterator
+from importlib.metadata import version
+from pathlib import Path
+from typing import TypeAlias
+
+import orjson
+from semantic_text_splitter import MarkdownSplitter, TextSplitter
+
+from qwen3_triton_client import EmbeddingClient, ModelNotFoundError
+
+from .config import GatewayOptions, SplitOptions
+from .documents import Document, Markup, text_digest
+from .errors import IngestError
+
+_Library: TypeAlias = TextSplitter | MarkdownSplitter
+
+LIBRARY = "semantic-text-splitter"
+END_TOKENS = 1
+# A character can be as many tokens as it has bytes, and some characters must stay together.
+MIN_CHUNK_TOKENS = 16
+# Overlap is lost between sections, so a section is many times as long as a chunk.
+_SECTION_CHARACTERS_PER_TOKEN = 128
+_SHOWN_DIGITS = 16
+
+
+class Splitter:
+    """Splits documents along their structure. Thread-safe.
+
+    Attributes:
+        version: Everything that decides where documents are split; part of their content hashes.
+    """
+
+    def __init__(self, options: SplitOptions, tokenizer_json: str | bytes | None) -> None:
+        """Check the options and build the tokenizer.
+
+        Args:
+            options: How long chunks are, and by how much they overlap.
+            tokenizer_json: What `load_tokenizer` returns; None only if documents stay whole.
+
+        Raises:
+            ValueError: `chunk_tokens` or `overlap_tokens` is out of range.
+            IngestError: The tokenizer is not valid.
+        """
+        _check(options)
+        self._options = options
+        self._lock = threading.Lock()
+        self._libraries: dict[Markup, _Library] = {}
+        if not options.chunk_tokens:
+            self._tokenizer = ""
+            self.version = "whole"
+            return
+        if tokenizer_json is None:
+            raise IngestError("`tokenizer_json` is missing; chunks are measured in its tokens.")
+        self._tokenizer = _unbounded(tokenizer_json)
+        digest = text_digest(tokenizer_json).hex()[:_SHOWN_DIGITS]
+        lengths = f"{options.chunk_tokens}/{options.overlap_tokens}"
+        self.version = f"{LIBRARY} {version(LIBRARY)} {lengths} {digest}"
+        self._library("text")
+
+    def split(self, document: Document) -> list[str]:
+        """Return the chunks of a document in order; no chunk is blank.
+
+        No text is lost except white space between chunks. A document with a vector is one chunk.
+        """
+        options = self._options
+        if not options.chunk_tokens or document.vector is not None:
+            return [document.text]
+        library = self._library(document.markup)
+        longest = options.chunk_tokens * _SECTION_CHARACTERS_PER_TOKEN
+        return [
+            chunk
+            for section in split_into_sections(document.text, longest=longest)
+            for chunk in library.chunks(section)
+            if chunk.strip()
+        ]
+
+    def _library(self, markup: Markup) -> _Library:
+        with self._lock:
+            library = self._libraries.get(markup)
+            if library is None:
+                library = self._libraries[markup] = self._build(markup)
+            return library
+
+    def _build(self, markup: Markup) -> _Library:
+        kind = MarkdownSplitter if markup == "markdown" else TextSplitter
+        options = self._options
+        try:
+            return kind.from_huggingface_tokenizer_str(
+                self._tokenizer, options.chunk_tokens - END_TOKENS, options.overlap_tokens
+            )
+        except Exception as error:  # the library raises plain Exception
+            raise IngestError(f"The tokenizer cannot be used: {error}.") from error
+
+
+def _check(options: SplitOptions) -> None:
+    chunk, overlap = options.chunk_tokens, options.overlap_tokens
+    if chunk != 0 and chunk < MIN_CHUNK_TOKENS:
+        allowed = f"0 (whole documents) or at least {MIN_CHUNK_TOKENS}"
+        msg = f"`chunk_tokens` must be {allowed}, not {chunk}."
+        raise ValueError(msg)
+    if chunk and not 0 <= overlap <= chunk // 2:
+        msg = f"`overlap_tokens` must be 0 to {chunk // 2} (half of `chunk_tokens`), not {overlap}."
+        raise ValueError(msg)
+
+
+def _unbounded(tokenizer_json: str | bytes) -> str:
+    """Return the tokenizer without truncation and padding, which would miscount long texts."""
+    try:
+        tokenizer = orjson.loads(tokenizer_json)
+        bounded = tokenizer.get("truncation") or tokenizer.get("padding")
+    except (orjson.JSONDecodeError, AttributeError):
+        msg = "The tokenizer is not a `tokenizer.json`. Set the served model's with `--tokenizer`."
+        raise IngestError(msg) from None
+    if not bounded:
+        return tokenizer_json if isinstance(tokenizer_json, str) else tokenizer_json.decode()
+    return orjson.dumps(tokenizer | {"truncation": None, "padding": None}).decode()
+
+
+# Tokenizers treat a run of letters without any boundary as one word, in time that grows with the
+# square of its length: 20,000 rare Chinese characters take 0.7 s, 80,000 take 10 s.
+_LONGEST_RUN = 2048
+# A run starts after white space or punctuation, and contains neither.
+_BOUNDARY = r"\s!-/:-@\[-^`{-~\u2010-\u205e\u3000-\u303f\uff01-\uff0f\uff1a-\uff20"
+_RUN = re.compile(rf"(?<![^{_BOUNDARY}])[^{_BOUNDARY}]{{{_LONGEST_RUN + 1},}}")
+# Places to cut at, best first: before headings, between paragraphs, lines, sentences, words. Each
+# with how many of its characters stay with the text before the cut.
+_PLACES = (("\n#", 1), ("\n\n", 2), ("\n", 1), (". ", 2), ("。", 1), (" ", 1))
+
+
+def split_into_sections(text: str, *, longest: int) -> Iterator[str]:
+    """Cut a text into sections that the splitter library takes linear time for.
+
+    Most texts are one section. Joined, the sections are the text. A section has at most `longest`
+    characters, and no run of more than 2,048 without white space or punctuation.
+    """
+    begin = 0
+    for run in _RUN.finditer(text):
+        # The text before a run keeps its first piece, and the last piece keeps the text after it.
+        for cut in range(run.start() + _LONGEST_RUN, run.end(), _LONGEST_RUN):
+            yield from _cut_to_length(text, begin, cut, longest)
+            begin = cut
+    yield from _cut_to_length(text, begin, len(text), longest)
+
+
+def _cut_to_length(text: str, begin: int, end: int, longest: int) -> Iterator[str]:
+    while end - begin > longest:
+        cut = _best_cut(text, begin + longest // 2, begin + longest)
+        yield text[begin:cut]
+        begin = cut
+    if begin < end:
+        yield text[begin:end]
+
+
+def _best_cut(text: str, low: int, high: int) -> int:
+    """Return the last occurrence of the best place to cut at; `high` if there is none."""
+    for place, kept in _PLACES:
+        found = text.rfind(place, low, high)
+        if found >= 0:
+            return found + kept
+    return high
+
+
+FILE_NAME = "tokenizer.json"
+_LFS_POINTER = b"version https://git-lfs"
+_MAX_RETRIES = 100  # the deadline ends the waits of up to 16 s, not this number
+
+
+def load_tokenizer(
+    options: SplitOptions, gateway: GatewayOptions, *, retry_seconds: float = 60.0
+) -> bytes:
+    """Return the `tokenizer.json` that chunks are measured with; empty if nothing is split.
+
+    Args:
+        options: May name a file, or the folder that contains it.
+        gateway: Asked for its tokenizer if the options name no file.
+        retry_seconds: How long the gateway may be unavailable.
+
+    Raises:
+        IngestError: The file cannot be read or is not valid, or the gateway has no tokenizer.
+        AuthenticationError: The gateway rejects the API key.
+        EmbeddingError: The gateway cannot be reached, or stays unavailable.
+        ValueError: The gateway's URL or key is malformed.
+    """
+    if options.tokenizer_path is not None:
+        return _read(Path(options.tokenizer_path))
+    if not options.chunk_tokens:
+        return b""
+    client = EmbeddingClient(
+        gateway.url,
+        api_key=gateway.api_key,
+        deadline_seconds=retry_seconds,
+        max_retries=_MAX_RETRIES,
+    )
+    try:
+        with client:
+            return client.tokenizer_json()
+    except ModelNotFoundError as error:
+        msg = f"{error.message} To split without the gateway, set `--tokenizer` to a {FILE_NAME}."
+        raise IngestError(msg) from None
+
+
+def _read(path: Path) -> bytes:
+    file = path / FILE_NAME if path.is_dir() else path
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        msg = (
+            f"`tokenizer_path`: {file} cannot be read ({error.strerror}). Set it to the served "
+            f"model's {FILE_NAME}, or leave it out to ask the gateway."
+        )
+        raise IngestError(msg) from None
+    if content.startswith(_LFS_POINTER):
+        msg = f"`tokenizer_path`: {file} is a Git LFS pointer. Fetch the file with `git lfs pull`."
+        raise IngestError(msg)
+    return content
