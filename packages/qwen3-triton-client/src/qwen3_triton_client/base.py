@@ -15,10 +15,8 @@ from .settings import ClientSettings, InputType
 from .wire import (
     BatchAnswer,
     EmbedOptions,
-    WireResponse,
     embed_request,
     parse_embeddings,
-    raise_for_status,
     tokenizer_request,
 )
 
@@ -78,9 +76,9 @@ class ClientBase(Generic[HttpClient]):
             ValueError: A setting is out of range.
         """
         # None here means the default, and for `ClientSettings` it means no key.
-        given = {"base_url": base_url, "api_key": api_key}
+        explicit = {"base_url": base_url, "api_key": api_key}
         settings = ClientSettings(
-            **{name: value for name, value in given.items() if value is not None},
+            **{name: value for name, value in explicit.items() if value is not None},
             model=model,
             dimensions=dimensions,
             instruction=instruction,
@@ -200,26 +198,14 @@ class ClientBase(Generic[HttpClient]):
         return Exchange(
             self._settings,
             embed_request(self._settings, job.options, batch.texts),
-            partial(_read_embeddings, self._settings, texts=texts, dimensions=dimensions),
+            partial(parse_embeddings, texts=texts, dimensions=dimensions),
             texts=texts,
         )
 
     def _tokenizer_exchange(self) -> Exchange[bytes]:
         request = tokenizer_request(self._settings)
-        return Exchange(self._settings, request, partial(_read_tokenizer, self._settings))
+        return Exchange(self._settings, request, lambda response: response.content)
 
     def _count(self, stats: ClientStats) -> None:
         self._stats.add(stats)
         self._hooks.counted(stats)
-
-
-def _read_embeddings(
-    settings: ClientSettings, response: WireResponse, *, texts: int, dimensions: int | None
-) -> BatchAnswer:
-    raise_for_status(response, settings, texts=texts)
-    return parse_embeddings(response, texts=texts, dimensions=dimensions)
-
-
-def _read_tokenizer(settings: ClientSettings, response: WireResponse) -> bytes:
-    raise_for_status(response, settings, texts=0)
-    return response.content

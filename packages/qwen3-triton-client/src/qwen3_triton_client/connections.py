@@ -139,8 +139,9 @@ class PerEventLoop(Generic[Resource]):
 
     Each event loop opens its own on first use. It is closed by `aclose()`, when the loop shuts down
     its asynchronous generators (as `asyncio.run` does before it returns), or when this object is
-    garbage-collected, whichever comes first. So an owner that nobody closes, such as a framework's
-    retriever, leaves nothing open. Safe to use from several threads, and after a fork.
+    garbage-collected, whichever comes first. So an owner that is never closed, such as a
+    framework's retriever, leaves nothing open. It is safe to use from several threads and after a
+    fork.
 
     Examples:
         >>> pools = PerEventLoop(create_pool, close_pool)
@@ -270,10 +271,10 @@ def _limits(settings: ClientSettings) -> httpx2.Limits:
     )
 
 
-def _check_client(given: object, kind: type[httpx2.Client | httpx2.AsyncClient]) -> None:
+def _check_client(client: object, kind: type[httpx2.Client | httpx2.AsyncClient]) -> None:
     """Refuse a client of httpx, whose errors and timeouts are other classes."""
-    if given is not None and not isinstance(given, kind):
-        name = f"{type(given).__module__.partition('.')[0]}.{type(given).__qualname__}"
+    if client is not None and not isinstance(client, kind):
+        name = f"{type(client).__module__.partition('.')[0]}.{type(client).__qualname__}"
         msg = f"`http_client` must be an httpx2.{kind.__name__}, not {name}."
         raise TypeError(msg)
 

@@ -16,7 +16,7 @@ from tenacity.retry import retry_base
 from .errors import EmbeddingError, EmbeddingTimeoutError
 from .results import ClientStats
 from .settings import ClientSettings
-from .wire import BatchAnswer, WireRequest, WireResponse
+from .wire import BatchAnswer, WireRequest, WireResponse, raise_for_status
 
 MAX_BACKOFF_SECONDS = 16.0
 MAX_RETRY_AFTER_SECONDS = 60.0
@@ -49,7 +49,7 @@ class RetryDetails:
 
 
 class Exchange(Generic[Answer]):
-    """A request, its tries, and the way to read its response.
+    """A request, its tries, and the way to parse a successful response.
 
     Attributes:
         request: What is sent on every try.
@@ -61,7 +61,7 @@ class Exchange(Generic[Answer]):
         self,
         settings: ClientSettings,
         request: WireRequest,
-        read: Callable[[WireResponse], Answer],
+        parse: Callable[[WireResponse], Answer],
         *,
         texts: int = 0,
     ) -> None:
@@ -69,7 +69,7 @@ class Exchange(Generic[Answer]):
         self.texts = texts
         self.tries: Tries = Tries(settings)
         self._settings = settings
-        self._read = read
+        self._parse = parse
         self._answer: Answer | None = None
 
     def answer(self, response: WireResponse) -> Answer:
@@ -79,7 +79,8 @@ class Exchange(Generic[Answer]):
             EmbeddingError: It is not a success, or not a usable answer.
         """
         try:
-            self._answer = self._read(response)
+            raise_for_status(response, self._settings, texts=self.texts)
+            self._answer = self._parse(response)
         except EmbeddingError as error:
             error.status = response.status
             error.request_id = response.headers.get("x-request-id")

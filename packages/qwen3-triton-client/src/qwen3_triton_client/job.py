@@ -28,7 +28,7 @@ OnError = Literal["raise", "isolate"]
 OnVectors = Callable[[Sequence[Vector]], None]
 """Called with the vectors of a batch, one per text."""
 
-# Errors that every part of a batch would meet as well.
+# Errors that are not about a single text, so that splitting the batch would not help.
 _NOT_ABOUT_A_TEXT = (
     AuthenticationError,
     EmbeddingConnectionError,

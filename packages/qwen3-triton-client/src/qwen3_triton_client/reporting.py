@@ -41,8 +41,8 @@ class Hooks:
 class StatsCounter:
     """A running total of statistics, safe to share between threads.
 
-    Each thread adds to an entry of its own, so that there is no lock which a fork could leave
-    locked in the child.
+    Each thread adds to its own entry. There is no lock, which a fork could leave locked in the
+    child.
     """
 
     def __init__(self) -> None:

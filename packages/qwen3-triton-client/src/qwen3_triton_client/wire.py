@@ -10,6 +10,7 @@ import time
 from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any, cast
 
 import orjson
@@ -134,9 +135,9 @@ def _headers(settings: ClientSettings) -> dict[str, str]:
 
 
 def raise_for_status(response: WireResponse, settings: ClientSettings, *, texts: int) -> None:
-    """Raise the error that an unsuccessful response to a request of `texts` texts stands for."""
+    """Raise the error for an unsuccessful response to a request of `texts` texts."""
     status = response.status
-    if status == 200:  # noqa: PLR2004
+    if status == HTTPStatus.OK:
         return
     server_message, where = _server_message(response.content)
     server_message = settings.redact(server_message)
