@@ -1,4 +1,4 @@
-"""`qwen3-triton doctor` before a real Triton, gateway and PostgreSQL, well and broken."""
+"""`qwen3-triton doctor` with a real Triton, gateway and PostgreSQL, healthy and broken."""
 
 from __future__ import annotations
 
@@ -24,10 +24,9 @@ from qwen3_nano.graph import build_graph
 from qwen3_nano.weights import load_weights
 from qwen3_triton_gateway.cli import main
 from qwen3_triton_tools.local_triton import LocalTriton, ensure_runtime, write_repository
-from qwen3_triton_tools.local_triton.command import server_command
-from qwen3_triton_tools.local_triton.health import answers_ok
+from qwen3_triton_tools.local_triton.launch import answers_ok
 from qwen3_triton_tools.local_triton.ports import Ports, choose_ports
-from qwen3_triton_tools.local_triton.process import TritonProcess
+from qwen3_triton_tools.local_triton.process import TritonProcess, server_command
 from qwen3_triton_tools.local_triton.repository import MODEL_SOURCE
 
 pytestmark = pytest.mark.stack
@@ -115,7 +114,7 @@ def forgiving_triton(repository: Path, log_file: Path) -> Generator[str]:
         grace_seconds=2,
     )
     try:
-        wait_for(lambda: answers_ok(HOST, ports.http, "/v2/health/live"), "a live Triton")
+        wait_for(lambda: answers_ok(f"http://{HOST}:{ports.http}/v2/health/live"), "a live Triton")
         yield f"http://{HOST}:{ports.http}"
     finally:
         process.stop()
@@ -160,7 +159,7 @@ def _broken_triton(
         yield url
 
 
-def test_a_stack_that_is_well_ends_with_0(
+def test_a_healthy_stack_exits_with_0(
     triton: LocalTriton, gateway: GatewayProcess, database_url: str
 ) -> None:
     with psycopg.connect(database_url) as connection:
@@ -176,9 +175,9 @@ def test_a_stack_that_is_well_ends_with_0(
     assert checks["Triton"]["outcome"] == "ok"
     assert checks["gRPC"]["outcome"] in {"ok", "skipped"}  # its port is not always HTTP's next
     assert checks["inference"]["seen"] == "a batch of two runs, all numbers finite"
-    assert "1024 dimensions, norm 1.0000" in checks["embedding"]["seen"]
-    assert checks["batches"]["outcome"] == "ok"
-    assert checks["queries"]["outcome"] == "ok"
+    assert checks["norm"]["seen"].startswith("norms within")
+    assert checks["batch invariance"]["outcome"] == "ok"
+    assert checks["instruction"]["outcome"] == "ok"
     assert checks["column public.chunks.embedding"]["seen"] == "vector(1024)"
     assert checks["index nearest"]["outcome"] == "ok"
 
@@ -193,13 +192,11 @@ def test_triton_is_found_by_what_the_gateway_says(gateway: GatewayProcess) -> No
 def test_the_grpc_address_of_triton_is_asked_the_same(triton: LocalTriton) -> None:
     code, checks, _ = doctor("--triton-url", triton.grpc_url)
     assert code == 0
-    assert "container 24.10" in checks["Triton's version"]["seen"]
-    assert checks["Triton's version"]["outcome"] == "warning"
-    assert "CVE-2025-23310" in checks["Triton's version"]["seen"]
+    assert checks["Triton version"]["seen"] == "2.51.0"
     assert checks["inference"]["outcome"] == "ok"
 
 
-def test_more_dimensions_than_the_model_has_are_told(triton: LocalTriton) -> None:
+def test_more_dimensions_than_the_model_has_are_an_error(triton: LocalTriton) -> None:
     code, checks, _ = doctor("--triton-url", triton.http_url, "--output-dim", "2560")
     assert code == 1
     assert checks["interface"]["seen"].endswith("EMBED_OUTPUT_DIM is 2560")
@@ -211,15 +208,15 @@ def test_a_triton_that_is_named_and_down_is_a_failure(scheme: str) -> None:
     assert code == 1
     assert checks["Triton"]["outcome"] == "failed"
     assert "docker start triton" in checks["Triton"]["remedy"]
-    assert "nothing listens" in checks["Triton"]["seen"] or "gRPC" in checks["Triton"]["seen"]
+    assert "Nothing listens" in checks["Triton"]["seen"] or "gRPC" in checks["Triton"]["seen"]
 
 
-def test_a_model_that_triton_has_not_is_named_beside_those_that_it_has(
+def test_a_model_that_triton_lacks_is_reported_with_those_that_it_has(
     triton: LocalTriton,
 ) -> None:
     code, checks, _ = doctor("--triton-url", triton.http_url, "--triton-model", "qwen3_typo")
     assert code == 1
-    assert checks["model qwen3_typo"]["seen"] == f"Triton does not have it; it has: {NANO}"
+    assert checks["model qwen3_typo"]["seen"] == f"Triton does not have it. Its models: {NANO}."
     assert "TRITON_MODEL" in checks["model qwen3_typo"]["remedy"]
 
 
@@ -227,7 +224,7 @@ def test_a_model_that_triton_has_not_is_named_beside_those_that_it_has(
     ("model", "cause", "remedy"),
     [
         ("wrong_dtype", "config.pbtxt and the ONNX file disagree about a dtype", "TYPE_FP16"),
-        ("no_data", "external data, the file with the weights, is missing", "model.onnx_data"),
+        ("no_data", "The external weights are missing", "model.onnx_data"),
     ],
 )
 def test_a_model_that_does_not_load_is_explained_by_tritons_own_words(
@@ -237,10 +234,10 @@ def test_a_model_that_does_not_load_is_explained_by_tritons_own_words(
     check = checks[f"model {model}"]
     assert code == 1
     assert check["outcome"] == "failed"
-    assert check["seen"].startswith(cause)
-    assert "Triton says UNAVAILABLE: " in check["seen"]
+    assert check["cause"].startswith(cause)
+    assert check["seen"].startswith("UNAVAILABLE: ")
     assert remedy in check["remedy"]
-    assert checks["Triton"]["seen"].endswith("a model is loading or did not load")
+    assert checks["Triton"]["seen"].endswith("a model is loading or failed to load")
 
 
 def test_an_input_of_another_type_than_the_gateway_sends_is_named(broken_triton: str) -> None:
@@ -249,7 +246,7 @@ def test_an_input_of_another_type_than_the_gateway_sends_is_named(broken_triton:
     assert "input `input_ids` as int32" in checks["interface"]["seen"]
 
 
-def test_float16_over_json_is_explained_beside_a_model_that_works(broken_triton: str) -> None:
+def test_float16_over_json_is_explained_for_a_model_that_works(broken_triton: str) -> None:
     _, checks, _ = doctor("--triton-url", broken_triton, "--triton-model", "half")
     check = checks["float16 over JSON"]
     assert checks["inference"]["outcome"] == "ok"
@@ -258,57 +255,55 @@ def test_float16_over_json_is_explained_beside_a_model_that_works(broken_triton:
     assert "binary_data=True" in check["remedy"]
 
 
-def test_the_files_of_those_models_tell_the_same_without_a_triton(broken_repository: Path) -> None:
+def test_the_files_of_those_models_show_the_same_without_a_triton(broken_repository: Path) -> None:
     code, checks, output = doctor("--model-repository", str(broken_repository))
     assert code == 1
     assert "is TYPE_FP16 in config.pbtxt and TYPE_FP32 in the ONNX file" in output
     assert "is TYPE_INT32 in config.pbtxt and TYPE_INT64 in the ONNX file" in output
-    assert checks["weights model.onnx_data"]["seen"].endswith(
-        "is missing: model.onnx keeps its weights there"
-    )
+    assert "model.onnx_data is missing" in checks["weights model.onnx_data"]["seen"]
 
 
 def test_a_gateway_that_is_named_and_down_is_a_failure() -> None:
     code, checks, _ = doctor("--url", f"http://{HOST}:{free_port()}")
     assert code == 1
-    assert "nothing listens" in checks["gateway"]["seen"]
+    assert "Nothing listens" in checks["gateway"]["seen"]
     assert "docker logs -n 200 embed-gateway" in checks["gateway"]["remedy"]
 
 
-def test_tritons_port_given_for_the_gateways_is_told(triton: LocalTriton) -> None:
+def test_tritons_port_in_place_of_the_gateways_is_recognized(triton: LocalTriton) -> None:
     code, checks, _ = doctor("--url", triton.http_url)
     assert code == 1
     assert "is Triton, not the gateway" in checks["gateway"]["seen"]
 
 
-def test_something_else_at_the_gateways_port_is_told() -> None:
+def test_another_server_at_the_gateways_port_is_recognized() -> None:
     other = {"status": "ok", "version": "1.2"}
     with answering(lambda path, _: other if path == "/health" else None) as url:
         code, checks, _ = doctor("--url", url)
     assert code == 1
-    assert "something else answers" in checks["gateway"]["seen"]
+    assert "Another server answers" in checks["gateway"]["seen"]
     port = url.rpartition(":")[2]
     assert "which is not the gateway" in checks[f"port {port}"]["seen"]
 
 
-def test_the_gateways_port_given_for_tritons_is_told(gateway: GatewayProcess) -> None:
+def test_the_gateways_port_in_place_of_tritons_is_recognized(gateway: GatewayProcess) -> None:
     code, checks, _ = doctor("--triton-url", gateway.url)
     assert code == 1
-    assert "it is not Triton" in checks["Triton"]["seen"]
+    assert "is not Triton" in checks["Triton"]["seen"]
 
 
-def test_a_missing_and_a_wrong_key_are_told_apart_and_never_shown() -> None:
+def test_a_missing_and_a_wrong_key_are_distinguished_and_never_shown() -> None:
     with running_gateway("--api-keys", KEY) as gateway:
         code, checks, _ = doctor("--url", gateway.url)
         assert code == 1
-        assert checks["API key"]["seen"] == "401: it wants an API key"
+        assert checks["API key"]["seen"] == "It requires an API key (status 401)."
         code, checks, output = doctor("--url", gateway.url, "--api-key", "hunter2")
         assert code == 1
         assert "not one of its keys" in checks["API key"]["seen"]
         assert "hunter2" not in output
         code, checks, output = doctor("--url", gateway.url, "--api-key", KEY)
         assert code == 0, output
-        assert checks["embedding"]["outcome"] == "ok"
+        assert checks["norm"]["outcome"] == "ok"
         assert KEY not in output
 
 
@@ -321,7 +316,7 @@ def test_a_gateway_without_its_triton_is_degraded_and_says_why() -> None:
         waiting.kill()
     assert code == 1
     assert checks["gateway"]["seen"].startswith("degraded: waiting for Triton")
-    assert "resumes by itself" in checks["gateway"]["remedy"]
+    assert "resumes on its own" in checks["gateway"]["remedy"]
 
 
 def test_the_runbooks_gateway_is_recognized_by_its_answers_and_its_vectors() -> None:
@@ -349,19 +344,24 @@ def test_the_runbooks_gateway_is_recognized_by_its_answers_and_its_vectors() -> 
     with answering(app) as url:
         code, checks, _ = doctor("--url", url)
     assert code == 1
-    assert "no fingerprint: this is the runbook's app.py" in checks["gateway's kind"]["seen"]
-    assert "another vector" in checks["batches"]["seen"]
-    assert checks["queries"]["outcome"] == "warning"
+    assert checks["implementation"]["seen"] == "This is the runbook's app.py."
+    assert "Padding changes the vector" in checks["batch invariance"]["cause"]
+    assert "without their instruction" in checks["instruction"]["cause"]
 
 
-def test_vectors_that_are_no_numbers_are_a_failure() -> None:
+def test_vectors_that_are_not_numbers_are_an_error() -> None:
     health = dict.fromkeys(("triton_status", "triton_model", "tokenizer_path"), "x")
     health |= {"status": "ok", "embed_output_dim": "1024"}
-    rows = {"embeddings": [[None] * 1024], "fingerprint": "0123456789abcdef"}
-    with answering(lambda path, _: {"/health": health, "/embed": rows}.get(path)) as url:
+
+    def app(path: str, body: dict[str, Any]) -> object:
+        if path == "/embed":
+            return {"embeddings": [[None] * 1024 for _ in body["texts"]]}
+        return health if path == "/health" else None
+
+    with answering(app) as url:
         code, checks, _ = doctor("--url", url)
     assert code == 1
-    assert "norm nan, which is not 1" in checks["embedding"]["seen"]
+    assert checks["norm"]["seen"] == "norms from nan to nan"
 
 
 def test_the_runbooks_gateway_without_its_triton_is_recognized() -> None:
@@ -383,7 +383,7 @@ def test_a_column_of_other_dimensions_than_the_gateways_is_a_failure(
     code, checks, _ = doctor("--url", gateway.url, "--database-url", database_url)
     assert code == 1
     column = checks["column public.old.embedding"]
-    assert column["seen"] == "vector(768), and the gateway's vectors have 1024 dimensions"
+    assert column["seen"] == "vector(768), but the gateway's vectors have 1024 dimensions"
     assert checks["column public.old.any_size"]["outcome"] == "warning"
     assert "do not use it" in checks["index far"]["seen"]
     assert checks["pgvector"]["outcome"] == "ok"
@@ -396,5 +396,5 @@ def test_a_database_without_pgvector_or_without_an_answer_is_a_failure(database_
     lost = f"postgresql://me:hunter2@{HOST}:{free_port()}/rag"
     code, checks, output = doctor("--database-url", lost)
     assert code == 1
-    assert "start PostgreSQL" in checks["database"]["remedy"]
+    assert "Start PostgreSQL" in checks["database"]["remedy"]
     assert "hunter2" not in output

@@ -206,7 +206,7 @@ WRONG: dict[str, tuple[Stack, str, str]] = {
     "other-tokenizer": (
         replace(RIGHT, tokenize=shifted_token_ids),
         "tokenizer",
-        "another model's",
+        "another model",
     ),
     "nan": (replace(RIGHT, pool=pool_with_nan), "float16 overflow", "float16"),
     "zeros": (replace(RIGHT, pool=pool_with_zeros), "float16 overflow", "float16"),
@@ -214,9 +214,9 @@ WRONG: dict[str, tuple[Stack, str, str]] = {
     "cut-after-normalizing": (
         replace(RIGHT, finish=cut_after_normalizing),
         "dimensions",
-        "not scaled again",
+        "not normalized after",
     ),
-    "sorted": (replace(RIGHT, arrange=sorted_by_length), "order", "another order"),
+    "sorted": (replace(RIGHT, arrange=sorted_by_length), "order", "sorted by length"),
     "one-vector-short": (replace(RIGHT, arrange=without_the_last), "order", "dropped"),
     "no-instruction": (replace(RIGHT, prompt=not_instructed), "instruction", "without"),
     "space-after-query": (
@@ -229,7 +229,7 @@ WRONG: dict[str, tuple[Stack, str, str]] = {
         "own instruction",
         "`instruction` is ignored",
     ),
-    "silent-cut": (replace(RIGHT, reports_cuts=False), "long text", "cut silently"),
+    "silent-cut": (replace(RIGHT, reports_cuts=False), "long text", "truncated silently"),
 }
 
 

@@ -19,7 +19,6 @@ from onnx import TensorProto, helper, numpy_helper
 import qwen3_nano
 from qwen3_nano.graph import build_graph
 from qwen3_nano.weights import NanoWeights, load_weights
-from qwen3_triton_tools.onnx_file.protobuf import encode_field, encode_varint
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -113,27 +112,12 @@ def feed(session: onnxruntime.InferenceSession, mask: np.ndarray, past: int = 0)
 
 
 def write_inline_giant(path: Path, weight_bytes: int) -> None:
-    """Write a model with one sparse tensor of that size inside the file itself."""
-    model = tiny_model().SerializeToString()
-    tensor = b"".join(
-        [
-            encode_field(1, weight_bytes // 4),  # dims
-            encode_field(2, TensorProto.FLOAT),
-            encode_field(8, "giant"),
-            encode_varint(9 << 3 | 2) + encode_varint(weight_bytes),  # raw_data, its bytes a hole
-        ]
-    )
-    size = len(tensor) + weight_bytes
-    # A second field of a message is merged with the first one; here, an initializer is added.
-    initializer = encode_varint(5 << 3 | 2) + encode_varint(size) + tensor
-    graph = onnx.load_model_from_string(model).graph.SerializeToString()
-    rest = onnx.load_model_from_string(model)
-    rest.ClearField("graph")
-    head = rest.SerializeToString() + encode_varint(7 << 3 | 2)
-    head += encode_varint(len(graph) + len(initializer) + weight_bytes)
-    with path.open("wb") as file:
-        file.write(head + graph + initializer)
-        file.truncate(len(head) + len(graph) + len(initializer) + weight_bytes)
+    """Write a model with one tensor of that size inside the file itself."""
+    model = tiny_model()
+    tensor = model.graph.initializer.add(name="giant", data_type=TensorProto.FLOAT)
+    tensor.dims.append(weight_bytes // 4)
+    tensor.raw_data = bytes(weight_bytes)
+    path.write_bytes(model.SerializeToString())
 
 
 def write_external_giant(folder: Path, weight_bytes: int) -> Path:

@@ -1,4 +1,4 @@
-"""`qwen3-triton doctor` before broken files, and before programs that print what real ones do."""
+"""`qwen3-triton doctor` on broken files, and with programs that print what real ones do."""
 
 from __future__ import annotations
 
@@ -21,10 +21,8 @@ from qwen3_nano.weights import load_weights
 from qwen3_triton_gateway.cli import main
 from qwen3_triton_gateway.settings import Settings
 from qwen3_triton_tools.doctor.database import check_index, check_pgvector
-from qwen3_triton_tools.doctor.examination import Patient, check_model_files
-from qwen3_triton_tools.doctor.known_problems import PROBLEMS, explain
-from qwen3_triton_tools.doctor.model_files import check_readable
-from qwen3_triton_tools.doctor.triton_releases import check_release, describe_release
+from qwen3_triton_tools.doctor.error_patterns import ERROR_PATTERNS, find_known_error
+from qwen3_triton_tools.doctor.model_files import check_model_files, check_permissions
 
 Checks = dict[str, dict[str, str]]
 # The beginning of a command line -> exit code, standard output, standard error.
@@ -33,8 +31,6 @@ Install = Callable[[str, Script], None]
 
 # Recorded: nvidia-smi --query-gpu=name,memory.total,memory.used,driver_version,compute_cap
 RTX_3090 = "NVIDIA GeForce RTX 3090, 24576, 9214, 590.48.01, 8.6\n"
-OLD_DRIVER = "NVIDIA GeForce RTX 3090, 24576, 11, 535.183.01, 8.6\n"
-A100_OLD_DRIVER = "NVIDIA A100-SXM4-80GB, 81920, 4, 535.183.06, 8.0\n"
 NO_DRIVER = (
     "NVIDIA-SMI has failed because it couldn't communicate with the NVIDIA driver. Make sure that "
     "the latest NVIDIA driver is installed and running.\n"
@@ -194,7 +190,7 @@ NOBODY = 65534
 RESTARTING = ("restarting", "Restarting (1) 12 seconds ago")
 RUNNING = ("running", "Up 3 hours")
 KILLED = ("exited", "Exited (137) 2 minutes ago")
-# The runbook's section 15, failure by failure: container, its state, its log, and what is told.
+# The runbook's section 15: container, its state, its log, and words of the cause and the remedy.
 SECTION_15 = [
     pytest.param(
         "embed-gateway", RUNNING, JSON_LOG, ("float16 as JSON", "binary_data=True"), id="fp16-json"
@@ -203,7 +199,7 @@ SECTION_15 = [
         "triton", RESTARTING, DTYPE_LOG, ("disagree about a dtype", "TYPE_FP16"), id="dtype"
     ),
     pytest.param(
-        "triton", RESTARTING, DATA_LOG, ("missing beside model.onnx", "model.onnx_data"), id="data"
+        "triton", RESTARTING, DATA_LOG, ("missing next to model.onnx", "model.onnx_data"), id="data"
     ),
     pytest.param(
         "embed-gateway", RESTARTING, TOKENIZER_LOG, ("no tokenizer", "TOKENIZER_PATH"), id="path"
@@ -214,82 +210,74 @@ SECTION_15 = [
     pytest.param(
         "embed-gateway", RESTARTING, SYNTAX_LOG, ("Python error", "build the image"), id="syntax"
     ),
-    pytest.param("triton", RUNNING, OOM_LOG, ("memory ran out", "max_batch_size"), id="memory"),
-    pytest.param("triton", KILLED, "", ("memory ran out", "max_batch_size"), id="killed"),
+    pytest.param("triton", RUNNING, OOM_LOG, ("Memory ran out", "max_batch_size"), id="memory"),
+    pytest.param("triton", KILLED, "", ("Memory ran out", "max_batch_size"), id="killed"),
 ]
 
 
-@pytest.mark.parametrize(("name", "state", "log", "told"), SECTION_15)
-def test_a_failure_of_the_runbooks_section_15_is_told_from_a_containers_log(
-    install: Install, name: str, state: tuple[str, str], log: str, told: tuple[str, str]
+@pytest.mark.parametrize(("name", "state", "log", "words"), SECTION_15)
+def test_a_failure_of_the_runbooks_section_15_is_recognized_in_a_containers_log(
+    install: Install, name: str, state: tuple[str, str], log: str, words: tuple[str, str]
 ) -> None:
-    cause, remedy = told
+    cause, remedy = words
     install("docker", docker([container(name, *state)], **{name.replace("-", "_"): log}))
     code, checks, _ = doctor()
     check = checks[f"container {name}"]
-    assert cause in check["seen"]
+    assert cause in check["cause"]
     assert remedy in check["remedy"]
     assert (code, check["outcome"]) == ((0, "warning") if state == RUNNING else (1, "failed"))
 
 
-def test_section_15s_root_owned_files_are_told() -> None:
+def test_section_15s_root_owned_files_are_a_warning() -> None:
     files = [path for path in (Path("/etc/passwd"), Path("/etc/group")) if path.exists()]
-    check = check_readable(files, user_id=1000, served=False)
-    assert check.outcome == "warning"
-    assert "belong to root" in check.seen
-    assert check.remedy.startswith('sudo chown -R "$USER":"$USER" /etc')
+    finding = check_permissions(files, user_id=1000, is_served=False)
+    assert finding.severity == "warning"
+    assert "belong to root" in finding.message
+    assert finding.remedy.startswith('sudo chown -R "$USER":"$USER" /etc')
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can stand in for another user")
-def test_section_15s_root_owned_folder_is_told_to_a_user_who_cannot_even_look(
+def test_section_15s_root_owned_folder_is_an_error_for_a_user_who_cannot_read_it(
     repository: Path,
 ) -> None:
-    patient = Patient(
-        url="http://localhost:1",
-        url_named=False,
-        triton_urls=(),
-        triton_model="embed",
-        triton_model_named=False,
-        model_dir=None,
-        model_repository=Path(),
-        tokenizer_path=None,
-        output_dim=1024,
-        api_key=None,
-        database_url=None,
-        settings_problem="",
-        timeout_seconds=1,
-    )
-    with contextlib.chdir(repository):  # the folders above are closed to others as well
+    with contextlib.chdir(repository):  # the folders above are closed to others too
         (repository / "embed" / "1").chmod(0o700)
         os.seteuid(NOBODY)
         try:
-            (check,) = check_model_files(patient)
+            report = check_model_files(
+                None,
+                Path(),
+                model_name="embed",
+                is_model_explicit=False,
+                tokenizer_path=None,
+            )
         finally:
             os.seteuid(0)
-    assert check.outcome == "failed"
-    assert check.seen == "embed/1/model.onnx: Permission denied (for this user)"
-    assert "chown" in check.remedy
+    (finding,) = report.findings
+    assert finding.severity == "error"
+    assert finding.message == "embed/1/model.onnx: Permission denied (for this user)."
+    assert "chown" in finding.remedy
 
 
-def test_files_that_only_their_owner_reads_are_told(repository: Path) -> None:
+def test_files_that_only_their_owner_can_read_are_an_error(repository: Path) -> None:
     data = repository / "embed" / "1" / "model.onnx_data"
     data.chmod(0o600)
     if data.stat().st_uid == 1000:
         pytest.skip("the caller is Triton's own user")
     code, checks, _ = doctor("--model-repository", str(repository))
     assert code == 1
-    assert "cannot read model.onnx_data" in checks["file rights"]["seen"]
-    assert "chmod -R a+rX" in checks["file rights"]["remedy"]
+    assert "cannot read model.onnx_data" in checks["file permissions"]["seen"]
+    assert "chmod -R a+rX" in checks["file permissions"]["remedy"]
 
 
-def test_a_bare_machine_is_no_failure_and_says_what_was_not_checked() -> None:
+def test_a_bare_machine_is_not_a_failure_and_the_report_says_what_was_skipped() -> None:
     code, checks, _ = doctor()
     assert code == 0
     skipped = {name for name, check in checks.items() if check["outcome"] == "skipped"}
     assert skipped >= {"GPU", "Docker", "model", "tokenizer"}
 
 
-def test_a_machine_with_a_card_docker_and_the_toolkit_is_well(install: Install) -> None:
+def test_a_machine_with_a_gpu_docker_and_the_toolkit_is_healthy(install: Install) -> None:
     install("nvidia-smi", {"--query-gpu": (0, RTX_3090, "")})
     info = ENGINE | {"Runtimes": {"nvidia": {}, "runc": {}}}
     install("docker", docker([container("triton", *RUNNING)]) | {"info": (0, json.dumps(info), "")})
@@ -305,13 +293,11 @@ def test_a_machine_with_a_card_docker_and_the_toolkit_is_well(install: Install) 
 @pytest.mark.parametrize(
     ("answer", "outcome", "seen", "remedy"),
     [
-        pytest.param((0, OLD_DRIVER, ""), "failed", "older than 580", "25.11", id="old"),
-        pytest.param((0, A100_OLD_DRIVER, ""), "warning", "compatibility", "25.11", id="a100"),
         pytest.param((9, NO_DRIVER, ""), "failed", "communicate", "ubuntu-drivers", id="none"),
         pytest.param((18, MISMATCH, ""), "failed", "mismatch", "reboot", id="mismatch"),
     ],
 )
-def test_a_driver_that_does_not_do_is_told(
+def test_a_broken_driver_is_an_error(
     install: Install, answer: tuple[int, str, str], outcome: str, seen: str, remedy: str
 ) -> None:
     install("nvidia-smi", {"--query-gpu": answer})
@@ -323,14 +309,14 @@ def test_a_driver_that_does_not_do_is_told(
     assert remedy in check["remedy"]
 
 
-def test_a_clock_that_nobody_keeps_is_told(install: Install) -> None:
+def test_a_clock_that_is_not_synchronized_is_a_warning(install: Install) -> None:
     install("timedatectl", {"show": (0, "no\n", "")})
     _, checks, _ = doctor()
     assert checks["clock"]["outcome"] == "warning"
     assert "set-ntp" in checks["clock"]["remedy"]
 
 
-def test_a_card_smaller_than_the_model_is_told(install: Install, model_dir: Path) -> None:
+def test_a_gpu_smaller_than_the_model_is_an_error(install: Install, model_dir: Path) -> None:
     install("nvidia-smi", {"--query-gpu": (0, "NVIDIA T4, 4, 0, 590.48.01, 7.5\n", "")})
     code, checks, _ = doctor("--model-dir", str(model_dir))
     assert code == 1
@@ -338,7 +324,7 @@ def test_a_card_smaller_than_the_model_is_told(install: Install, model_dir: Path
     assert "EMBED_MAX_BATCH_TOKENS" in checks["GPU 0"]["remedy"]
 
 
-def test_a_docker_socket_that_refuses_this_user_is_told(install: Install) -> None:
+def test_a_docker_socket_that_refuses_this_user_is_an_error(install: Install) -> None:
     install("docker", {"info": (1, '{"ServerVersion":""}\n', SOCKET_DENIED)})
     code, checks, _ = doctor()
     assert code == 1
@@ -353,7 +339,7 @@ def test_an_engine_that_is_not_running_is_skipped(install: Install) -> None:
     assert "systemctl start docker" in checks["Docker"]["remedy"]
 
 
-def test_a_card_without_the_container_toolkit_is_a_failure(install: Install) -> None:
+def test_a_gpu_without_the_container_toolkit_is_an_error(install: Install) -> None:
     install("nvidia-smi", {"--query-gpu": (0, RTX_3090, "")})
     install("docker", docker([]))
     code, checks, _ = doctor()
@@ -361,7 +347,7 @@ def test_a_card_without_the_container_toolkit_is_a_failure(install: Install) -> 
     assert "nvidia-ctk runtime configure" in checks["container toolkit"]["remedy"]
 
 
-def test_a_port_that_is_taken_is_told_with_the_program_that_holds_it(install: Install) -> None:
+def test_a_port_that_is_taken_is_an_error_naming_the_program(install: Install) -> None:
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         listener.listen()
@@ -369,10 +355,10 @@ def test_a_port_that_is_taken_is_told_with_the_program_that_holds_it(install: In
         install("ss", {"--no-header": (0, SS_LINE.format(port=port), "")})
         code, checks, _ = doctor("--url", f"http://localhost:{port}", "--timeout", "0.2")
     assert code == 1
-    assert "taken by nginx (process 4242)" in checks[f"port {port}"]["seen"]
+    assert "Taken by nginx (process 4242)" in checks[f"port {port}"]["seen"]
 
 
-def test_a_repository_that_is_well_has_no_failure(repository: Path, model_dir: Path) -> None:
+def test_a_correct_repository_has_no_errors(repository: Path, model_dir: Path) -> None:
     code, checks, output = doctor(
         "--model-repository", str(repository), "--tokenizer-path", str(model_dir)
     )
@@ -391,13 +377,15 @@ def test_a_repository_that_is_well_has_no_failure(repository: Path, model_dir: P
             "TYPE_FP32 in config.pbtxt and TYPE_FP16",
             id="dtype",
         ),
-        pytest.param("1152", "2560", "failed", "the file's are [-1, 1152]", id="hidden-size"),
-        pytest.param("[ -1, 1152 ]", "[ 1152 ]", "failed", "the file's are [-1, 1152]", id="rank"),
+        pytest.param("1152", "2560", "failed", "and [-1, 1152] in the ONNX file", id="hidden-size"),
+        pytest.param(
+            "[ -1, 1152 ]", "[ 1152 ]", "failed", "and [-1, 1152] in the ONNX file", id="rank"
+        ),
         pytest.param('"position_ids"', '"positions"', "failed", "`position_ids`", id="positions"),
         pytest.param(
             'name: "embed"', 'name: "other"', "failed", "its folder is 'embed'", id="name"
         ),
-        pytest.param("INT64", "LONG", "failed", "no valid model configuration", id="syntax"),
+        pytest.param("INT64", "LONG", "failed", "not a valid model configuration", id="syntax"),
         pytest.param(
             "batching { }",
             "batching { preferred_batch_size: [ 1, 2, 4, 8 ] }",
@@ -410,7 +398,7 @@ def test_a_repository_that_is_well_has_no_failure(repository: Path, model_dir: P
         pytest.param("size: 8", "size: 0", "failed", "max_batch_size is 0", id="no-batches"),
     ],
 )
-def test_a_configuration_that_does_not_fit_the_file_is_told(
+def test_a_configuration_that_does_not_match_the_file_is_reported(
     repository: Path, old: str, new: str, outcome: str, words: str
 ) -> None:
     config = repository / "embed" / "config.pbtxt"
@@ -423,7 +411,7 @@ def test_a_configuration_that_does_not_fit_the_file_is_told(
     assert code == (outcome == "failed")
 
 
-def test_a_model_without_version_folder_or_configuration_is_told(repository: Path) -> None:
+def test_a_model_without_version_folder_or_configuration_is_reported(repository: Path) -> None:
     (repository / "embed" / "config.pbtxt").unlink()
     code, checks, _ = doctor("--model-repository", str(repository))
     assert code == 0
@@ -434,33 +422,32 @@ def test_a_model_without_version_folder_or_configuration_is_told(repository: Pat
     assert "no version folder" in checks["embed"]["seen"]
 
 
-def test_a_model_name_that_the_repository_has_not_is_told(repository: Path) -> None:
+def test_a_model_that_the_repository_lacks_is_an_error(repository: Path) -> None:
     code, checks, _ = doctor("--model-repository", str(repository), "--triton-model", "typo")
     assert code == 1
-    assert "holds no model 'typo'; it holds: embed" in checks["model repository"]["seen"]
+    assert "has no model 'typo'. Its models: embed." in checks["model repository"]["seen"]
 
 
 POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 8044982272\n"
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "model.onnx_data", "tokenizer.json"])
-def test_a_git_lfs_pointer_in_place_of_a_file_is_told(model_dir: Path, name: str) -> None:
+def test_a_git_lfs_pointer_in_place_of_a_file_is_an_error(model_dir: Path, name: str) -> None:
     (model_dir / name).write_text(POINTER)
     code, checks, _ = doctor("--model-dir", str(model_dir))
     assert code == 1
-    told = [check for check in checks.values() if "Git LFS pointer" in check["seen"]]
-    assert len(told) == 1
-    assert "git lfs pull" in told[0]["remedy"]
+    [check] = [check for check in checks.values() if "Git LFS pointer" in check["seen"]]
+    assert "lfs pull" in check["seen"] + check["remedy"]
 
 
-def test_weights_that_are_missing_cut_or_linked_are_told(repository: Path) -> None:
+def test_weights_that_are_missing_truncated_or_linked_are_an_error(repository: Path) -> None:
     data = repository / "embed" / "1" / "model.onnx_data"
     whole = data.read_bytes()
     name = "weights model.onnx_data"
 
     data.write_bytes(whole[: len(whole) // 2])
     code, checks, _ = doctor("--model-repository", str(repository))
-    assert (code, "is incomplete" in checks[name]["seen"]) == (1, True)
+    assert (code, "is truncated" in checks[name]["seen"]) == (1, True)
 
     data.unlink()
     code, checks, _ = doctor("--model-repository", str(repository))
@@ -478,16 +465,16 @@ def test_weights_that_are_missing_cut_or_linked_are_told(repository: Path) -> No
     assert (code, "link to nothing" in checks[name]["seen"]) == (1, True)
 
 
-def test_a_folder_without_model_or_tokenizer_is_told(tmp_path: Path) -> None:
+def test_a_folder_without_model_or_tokenizer_is_an_error(tmp_path: Path) -> None:
     code, checks, _ = doctor("--model-dir", str(tmp_path))
     assert code == 1
-    assert "holds neither `model.onnx`" in checks["model.onnx"]["seen"]
+    assert "has no ONNX file" in checks["model.onnx"]["seen"]
     assert "No tokenizer at" in checks["tokenizer"]["seen"]
     code, checks, _ = doctor("--model-dir", str(tmp_path / "nowhere"))
     assert "does not exist" in checks["model folder"]["seen"]
 
 
-def test_settings_that_serve_would_refuse_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_settings_that_serve_would_refuse_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EMBED_MAX_LENGTH", "many")
     code, checks, _ = doctor()
     assert code == 1
@@ -514,66 +501,52 @@ def test_a_password_is_never_printed(url: str) -> None:
     assert "s3cret" not in result.output
 
 
-def test_the_report_has_a_line_for_each_check_and_the_remedy_below() -> None:
+def test_the_report_has_a_line_per_check_and_the_remedy_below_it() -> None:
     result = CliRunner().invoke(main, ["doctor", "--model-dir", "/nowhere/at/all"])
     lines = result.output.splitlines()
     index = next(i for i, line in enumerate(lines) if "/nowhere/at/all does not exist" in line)
     assert lines[index].startswith("  ✗ model folder ")
-    assert lines[index + 1].strip() == "-> name the right folder"
+    assert lines[index + 1].strip() == "-> Correct the path of the folder."
     assert lines[-1].split(", ")[-1].endswith("skipped")
 
 
-@pytest.mark.parametrize(
-    ("version", "container"),
-    [("2.51.0", "24.10"), ("2.59.0", "25.06"), ("2.59.1", "25.07"), ("2.60.0", "25.08"),
-     ("2.65.0", "26.01"), ("2.71.0", "26.07"), ("2.99.0", ""), ("1.0", "")],
-)  # fmt: skip
-def test_a_release_is_known_by_the_version_of_its_server(version: str, container: str) -> None:
-    assert describe_release(version).container == container
-
-
-def test_releases_are_held_against_the_advisories() -> None:
-    assert "CVE-2025-23310" in check_release("2.58.0").seen
-    assert "bulletin 5828" in check_release("2.65.0").seen
-    assert "ONNX Runtime 1.23.2" in check_release("2.65.0").seen
-    assert "refuses symlinked weights" in check_release("2.69.0").seen
-    assert check_release("2.71.0").outcome == "ok"
-
-
-def test_pgvector_and_its_indexes_are_held_against_what_is_known() -> None:
-    assert check_pgvector("0.8.3").outcome == "warning"
-    assert check_pgvector("0.8.10").outcome == "ok"
-    assert check_index("i", "hnsw", "vector_cosine_ops", False).outcome == "failed"
-    assert check_index("i", "hnsw", "halfvec_cosine_ops", True).outcome == "ok"
+def test_corrupting_versions_of_pgvector_and_invalid_indexes_are_reported() -> None:
+    assert check_pgvector("0.8.3").severity == "warning"
+    assert check_pgvector("0.8.10").severity == "ok"
+    assert check_index("i", "hnsw", "vector_cosine_ops", False).severity == "error"
+    assert check_index("i", "hnsw", "halfvec_cosine_ops", True).severity == "ok"
 
 
 @pytest.mark.parametrize(
     ("message", "cause"),
     [
-        ("unable to find backend library for backend 'onnxruntime'", "no such backend"),
-        ("unexpected directory name 'a' for model 'b', directory name must equal", "not called"),
-        ("Load model from /m/model.onnx failed:Protobuf parsing failed.", "no ONNX file"),
+        ("unable to find backend library for backend 'onnxruntime'", "lacks the backend"),
+        (
+            "unexpected directory name 'a' for model 'b', directory name must equal",
+            "does not have the name",
+        ),
+        ("Load model from /m/model.onnx failed:Protobuf parsing failed.", "not an ONNX file"),
         ("ONNX Runtime only *guarantees* support up to opset 23", "newer than this Triton's"),
         ("External data path validation failed: symlink outside of the model dir", "symbolic link"),
         ("CUDA error 35: CUDA driver version is insufficient for CUDA runtime", "too old"),
         ('could not select device driver "" with capabilities: [[gpu]]', "no GPU"),
-        ("Socket '0.0.0.0:8000' already in use", "a port"),
+        ("Socket '0.0.0.0:8000' already in use", "A port"),
         ("No space left on device: '/dev/shm/triton'", "shared memory"),
     ],
 )
-def test_an_error_of_this_stack_is_translated(message: str, cause: str) -> None:
-    known = explain(f"first line\n{message}\nlast line")
-    assert known is not None
-    assert known[0] == message
-    assert cause in known[1].cause
+def test_an_error_of_this_stack_is_explained(message: str, cause: str) -> None:
+    match = find_known_error(f"first line\n{message}\nlast line")
+    assert match is not None
+    assert match[0] == message
+    assert cause in match[1].cause
 
 
-def test_a_message_that_nobody_knows_is_left_as_it_is() -> None:
-    assert explain("all is well") is None
-    assert all(problem.remedy for problem in PROBLEMS)
+def test_an_unknown_message_has_no_explanation() -> None:
+    assert find_known_error("all is well") is None
+    assert all(pattern.remedy for pattern in ERROR_PATTERNS)
 
 
-def test_a_program_that_does_not_start_is_no_crash(programs: Path) -> None:
+def test_a_program_that_does_not_start_does_not_crash_the_doctor(programs: Path) -> None:
     for name in ("nvidia-smi", "docker", "ss", "timedatectl"):
         (programs / name).write_bytes(os.urandom(64))
         (programs / name).chmod(0o755)

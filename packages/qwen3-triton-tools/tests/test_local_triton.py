@@ -212,7 +212,7 @@ def test_requests_of_equal_shape_share_runs_and_a_bad_one_fails_alone(
     assert statistics["execution_count"] < statistics["inference_count"]
 
 
-def test_the_batcher_has_no_policy_that_lets_batches_lie(graphs: Path, tmp_path: Path) -> None:
+def test_the_batcher_has_no_policy_that_leaves_batches_idle(graphs: Path, tmp_path: Path) -> None:
     """Triton 2.51 loses wake-ups with any of these: batches then lie for half a second."""
     folder = write_repository(graphs / "plain", tmp_path, model_name="plain")
     config = (folder / "config.pbtxt").read_text()
@@ -305,7 +305,7 @@ def test_a_taken_port_is_named(runtime: TritonRuntime, graphs: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         server = LocalTriton(model_dir=graphs / "plain", grpc_port=port, runtime=runtime)
-        with pytest.raises(PortInUseError, match=rf"port {port} \(`grpc-port`\)"):
+        with pytest.raises(PortInUseError, match=rf"Port {port} \(`grpc-port`\)"):
             server.start()
 
 
@@ -325,7 +325,7 @@ def test_a_port_taken_during_the_start_is_replaced_unless_it_was_asked_for(
     server.start()
     with (
         socket.create_server(("127.0.0.1", port)),
-        pytest.raises(PortInUseError, match=rf"port {port} \(`http-port`\)"),
+        pytest.raises(PortInUseError, match=rf"Port {port} \(`http-port`\)"),
     ):
         server.wait_ready(60)
     server.stop()
@@ -346,7 +346,7 @@ def test_a_model_that_does_not_load_shows_the_log(
     (tmp_path / "data_missing" / "model.onnx_data").unlink()
     for folder, error, message in (
         ("empty", ModelFolderError, r"neither `model.onnx` nor"),
-        ("pointer", ModelFolderError, r"is not an ONNX model .* Git LFS pointer"),
+        ("pointer", ModelFolderError, r"is not an ONNX model but a Git LFS pointer"),
         ("data_missing", LaunchError, r"(?s)The end of its log.*model\.onnx_data"),
     ):
         server = LocalTriton(model_dir=tmp_path / folder, runtime=runtime)

@@ -25,11 +25,11 @@ from onnx_exports import (
 from qwen3_nano.graph import build_graph
 from qwen3_triton_gateway.cli import main
 from qwen3_triton_gateway.fingerprint import weights_digest
-from qwen3_triton_tools.model.errors import ModelToolError
-from qwen3_triton_tools.model.findings import Finding
+from qwen3_triton_tools.errors import ModelError
+from qwen3_triton_tools.findings import Finding
+from qwen3_triton_tools.model.files import find_model
 from qwen3_triton_tools.model.inspection import Inspection, inspect_model
-from qwen3_triton_tools.model.locate import find_model
-from qwen3_triton_tools.onnx_file import OnnxFileError, read_model, read_signature
+from qwen3_triton_tools.onnx_model import DTYPES, MAX_FILE_BYTES, read_model
 
 MEMORY_BYTES = 300 * 1024 * 1024
 GIB = 1024**3
@@ -69,39 +69,36 @@ def inspect_tiny(tmp_path: Path, model: onnx.ModelProto, **config: Any) -> Inspe
         ("past_no_positions", 2, "mask", "float32"),
     ],
 )
-def test_every_form_of_export_is_told_apart(
+def test_every_form_of_export_is_recognized(
     tmp_path: Path, variant: str, past: int, positions: str, dtype: str
 ) -> None:
     inspection = inspect_model(write_export(tmp_path, **VARIANTS[variant]))
     assert inspection.is_servable
     assert not of_severity(inspection, "error") + of_severity(inspection, "warning")
-    assert len(inspection.past_inputs) == past
+    assert len(inspection.model.past_inputs) == past
     assert (inspection.positions, inspection.padding) == (positions, "either side")
     assert not inspection.is_pooled
     assert inspection.hidden_size == HIDDEN_SIZE
     assert str(inspection.spec.output.dtype if inspection.spec else "") == dtype
-    assert (inspection.model.opset, inspection.model.ir_version) == (17, 8)
-    assert inspection.model.producer == "qwen3-nano"
+    assert (inspection.model.opset, inspection.model.proto.ir_version) == (17, 8)
+    assert inspection.model.proto.producer_name == "qwen3-nano"
     [file] = inspection.external_files
     assert (file.location, file.is_whole) == ("model.onnx_data", True)
     assert inspection.embedding_rows == 24_000
 
 
-def test_a_pooled_export_is_told_and_needs_no_pooling(tmp_path: Path) -> None:
+def test_a_pooled_export_is_recognized_and_needs_no_pooling(tmp_path: Path) -> None:
     inspection = inspect_model(write_export(tmp_path, output="sentence_embedding"))
     assert inspection.is_pooled
-    assert inspection.findings == []
+    assert inspection.problems == []
 
 
-def test_the_reader_agrees_with_onnx_itself(tmp_path: Path) -> None:
+def test_weights_and_inputs_are_those_of_the_file(tmp_path: Path) -> None:
     for external in (True, False):
         path = write_export(tmp_path / str(external), external=external, past_key_values=True)
         theirs, ours = onnx.load(path, load_external_data=False), read_model(path)
-        assert ours.signature == read_signature(path)
-        assert [node.op_type for node in ours.nodes] == [n.op_type for n in theirs.graph.node]
-        assert [node.inputs for node in ours.nodes] == [tuple(n.input) for n in theirs.graph.node]
-        stored = [(w.name, w.shape, w.element_type) for w in ours.weights]
-        expected = [(t.name, tuple(t.dims), t.data_type) for t in theirs.graph.initializer]
+        stored = [(w.name, w.shape, w.dtype) for w in ours.weights]
+        expected = [(t.name, tuple(t.dims), DTYPES[t.data_type]) for t in theirs.graph.initializer]
         assert stored == expected
         for weight, tensor in zip(ours.weights, theirs.graph.initializer, strict=True):
             entries = {entry.key: entry.value for entry in tensor.external_data}
@@ -114,7 +111,17 @@ def test_the_reader_agrees_with_onnx_itself(tmp_path: Path) -> None:
             tuple(d.dim_param or str(d.dim_value) for d in v.type.tensor_type.shape.dim)
             for v in theirs.graph.input
         ]
-        assert [tensor.dimensions for tensor in ours.signature.inputs] == shapes
+        assert [tensor.dimensions for tensor in ours.inputs] == shapes
+
+
+def test_dtypes_are_those_of_onnx() -> None:
+    for element_type, dtype in DTYPES.items():
+        if element_type in (TensorProto.STRING, TensorProto.COMPLEX64, TensorProto.COMPLEX128):
+            continue
+        name = helper.tensor_dtype_to_np_dtype(element_type).name.replace("_", "")
+        assert dtype.name == name.removesuffix("fn") or dtype.name == name
+        packed = dtype.bits < 8  # numpy spends a byte on each
+        assert packed or dtype.bits == helper.tensor_dtype_to_np_dtype(element_type).itemsize * 8
 
 
 def test_nodes_and_weights_of_branches_constants_and_functions_are_seen(tmp_path: Path) -> None:
@@ -174,11 +181,11 @@ def tokenizer_pointer(folder: Path) -> None:
     ("damage", "words"),
     [
         (missing, "model.onnx_data is missing"),
-        (short, "is cut short: 5,000 bytes of 9,6"),
+        (short, "is truncated: 5,000 bytes of 9,6"),
         (pointer, "is a Git LFS pointer"),
-        (wrong_tokenizer, "30,001 tokens, the model's embedding table 24,000"),
+        (wrong_tokenizer, "30,001 tokens, the model's embedding table 24,000 rows"),
         (no_end_token, "has no token '<|endoftext|>'"),
-        (tokenizer_pointer, "is not a tokenizer file"),
+        (tokenizer_pointer, "is not a tokenizer file but a Git LFS pointer"),
     ],
 )
 def test_a_broken_export_ends_with_1_and_says_what_to_do(
@@ -197,13 +204,13 @@ def test_a_broken_export_ends_with_1_and_says_what_to_do(
     assert json.loads(output)["servable"] is False
 
 
-def test_linked_weights_are_warned_about(tmp_path: Path) -> None:
+def test_linked_weights_are_a_warning(tmp_path: Path) -> None:
     path = write_export(tmp_path)
     (tmp_path / "model.onnx_data").rename(tmp_path / "blob")
     (tmp_path / "model.onnx_data").symlink_to("blob")
     [warning] = of_severity(inspect_model(path), "warning")
     assert "is a symbolic link" in warning.message
-    assert "1.24" in warning.remedy
+    assert "1.24" in warning.message
 
 
 def test_weights_outside_of_the_folder_are_refused(tmp_path: Path) -> None:
@@ -243,13 +250,13 @@ def test_what_the_gateway_cannot_feed_or_read_is_an_error(
     assert any(words in error.message for error in of_severity(inspection, "error"))
 
 
-def test_positions_counted_in_the_graph_bear_right_padding_only(tmp_path: Path) -> None:
+def test_positions_counted_in_the_graph_allow_right_padding_only(tmp_path: Path) -> None:
     inspection = inspect_tiny(tmp_path, tiny_model())
     assert (inspection.positions, inspection.padding) == ("counted", "right only")
     assert inspection.is_servable
 
 
-def test_grouped_attention_bears_right_padding_only(tmp_path: Path) -> None:
+def test_grouped_attention_allows_right_padding_only(tmp_path: Path) -> None:
     attention = helper.make_node(
         "GroupQueryAttention",
         ["last_hidden_state", "", "", "", "", "lengths", "total"],
@@ -297,10 +304,10 @@ def test_quantization_is_named(
     assert warned == batch_dependent
 
 
-def test_a_small_hidden_size_and_another_config_are_warned_about(tmp_path: Path) -> None:
+def test_a_small_hidden_size_and_another_config_are_warnings(tmp_path: Path) -> None:
     inspection = inspect_tiny(tmp_path, tiny_model(), hidden_size=1024, vocab_size=50)
     messages = [warning.message for warning in of_severity(inspection, "warning")]
-    assert f"config.json says hidden_size 1024, the graph {TINY_SIZE}." in messages
+    assert f"config.json says hidden_size 1024, the graph says {TINY_SIZE}." in messages
     assert any("fewer than the default of 1024" in message for message in messages)
     assert not any("vocab_size" in message for message in messages)
 
@@ -329,7 +336,7 @@ def test_a_small_hidden_size_and_another_config_are_warned_about(tmp_path: Path)
         ),
     ],
 )
-def test_what_the_tokenizer_appends_is_told(
+def test_what_the_tokenizer_appends_is_reported(
     tmp_path: Path, processor: Any, appends: str | None
 ) -> None:
     path = write_export(tmp_path)
@@ -351,39 +358,53 @@ def test_the_hubs_layout_with_a_folder_onnx_is_understood(tmp_path: Path) -> Non
         (inner.parent / name).write_bytes(inner.read_bytes())
     assert find_model(tmp_path) == inner
     inner.unlink()
-    with pytest.raises(ModelToolError, match=r"onnx/model_fp16\.onnx, onnx/model_q4\.onnx"):
+    with pytest.raises(ModelError, match=r"onnx/model_fp16\.onnx, onnx/model_q4\.onnx"):
         find_model(tmp_path)
 
 
-def test_what_is_no_model_is_named(tmp_path: Path) -> None:
+def test_what_is_not_a_model_is_refused(tmp_path: Path) -> None:
     code, output = run("Qwen/no-such-model", "--endpoint", "http://127.0.0.1:1")
     assert code == 1
-    assert "There is no Qwen/no-such-model on this machine; asking the hub for it." in output
+    assert "There is no Qwen/no-such-model on this machine; looking for it on the hub." in output
     assert "Fetching Qwen/no-such-model failed" in output
     code, output = run(str(tmp_path))
     assert code == 1
-    assert "holds no ONNX file" in output
+    assert "has no ONNX file" in output
     for content, words in (
         (b"version https://git-lfs.github.com/spec/v1\n", "Git LFS pointer"),
         (b"\xff" * 40, "is not an ONNX model"),
-        (b"", "is not an ONNX model"),
+        (b"", "is not an ONNX model: it is empty"),
         (build_graph(nano_weights()).SerializeToString()[:-1000], "is not an ONNX model"),
     ):
         (tmp_path / "model.onnx").write_bytes(content)
-        with pytest.raises(OnnxFileError, match=words):
+        with pytest.raises(ModelError, match=words):
             inspect_model(tmp_path / "model.onnx")
         assert run(str(tmp_path))[0] == 1
 
 
-def test_eight_gigabytes_are_looked_at_without_loading_them(tmp_path: Path) -> None:
+def test_a_file_above_two_gigabytes_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    with (tmp_path / "model.onnx").open("wb") as file:
+        file.truncate(MAX_FILE_BYTES + 1)
+    with pytest.raises(ModelError, match=r"ONNX files above 2 GiB .* as external data"):
+        read_model(tmp_path / "model.onnx")
+
+
+def test_eight_gigabytes_of_external_weights_are_not_loaded(tmp_path: Path) -> None:
     write_external_giant(tmp_path / "external", 8 * GIB)
     status, peak = peak_memory("inspect", str(tmp_path / "external"))
     assert (status, peak < MEMORY_BYTES) == (0, True)
-    write_inline_giant(tmp_path / "model.onnx", 2**31 - 2000)
-    status, peak = peak_memory("inspect", str(tmp_path))
-    assert (status, peak < MEMORY_BYTES) == (0, True)
     inspection = inspect_model(tmp_path / "external" / "model.onnx")
     assert inspection.precision.bytes_by_type["float16"] > 7.9 * GIB
+
+
+@pytest.mark.slow
+def test_weights_inside_the_file_cost_about_twice_their_size(tmp_path: Path) -> None:
+    write_inline_giant(tmp_path / "model.onnx", GIB // 2)
+    code, output = run(str(tmp_path), "--json")
+    assert code == 0
+    assert "Reading" in output
+    status, peak = peak_memory("inspect", str(tmp_path))
+    assert (status, peak < 2 * GIB // 2 + MEMORY_BYTES) == (0, True)
 
 
 def test_the_digest_covers_the_files_that_the_model_names_and_no_others(tmp_path: Path) -> None:
@@ -420,7 +441,7 @@ def test_people_read_a_table_and_scripts_json(tmp_path: Path) -> None:
     }
 
 
-def test_an_input_that_is_no_tensor_is_refused_by_name(tmp_path: Path) -> None:
+def test_an_input_that_is_not_a_tensor_is_refused_by_name(tmp_path: Path) -> None:
     model = tiny_model()
     model.graph.input.append(helper.make_tensor_sequence_value_info("words", TensorProto.INT64, []))
     [error] = of_severity(inspect_tiny(tmp_path, model), "error")

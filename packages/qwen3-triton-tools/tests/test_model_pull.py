@@ -20,11 +20,15 @@ from onnx import TensorProto, helper, numpy_helper
 from fake_hub import COMMIT, FakeHub, serving_hub
 from onnx_exports import write_export
 from qwen3_triton_gateway.cli import main
-from qwen3_triton_tools.model import hub_outline
-from qwen3_triton_tools.model.errors import ModelToolError
+from qwen3_triton_tools.errors import ModelError
+from qwen3_triton_tools.model import hub_selection
 from qwen3_triton_tools.model.hub import KNOWN_REPOS
-from qwen3_triton_tools.model.manifest import MANIFEST_NAME, read_manifest
-from qwen3_triton_tools.model.pulling import Pull, pull_model
+from qwen3_triton_tools.model.pulling import (
+    MANIFEST_NAME,
+    PullRequest,
+    pull_model,
+    read_manifest,
+)
 
 PLAIN = "zhiqing/Qwen3-Embedding-0.6B-ONNX"
 MANY = "onnx-community/Qwen3-Embedding-0.6B-ONNX"
@@ -123,9 +127,7 @@ def test_of_many_variants_one_is_fetched_and_becomes_model_onnx(
     onnx.load(folder / "model.onnx")  # finds its weights beside it
 
 
-def test_an_unknown_variant_is_answered_by_those_that_are_there(
-    hub: FakeHub, tmp_path: Path
-) -> None:
+def test_an_unknown_variant_is_answered_by_those_that_exist(hub: FakeHub, tmp_path: Path) -> None:
     result = pull(hub, MANY, "--to", str(tmp_path / "model"), "--variant", "int3")
     assert result.exit_code == 1
     assert "'int3'" in result.output
@@ -141,7 +143,7 @@ def test_weights_are_found_by_the_name_that_the_graph_has_for_them(
     del hub.repos["a/b"]["tensors.bin"]
     result = pull(hub, "a/b", "--to", str(tmp_path / "other"))
     assert result.exit_code == 1
-    assert "names weights in tensors.bin, which is not there" in result.output
+    assert "has its weights in tensors.bin, which the repository lacks" in result.output
 
 
 def test_other_files_come_where_they_are_asked_for(hub: FakeHub, tmp_path: Path) -> None:
@@ -150,7 +152,7 @@ def test_other_files_come_where_they_are_asked_for(hub: FakeHub, tmp_path: Path)
     assert {"README.md", "vocab.json"} <= names(tmp_path / "model")
 
 
-def test_a_download_that_breaks_off_goes_on_within_the_run(hub: FakeHub, tmp_path: Path) -> None:
+def test_an_interrupted_download_is_resumed_within_the_run(hub: FakeHub, tmp_path: Path) -> None:
     hub.cuts = [2 * PIECE_BYTES + 100]
     folder = tmp_path / "model"
     assert pull(hub, PLAIN, "--to", str(folder)).exit_code == 0
@@ -158,12 +160,12 @@ def test_a_download_that_breaks_off_goes_on_within_the_run(hub: FakeHub, tmp_pat
     assert (folder / "model.onnx_data").read_bytes() == hub.repos[PLAIN]["model.onnx_data"]
 
 
-def test_a_run_that_ended_early_is_gone_on_with_by_the_next(hub: FakeHub, tmp_path: Path) -> None:
+def test_an_interrupted_run_is_resumed_by_the_next(hub: FakeHub, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     hub.cuts, hub.down = [3 * PIECE_BYTES + 100], True
     result = pull(hub, PLAIN, "--to", str(folder))
     assert result.exit_code == 1
-    assert "Run the command again to go on where it ended" in result.output
+    assert "Run the command again to resume where it stopped" in result.output
     assert read_manifest(folder) is None
     hub.down = False
     hub.ranges.clear()
@@ -173,11 +175,11 @@ def test_a_run_that_ended_early_is_gone_on_with_by_the_next(hub: FakeHub, tmp_pa
     assert not [name for name in names(folder) if "incomplete" in name]
 
 
-def test_a_later_run_checks_what_is_there_and_mends_it(hub: FakeHub, tmp_path: Path) -> None:
+def test_a_later_run_checks_the_files_and_fixes_them(hub: FakeHub, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     assert pull(hub, PLAIN, "--to", str(folder)).exit_code == 0
     hub.downloads.clear()
-    assert "5 of 5 files are there already" in pull(hub, PLAIN, "--to", str(folder)).output
+    assert "5 of 5 files are already complete" in pull(hub, PLAIN, "--to", str(folder)).output
     assert hub.downloads == []
     damaged = bytearray((folder / "model.onnx_data").read_bytes())
     damaged[100] ^= 1
@@ -195,14 +197,16 @@ def test_a_wrong_checksum_is_refused_and_leaves_nothing(
     hub.corrupt = {name}
     result = pull(hub, PLAIN, "--to", str(tmp_path / "model"))
     assert result.exit_code == 1
-    assert f"{name} of {PLAIN} came with another checksum" in result.output
+    assert f"{name} of {PLAIN} has another checksum" in result.output
     assert not [file for file in names(tmp_path / "model") if name in file]
 
 
-def test_too_little_disk_is_refused_before_anything_comes(hub: FakeHub, tmp_path: Path) -> None:
-    wanted = Pull(PLAIN, tmp_path / "model")
-    with pytest.raises(ModelToolError, match=r"0\.1 MB are to be fetched, and 0\.0 MB are free"):
-        pull_model(wanted, endpoint=hub.url, say=print, free=lambda _: 1000)
+def test_too_little_disk_space_is_reported_before_anything_is_fetched(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    wanted = PullRequest(PLAIN, tmp_path / "model")
+    with pytest.raises(ModelError, match=r"has 131\.\d kB, but only 1\.0 kB are free"):
+        pull_model(wanted, endpoint=hub.url, report=print, free=lambda _: 1000)
     assert hub.downloads == []
 
 
@@ -212,7 +216,7 @@ def test_a_folder_keeps_one_model(hub: FakeHub, tmp_path: Path) -> None:
     for arguments in ((PLAIN,), (MANY, "--variant", "fp16")):
         result = pull(hub, *arguments, "--to", folder)
         assert result.exit_code == 1
-        assert f"holds onnx/model.onnx of {MANY}" in result.output
+        assert f"contains onnx/model.onnx of {MANY}" in result.output
 
 
 def test_a_missing_repository_is_answered_by_known_ones(hub: FakeHub, tmp_path: Path) -> None:
@@ -237,12 +241,12 @@ def test_a_gated_repository_is_answered_by_how_to_get_in(
     ("arguments", "words"),
     [
         ((PLAIN, "--revision", "v9"), "no revision 'v9'"),
-        (("not a name",), "is no name of a repository"),
-        (("empty/repo",), "holds no ONNX file"),
-        (("bare/repo",), "holds no tokenizer.json"),
+        (("not a name",), "is not the name of a repository"),
+        (("empty/repo",), "has no ONNX file"),
+        (("bare/repo",), "has no tokenizer.json"),
     ],
 )
-def test_what_cannot_be_fetched_is_said_in_a_sentence(
+def test_what_cannot_be_fetched_is_explained(
     hub: FakeHub, tmp_path: Path, arguments: tuple[str, ...], words: str
 ) -> None:
     hub.repos |= {"empty/repo": {"README.md": b""}, "bare/repo": {"model.onnx": b"x"}}
@@ -290,13 +294,13 @@ def test_a_repository_that_lacks_weights_is_refused(hub: FakeHub) -> None:
     del hub.repos[PLAIN]["model.onnx_data"]
     result = inspect(hub, PLAIN)
     assert result.exit_code == 1
-    assert "names weights in model.onnx_data, which is not there" in result.output
+    assert "has its weights in model.onnx_data, which the repository lacks" in result.output
 
 
 def test_a_repository_whose_graph_holds_the_weights_is_for_pull(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(hub_outline, "MAX_GRAPH_BYTES", 100)
+    monkeypatch.setattr(hub_selection, "MAX_GRAPH_BYTES", 100)
     result = inspect(hub, PLAIN)
     assert result.exit_code == 1
     assert f"`qwen3-triton model pull {PLAIN}`" in result.output

@@ -29,9 +29,9 @@ from qwen3_triton_gateway.backends.triton import TritonBackend
 from qwen3_triton_gateway.cli import main
 from qwen3_triton_gateway.fingerprint import weights_digest
 from qwen3_triton_gateway.tokenization import TextTokenizer
+from qwen3_triton_tools.errors import ModelError
 from qwen3_triton_tools.local_triton import LocalTriton
 from qwen3_triton_tools.local_triton.repository import MODEL_SOURCE
-from qwen3_triton_tools.model.errors import ModelToolError
 from qwen3_triton_tools.model.gpu_plan import CARDS, MIB, ModelShape, plan_gpu
 from qwen3_triton_tools.model.inspection import inspect_model
 from qwen3_triton_tools.model.triton_repository import (
@@ -131,10 +131,10 @@ def test_every_configuration_is_one_that_triton_understands(
     folder = write(source, tmp_path / "r", gpu=gpu, instances=2)
     config = parse(folder)
     assert (config.name, config.backend) == ("model", "onnxruntime")
-    signature = inspect_model(source).model.signature
-    assert [i.name for i in config.input] == [tensor.name for tensor in signature.inputs]
+    inputs = inspect_model(source).model.inputs
+    assert [i.name for i in config.input] == [tensor.name for tensor in inputs]
     assert [list(i.dims) for i in config.input] == [
-        list(tensor.shape[1:]) for tensor in signature.inputs if tensor.shape
+        list(tensor.shape[1:]) for tensor in inputs if tensor.shape
     ]
     [group] = config.instance_group
     kinds = model_config_pb2.ModelInstanceGroup
@@ -255,7 +255,7 @@ def test_rows_follow_from_card_and_model(
 
 def test_what_does_not_fit_is_refused_with_the_arithmetic() -> None:
     for weights, instances, length in ((30e9, 1, 1024), (8e9, 3, 1024), (8e9, 1, 32_768)):
-        with pytest.raises(ModelToolError, match="fewer instances"):
+        with pytest.raises(ModelError, match="Use fewer instances"):
             plan_gpu(
                 SHAPE_4B,
                 weight_bytes=int(weights),
@@ -314,7 +314,7 @@ def test_outputs_that_nobody_asks_for_are_left_out(tmp_path: Path) -> None:
 
 def test_the_model_size_is_asked_for_only_where_nothing_tells_it(tmp_path: Path) -> None:
     save(tiny_model(), tmp_path / "model.onnx")
-    with pytest.raises(ModelToolError, match=r"--model-size.*0\.6b, 4b, 8b"):
+    with pytest.raises(ModelError, match=r"--model-size.*0\.6b, 4b, 8b"):
         write(tmp_path / "model.onnx", tmp_path / "r")
     assert write(tmp_path / "model.onnx", tmp_path / "r", model_size="4b").is_dir()
 
@@ -377,7 +377,7 @@ def test_the_command_says_how_to_go_on_and_replaces_only_when_forced(
 def test_what_the_gateway_could_not_serve_is_not_written(tmp_path: Path) -> None:
     source = write_export(tmp_path / "m")
     (tmp_path / "m" / "model.onnx_data").unlink()
-    with pytest.raises(ModelToolError, match=r"could not serve .* is missing"):
+    with pytest.raises(ModelError, match=r"could not serve .* is missing"):
         write(source, tmp_path / "r")
     assert not (tmp_path / "r").exists()
 
@@ -396,7 +396,7 @@ def test_a_source_inside_of_what_would_be_replaced_is_kept(tmp_path: Path) -> No
     source = folder / "1" / "model.onnx"
     for name in ("tokenizer.json", "config.json"):
         shutil.copyfile(tmp_path / "m" / name, folder / "1" / name)
-    with pytest.raises(ModelToolError, match="would be replaced"):
+    with pytest.raises(ModelError, match="would be replaced"):
         write(source, tmp_path / "r" / "repository", force=True)
     assert source.is_file()
     # Nor is a tokenizer removed to make room for itself.
@@ -418,7 +418,7 @@ def test_a_failed_replacement_leaves_the_old_model(
     (full / "model.onnx_data").symlink_to(source.parent / "model.onnx_data")
     shutil.copyfile(source.parent / "tokenizer.json", full / "tokenizer.json")
     monkeypatch.setattr("os.link", _refuse)
-    with pytest.raises(ModelToolError, match="leave `--link` out"):
+    with pytest.raises(ModelError, match="Omit `--link`"):
         write(linked, tmp_path / "repository", force=True, transfer="link", model_size="0.6b")
     assert (folder / "config.pbtxt").read_text() == before
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [

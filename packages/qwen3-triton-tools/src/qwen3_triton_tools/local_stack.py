@@ -9,7 +9,8 @@ from contextlib import suppress
 from qwen3_triton_gateway.server import configure_logging, serve
 from qwen3_triton_gateway.settings import Settings
 
-from .local_triton import LocalTriton, LocalTritonError
+from .errors import LocalTritonError
+from .local_triton import LocalTriton
 
 logger = logging.getLogger(__name__)
 
@@ -17,13 +18,13 @@ WATCH_SECONDS = 0.5
 
 
 def run_stack(settings: Settings, triton: LocalTriton) -> None:
-    """Serve `settings` in front of `triton` until SIGTERM or SIGINT; stop both.
+    """Serve `settings` in front of `triton` until SIGTERM or SIGINT, then stop both.
 
-    A Triton that dies is started again; the gateway answers 503 meanwhile.
+    A Triton that dies is restarted; until it is back, the gateway answers 503.
 
     Raises:
         LocalTritonError: Triton does not start.
-        StartupError: the gateway does not start.
+        StartupError: The gateway does not start.
     """
     configure_logging(settings)
     with triton:
@@ -34,24 +35,24 @@ def run_stack(settings: Settings, triton: LocalTriton) -> None:
             triton.grpc_url,
             triton.metrics_url,
         )
-        pointed = {
-            # A little less overhead than HTTP for each call (`bench/README.md`).
+        update = {
+            # gRPC has a little less overhead per call than HTTP (`bench/README.md`).
             "triton_url": [triton.grpc_url],
             "triton_model": triton.model_name,
             "tokenizer_path": settings.tokenizer_path or settings.model_dir,
             "model_dir": None,
         }
-        asyncio.run(_serve_both(settings.model_copy(update=pointed), triton))
+        asyncio.run(_serve_both(settings.model_copy(update=update), triton))
 
 
 async def _serve_both(settings: Settings, triton: LocalTriton) -> None:
-    keeping = asyncio.create_task(_keep_running(triton))
+    watcher = asyncio.create_task(_keep_running(triton))
     try:
         await serve(settings)
     finally:
-        keeping.cancel()
+        watcher.cancel()
         with suppress(asyncio.CancelledError):
-            await keeping
+            await watcher
 
 
 async def _keep_running(triton: LocalTriton) -> None:
@@ -60,7 +61,7 @@ async def _keep_running(triton: LocalTriton) -> None:
         status = triton.poll()
         if status is None:
             continue
-        logger.warning("Triton ended with status %d; starting it again.", status)
+        logger.warning("Triton ended with status %d; restarting it.", status)
         try:
             await asyncio.to_thread(triton.start)
         except LocalTritonError as error:

@@ -1,1 +1,1 @@
-"""The commands beside `serve`, `triton` and `up`, a file each; what they do stands elsewhere."""
+"""The commands, one file each; what they do is in the packages next to this one."""

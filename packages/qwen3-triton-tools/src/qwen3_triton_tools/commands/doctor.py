@@ -1,4 +1,4 @@
-"""`qwen3-triton doctor`: what is wrong with this machine or a running stack."""
+"""`qwen3-triton doctor`: check this machine and a running stack."""
 
 from __future__ import annotations
 
@@ -13,17 +13,14 @@ from pydantic import ValidationError
 
 from qwen3_triton_gateway.settings import Settings
 
-from .output import json_option, print_json
+from .output import json_option, print_json, print_lines
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from ..doctor import Target
 
-    from ..doctor.checks import Section
-    from ..doctor.examination import Patient
-
-# Not `exists=True`: a folder that is not there is a finding, not bad usage.
+# Not `exists=True`: a missing folder is a finding, not bad usage.
 ANY_PATH = click.Path(path_type=Path)
-CHOSEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
+EXPLICIT_SOURCES = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
 
 
 @click.command()
@@ -37,17 +34,17 @@ CHOSEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
     "--triton-url",
     envvar="TRITON_URL",
     default="",
-    help="Triton, as `serve` takes it; by default the one that the gateway tells, or port 8200. "
+    help="Triton's URL, as for `serve`; default: the one that the gateway uses, or port 8200. "
     "[TRITON_URL]",
 )
 @click.option(
     "--triton-model",
     envvar="TRITON_MODEL",
     default=str(Settings.model_fields["triton_model"].default),
-    help="Name of the model in Triton. [TRITON_MODEL; default the only one there]",
+    help="Name of the model in Triton. [TRITON_MODEL; default: its only model]",
 )
 @click.option(
-    "--model-repository", type=ANY_PATH, help="Triton's model repository, to look at its files."
+    "--model-repository", type=ANY_PATH, help="Triton's model repository, to check its files."
 )
 @click.option(
     "--model-dir",
@@ -66,7 +63,7 @@ CHOSEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
     envvar="EMBED_OUTPUT_DIM",
     type=int,
     default=int(Settings.model_fields["output_dim"].default),
-    help="Dimensions of the vectors, where no gateway tells. [EMBED_OUTPUT_DIM; default 1024]",
+    help="Dimensions of the vectors, if there is no gateway. [EMBED_OUTPUT_DIM; default 1024]",
 )
 @click.option(
     "--api-key",
@@ -76,7 +73,7 @@ CHOSEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
 @click.option(
     "--database-url",
     envvar="DATABASE_URL",
-    help="PostgreSQL with pgvector or ParadeDB to look at, a libpq URI. [DATABASE_URL]",
+    help="PostgreSQL with pgvector or ParadeDB to check, a libpq URI. [DATABASE_URL]",
 )
 @click.option(
     "--timeout",
@@ -85,15 +82,15 @@ CHOSEN = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
     default=30.0,
     show_default=True,
     metavar="SECONDS",
-    help="For each call to the gateway and to Triton.",
+    help="Timeout of each request to the gateway and to Triton.",
 )
 @json_option
 @click.pass_context
 def doctor(context: click.Context, *, as_json: bool, **options: Any) -> None:
-    """Check this machine and a running stack; say what is wrong and how to mend it.
+    """Check this machine and a running stack, and say what is wrong and how to fix it.
 
-    Nothing is changed. What is not there is skipped, unless an option or a variable names it:
-    then its absence is a failure. Ends with 1 if anything failed, else with 0.
+    Nothing is changed. What does not exist is skipped, unless an option or a variable refers to it:
+    then its absence is a failure. Exits with 1 if anything failed, else with 0.
 
     \b
     Examples:
@@ -102,54 +99,47 @@ def doctor(context: click.Context, *, as_json: bool, **options: Any) -> None:
       qwen3-triton doctor --model-repository ./model_repository --triton-model qwen3_embed_4b_onnx
       qwen3-triton doctor --json | jq '.checks[] | select(.outcome == "failed")'
     """
-    from ..doctor.examination import examine
-    from ..doctor.report import any_failed, as_document, without_secrets
+    from ..doctor import as_document, run_checks
+    from ..findings import has_errors, mask_secrets, render_sections
 
-    patient = _patient(context, **options)
-    sections = without_secrets(examine(patient), _secrets(patient, options["api_key"]))
+    target = _target(context, **options)
+    sections = mask_secrets(run_checks(target), _secrets(target, options["api_key"]))
     if as_json:
         print_json(as_document(sections))
     else:
-        _print(sections)
-    sys.exit(1 if any_failed(sections) else 0)
+        print_lines(render_sections(sections))
+    sys.exit(any(has_errors(section.findings) for section in sections))
 
 
-def _patient(
+def _target(
     context: click.Context,
     *,
     url: str,
     triton_url: str,
     api_key: str | None,
     database_url: str | None,
-    **same: Any,
-) -> Patient:
-    from ..doctor.examination import Patient
+    **unchanged: Any,
+) -> Target:
+    from ..doctor import Target
 
-    return Patient(
+    return Target(
         url=(url if "://" in url else f"http://{url}").rstrip("/"),
-        url_named=_named(context, "url"),
+        is_url_explicit=_is_explicit(context, "url"),
         triton_urls=tuple(part.strip() for part in triton_url.split(",") if part.strip()),
-        triton_model_named=_named(context, "triton_model"),
+        is_model_explicit=_is_explicit(context, "triton_model"),
         api_key=(api_key or "").split(",")[0].strip() or None,
         database_url=database_url or None,
         settings_problem=_settings_problem(),
-        **same,
+        **unchanged,
     )
 
 
-def _print(sections: Sequence[Section]) -> None:
-    from ..doctor.report import as_lines
-
-    for line, color in as_lines(sections):
-        click.secho(line, fg=color)
-
-
-def _named(context: click.Context, parameter: str) -> bool:
-    return context.get_parameter_source(parameter) in CHOSEN
+def _is_explicit(context: click.Context, parameter: str) -> bool:
+    return context.get_parameter_source(parameter) in EXPLICIT_SOURCES
 
 
 def _settings_problem() -> str:
-    """Read the environment as `serve` does, and say what it would refuse."""
+    """Read the environment as `serve` does, and return why it would refuse it."""
     try:
         Settings()
     except ValidationError as error:
@@ -161,11 +151,11 @@ def _settings_problem() -> str:
     return ""
 
 
-def _secrets(patient: Patient, api_keys: str | None) -> list[str]:
-    """List what no line may show."""
+def _secrets(target: Target, api_keys: str | None) -> list[str]:
+    """Return the texts that must not be printed."""
     secrets = [key.strip() for key in (api_keys or "").split(",")]
-    if patient.database_url:
-        password = urlsplit(patient.database_url).password or ""
-        # libpq quotes a URI that it cannot read.
-        secrets += [patient.database_url, password, unquote(password)]
+    if target.database_url:
+        password = urlsplit(target.database_url).password or ""
+        # libpq's errors quote a URI that it cannot parse.
+        secrets += [target.database_url, password, unquote(password)]
     return secrets

@@ -1,19 +1,34 @@
-"""The group `qwen3-triton model`."""
+"""`qwen3-triton model`: inspect, pool, pull and verify; `repository` is in a file of its own."""
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+
 import click
 
-from .model_inspect import inspect_command
-from .model_pool import pool
-from .model_pull import pull
 from .model_repository import repository
-from .model_verify import verify
+from .output import (
+    endpoint_option,
+    is_terminal,
+    json_option,
+    print_json,
+    print_lines,
+    report_progress,
+    tool_errors,
+)
+
+CARDS = ("0.6b", "4b", "8b", "nano", "none")
+# Reading and writing larger files takes long enough to say so.
+LARGE_FILE_BYTES = 256 * 1024 * 1024
 
 
 @click.group()
 def model() -> None:
-    """Look into ONNX exports of Qwen3-Embedding, fetch, pool, deploy and verify them.
+    """Inspect, fetch, pool, deploy and verify ONNX exports of Qwen3-Embedding.
 
     \b
     Examples:
@@ -22,8 +37,265 @@ def model() -> None:
     """
 
 
-model.add_command(inspect_command)
-model.add_command(pool)
 model.add_command(repository)
-model.add_command(pull)
-model.add_command(verify)
+
+
+@model.command("inspect")
+@click.argument("path", metavar="PATH|REPO", type=click.Path(path_type=Path))
+@click.option("--revision", help="Of a repository: branch, tag or commit; default: the newest.")
+@click.option("--variant", metavar="NAME", help="Of a repository: fp16, int8, q4 …")
+@endpoint_option
+@json_option
+def inspect_command(
+    path: Path, *, revision: str | None, variant: str | None, endpoint: str | None, as_json: bool
+) -> None:
+    """Show what an ONNX export is, what the gateway would do with it, and what is wrong.
+
+    PATH is an ONNX file or a folder with one. REPO is a repository of the Hugging Face hub; all but
+    its weights is fetched to a temporary folder. External weights are not loaded: gigabytes take
+    milliseconds; a file that contains its weights is read completely. Exits with 1 if the gateway
+    could not serve the model.
+
+    \b
+    Examples:
+      qwen3-triton model inspect ./qwen3-embedding-0.6b
+      qwen3-triton model inspect ./qwen3-embedding-4b/model_fp16.onnx
+      qwen3-triton model inspect ./qwen3-embedding-0.6b --json
+      qwen3-triton model inspect zhiqing/Qwen3-Embedding-4B-ONNX
+    """
+    from ..findings import render_findings
+    from ..model.files import find_model, is_hub_name
+    from ..model.hub_selection import fetched_outline
+    from ..model.inspection import as_document, describe, inspect_model
+
+    source: AbstractContextManager[Path] = nullcontext(path)
+    if is_hub_name(path):
+        report_progress(f"There is no {path} on this machine; looking for it on the hub.")
+        source = fetched_outline(str(path), revision=revision, variant=variant, endpoint=endpoint)
+    with tool_errors(), source as local_path:
+        model_path = find_model(local_path)
+        _report_reading(model_path)
+        inspection = inspect_model(model_path)
+    if as_json:
+        print_json(as_document(inspection))
+    else:
+        click.echo("\n".join([*describe(inspection), ""]))
+        if inspection.problems:
+            print_lines([*render_findings(inspection.problems), ("", None)])
+        count = sum(finding.severity == "error" for finding in inspection.problems)
+        errors = f"{count} error{'s' if count > 1 else ''} above"
+        verdict = "can serve it." if inspection.is_servable else f"cannot serve it: {errors}."
+        click.echo(f"The gateway {verdict}")
+    if not inspection.is_servable:
+        sys.exit(1)
+
+
+@model.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="An .onnx file, or a folder to become a complete model folder; default: NAME_pooled.onnx "
+    "next to the model.",
+)
+@click.option("--keep-hidden", is_flag=True, help="Keep the hidden state as an output too.")
+@click.option(
+    "--copy",
+    is_flag=True,
+    help="Copy weights to another folder, do not hard-link them: `onnx` itself refuses links.",
+)
+@click.option("--force", is_flag=True, help="Replace existing files.")
+@json_option
+def pool(
+    path: Path,
+    *,
+    out: Path | None,
+    keep_hidden: bool,
+    copy: bool,
+    force: bool,
+    as_json: bool,
+) -> None:
+    """Append last-token pooling to an ONNX export: Triton returns vectors, not hidden states.
+
+    PATH is an ONNX file or a folder with one. Adds the output `sentence_embedding`, float32 of
+    shape (batch, hidden size), correct for padding on either side. Vectors are not normalized in
+    the graph: the gateway cuts them to `dimensions` first. External weights are not loaded; they
+    are shared or hard-linked, or copied to another disk. A file that contains its weights is read
+    and written completely, and costs about three times its size in memory.
+
+    \b
+    Examples:
+      qwen3-triton model pool ./qwen3-embedding-4b
+      qwen3-triton model pool ./qwen3-embedding-4b -o ./qwen3-embedding-4b-pooled
+      qwen3-triton model pool ./model.onnx -o ./pooled.onnx --keep-hidden
+    """
+    from ..model.files import find_model
+    from ..model.pool import pool_model
+
+    with tool_errors():
+        model_path = find_model(path)
+        _report_reading(model_path)
+        pooled = pool_model(
+            model_path,
+            out,
+            keep_hidden=keep_hidden,
+            force=force,
+            transfer="copy" if copy else "auto",
+        )
+    if as_json:
+        print_json(asdict(pooled) | {"path": str(pooled.path)})
+    elif pooled.already_pooled:
+        click.echo(f"{pooled.path} is already pooled; nothing was written.")
+    else:
+        shape = f"(batch, {pooled.hidden_size})"
+        click.echo(f"Wrote {pooled.path} with the output `sentence_embedding`, float32 {shape}.")
+        click.echo("Not normalized: the gateway cuts to `dimensions`, then normalizes.")
+        if pooled.external_files:
+            click.echo(f"{pooled.external_files} file(s) of weights are next to it.")
+
+
+@model.command()
+@click.argument("repo", metavar="REPO")
+@click.option("--revision", help="Branch, tag or commit; default: the newest.")
+@click.option(
+    "--to",
+    "folder",
+    type=click.Path(file_okay=False, path_type=Path),
+    help="Folder to fill; default: the name of the repository.",
+)
+@click.option("--variant", metavar="NAME", help="fp16, int8, q4 …: one model_NAME.onnx of many.")
+@click.option("--include", metavar="GLOB", multiple=True, help="Fetch other files too.")
+@endpoint_option
+@json_option
+def pull(
+    *,
+    repo: str,
+    revision: str | None,
+    folder: Path | None,
+    variant: str | None,
+    include: tuple[str, ...],
+    endpoint: str | None,
+    as_json: bool,
+) -> None:
+    """Fetch an ONNX export from the Hugging Face hub into a folder that can be served.
+
+    Only the files needed for serving are fetched: the graph as model.onnx, its weights, the
+    tokenizer and the configuration. Checksums are compared and written to qwen3-triton.json. Run
+    again, the command checks the folder, and fetches what is missing or was interrupted.
+
+    \b
+    Known exports:
+      zhiqing/Qwen3-Embedding-0.6B-ONNX          float16
+      zhiqing/Qwen3-Embedding-4B-ONNX            float16, 8 GB
+      onnx-community/Qwen3-Embedding-0.6B-ONNX   --variant fp16, int8, q4 …
+      onnx-community/Qwen3-Embedding-4B-ONNX     float32, 16 GB; -8B-ONNX 30 GB
+      Qdrant/Qwen3-Embedding-0.6B-onnx           float32, 2.4 GB
+
+    \b
+    Examples:
+      qwen3-triton model pull zhiqing/Qwen3-Embedding-0.6B-ONNX
+      qwen3-triton model pull onnx-community/Qwen3-Embedding-0.6B-ONNX --variant fp16 --to ./qwen3
+      qwen3-triton serve --model-dir ./qwen3
+    """
+    from ..model.pulling import PullRequest, default_folder, pull_model
+
+    wanted = PullRequest(repo, folder or default_folder(repo, variant), revision, variant, include)
+    with tool_errors():
+        manifest = pull_model(wanted, endpoint=endpoint, report=report_progress)
+    if as_json:
+        print_json({"folder": str(wanted.folder)} | asdict(manifest))
+        return
+    total = sum(file.size_bytes for file in manifest.files) / 1e6
+    click.echo(
+        f"{wanted.folder} contains {repo} at {manifest.revision[:12]}: {len(manifest.files)} "
+        f"files, {total:,.1f} MB, checksums verified."
+    )
+    click.echo(f"Serve it: qwen3-triton serve --model-dir {wanted.folder}")
+
+
+@model.command()
+@click.argument("target", metavar="URL|PATH")
+@click.option(
+    "--card",
+    type=click.Choice(CARDS, case_sensitive=False),
+    help="Compare with the golden values of this model; default: by the model's name and size.",
+)
+@click.option(
+    "--api-key",
+    envvar="QWEN3_TRITON_API_KEY",
+    show_envvar=True,
+    help="Key of a gateway that requires one.",
+)
+@click.option(
+    "--timeout",
+    "timeout_seconds",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SECONDS",
+    default=120.0,
+    show_default=True,
+    help="Timeout of each request.",
+)
+@json_option
+def verify(
+    *, target: str, card: str | None, api_key: str | None, timeout_seconds: float, as_json: bool
+) -> None:
+    """Check that a gateway, or the model in a folder, returns correct vectors.
+
+    URL is that of a running gateway. PATH is a folder with model.onnx and tokenizer.json, which is
+    served in this process during the checks. Exits with 0 if no check fails, else with 1; each
+    failure comes with its likely cause and a remedy.
+
+    \b
+    Examples:
+      qwen3-triton model verify http://localhost:8101
+      qwen3-triton model verify ./qwen3-embedding-0.6b
+      qwen3-triton model verify https://embed.example.com --card 4b --json
+    """
+    from .. import verify as verification
+    from ..findings import render_findings, summarize
+    from ..verify.gateway_client import GatewayClient
+
+    with tool_errors(), _served(target) as url:
+        client = GatewayClient(url, api_key=api_key, timeout_seconds=timeout_seconds)
+        with _progress_bar(len(verification.CHECKS)) as advance:
+            result = verification.verify(client, card_name=card, target=target, on_finding=advance)
+    if as_json:
+        print_json(result.document())
+    else:
+        name = f"card {result.card.name}" if result.card else "no card"
+        model_id = result.served.model_id or "a model without a name"
+        click.echo(f"{result.target}: {model_id}, {name}\n")
+        print_lines(render_findings(result.findings))
+        click.echo(f"\n{summarize(result.findings)}")
+    sys.exit(0 if result.ok else 1)
+
+
+def _report_reading(model_path: Path) -> None:
+    size = model_path.stat().st_size
+    if size > LARGE_FILE_BYTES:
+        report_progress(f"Reading {model_path}, {size / 1e9:.1f} GB with its weights.")
+
+
+def _served(target: str) -> AbstractContextManager[str]:
+    """Return the URL to check: the target itself, or that of a gateway for its folder."""
+    if target.startswith(("http://", "https://")):
+        return nullcontext(target)
+    folder = Path(target)
+    if not folder.exists():
+        msg = f"{target!r} is neither a URL (http://…) nor an existing folder."
+        raise click.BadParameter(msg, param_hint="URL|PATH")
+    from ..model.pulling import model_name
+    from ..verify.local_gateway import folder_settings, local_gateway
+
+    return local_gateway(folder_settings(folder, model_id=model_name(folder)))
+
+
+@contextmanager
+def _progress_bar(count: int) -> Generator[Callable[[object], None]]:
+    """Show the number of finished checks on a terminal: a large model takes minutes on a CPU."""
+    if not is_terminal():
+        yield lambda _: None
+        return
+    with click.progressbar(length=count, label="Checking", file=sys.stderr) as bar:
+        yield lambda _: bar.update(1)

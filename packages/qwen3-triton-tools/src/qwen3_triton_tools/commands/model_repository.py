@@ -10,9 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from qwen3_triton_gateway.cli import plain_errors
-
-from .output import json_option, print_json
+from .output import is_terminal, json_option, print_json, tool_errors
 
 if TYPE_CHECKING:
     from ..model.triton_repository import WrittenRepository
@@ -26,37 +24,39 @@ PATH = click.Path(path_type=Path)
 @click.argument("path", type=PATH)
 @click.option("-o", "--out", type=PATH, required=True, help="The model repository to write into.")
 @click.option("--model-name", required=True, help="The model's name in Triton.")
-@click.option("--gpu", type=click.Choice(GPUS), required=True, help="The card it will run on.")
+@click.option(
+    "--gpu", type=click.Choice(GPUS), required=True, help="The GPU that it will run on, or cpu."
+)
 @click.option(
     "--gpu-memory-gib",
     type=click.FloatRange(min=1),
-    help="The card's memory where it is another; a100 means the one with 40.",
+    help="The GPU's memory, if it differs; a100 is the one with 40.",
 )
-@click.option(
-    "--model-size", type=click.Choice(SIZES), help="Only where no config.json tells the shapes."
-)
+@click.option("--model-size", type=click.Choice(SIZES), help="Only needed without a config.json.")
 @click.option(
     "--max-length",
     type=click.IntRange(min=2),
     default=1024,
     show_default=True,
-    help="Tokens of the longest text, as EMBED_MAX_LENGTH.",
+    help="Tokens of the longest text, as in EMBED_MAX_LENGTH.",
 )
 @click.option(
     "--instances",
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Copies of the model on a card.",
+    help="Copies of the model on the GPU.",
 )
 @click.option(
     "--triton-version", default="26.07", show_default=True, help="Release of Triton's image."
 )
 @click.option("--copy/--link", "copy", default=None, help="Default: hard link, else copy.")
-@click.option("--tokenizer-dir", type=PATH, help="Default: NAME-tokenizer beside the repository.")
-@click.option("--no-digest", is_flag=True, help="Leave out the weights' digest: do not read them.")
+@click.option("--tokenizer-dir", type=PATH, help="Default: NAME-tokenizer next to the repository.")
+@click.option("--no-digest", is_flag=True, help="Do not read the weights to compute their digest.")
 @click.option(
-    "--queue-policy", is_flag=True, help="Priorities and limits in Triton too; see the comment."
+    "--queue-policy",
+    is_flag=True,
+    help="Priorities and limits in Triton too; see the comment in the file.",
 )
 @click.option(
     "--backend",
@@ -77,11 +77,12 @@ def repository(
     as_json: bool,
     **flags: Any,
 ) -> None:
-    """Write a Triton model repository: configuration, weights, warm-up, tokenizer beside it.
+    """Write a Triton model repository: configuration, weights, warm-up, and the tokenizer.
 
-    PATH is an ONNX file or a folder with one. Names, types and sizes come from the file; the batch
-    limit and the memory limit from the card and the model. Each setting in the written config.pbtxt
-    has its reason beside it. Weights are hard-linked, or copied to another disk, never symlinked.
+    PATH is an ONNX file or a folder with one. Names, types and sizes come from the file, the batch
+    limit and the memory limit from the GPU and the model. Each setting in config.pbtxt is written
+    with its reason. Weights are hard-linked, or copied to another disk, never symlinked. The
+    tokenizer's folder is next to the repository.
 
     \b
     Examples:
@@ -92,15 +93,12 @@ def repository(
       qwen3-triton model repository ./qwen3-embedding-0.6b -o ./local \\
           --model-name qwen3_embed --gpu cpu --backend python
     """
-    from ..local_triton import LocalTritonError
-    from ..model.errors import ModelToolError
-    from ..model.locate import find_model
+    from ..model.files import find_model
     from ..model.triton_repository import RepositoryOptions, write_triton_repository
-    from ..onnx_file import OnnxFileError
 
     if backend == "python" and flags["gpu"] != "cpu":
-        raise click.UsageError("The local Triton runs on the CPU: give `--gpu cpu`.")
-    with plain_errors(ModelToolError, OnnxFileError, LocalTritonError):
+        raise click.UsageError("The local Triton runs on the CPU: pass `--gpu cpu`.")
+    with tool_errors():
         model_path = find_model(path)
         if backend == "python":
             _write_local(model_path, out, flags, as_json=as_json)
@@ -114,8 +112,8 @@ def repository(
 
 @contextmanager
 def _progress(model_path: Path, *, shown: bool) -> Generator[Callable[[int], object] | None]:
-    """Show how much of the weights was digested, on a terminal only."""
-    if not shown or not sys.stderr.isatty():
+    """Show how much of the weights has been digested, on a terminal only."""
+    if not shown or not is_terminal():
         yield None
         return
     from qwen3_triton_gateway.fingerprint import weight_files
@@ -126,17 +124,17 @@ def _progress(model_path: Path, *, shown: bool) -> Generator[Callable[[int], obj
 
 
 def _write_local(model_path: Path, out: Path, flags: dict[str, Any], *, as_json: bool) -> None:
-    """Write for the local Triton, which reads the ONNX file where it lies."""
+    """Write for the local Triton, which reads the ONNX file in place."""
+    from ..errors import ModelError
     from ..local_triton import write_repository
-    from ..model.errors import ModelToolError
     from ..model.gpu_plan import MAX_CPU_ROWS
 
     if model_path.name != "model.onnx":
         msg = (
-            f"The local Triton serves a folder's `model.onnx`, not {model_path.name}: bring it "
-            "there, for example by `model pool -o FOLDER`."
+            f"The local Triton serves the `model.onnx` of a folder, not {model_path.name}. Put it "
+            "into one, for example with `model pool -o FOLDER`."
         )
-        raise ModelToolError(msg)
+        raise ModelError(msg)
     folder = write_repository(
         model_path.parent,
         out,
@@ -147,7 +145,7 @@ def _write_local(model_path: Path, out: Path, flags: dict[str, Any], *, as_json:
     if as_json:
         print_json({"folder": str(folder), "model": str(model_path), "backend": "python"})
         return
-    click.echo(f"Wrote {folder}, which reads {model_path} where it lies. To run it:")
+    click.echo(f"Wrote {folder}, which reads {model_path} in place. To run it:")
     click.echo(f"  qwen3-triton triton --model-repository {out} --model-name {folder.name}")
 
 
@@ -164,7 +162,7 @@ def _report(written: WrittenRepository, out: Path, name: str, *, as_json: bool) 
                 "reason": plan.reason,
                 "hidden_size": written.inspection.hidden_size,
                 "pooled": written.inspection.is_pooled,
-                "closed_to_triton": written.closed,
+                "closed_to_triton": written.unreadable,
             }
         )
         return
@@ -173,13 +171,13 @@ def _report(written: WrittenRepository, out: Path, name: str, *, as_json: bool) 
     for finding in written.inspection.findings:
         if finding.severity == "warning":
             click.echo(f"  {finding.message} {finding.remedy}")
-    if written.closed:
+    if written.unreadable:
         click.echo(
-            f"  Triton's image runs as uid 1000 and cannot read {', '.join(written.closed)}: "
+            f"  Triton's image runs as uid 1000 and cannot read {', '.join(written.unreadable)}: "
             f"chmod -R a+rX {out}"
         )
     tokenizer = written.tokenizer or "FOLDER_OF_TOKENIZER_JSON"
-    click.echo("Run Triton on it, and the gateway before Triton:")
+    click.echo("To run Triton with it, and the gateway in front of Triton:")
     click.echo(f"  tritonserver --model-repository {out} --disable-auto-complete-config")
     click.echo(f"  qwen3-triton serve --triton-url http://localhost:8000 --triton-model {name} \\")
     click.echo(f"      --tokenizer-path {tokenizer} --max-batch-tokens {plan.batch_tokens}")

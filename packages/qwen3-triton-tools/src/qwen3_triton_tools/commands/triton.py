@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
-from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from qwen3_triton_gateway.cli import plain_errors, read_settings, setting_options
-from qwen3_triton_gateway.errors import StartupError
+from qwen3_triton_gateway.cli import read_settings, setting_options
+
+from .output import report_progress, tool_errors
 
 if TYPE_CHECKING:
     from ..local_triton import LocalTriton
@@ -43,14 +43,14 @@ def _triton_options(command: Command) -> Command:
 @click.option("--model-dir", type=FOLDER, help="Folder with model.onnx; default: the nano model.")
 @click.option("--model-repository", type=FOLDER, help="A complete Triton model repository instead.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind.")
-@click.option("--prepare", is_flag=True, help="Only install what the local Triton needs.")
+@click.option("--prepare", is_flag=True, help="Only install the files of the local Triton.")
 @_triton_options
 def triton(
     *, model_dir: Path | None, model_repository: Path | None, host: str, prepare: bool, **flags: Any
 ) -> None:
     """Run a real Triton Inference Server on this machine, without Docker, in the foreground.
 
-    Linux x86-64. The server's files are installed once into the user's cache folder (or
+    Linux x86-64. The server is installed once into the user's cache folder (or
     QWEN3_TRITON_RUNTIME_DIR). The model runs on the CPU, through ONNX Runtime in Triton's Python
     backend, with the names, shapes and batching of the production server.
 
@@ -62,16 +62,16 @@ def triton(
     """
     from ..local_triton import ensure_runtime, run_foreground, unsupported_reason
 
-    with _plain_errors():
+    with tool_errors():
         if prepare:
             reason = unsupported_reason()
             if reason:
-                click.echo(f"Not installed: {reason}.", err=True)
+                click.echo(f"Not installed. {reason}", err=True)
             else:
-                ensure_runtime(_progress)
+                ensure_runtime(report_progress)
             return
         if model_dir and model_repository:
-            raise click.UsageError("Give --model-dir or --model-repository, not both.")
+            raise click.UsageError("Pass --model-dir or --model-repository, not both.")
         server = _local_triton(model_dir, model_repository, host=host, **flags)
         sys.exit(run_foreground(server, on_ready=_show_addresses))
 
@@ -82,8 +82,9 @@ def triton(
 def up(**flags: Any) -> None:
     """Run a local Triton and the gateway in front of it; one Ctrl-C stops both.
 
-    Takes the flags of `triton` and of `serve`; --model-dir names the model, by default the bundled
-    nano model. Where the local Triton cannot run, the model runs in the gateway's process.
+    Takes the flags of `triton` and of `serve`; --model-dir selects the model; the
+    default is the bundled nano model. If the local Triton cannot run, the model runs in the
+    gateway's process.
 
     \b
     Examples:
@@ -97,13 +98,13 @@ def up(**flags: Any) -> None:
     from ..local_triton import unsupported_reason
 
     triton_flags = {name: flags.pop(name) for name in (*TRITON_FLAGS, "model_name", "threads")}
-    with _plain_errors():
+    with tool_errors():
         settings = read_settings(flags)
         if settings.triton_url:
             raise click.UsageError("`up` starts its own Triton; to use another one, run `serve`.")
         reason = unsupported_reason()
         if reason:
-            click.echo(f"Without a Triton: {reason}.", err=True)
+            click.echo(f"Running without Triton. {reason}", err=True)
             click.echo("The model runs in the gateway's process instead.", err=True)
             run_gateway(settings)
         else:
@@ -131,7 +132,7 @@ def _local_triton(
         model_repository=model_repository,
         model_name=model_name or default_name,
         intra_op_threads=threads,
-        runtime=ensure_runtime(_progress),
+        runtime=ensure_runtime(report_progress),
         **options,
     )
 
@@ -140,13 +141,3 @@ def _show_addresses(triton: LocalTriton) -> None:
     click.echo(f"Triton is serving {triton.model_name}; press Ctrl-C to stop it.", err=True)
     for url in (triton.http_url, triton.grpc_url, triton.metrics_url):
         click.echo(f"  {url}", err=True)
-
-
-def _progress(sentence: str) -> None:
-    click.echo(sentence, err=True)
-
-
-def _plain_errors() -> AbstractContextManager[None]:
-    from ..local_triton import LocalTritonError
-
-    return plain_errors(StartupError, LocalTritonError)

@@ -7,17 +7,17 @@ import re
 from typing import Any
 from urllib.parse import urlsplit
 
-from .checks import Check, absent, failed, ok, skipped, version_tuple, warning
+from ..findings import Finding, failure, ok, skipped, warning
 
-# Below these: 0.8.2 mends a buffer overflow in parallel HNSW builds, 0.8.3 and 0.8.4 corruption
-# by vacuum (pgvector's CHANGELOG).
-LEAST_PGVECTOR = (0, 8, 4)
+# 0.8.2 fixes a buffer overflow in parallel HNSW builds, 0.8.3 and 0.8.4 fix corruption by vacuum
+# (pgvector's CHANGELOG).
+MIN_PGVECTOR = (0, 8, 4)
 CONNECT_SECONDS = 10
-# From about here a sequential scan is felt.
-ROWS_WORTH_AN_INDEX = 50_000
+# From about here on, a sequential scan is noticeable.
+MIN_ROWS_FOR_INDEX = 50_000
 EXTENSIONS = "SELECT extname, extversion FROM pg_extension"
 AVAILABLE = "SELECT default_version FROM pg_available_extensions WHERE name = 'vector'"
-# pgvector keeps the dimensions as the type's modifier, -1 where none are given.
+# pgvector stores the dimensions as the type's modifier, -1 if there are none.
 COLUMNS = """
 SELECT format('%I.%I', n.nspname, c.relname), a.attname, t.typname, a.atttypmod, c.reltuples, c.oid
 FROM pg_attribute a
@@ -36,108 +36,116 @@ JOIN pg_opclass oc ON oc.oid = i.indclass[0]
 WHERE am.amname IN ('hnsw', 'ivfflat')
 ORDER BY 2
 """
-# What PostgreSQL and libpq say, and the way out of it.
-REFUSALS = (
-    (r"password authentication failed|no password supplied", "mend user or password in the URI"),
-    (r"does not exist", "create it: createdb NAME, or name another database or role"),
-    (r"refused|No such file|resolve|timeout|timed out", "start PostgreSQL, or mend host and port"),
+# Errors of PostgreSQL and libpq, and what to do about them.
+CONNECTION_ERRORS = (
+    (r"password authentication failed|no password supplied", "Correct the user or the password."),
+    (r"does not exist", "Create it (createdb NAME), or choose another database or role."),
+    (
+        r"refused|No such file|resolve|timeout|timed out",
+        "Start PostgreSQL, or correct host and port.",
+    ),
 )
 
 
-def check_database(url: str, *, dimensions: int) -> list[Check]:
-    """Connect and look at extensions, vector columns and their indexes."""
+def check_database(url: str, *, dimensions: int) -> list[Finding]:
+    """Check extensions, vector columns and their indexes."""
     try:
         psycopg: Any = importlib.import_module("psycopg")
     except ImportError:
-        seen = "the driver psycopg is not installed beside this command"
-        return [skipped("database", seen, 'pip install "psycopg[binary]"')]
+        message = "the driver psycopg is not installed in this environment"
+        return [skipped("database", message, 'pip install "psycopg[binary]"')]
     try:
         with psycopg.connect(url, connect_timeout=CONNECT_SECONDS) as connection:
             connection.read_only = True
-            return _look(connection, url, dimensions)
+            return _check(connection, url, dimensions)
     except psycopg.Error as error:
-        said = " ".join(str(error).split())[:300]
-        remedy = next((way for pattern, way in REFUSALS if re.search(pattern, said)), "")
-        return [absent("database", f"{shown(url)}: {said}", remedy, named=True)]
+        text = " ".join(str(error).split())[:300]
+        remedies = (remedy for pattern, remedy in CONNECTION_ERRORS if re.search(pattern, text))
+        return [failure("database", f"{_without_user(url)}: {text}", next(remedies, ""))]
 
 
-def shown(url: str) -> str:
-    """Name a database without its user and password."""
+def _without_user(url: str) -> str:
+    """Return host and name of a database, without its user and password."""
     parts = urlsplit(url)
-    if not parts.scheme or "@" in parts.path:  # no URI, or a mistyped one
+    if not parts.scheme or "@" in parts.path:  # not a URI, or a mistyped one
         return "the database"
     return f"{parts.hostname or 'socket'}{parts.path}"
 
 
-def _look(connection: Any, url: str, dimensions: int) -> list[Check]:
+def _check(connection: Any, url: str, dimensions: int) -> list[Finding]:
     server: tuple[str] = connection.execute("SHOW server_version").fetchone()
     extensions: dict[str, str] = dict(connection.execute(EXTENSIONS).fetchall())
-    checks = [ok("database", f"PostgreSQL {server[0]} at {shown(url)}")]
+    findings = [ok("database", f"PostgreSQL {server[0]} at {_without_user(url)}")]
     if "vector" not in extensions:
         available = connection.execute(AVAILABLE).fetchone()
-        return [*checks, _no_pgvector(available[0] if available else None)]
-    checks += [check_pgvector(extensions["vector"]), _pg_search(extensions.get("pg_search"))]
+        return [*findings, _explain_missing_pgvector(available[0] if available else None)]
+    findings += [
+        check_pgvector(extensions["vector"]),
+        _check_pg_search(extensions.get("pg_search")),
+    ]
     columns = connection.execute(COLUMNS).fetchall()
     indexes = connection.execute(INDEXES).fetchall()
     if not columns:
-        return [*checks, skipped("vector columns", "no table has one yet")]
+        return [*findings, skipped("vector columns", "no table has one yet")]
     for table, column, kind, size, rows, relation in columns:
-        checks.append(check_column(f"{table}.{column}", kind, size, dimensions))
-        if rows > ROWS_WORTH_AN_INDEX and all(index[0] != relation for index in indexes):
-            seen = f"about {int(rows)} rows and no index: every query reads them all"
+        findings.append(check_column(f"{table}.{column}", kind, size, dimensions))
+        if rows > MIN_ROWS_FOR_INDEX and all(index[0] != relation for index in indexes):
+            message = f"about {int(rows)} rows and no index: every query scans all of them"
             remedy = f"CREATE INDEX ON {table} USING hnsw ({column} {kind}_cosine_ops)"
-            checks.append(warning(f"index on {table}", seen, remedy))
+            findings.append(warning(f"index on {table}", message, remedy))
     relations = {row[-1] for row in columns}
-    return checks + [check_index(*index[1:]) for index in indexes if index[0] in relations]
+    return findings + [check_index(*index[1:]) for index in indexes if index[0] in relations]
 
 
-def check_pgvector(version: str) -> Check:
-    """Hold pgvector's version against the releases that mend lost or broken rows."""
-    if version_tuple(version) < LEAST_PGVECTOR:
-        wanted = ".".join(map(str, LEAST_PGVECTOR))
-        seen = f"{version}; HNSW indexes can be corrupted before {wanted}"
-        return warning("pgvector", seen, "upgrade it, ALTER EXTENSION vector UPDATE, then REINDEX")
+def check_pgvector(version: str) -> Finding:
+    """Compare pgvector's version with the release that fixes lost and corrupted rows."""
+    if tuple(map(int, re.findall(r"\d+", version)[:3])) < MIN_PGVECTOR:
+        minimum = ".".join(map(str, MIN_PGVECTOR))
+        message = f"{version}; HNSW indexes can be corrupted before {minimum}"
+        remedy = "Upgrade it, then ALTER EXTENSION vector UPDATE, then REINDEX."
+        return warning("pgvector", message, remedy)
     return ok("pgvector", version)
 
 
-def check_column(column: str, kind: str, size: int, dimensions: int) -> Check:
+def check_column(column: str, kind: str, size: int, dimensions: int) -> Finding:
     """Compare a column's dimensions with those of the gateway's vectors."""
     name = f"column {column}"
     if size < 0:
-        seen = f"{kind} of any dimensions, which cannot be indexed"
+        message = f"{kind} of any dimensions, which cannot be indexed"
         remedy = f"ALTER TABLE ... ALTER COLUMN ... TYPE {kind}({dimensions})"
-        return warning(name, seen, remedy)
+        return warning(name, message, remedy)
     if size != dimensions:
-        seen = f"{kind}({size}), and the gateway's vectors have {dimensions} dimensions"
+        message = f"{kind}({size}), but the gateway's vectors have {dimensions} dimensions"
         remedy = (
-            f"ask for `dimensions: {size}` (EMBED_OUTPUT_DIM={size}) if the rows are of the same "
-            f"model, else index into a new {kind}({dimensions}) column"
+            f"Request `dimensions: {size}` (EMBED_OUTPUT_DIM={size}) if the rows are from the same "
+            f"model; else embed into a new {kind}({dimensions}) column."
         )
-        return failed(name, seen, remedy)
+        return failure(name, message, remedy)
     return ok(name, f"{kind}({size})")
 
 
-def check_index(index: str, method: str, operator_class: str, valid: bool) -> Check:
-    """Say whether an index is whole and of the distance that cosine queries use."""
+def check_index(index: str, method: str, operator_class: str, valid: bool) -> Finding:
+    """Check that an index is valid, and that cosine queries can use it."""
     name = f"index {index}"
-    seen = f"{method}, {operator_class}"
+    message = f"{method}, {operator_class}"
     if not valid:
-        return failed(name, f"{seen}: its build broke off", f"REINDEX INDEX CONCURRENTLY {index}")
+        remedy = f"REINDEX INDEX CONCURRENTLY {index}"
+        return failure(name, f"{message}: its build was interrupted", remedy)
     if operator_class.endswith(("_cosine_ops", "_ip_ops")):
-        return ok(name, seen)
-    remedy = "create it with vector_cosine_ops (or halfvec_cosine_ops) and drop this one"
-    return warning(name, f"{seen}: cosine queries (<=>) do not use it", remedy)
+        return ok(name, message)
+    remedy = "Create one with vector_cosine_ops (or halfvec_cosine_ops) and drop this one."
+    return warning(name, f"{message}: cosine queries (<=>) do not use it", remedy)
 
 
-def _no_pgvector(available: str | None) -> Check:
+def _explain_missing_pgvector(available: str | None) -> Finding:
     if available:
-        seen = f"not created in this database; {available} is installed on the server"
-        return failed("pgvector", seen, "CREATE EXTENSION vector")
-    remedy = "install it (postgresql-18-pgvector, or the image pgvector/pgvector or paradedb)"
-    return failed("pgvector", "not installed on the server", remedy)
+        message = f"Not created in this database; {available} is installed on the server."
+        return failure("pgvector", message, "CREATE EXTENSION vector")
+    remedy = "Install it (postgresql-18-pgvector, or the image pgvector/pgvector or paradedb)."
+    return failure("pgvector", "Not installed on the server.", remedy)
 
 
-def _pg_search(version: str | None) -> Check:
+def _check_pg_search(version: str | None) -> Finding:
     if version is None:
-        return skipped("pg_search", "not here; only ParadeDB's BM25 needs it")
+        return skipped("pg_search", "not installed; only ParadeDB's BM25 needs it")
     return ok("pg_search", version)

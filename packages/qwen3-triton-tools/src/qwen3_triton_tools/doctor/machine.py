@@ -1,93 +1,179 @@
-"""The machine: system, memory, disk, clock."""
+"""The machine: system, memory, disk, clock and GPUs, also as its programs report them."""
 
 from __future__ import annotations
 
 import os
 import platform
 import shutil
+import subprocess
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
+from ..findings import Finding, failure, ok, skipped, warning
 from ..local_triton import unsupported_reason
-from .checks import Check, failed, ok, readable_size, skipped, warning
-from .programs import run_program
 
-# What the runbook asks for: model, images and build cache.
-WANTED_DISK_BYTES = 20 * 2**30
-LEAST_DISK_BYTES = 2**30
-LEAST_MEMORY_BYTES = 2 * 2**30
-# Before this program was written; a clock that says so breaks TLS and every log.
+PROGRAM_TIMEOUT_SECONDS = 15.0
+# Recommended by the runbook for model, images and build cache.
+RECOMMENDED_DISK_BYTES = 20 * 2**30
+MIN_DISK_BYTES = 2**30
+MIN_MEMORY_BYTES = 2 * 2**30
+# Before this program was written; a clock in the past breaks TLS and every log.
 FIRST_YEAR = 2025
+GPU_FIELDS = ("name", "memory.total", "memory.used", "driver_version", "compute_cap")
+# Weights beyond this share of a GPU leave no room for activations and the arena.
+MAX_WEIGHT_SHARE = 0.8
+NEARLY_FULL_SHARE = 0.95
 
 
-def check_machine(*, model_bytes: int, folders: dict[str, Path]) -> list[Check]:
-    """Look at the system itself; `folders` are those whose disks matter, by what they hold."""
-    checks = [check_system(), check_local_triton(), check_memory(model_bytes)]
-    checks += [check_disk(what, folder) for what, folder in folders.items()]
-    return [*checks, check_clock()]
+@dataclass(frozen=True, slots=True)
+class ProgramResult:
+    """The exit code and the output of a program."""
+
+    code: int
+    output: str
+    errors: str
+
+    @property
+    def text(self) -> str:
+        """Standard output and standard error."""
+        return f"{self.output}\n{self.errors}".strip()
 
 
-def check_system() -> Check:
-    """Say what runs here."""
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU; `compute_capability` is empty if the driver does not report it."""
+
+    name: str
+    total_bytes: int
+    used_bytes: int
+    driver: str
+    compute_capability: str
+
+
+def run_program(name: str, *arguments: str) -> ProgramResult | None:
+    """Run a program of the search path; None if it is not installed.
+
+    A program that hangs is killed, with the exit code 124 as with `timeout`.
+    """
+    path = shutil.which(name)
+    if path is None:
+        return None
+    try:
+        done = subprocess.run(
+            [path, *arguments],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=PROGRAM_TIMEOUT_SECONDS,
+            # The output is parsed, so it must be in English.
+            env={**os.environ, "LC_ALL": "C"},
+        )
+    except subprocess.TimeoutExpired:
+        message = f"{name} did not answer within {PROGRAM_TIMEOUT_SECONDS:g} s."
+        return ProgramResult(124, "", message)
+    except OSError as error:
+        return ProgramResult(126, "", f"{name} does not start: {error.strerror or error}.")
+    return ProgramResult(done.returncode, done.stdout, done.stderr)
+
+
+def check_machine(*, model_bytes: int, folders: dict[str, Path]) -> list[Finding]:
+    """Check the system itself.
+
+    Args:
+        model_bytes: Size of the model, 0 if unknown.
+        folders: Folders whose disks matter, by what they contain.
+    """
+    findings = [_check_system(), _check_local_triton(), _check_memory(model_bytes)]
+    findings += [_check_disk(content, folder) for content, folder in folders.items()]
+    return [*findings, _check_clock()]
+
+
+def check_gpus(model_bytes: int) -> tuple[list[Finding], bool]:
+    """Check driver and GPUs, and return whether there is a working GPU."""
+    result = _query_gpus(GPU_FIELDS)
+    if result is None:
+        reason = "no nvidia-smi, so no NVIDIA driver; only Triton on a GPU needs one"
+        return [skipped("GPU", reason)], False
+    if result.code and "not a valid field" in result.text:
+        result = _query_gpus(GPU_FIELDS[:-1])
+    assert result is not None
+    gpus = _parse_gpus(result.output)
+    if result.code or not gpus:
+        return [_explain_driver_failure(result.text)], False
+    findings = [ok("NVIDIA driver", gpus[0].driver)]
+    findings += [_check_gpu(index, gpu, model_bytes) for index, gpu in enumerate(gpus)]
+    return findings, True
+
+
+def format_gib(size_bytes: float) -> str:
+    """Format a size in GiB, as memory is sold."""
+    if size_bytes < 2**30:
+        return f"{size_bytes / 2**20:.1f} MiB"
+    return f"{size_bytes / 2**30:.1f} GiB"
+
+
+def _check_system() -> Finding:
     try:
         name = platform.freedesktop_os_release().get("PRETTY_NAME", platform.system())
     except OSError:
         name = platform.system()
     libc = " ".join(platform.libc_ver()).strip() or "unknown C library"
-    seen = f"{name}, {platform.machine()}, {libc}, Python {platform.python_version()}"
-    return ok("system", seen)
+    python = platform.python_version()
+    return ok("system", f"{name}, {platform.machine()}, {libc}, Python {python}")
 
 
-def check_local_triton() -> Check:
-    """Say whether `qwen3-triton triton` runs here, which needs glibc 2.35."""
+def _check_local_triton() -> Finding:
     reason = unsupported_reason()
     if reason:
-        remedy = "the gateway still runs: with a Triton elsewhere, or the model in its own process"
+        remedy = "The gateway still runs, with a Triton elsewhere or the model in its own process."
         return warning("local Triton", reason, remedy)
-    return ok("local Triton", "this machine can run it")
+    return ok("local Triton", "supported on this machine")
 
 
-def check_memory(model_bytes: int) -> Check:
-    """Compare the memory that is available with the model's size."""
+def _check_memory(model_bytes: int) -> Finding:
     available = _available_memory()
     if available is None:
         return skipped("memory", "/proc/meminfo cannot be read here")
-    seen = f"{readable_size(available)} available"
+    message = f"{format_gib(available)} available"
     if model_bytes and available < model_bytes:
-        seen += f", the model has {readable_size(model_bytes)}"
-        return warning("memory", seen, "free memory or take a smaller model, if it runs on the CPU")
-    if available < LEAST_MEMORY_BYTES:
-        return warning("memory", seen, "free some: below 2 GiB the kernel may kill Triton")
-    return ok("memory", seen)
+        message += f", and the model has {format_gib(model_bytes)}"
+        remedy = "If it runs on the CPU, free memory or use a smaller model."
+        return warning("memory", message, remedy)
+    if available < MIN_MEMORY_BYTES:
+        remedy = "Free some: below 2 GiB, the kernel may kill Triton."
+        return warning("memory", message, remedy)
+    return ok("memory", message)
 
 
-def check_disk(what: str, folder: Path) -> Check:
-    """Say how much room is left where a folder lies."""
-    name = f"disk, {what}"
+def _check_disk(content: str, folder: Path) -> Finding:
+    name = f"disk, {content}"
     try:
         free = shutil.disk_usage(folder).free
     except OSError as error:
         return skipped(name, f"{folder}: {error.strerror}")
-    seen = f"{readable_size(free)} free at {folder}"
-    if free < LEAST_DISK_BYTES:
-        return failed(name, seen, "make room: `docker system df` shows what images and caches take")
-    if free < WANTED_DISK_BYTES:
-        remedy = "model, images and cache of the 4B model want about 20 GiB"
-        return warning(name, seen, remedy)
-    return ok(name, seen)
+    message = f"{format_gib(free)} free at {folder}"
+    if free < MIN_DISK_BYTES:
+        remedy = "Free some space: `docker system df` shows what images and caches take."
+        return failure(name, message, remedy)
+    if free < RECOMMENDED_DISK_BYTES:
+        remedy = "Model, images and build cache of the 4B model need about 20 GiB."
+        return warning(name, message, remedy)
+    return ok(name, message)
 
 
-def check_clock() -> Check:
-    """Say whether the clock is plausible and kept."""
+def _check_clock() -> Finding:
     now = time.gmtime()
-    seen = time.strftime("%Y-%m-%dT%H:%M:%SZ", now)
-    remedy = "sudo timedatectl set-ntp true"
+    message = time.strftime("%Y-%m-%dT%H:%M:%SZ", now)
+    remedy = "Run `sudo timedatectl set-ntp true`."
     if now.tm_year < FIRST_YEAR:
-        return failed("clock", seen, remedy)
-    answer = run_program("timedatectl", "show", "--property=NTPSynchronized", "--value")
-    if answer is not None and answer.output.strip() == "no":
-        return warning("clock", f"{seen}, not synchronized", remedy)
-    return ok("clock", seen)
+        return failure("clock", message, remedy)
+    result = run_program("timedatectl", "show", "--property=NTPSynchronized", "--value")
+    if result is not None and result.output.strip() == "no":
+        return warning("clock", f"{message}, not synchronized", remedy)
+    return ok("clock", message)
 
 
 def _available_memory() -> int | None:
@@ -99,3 +185,50 @@ def _available_memory() -> int | None:
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _query_gpus(fields: tuple[str, ...]) -> ProgramResult | None:
+    query = f"--query-gpu={','.join(fields)}"
+    return run_program("nvidia-smi", query, "--format=csv,noheader,nounits")
+
+
+def _parse_gpus(output: str) -> list[Gpu]:
+    """Parse the lines of `nvidia-smi --query-gpu`, with memory in MiB."""
+    gpus: list[Gpu] = []
+    for line in output.splitlines():
+        cells = [cell.strip() for cell in line.split(",")]
+        if len(cells) < len(GPU_FIELDS) - 1 or not cells[1].isdigit():
+            continue
+        used = int(cells[2]) if cells[2].isdigit() else 0
+        capability = cells[4] if len(cells) == len(GPU_FIELDS) else ""
+        gpus.append(Gpu(cells[0], int(cells[1]) * 2**20, used * 2**20, cells[3], capability))
+    return gpus
+
+
+def _check_gpu(index: int, gpu: Gpu, model_bytes: int) -> Finding:
+    """Compare a GPU's memory with the model's size."""
+    name = f"GPU {index}"
+    message = f"{gpu.name}, {format_gib(gpu.used_bytes)} of {format_gib(gpu.total_bytes)} used"
+    if gpu.compute_capability:
+        message += f", compute capability {gpu.compute_capability}"
+    remedy = (
+        "Lower max_batch_size and EMBED_MAX_BATCH_TOKENS, keep one instance, or serve a smaller "
+        "model; remove unused models from the repository."
+    )
+    if model_bytes > gpu.total_bytes:
+        message += f"; the model alone has {format_gib(model_bytes)}"
+        return failure(name, message, remedy)
+    if model_bytes > MAX_WEIGHT_SHARE * gpu.total_bytes:
+        return warning(name, f"{message}; the model alone has {format_gib(model_bytes)}", remedy)
+    if gpu.used_bytes > NEARLY_FULL_SHARE * gpu.total_bytes:
+        return warning(name, f"{message}: memory is nearly full", remedy)
+    return ok(name, message)
+
+
+def _explain_driver_failure(text: str) -> Finding:
+    message = " ".join(text.split())[:200] or "nvidia-smi lists no GPU."
+    if "version mismatch" in text:
+        remedy = "The driver was updated while it was in use: sudo reboot"
+        return failure("NVIDIA driver", message, remedy)
+    remedy = "sudo ubuntu-drivers install && sudo reboot; then nvidia-smi must list the GPU."
+    return failure("NVIDIA driver", message, remedy)

@@ -1,143 +1,283 @@
-"""The files of a model: real, complete, readable for Triton, and with a tokenizer."""
+"""The files of a model, as `model inspect` judges them, and a Triton model repository."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
-from qwen3_triton_gateway.errors import StartupError
-from qwen3_triton_gateway.tokenization import END_TOKEN, TextTokenizer
+from google.protobuf import text_format
+from tritonclient.grpc import model_config_pb2
 
-from ..local_triton import LocalTritonError, find_onnx_file
-from ..model.external_data import list_external_files
-from ..model.rights import TRITON_USER, is_readable_for_triton
-from ..onnx_file import OnnxFileError, OnnxSignature, read_model
-from .checks import Check, failed, ok, readable_size, skipped, warning
+from ..errors import ModelError
+from ..findings import Finding, failure, ok, skipped, warning
+from ..model.files import TRITON_USER, find_model, is_readable_by_triton
+from ..model.inspection import Inspection, inspect_model
+from ..model.tokenizer_file import inspect_tokenizer
+from ..onnx_model import OnnxModel, TensorInfo
 
-LFS_POINTER = b"version https://git-lfs"
-LFS_REMEDY = "git lfs install && git lfs pull in the clone, or `qwen3-triton model pull`"
-MAX_LENGTH = 32
-MANY_NAMES = 4
+CONFIG = "config.pbtxt"
+CONFIG_REMEDY = "Write the values of the ONNX file into config.pbtxt, then restart Triton."
+# Optional in protobuf's own types, and absent from its stubs.
+pb: Any = model_config_pb2
 
 
-def check_model_dir(model_dir: Path) -> list[Check]:
-    """Look at a folder with `model.onnx`, as `--model-dir` names it."""
-    if not model_dir.is_dir():
-        return [failed("model folder", f"{model_dir} does not exist", "name the right folder")]
+@dataclass(slots=True)
+class ModelFilesReport:
+    """Findings, and the models that could be read."""
+
+    findings: list[Finding] = field(default_factory=list[Finding])
+    inspections: list[Inspection] = field(default_factory=list[Inspection])
+
+    @property
+    def model_bytes(self) -> int:
+        """Size of the largest model with its weights, 0 if there is none."""
+        return max((inspection.size_bytes for inspection in self.inspections), default=0)
+
+
+def check_model_files(
+    model_dir: Path | None,
+    repository: Path | None,
+    *,
+    model_name: str,
+    is_model_explicit: bool,
+    tokenizer_path: Path | None,
+) -> ModelFilesReport:
+    """Check folder, repository and tokenizer, as far as this user may read them."""
+    report = ModelFilesReport()
     try:
-        onnx_file = find_onnx_file(model_dir)
-    except LocalTritonError as error:
-        held = ", ".join(sorted(path.name for path in model_dir.iterdir())[:8]) or "nothing"
-        remedy = "fetch the export again (`qwen3-triton model pull`), or name its folder"
-        return [failed("model.onnx", f"{error}; it holds {held}", remedy)]
-    return check_onnx_file(onnx_file, served=False)[0]
+        if model_dir:
+            _check_model_dir(model_dir, report)
+        if repository:
+            _check_repository(repository, model_name, report, is_model_explicit=is_model_explicit)
+        if not report.findings:
+            remedy = "Check one with --model-dir DIR or --model-repository DIR."
+            report.findings.append(skipped("model", "no folder to check", remedy))
+        report.findings += _check_tokenizer(tokenizer_path or model_dir, report)
+    except OSError as error:
+        message = f"{error.filename}: {error.strerror} (for this user)."
+        remedy = 'sudo chown -R "$USER":"$USER" on the folder, or run this command with sudo'
+        report.findings = [failure("file permissions", message, remedy)]
+    return report
 
 
-def check_onnx_file(onnx_file: Path, *, served: bool) -> tuple[list[Check], OnnxSignature | None]:
-    """Look at an ONNX file and its external data; `served` says that Triton has to load it.
-
-    Gives the signature too, where the file could be read.
-    """
-    if is_lfs_pointer(onnx_file):
-        seen = f"{onnx_file} is a Git LFS pointer of {onnx_file.stat().st_size} bytes, no model"
-        return [failed("model.onnx", seen, LFS_REMEDY)], None
-    try:
-        model = read_model(onnx_file)
-    except OnnxFileError as error:
-        remedy = "fetch it again: `git lfs pull`, or `qwen3-triton model pull`"
-        return [failed("model.onnx", str(error), remedy)], None
-    signature, beside = model.signature, list_external_files(model)
-    files = [onnx_file, *(onnx_file.parent / file.location for file in beside)]
-    checks = [ok("model.onnx", f"{onnx_file}, {_interface(signature)}")]
-    checks += [
-        check_external_file(onnx_file.parent / file.location, file.needed_bytes, served=served)
-        for file in beside
-    ]
-    there = [path for path in files if path.exists()]
-    checks.append(check_readable(there, _user_id(), served=served))
-    return checks, signature
-
-
-def check_external_file(path: Path, needed_bytes: int, *, served: bool) -> Check:
-    """Say whether a file with weights is there, whole and real."""
-    name = f"weights {path.name}"
-    copy = f"copy it beside model.onnx: cp -L SOURCE/{path.name} {path.parent}/"
-    if path.is_symlink():
-        if not path.exists():
-            return failed(name, f"{path} is a symbolic link to nothing", copy)
-        seen = f"{path} is a symbolic link, which ONNX Runtime 1.24 (Triton 26.02-26.06) refuses"
-        remedy = f"put a real file or a hard link in its place: cp -L or cp -l ({path.name})"
-        return failed(name, seen, remedy) if served else warning(name, seen, remedy)
-    if not path.is_file():
-        return failed(name, f"{path} is missing: model.onnx keeps its weights there", copy)
-    if is_lfs_pointer(path):
-        return failed(name, f"{path} is a Git LFS pointer, no weights", LFS_REMEDY)
-    size = path.stat().st_size
-    if size < needed_bytes:
-        seen = f"{path} is incomplete: {size} bytes of at least {needed_bytes}"
-        return failed(name, seen, "fetch it again; the download broke off")
-    return ok(name, f"{readable_size(size)}, complete")
-
-
-def check_readable(files: list[Path], user_id: int, *, served: bool) -> Check:
-    """Say whether Triton's user can read the files, and whether `user_id` may change them."""
-    name = "file rights"
+def check_permissions(files: Sequence[Path], user_id: int, *, is_served: bool) -> Finding:
+    """Check that Triton's user can read the files, and that `user_id` may change them."""
+    name = "file permissions"
     folder = files[0].parent
-    closed = [path.name for path in files if not is_readable_for_triton(path)]
+    unreadable = [path.name for path in files if not is_readable_by_triton(path)]
     remedy = f'sudo chown -R "$USER":"$USER" {folder} && chmod -R a+rX {folder}'
-    if closed:
-        seen = f"Triton's user (uid {TRITON_USER}) cannot read {', '.join(closed)} in {folder}"
-        return failed(name, seen, remedy) if served else warning(name, seen, remedy)
+    if unreadable:
+        names = ", ".join(unreadable)
+        message = f"Triton's user (uid {TRITON_USER}) cannot read {names} in {folder}."
+        return (failure if is_served else warning)(name, message, remedy)
     if user_id != 0 and any(path.stat().st_uid == 0 for path in files):
-        seen = f"files in {folder} belong to root, so that you cannot change them"
-        return warning(name, seen, remedy)
+        message = f"Files in {folder} belong to root, so you cannot change them."
+        return warning(name, message, remedy)
     return ok(name, f"readable for Triton's user (uid {TRITON_USER})")
 
 
-def check_tokenizer(path: Path | None) -> Check:
-    """Load a tokenizer as the gateway does, and look for the end token."""
-    name = "tokenizer"
+def _check_model_dir(model_dir: Path, report: ModelFilesReport) -> None:
+    if not model_dir.is_dir():
+        remedy = "Correct the path of the folder."
+        report.findings.append(failure("model folder", f"{model_dir} does not exist.", remedy))
+        return
+    try:
+        model_path = find_model(model_dir)
+    except ModelError as error:
+        report.findings.append(failure("model.onnx", str(error)))
+        return
+    _check_model(model_path, report, is_served=False)
+
+
+def _check_model(
+    model_path: Path, report: ModelFilesReport, *, is_served: bool
+) -> Inspection | None:
+    """Add what `model inspect` finds; `is_served` means that Triton has to load these files."""
+    try:
+        inspection = inspect_model(model_path)
+    except ModelError as error:
+        report.findings.append(failure(model_path.name, str(error)))
+        return None
+    report.inspections.append(inspection)
+    for finding in inspection.findings:
+        # The tokenizer is checked on its own: in a repository it is in another folder.
+        if finding.name == "tokenizer" or finding.severity == "note":
+            continue
+        if is_served and finding.severity == "warning" and finding.name.startswith("weights "):
+            finding = failure(finding.name, finding.message, finding.remedy)  # noqa: PLW2901
+        report.findings.append(finding)
+    external = (model_path.parent / file.location for file in inspection.external_files)
+    files = [path for path in (model_path, *external) if path.exists()]
+    user_id = os.geteuid() if hasattr(os, "geteuid") else 0
+    report.findings.append(check_permissions(files, user_id, is_served=is_served))
+    return inspection
+
+
+def _check_tokenizer(path: Path | None, report: ModelFilesReport) -> list[Finding]:
     if path is None:
-        reason = "no --tokenizer-path, TOKENIZER_PATH or --model-dir"
-        return skipped(name, reason)
+        return [skipped("tokenizer", "no --tokenizer-path, TOKENIZER_PATH or --model-dir")]
     file = path / "tokenizer.json" if path.is_dir() else path
-    if file.is_file() and is_lfs_pointer(file):
-        return failed(name, f"{file} is a Git LFS pointer, no tokenizer", LFS_REMEDY)
-    try:
-        tokenizer = TextTokenizer(path, max_length=MAX_LENGTH)
-    except StartupError as error:
-        remedy = "fetch tokenizer.json of the model's own repository and name its folder"
-        return failed(name, error.message, remedy)
-    own = "the file appends it" if tokenizer.appends_end_token else "the gateway appends it"
-    return ok(name, f"{file}, end token {END_TOKEN} ({own})")
+    if not file.is_file():
+        remedy = "Fetch the tokenizer.json of the model, and pass its folder."
+        return [failure("tokenizer", f"No tokenizer at {file}.", remedy)]
+    rows = report.inspections[0].embedding_rows if report.inspections else None
+    _, findings = inspect_tokenizer(file, rows)
+    return [finding for finding in findings if finding.severity != "note"]
 
 
-def is_lfs_pointer(path: Path) -> bool:
-    """Say whether a file is the text that Git LFS leaves in place of the real one."""
+def _check_repository(
+    repository: Path, model_name: str, report: ModelFilesReport, *, is_model_explicit: bool
+) -> None:
+    """Check one model of a repository, or all of them if it does not have that one."""
+    name = "model repository"
+    if not repository.is_dir():
+        remedy = "Pass the folder with the model folders."
+        report.findings.append(failure(name, f"{repository} does not exist.", remedy))
+        return
+    folders = sorted(path for path in repository.iterdir() if path.is_dir())
+    if not folders:
+        remedy = "Write one with `qwen3-triton model repository`."
+        report.findings.append(failure(name, f"{repository} has no model folder.", remedy))
+        return
+    chosen = [folder for folder in folders if folder.name == model_name]
+    if not chosen and is_model_explicit:
+        names = ", ".join(folder.name for folder in folders)
+        message = f"{repository} has no model {model_name!r}. Its models: {names}."
+        remedy = "Set TRITON_MODEL to the name of a folder, or rename the folder and its config."
+        report.findings.append(failure(name, message, remedy))
+    for folder in chosen or folders:
+        _check_model_folder(folder, report)
+
+
+def _check_model_folder(folder: Path, report: ModelFilesReport) -> None:
+    """Check `<repository>/<model>`: version folder, ONNX file and configuration."""
+    versions = sorted(
+        (path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()),
+        key=lambda path: int(path.name),
+    )
+    if not versions:
+        message = f"{folder} has no version folder."
+        remedy = f"Move model.onnx and its weights to {folder}/1/."
+        report.findings.append(failure(folder.name, message, remedy))
+        return
+    config, findings = _read_config(folder)
+    model_path = _find_served_model(versions[-1], config)
+    if model_path is None:
+        message = f"{versions[-1]} has no model.onnx."
+        remedy = "Copy model.onnx and model.onnx_data to it."
+        report.findings += [*findings, failure(folder.name, message, remedy)]
+        return
+    # The Python backend's model is loaded by the local Triton, which runs as its user.
+    is_local = config is not None and config.backend == "python"
+    inspection = _check_model(model_path, report, is_served=not is_local)
+    report.findings += findings
+    if inspection is not None and config is not None:
+        report.findings += _compare_config(folder, config, inspection.model)
+
+
+def _read_config(folder: Path) -> tuple[Any | None, list[Finding]]:
+    """Parse a model's config.pbtxt."""
+    file = folder / CONFIG
+    name = f"{folder.name}/{CONFIG}"
     try:
-        with path.open("rb") as file:
-            return file.read(len(LFS_POINTER)) == LFS_POINTER
-    except OSError:
+        config = text_format.Parse(file.read_text(), pb.ModelConfig())
+    except FileNotFoundError:
+        message = f"{file} is missing; Triton then guesses it (max_batch_size 4)."
+        return None, [warning(name, message, "`qwen3-triton model repository` writes it.")]
+    except (OSError, UnicodeDecodeError, text_format.ParseError) as error:
+        message = f"{file} is not a valid model configuration: {error}"
+        return None, [failure(name, message, "Correct it at that line and column.")]
+    findings: list[Finding] = []
+    if config.name not in ("", folder.name):
+        message = f"{file} has the name {config.name!r}, its folder is {folder.name!r}."
+        findings.append(failure(name, message, "Make them equal, or Triton refuses the model."))
+    return config, findings
+
+
+def _compare_config(folder: Path, config: Any, model: OnnxModel) -> list[Finding]:
+    """Compare a configuration with the ONNX file, and check for harmful settings."""
+    name = f"{folder.name}/{CONFIG}"
+    is_batched = config.max_batch_size > 0
+    problems = _compare_tensors("input", config.input, model.inputs, is_batched=is_batched)
+    problems += _compare_tensors("output", config.output, model.outputs, is_batched=is_batched)
+    listed = {entry.name for entry in config.input}
+    problems += [
+        f"Input `{tensor.name}` of the ONNX file is missing in config.pbtxt."
+        for tensor in model.inputs
+        if tensor.name not in listed
+    ]
+    findings = [failure(name, problem, CONFIG_REMEDY) for problem in problems]
+    findings += [warning(name, message, remedy) for message, remedy in _harmful_settings(config)]
+    if not findings:
+        size = f"max_batch_size {config.max_batch_size}"
+        message = f"{folder.name}: names, types and dims match the ONNX file, {size}"
+        findings.append(ok(name, message))
+    return findings
+
+
+def _compare_tensors(
+    role: str, configured: Sequence[Any], tensors: Sequence[TensorInfo], *, is_batched: bool
+) -> list[str]:
+    by_name = {tensor.name: tensor for tensor in tensors}
+    problems: list[str] = []
+    for entry in configured:
+        label = f"{role.capitalize()} `{entry.name}`"
+        tensor = by_name.get(entry.name)
+        if tensor is None:
+            names = ", ".join(by_name) or "none"
+            problems.append(f"{label} is not in the ONNX file; its {role}s: {names}.")
+            continue
+        config_type = pb.DataType.Name(entry.data_type)
+        file_type = tensor.dtype.triton or tensor.dtype.name
+        if config_type != file_type:
+            problems.append(
+                f"{label} is {config_type} in config.pbtxt and {file_type} in the ONNX file."
+            )
+        dims = list(entry.dims)
+        expected = list((tensor.shape or ())[1 if is_batched else 0 :])
+        if tensor.shape is not None and not _dims_match(dims, expected):
+            batch = "without the batch" if is_batched else "with the batch (max_batch_size is 0)"
+            problems.append(
+                f"{label} has dims {dims} in config.pbtxt and {expected} in the ONNX file, {batch}."
+            )
+    return problems
+
+
+def _dims_match(dims: list[int], expected: list[int]) -> bool:
+    if len(dims) != len(expected):
         return False
+    return all(a == b or -1 in (a, b) for a, b in zip(dims, expected, strict=True))
 
 
-def model_size(onnx_file: Path) -> int:
-    """Add up the bytes of an ONNX file and of what lies beside it; 0 where it cannot be read."""
-    try:
-        beside = list_external_files(read_model(onnx_file))
-        return onnx_file.stat().st_size + sum(file.size_bytes or 0 for file in beside)
-    except (OSError, OnnxFileError):
-        return 0
+def _harmful_settings(config: Any) -> list[tuple[str, str]]:
+    problems: list[tuple[str, str]] = []
+    if config.max_batch_size == 0:
+        message = "max_batch_size is 0, so Triton merges no requests."
+        problems.append((message, "Set it to 8 or more, and remove the batch from all dims."))
+    sizes = list(config.dynamic_batching.preferred_batch_size)
+    if sizes:
+        message = (
+            f"preferred_batch_size {sizes} splits the queue, and a size of 1 cancels the delay."
+        )
+        problems.append((message, "Use `dynamic_batching { }`: the gateway forms the batches."))
+    kinds = {group.kind for group in config.instance_group}
+    if pb.ModelInstanceGroup.KIND_CPU in kinds and config.backend != "python":
+        message = "instance_group is KIND_CPU, so the model runs on the CPU."
+        problems.append((message, "Use KIND_GPU, if this machine has a GPU."))
+    instances = sum(max(group.count, 1) for group in config.instance_group)
+    if instances > 1 and config.backend != "python":
+        message = f"{instances} instances hold {instances} copies of the weights."
+        problems.append((message, "Keep `count: 1` for the 4B and 8B models."))
+    return problems
 
 
-def _user_id() -> int:
-    """Give this user's id; where there is none, as on Windows, nothing belongs to another."""
-    return os.geteuid() if hasattr(os, "geteuid") else 0
-
-
-def _interface(signature: OnnxSignature) -> str:
-    inputs = [tensor.name for tensor in signature.inputs]
-    shown = ", ".join(inputs[:MANY_NAMES])
-    if len(inputs) > MANY_NAMES:
-        shown += f" and {len(inputs) - MANY_NAMES} more"
-    return f"{shown} -> {', '.join(tensor.name for tensor in signature.outputs)}"
+def _find_served_model(version: Path, config: Any | None) -> Path | None:
+    candidates = [version / "model.onnx", version / "model.onnx" / "model.onnx"]
+    if config is not None and "onnx_path" in config.parameters:
+        candidates.insert(0, Path(config.parameters["onnx_path"].string_value))
+    if config is not None and config.default_model_filename:
+        candidates.insert(0, version / config.default_model_filename)
+    return next((path for path in candidates if path.is_file()), None)

@@ -1,9 +1,12 @@
-"""A running Triton: version, models, interface, and a batch through the model."""
+"""A running Triton: version, models, interface, a batch through the model, and its ports."""
 
 from __future__ import annotations
 
 import asyncio
 import re
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, cast
 
 import numpy as np
 
@@ -12,165 +15,306 @@ from qwen3_triton_gateway.backends.triton import TritonAddress, TritonBackend
 from qwen3_triton_gateway.errors import EmbeddingServerError, StartupError
 from qwen3_triton_gateway.tensors import HiddenStates, PooledStates, TokenBatch
 
-from ..plain_http import UnreachableError, ask, host_and_port, is_local
-from .checks import Check, absent, failed, ok, skipped, warning
-from .known_problems import explain
-from .listening import is_grpc_alive
-from .triton_facts import ModelState, TritonFacts, ask_triton
-from .triton_releases import check_release
+from ..errors import UnreachableError
+from ..findings import Finding, failure, missing, ok, skipped
+from ..http import accepts_connections, host_and_port, is_local, request
+from .error_patterns import find_known_error
+from .machine import run_program
 
-# Any tokens do: the shape and the numbers are looked at, not the meaning. Two rows of unlike
-# lengths, as the gateway pads them.
+# The shape and the numbers are checked, not the meaning, so any tokens will do. Two rows of
+# different lengths, padded as the gateway pads them.
 PROBE = TokenBatch(
     np.array([[1, 2, 3], [1, 0, 0]], dtype=np.int64),
     np.array([[1, 1, 1], [1, 0, 0]], dtype=np.int64),
 )
 START = (
-    "start it (`docker start triton`, or `qwen3-triton triton` without Docker); one that ends "
-    "again at once has a model that does not load: `docker logs -n 300 triton`"
+    "Start it (`docker start triton`, or `qwen3-triton triton` without Docker). If it ends again "
+    "at once, a model does not load: see `docker logs -n 300 triton`."
 )
+PORT_PATHS = {"gateway": "/health", "http": "/v2", "metrics": "/metrics"}
+PORT_MARKS = {"gateway": b"triton_model", "http": b'"triton"', "metrics": b"nv_"}
+PORT_TIMEOUT_SECONDS = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class ModelState:
+    """An entry of the repository index; `reason` says why a model is not ready."""
+
+    name: str
+    version: str
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class ServerState:
+    """What a Triton reports about itself.
+
+    Attributes:
+        version: Empty if the server is not Triton.
+        index: The models; None if the index is closed.
+    """
+
+    version: str
+    is_ready: bool
+    index: tuple[ModelState, ...] | None
 
 
 def check_triton(
     url: str,
     model: str,
     *,
-    named: bool,
-    model_named: bool,
+    is_required: bool,
+    is_model_certain: bool,
     output_dim: int,
     timeout_seconds: float,
-) -> list[Check]:
-    """Look at one Triton and the model that the gateway wants from it."""
+) -> list[Finding]:
+    """Check one Triton and the model that the gateway needs from it."""
     try:
         address = TritonAddress.parse(url)
-        facts = ask_triton(address, timeout_seconds)
+        state = _server_state(address, timeout_seconds)
     except StartupError as error:
-        return [failed("Triton", error.message, "mend TRITON_URL or --triton-url")]
+        return [failure("Triton", error.message, "Correct TRITON_URL or --triton-url.")]
     except UnreachableError as error:
-        return [absent("Triton", str(error), START, named=named)]
-    if not facts.version:
-        seen = f"something answers at {address}, and it is not Triton"
-        remedy = "Triton's HTTP port is 8200 in this stack, 8000 inside its container"
-        return [failed("Triton", seen, remedy)]
-    if not model_named:
-        model = only_model(facts) or model
-    checks = [_liveness(address, facts), check_release(facts.version)]
-    state = check_model_state(model, facts)
-    checks.append(state)
-    if state.outcome != "failed":
-        checks += asyncio.run(_try_model(address, model, output_dim, timeout_seconds))
+        return [missing("Triton", str(error), START, is_required=is_required)]
+    if not state.version:
+        message = f"The server at {address} is not Triton."
+        remedy = "Triton's HTTP port is 8200 in this stack, 8000 inside its container."
+        return [failure("Triton", message, remedy)]
+    if not is_model_certain:
+        model = _only_model(state) or model
+    findings = [_check_readiness(address, state), ok("Triton version", state.version)]
+    findings.append(check_model_state(model, state))
+    if findings[-1].severity != "error":
+        findings += asyncio.run(_try_model(address, model, output_dim, timeout_seconds))
     if not address.scheme.startswith("grpc"):
-        checks.append(_grpc_port(address))
-    return checks
+        findings.append(_check_grpc_port(address))
+    return findings
 
 
-def only_model(facts: TritonFacts) -> str | None:
-    """Name the model of a Triton that has just one; nobody needs to be told which is meant."""
-    names = {entry.name for entry in facts.index or ()}
+def check_model_state(model: str, state: ServerState) -> Finding:
+    """Report whether the model is loaded, or why it is not."""
+    name = f"model {model}"
+    if state.index is None:
+        return skipped(name, "the repository index of this Triton is closed")
+    entries = [entry for entry in state.index if entry.name == model]
+    if not entries:
+        others = ", ".join(sorted({entry.name for entry in state.index})) or "none"
+        remedy = "Set TRITON_MODEL (--triton-model) to one of these, or add the model."
+        return failure(name, f"Triton does not have it. Its models: {others}.", remedy)
+    broken = [entry for entry in entries if entry.state != "READY"]
+    if not broken:
+        return ok(name, f"READY, version {', '.join(entry.version for entry in entries)}")
+    reason = broken[0].reason
+    # The Python backend appends the position in its own files.
+    words = " ".join(re.split(r"\n\s*At:\s*\n", reason)[0].split())[:600]
+    message = f"{broken[0].state or 'not loaded'}: {words or 'Triton reports no reason'}"
+    match = find_known_error(reason)
+    if match is None:
+        remedy = "See `docker logs -n 300 triton`, or check the files with --model-repository DIR."
+        return failure(name, message, remedy)
+    return Finding(name, "error", message, cause=match[1].cause, remedy=match[1].remedy)
+
+
+def check_ports(ports: dict[int, str]) -> list[Finding]:
+    """Report for ports of this machine whether they are free, or which program holds them.
+
+    Args:
+        ports: The service that belongs on each port.
+    """
+    return [_check_port(port, service) for port, service in ports.items()]
+
+
+def _server_state(address: TritonAddress, timeout_seconds: float) -> ServerState:
+    """Request version, readiness and models.
+
+    Raises:
+        UnreachableError: Nothing answers there.
+    """
+    if address.scheme.startswith("grpc"):
+        return _server_state_by_grpc(address, timeout_seconds)
+    url = str(address)
+    metadata = request(f"{url}/v2", timeout_seconds=timeout_seconds).document
+    if "version" not in metadata or "extensions" not in metadata:
+        return ServerState("", is_ready=False, index=None)
+    ready = request(f"{url}/v2/health/ready", timeout_seconds=timeout_seconds)
+    index = request(f"{url}/v2/repository/index", body={}, timeout_seconds=timeout_seconds)
+    return ServerState(
+        str(metadata["version"]),
+        ready.status == HTTPStatus.OK,
+        _parse_index(index.parsed) if index.status == HTTPStatus.OK else None,
+    )
+
+
+def _server_state_by_grpc(address: TritonAddress, timeout_seconds: float) -> ServerState:
+    import tritonclient.grpc as grpc_protocol
+    from tritonclient.utils import InferenceServerException
+
+    client: Any = grpc_protocol.InferenceServerClient(address.netloc, ssl=address.scheme == "grpcs")
+    limit = {"client_timeout": timeout_seconds}
+    try:
+        metadata = client.get_server_metadata(as_json=True, **limit)
+        is_ready = bool(client.is_server_ready(**limit))
+        try:
+            index = client.get_model_repository_index(as_json=True, **limit)
+        except InferenceServerException:
+            return ServerState(metadata.get("version", ""), is_ready, None)
+    except InferenceServerException as error:
+        text = " ".join(str(error).split())
+        match = re.search(r"(?:Failed|failed) to connect[^;\"]*|Deadline Exceeded", text)
+        reason = match[0] if match else text[:120]
+        raise UnreachableError(f"{address.netloc} does not answer gRPC ({reason}).") from None
+    finally:
+        client.close()
+    return ServerState(metadata.get("version", ""), is_ready, _parse_index(index.get("models", [])))
+
+
+def _parse_index(models: object) -> tuple[ModelState, ...] | None:
+    if not isinstance(models, list):
+        return None
+    return tuple(
+        ModelState(
+            str(entry.get("name")),
+            str(entry.get("version", "")),
+            str(entry.get("state", "")),
+            str(entry.get("reason", "")),
+        )
+        for entry in cast("list[dict[str, Any]]", models)
+    )
+
+
+def _only_model(state: ServerState) -> str | None:
+    """Return the model of a Triton that has just one."""
+    names = {entry.name for entry in state.index or ()}
     return names.pop() if len(names) == 1 else None
 
 
-def check_model_state(model: str, facts: TritonFacts) -> Check:
-    """Say whether the model is loaded, and else why it is not."""
-    name = f"model {model}"
-    if facts.index is None:
-        return skipped(name, "this Triton keeps its repository index closed")
-    entries = [entry for entry in facts.index if entry.name == model]
-    if not entries:
-        held = ", ".join(sorted({entry.name for entry in facts.index})) or "none at all"
-        remedy = "set TRITON_MODEL (--triton-model) to one of these, or add the model"
-        return failed(name, f"Triton does not have it; it has: {held}", remedy)
-    broken = [entry for entry in entries if entry.state != "READY"]
-    if not broken:
-        versions = ", ".join(entry.version for entry in entries)
-        return ok(name, f"READY, version {versions}")
-    return _not_loaded(name, broken[0])
-
-
-def _not_loaded(name: str, entry: ModelState) -> Check:
-    # The Python backend adds where in its own files it was.
-    reason = " ".join(re.split(r"\n\s*At:\s*\n", entry.reason)[0].split())[:600]
-    seen = f"{entry.state or 'not loaded'}: {reason or 'Triton gives no reason'}"
-    known = explain(entry.reason)
-    if known is None:
-        return failed(
-            name, seen, "docker logs -n 300 triton; `--model-repository DIR` looks closer"
-        )
-    problem = known[1]
-    return failed(name, f"{problem.cause}. Triton says {seen}", problem.remedy)
-
-
-def _liveness(address: TritonAddress, facts: TritonFacts) -> Check:
-    if facts.ready:
+def _check_readiness(address: TritonAddress, state: ServerState) -> Finding:
+    if state.is_ready:
         return ok("Triton", f"live and ready at {address}")
-    seen = f"live at {address} and not ready: a model is loading or did not load"
-    return failed("Triton", seen, "see the model below; Triton is ready once all its models are")
+    message = f"live at {address}, but not ready: a model is loading or failed to load"
+    return failure("Triton", message, "See the model below; Triton is ready once all models are.")
 
 
 async def _try_model(
     address: TritonAddress, model: str, output_dim: int, timeout_seconds: float
-) -> list[Check]:
+) -> list[Finding]:
     """Do what the gateway does: learn the interface, then run a batch."""
     backend = TritonBackend(str(address), model)
     try:
         spec = await backend.connect()
         answer = await backend.infer(PROBE, timeout_seconds=timeout_seconds, priority=1)
     except StartupError as error:
-        return [failed("interface", error.message, "mend config.pbtxt, or export the model anew")]
+        remedy = "Correct config.pbtxt, or export the model again."
+        return [failure("interface", error.message, remedy)]
     except EmbeddingServerError as error:
-        known = explain(error.message)
-        remedy = known[1].remedy if known else "docker logs -n 300 triton"
-        return [failed("inference", error.message, remedy)]
+        match = find_known_error(error.message)
+        remedy = match[1].remedy if match else "See `docker logs -n 300 triton`."
+        return [failure("inference", error.message, remedy)]
     finally:
         await backend.close()
-    checks = [_interface(spec, output_dim), _numbers(answer)]
+    findings = [_check_interface(spec, output_dim), _check_numbers(answer)]
     if not address.scheme.startswith("grpc") and spec.output.dtype == np.float16:
-        checks.append(_json_float16(str(address), spec, timeout_seconds))
-    return checks
+        findings.append(_check_json_float16(str(address), spec, timeout_seconds))
+    return findings
 
 
-def _interface(spec: ModelSpec, output_dim: int) -> Check:
-    pooled = "pooled in the graph" if spec.pooling == "in_graph" else "pooled by the gateway"
-    seen = (
-        f"`{spec.output.name}` {spec.output.dtype}, hidden size {spec.hidden_size}, {pooled}, "
-        f"batches of up to {spec.max_batch_size}"
+def _check_interface(spec: ModelSpec, output_dim: int) -> Finding:
+    pooling = "in the graph" if spec.pooling == "in_graph" else "by the gateway"
+    message = (
+        f"`{spec.output.name}` {spec.output.dtype}, hidden size {spec.hidden_size}, pooled "
+        f"{pooling}, batches of up to {spec.max_batch_size}"
     )
     if output_dim > spec.hidden_size:
-        seen += f"; EMBED_OUTPUT_DIM is {output_dim}"
-        return failed("interface", seen, "lower EMBED_OUTPUT_DIM, or serve a larger model")
-    return ok("interface", seen)
+        message += f"; EMBED_OUTPUT_DIM is {output_dim}"
+        return failure("interface", message, "Lower EMBED_OUTPUT_DIM, or serve a larger model.")
+    return ok("interface", message)
 
 
-def _numbers(answer: HiddenStates | PooledStates) -> Check:
+def _check_numbers(answer: HiddenStates | PooledStates) -> Finding:
     values = answer.values.astype(np.float32)
     rows = values if isinstance(answer, PooledStates) else values[:, 0]
     if not np.isfinite(rows).all() or not np.linalg.norm(rows, axis=-1).all():
-        seen = "the model answers, with rows that are zero or not finite"
-        remedy = "float16 overflows: set enable_skip_layer_norm_strict_mode, or export in float32"
-        return failed("inference", seen, remedy)
+        message = "The model answers with rows that are zero or not finite."
+        remedy = (
+            "float16 overflows: set enable_skip_layer_norm_strict_mode, or export the model in "
+            "float32."
+        )
+        return failure("inference", message, remedy)
     return ok("inference", "a batch of two runs, all numbers finite")
 
 
-def _json_float16(url: str, spec: ModelSpec, timeout_seconds: float) -> Check:
-    """Ask as somebody with curl would, and hear what Triton says to it."""
+def _check_json_float16(url: str, spec: ModelSpec, timeout_seconds: float) -> Finding:
+    """Send the request that a user of curl would, and explain Triton's answer."""
     name = "float16 over JSON"
     feed = {"datatype": "INT64", "shape": [1, 1], "data": [[1]]}
     body = {
         "inputs": [{"name": each, **feed} for each in spec.inputs],
         "outputs": [{"name": spec.output.name}],
     }
-    reply = ask(f"{url}/v2/models/{spec.name}/infer", body=body, timeout_seconds=timeout_seconds)
-    known = explain(str(reply.document.get("error", "")))
-    if known is None:
+    url = f"{url}/v2/models/{spec.name}/infer"
+    reply = request(url, body=body, timeout_seconds=timeout_seconds)
+    match = find_known_error(str(reply.document.get("error", "")))
+    if match is None:
         return skipped(name, f"a JSON request answers {reply.status}: {reply.excerpt}")
-    line, problem = known
-    return warning(name, f"`{line}`: {problem.cause}; the gateway asks in binary", problem.remedy)
+    line, pattern = match
+    message = f"Triton answers `{line}`; the gateway uses the binary format."
+    return Finding(name, "warning", message, cause=pattern.cause, remedy=pattern.remedy)
 
 
-def _grpc_port(address: TritonAddress) -> Check:
+def _check_grpc_port(address: TritonAddress) -> Finding:
     host, port = host_and_port(str(address))
     netloc = f"{host}:{port + 1}"
     if is_grpc_alive(netloc):
         return ok("gRPC", f"answers at {netloc}")
     where = "here" if is_local(str(address)) else "from here"
     return skipped("gRPC", f"no gRPC at {netloc} {where}; only a grpc:// TRITON_URL needs it")
+
+
+def _check_port(port: int, service: str) -> Finding:
+    name = f"port {port}"
+    title = "the gateway" if service == "gateway" else f"Triton's {service} service"
+    if not accepts_connections("127.0.0.1", port):
+        return ok(name, f"free (for {title})")
+    if _is_our_service(port, service):
+        return ok(name, f"used by {title}")
+    message = f"Taken by {_port_holder(port)}, which is not {title}."
+    return failure(name, message, f"Stop it, or choose another port for {title}.")
+
+
+def _is_our_service(port: int, service: str) -> bool:
+    if service == "grpc":
+        return is_grpc_alive(f"127.0.0.1:{port}")
+    url = f"http://127.0.0.1:{port}{PORT_PATHS[service]}"
+    try:
+        return PORT_MARKS[service] in request(url, timeout_seconds=PORT_TIMEOUT_SECONDS).body
+    except UnreachableError:
+        return False
+
+
+def _port_holder(port: int) -> str:
+    """Return the name of the program that listens on a port, as far as this user may know."""
+    unknown = "another program (as root, `ss -ltnp` shows which)"
+    result = run_program("ss", "--no-header", "--listening", "--tcp", "--numeric", "--processes")
+    if result is None:
+        return unknown
+    for line in result.output.splitlines():
+        # State, two queues, then the local address.
+        if f":{port}" in line and re.match(rf"(\S+\s+){{3}}\S*:{port}\s", line):
+            match = re.search(r'\("([^"]+)",pid=(\d+)', line)
+            return f"{match[1]} (process {match[2]})" if match else unknown
+    return unknown
+
+
+def is_grpc_alive(netloc: str, timeout_seconds: float = PORT_TIMEOUT_SECONDS) -> bool:
+    """Return whether a Triton answers gRPC there."""
+    import tritonclient.grpc as grpc_protocol
+    from tritonclient.utils import InferenceServerException
+
+    client: Any = grpc_protocol.InferenceServerClient(netloc)
+    try:
+        return bool(client.is_server_live(client_timeout=timeout_seconds))
+    except InferenceServerException:
+        return False
+    finally:
+        client.close()

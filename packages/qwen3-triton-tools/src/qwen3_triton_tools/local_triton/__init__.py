@@ -5,7 +5,7 @@ any ONNX file, run by Triton's Python backend with ONNX Runtime on the CPU. Name
 batching, priorities, health and errors are those of the production server.
 """
 
-from .errors import (
+from ..errors import (
     LaunchError,
     LocalTritonError,
     ModelFolderError,
@@ -15,9 +15,8 @@ from .errors import (
 )
 from .foreground import run_foreground
 from .launch import DEFAULT_MODEL_NAME, LocalTriton
-from .repository import find_onnx_file, write_repository
-from .runtime import TritonRuntime, default_cache_dir, ensure_runtime
-from .support import unsupported_reason
+from .repository import write_repository
+from .runtime import TritonRuntime, default_cache_dir, ensure_runtime, unsupported_reason
 
 __all__ = [
     "DEFAULT_MODEL_NAME",
@@ -31,7 +30,6 @@ __all__ = [
     "UnsupportedMachineError",
     "default_cache_dir",
     "ensure_runtime",
-    "find_onnx_file",
     "run_foreground",
     "unsupported_reason",
     "write_repository",

@@ -27,13 +27,18 @@ def run_foreground(
     on_ready: Callable[[LocalTriton], None],
     log: BinaryIO | None = None,
 ) -> int:
-    """Start `triton`, call `on_ready` once it is, and stay until it ends or a signal comes.
+    """Start `triton`, and block until it ends or a signal arrives; must run in the main thread.
 
-    Triton's log is forwarded to `log`, standard error by default. Must run in the main thread.
-    Returns 0 after SIGINT or SIGTERM, 1 if Triton ended by itself.
+    Args:
+        triton: The server.
+        on_ready: Called once it is ready.
+        log: Where Triton's log is forwarded to, standard error by default.
+
+    Returns:
+        0 after SIGINT or SIGTERM, 1 if Triton ended on its own.
 
     Raises:
-        LocalTritonError: it did not start, or was not ready in time.
+        LocalTritonError: It did not start, or was not ready in time.
     """
     sink = log or sys.stderr.buffer
     before = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
@@ -45,7 +50,7 @@ def run_foreground(
             triton.wait_ready()
             on_ready(triton)
             status = triton.wait()
-        sink.write(f"Triton ended by itself with status {status}\n".encode())
+        sink.write(f"Triton ended on its own with status {status}.\n".encode())
         return 1
     except _StopRequestedError:
         return 0
@@ -65,7 +70,7 @@ def _request_stop(_number: int, _frame: FrameType | None) -> None:
 @contextmanager
 def _forwarding(triton: LocalTriton, sink: BinaryIO) -> Generator[None]:
     path = triton.log_file
-    # What a log of the caller's already holds is not news.
+    # The caller's log may already have content, which is not forwarded.
     start = path.stat().st_size if path.exists() else 0
     done = threading.Event()
     thread = threading.Thread(target=_forward, args=(path, start, sink, done), daemon=True)

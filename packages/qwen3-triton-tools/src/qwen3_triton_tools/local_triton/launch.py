@@ -8,20 +8,22 @@ import shutil
 import tempfile
 import time
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from pathlib import Path
 from typing import Self
 
-from .command import server_command
-from .errors import LaunchError, ModelFolderError
-from .health import METRICS_PATH, READY_PATH, answers_ok
+from ..errors import LaunchError, ModelFolderError, UnreachableError
+from ..http import request
 from .ports import Ports, choose_ports, is_port_clash
-from .process import TritonProcess
+from .process import TritonProcess, server_command
 from .repository import write_repository
 from .runtime import TritonRuntime, ensure_runtime
 
 DEFAULT_MODEL_NAME = "qwen3-embedding"
 _PORT_ATTEMPTS = 5
 _LAST_SERVICE = b"Started Metrics Service"
+_READY_PATH = "/v2/health/ready"
+_METRICS_PATH = "/metrics"
 # A killed server's sockets close within milliseconds; a busy machine may take longer.
 _RESTART_PATIENCE_SECONDS = 5.0
 
@@ -30,13 +32,20 @@ _RESTART_PATIENCE_SECONDS = 5.0
 class LocalTriton:
     """A Triton server on this machine, for as long as this object or its process lives.
 
-    Serves the ONNX file of `model_dir` under `model_name`, or a whole `model_repository`. A port
-    of 0 becomes a free one at the first start and stays the same at later ones. Ready inside a
-    `with` block; `start`, `wait_ready` and `stop` do the same by hand. It can be started again.
+    It is ready inside a `with` block; `start`, `wait_ready` and `stop` do the same step by step. It
+    can be restarted.
 
-    `intra_op_threads` is ONNX Runtime's, 0 for all cores. `grace_seconds` bounds how long
-    requests and open connections may hold up a stop. Without `log_path` the log is removed by
-    `stop`.
+    Attributes:
+        model_dir: A folder with the ONNX file to serve.
+        model_repository: A complete model repository, in place of `model_dir`.
+        model_name: The name of the model in `model_dir`.
+        host: The address to bind.
+        http_port: 0 chooses a free port at the first start and keeps it; likewise the others.
+        intra_op_threads: Threads of ONNX Runtime, 0 for one per core.
+        grace_seconds: How long requests and open connections may delay a stop.
+        ready_timeout_seconds: How long it may take to become ready.
+        log_path: Where the log is kept; by default it is removed by `stop`.
+        runtime: The installed server; by default it is installed if necessary.
     """
 
     model_dir: Path | None = None
@@ -62,7 +71,7 @@ class LocalTriton:
 
     def __post_init__(self) -> None:
         if (self.model_dir is None) == (self.model_repository is None):
-            raise ValueError("give exactly one of `model_dir` and `model_repository`")
+            raise ValueError("Pass exactly one of `model_dir` and `model_repository`.")
         self._fixed_ports = Ports(self.http_port, self.grpc_port, self.metrics_port)
 
     def __enter__(self) -> Self:
@@ -79,7 +88,7 @@ class LocalTriton:
 
     @property
     def pid(self) -> int:
-        """Process id of tritonserver itself; LaunchError if it was not started."""
+        """Process id of tritonserver; LaunchError if it was not started."""
         return self._started.pid
 
     @property
@@ -95,23 +104,23 @@ class LocalTriton:
     @property
     def metrics_url(self) -> str:
         """Address of the Prometheus metrics; final once the server is ready."""
-        return f"http://{self._reachable_host}:{self._started_ports.metrics}{METRICS_PATH}"
+        return f"http://{self._reachable_host}:{self._started_ports.metrics}{_METRICS_PATH}"
 
     @property
     def log_file(self) -> Path:
-        """Where Triton's own log goes."""
+        """The file with Triton's log."""
         return self.log_path or self._ensure_work_dir() / "triton.log"
 
     def start(self) -> None:
         """Start the server and return at once; `wait_ready` waits for it.
 
         Raises:
-            PortInUseError: a port that the caller gave is taken.
-            LocalTritonError: the runtime, the model folder or an address is not usable.
+            PortInUseError: A port that the caller chose is taken.
+            LocalTritonError: The runtime, the model folder or an address is not usable.
         """
         if self._process is not None:
             if self._process.poll() is None:
-                raise LaunchError(f"Triton is already running as process {self._process.pid}")
+                raise LaunchError(f"Triton is already running as process {self._process.pid}.")
             self._process.stop()
         if self.runtime is None:
             self.runtime = ensure_runtime(lambda _sentence: None)
@@ -125,21 +134,25 @@ class LocalTriton:
             raise
 
     def poll(self) -> int | None:
-        """Return None while the server runs or before it did, else its exit status."""
+        """Return None before and while the server runs, else its exit status."""
         return self._process.poll() if self._process else None
 
     def wait(self, timeout_seconds: float | None = None) -> int:
-        """Wait for the end and return the status, 128 + n for signal n, or raise TimeoutError."""
+        """Wait for its end and return the status: 128 + n for signal n.
+
+        Raises:
+            TimeoutError: It still runs after `timeout_seconds`.
+        """
         return self._started.wait(timeout_seconds)
 
     def wait_ready(self, timeout_seconds: float | None = None) -> None:
         """Wait until the server and all its models are ready, `ready_timeout_seconds` by default.
 
-        A clash over a port that was chosen here is answered with other ports.
+        If another process takes a port that was chosen here, other ports are tried.
 
         Raises:
-            PortInUseError: a port that the caller gave was taken meanwhile.
-            LaunchError: the server ended, or was not ready in time.
+            PortInUseError: Another process took a port that the caller chose.
+            LaunchError: The server ended, or was not ready in time.
         """
         seconds = self.ready_timeout_seconds if timeout_seconds is None else timeout_seconds
         deadline = time.monotonic() + seconds
@@ -157,7 +170,7 @@ class LocalTriton:
         self._fixed_ports = self._started_ports
 
     def stop(self) -> None:
-        """Stop the server, its stubs and its log; do nothing if it is not there."""
+        """Stop the server and its stubs, and remove its log; does nothing if it was not started."""
         if self._process is not None:
             self._process.stop()
             self._process = None
@@ -172,13 +185,13 @@ class LocalTriton:
     @property
     def _started(self) -> TritonProcess:
         if self._process is None:
-            raise LaunchError("Triton was not started")
+            raise LaunchError("Triton was not started.")
         return self._process
 
     @property
     def _started_ports(self) -> Ports:
         if self._ports is None:
-            raise LaunchError("Triton was not started, so it has no address yet")
+            raise LaunchError("Triton was not started, so it has no address yet.")
         return self._ports
 
     def _ensure_work_dir(self) -> Path:
@@ -189,7 +202,7 @@ class LocalTriton:
     def _prepare_repository(self) -> Path:
         if self.model_repository is not None:
             if not self.model_repository.is_dir():
-                raise ModelFolderError(f"there is no model repository at {self.model_repository}")
+                raise ModelFolderError(f"There is no model repository at {self.model_repository}.")
             return self.model_repository.absolute()
         assert self.model_dir is not None
         repository = self._ensure_work_dir() / "repository"
@@ -220,27 +233,34 @@ class LocalTriton:
             log_file=self.log_file,
             shm_prefix=prefix,
             work_dir=self._work_dir,
-            # Triton gets a second more than it was told, then SIGKILL.
+            # SIGKILL comes a second after Triton's own deadline.
             grace_seconds=self.grace_seconds + 1,
         )
 
     def _is_ready(self) -> bool:
-        # Without this line of its log, whoever answers at the port may be another server.
+        # Without this line in its log, it may be another server that answers at the port.
         if self._started.poll() is not None or _LAST_SERVICE not in self._started.log():
             return False
-        host, ports = self._reachable_host, self._started_ports
-        # Triton says that it started its metrics before it tries to, so they are asked as well.
+        # Triton logs that it started its metrics before it tries to, so they are requested too.
         return (
-            answers_ok(host, ports.http, READY_PATH)
-            and answers_ok(host, ports.metrics, METRICS_PATH)
+            answers_ok(self.http_url + _READY_PATH)
+            and answers_ok(self.metrics_url)
             and not is_port_clash(self._started.log_tail(), self._fixed_ports)
         )
 
     def _restart_on_other_ports(self, attempt: int) -> None:
-        """Start again if the server ended because a port of ours was taken meanwhile."""
+        """Restart if the server ended because another process took one of the chosen ports."""
         tail = self._started.log_tail()
         if not is_port_clash(tail, self._fixed_ports):
             raise LaunchError(f"Triton ended with status {self.poll()}.\n{tail}")
         if attempt > _PORT_ATTEMPTS:
-            raise LaunchError(f"no free ports after {_PORT_ATTEMPTS} attempts.\n{tail}")
+            raise LaunchError(f"No free ports after {_PORT_ATTEMPTS} attempts.\n{tail}")
         self.start()
+
+
+def answers_ok(url: str, *, timeout_seconds: float = 1.0) -> bool:
+    """Return whether `GET url` is answered with 200."""
+    try:
+        return request(url, timeout_seconds=timeout_seconds).status == HTTPStatus.OK
+    except UnreachableError:
+        return False

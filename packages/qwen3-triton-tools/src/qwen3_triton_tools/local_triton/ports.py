@@ -9,9 +9,9 @@ import time
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from .errors import LaunchError, PortInUseError
+from ..errors import LaunchError, PortInUseError
 
-# Names that the options of Triton and of `qwen3-triton triton` share.
+# Triton's options, which are also those of `qwen3-triton triton`.
 PORT_OPTIONS = ("http-port", "grpc-port", "metrics-port")
 _POLL_SECONDS = 0.05
 _CLASH = re.compile(r"already in use|Address already|Failed to bind|failed to start \w+ service")
@@ -19,16 +19,16 @@ _CLASH = re.compile(r"already in use|Address already|Failed to bind|failed to st
 
 @dataclass(frozen=True, slots=True)
 class Ports:
-    """TCP ports of one server; 0 stands for any free one."""
+    """The TCP ports of one server; 0 means any free one."""
 
     http: int
     grpc: int
     metrics: int
 
     def __post_init__(self) -> None:
-        given = [port for _, port in self.named() if port]
-        if len(set(given)) != len(given):
-            raise ValueError(f"the three ports must differ, got {given}")
+        chosen = [port for _, port in self.named() if port]
+        if len(set(chosen)) != len(chosen):
+            raise ValueError(f"The three ports must differ, not be {chosen}.")
 
     def named(self) -> tuple[tuple[str, int], ...]:
         """Pair the name of each port's option with the port."""
@@ -36,20 +36,20 @@ class Ports:
 
 
 def choose_ports(host: str, wanted: Ports, *, patience_seconds: float = 0.0) -> Ports:
-    """Check that the `wanted` ports are free on `host`, and put free ones in place of zeros.
+    """Check that the `wanted` ports are free on `host`, and replace zeros by free ports.
 
-    Waits up to `patience_seconds` for each that is taken. Nothing is reserved: another process may
-    take a port before the server does.
+    Waits up to `patience_seconds` for those that are taken. Nothing is reserved: another process
+    may take a port before the server does.
 
     Raises:
-        PortInUseError: a wanted port is taken.
-        LaunchError: a port or the address cannot be had at all.
+        PortInUseError: A wanted port is taken.
+        LaunchError: A port or the address cannot be bound at all.
     """
     deadline = time.monotonic() + patience_seconds
-    with ExitStack() as held:
-        # Held until all are chosen, so that no number is given out twice.
+    with ExitStack() as open_sockets:
+        # Kept open until all are chosen, so that no port is chosen twice.
         chosen = [
-            _listen(held, host, port, purpose, deadline).getsockname()[1]
+            _listen(open_sockets, host, port, purpose, deadline).getsockname()[1]
             for purpose, port in sorted(wanted.named(), key=lambda pair: not pair[1])
         ]
     return _in_order(wanted, chosen)
@@ -60,9 +60,11 @@ def _in_order(wanted: Ports, chosen: list[int]) -> Ports:
     return Ports(*(port or next(free) for _, port in wanted.named()))
 
 
-def _listen(held: ExitStack, host: str, port: int, purpose: str, deadline: float) -> socket.socket:
+def _listen(
+    open_sockets: ExitStack, host: str, port: int, purpose: str, deadline: float
+) -> socket.socket:
     while True:
-        listener = held.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+        listener = open_sockets.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
         try:
             # As Triton does: connections in TIME_WAIT do not count.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -72,7 +74,7 @@ def _listen(held: ExitStack, host: str, port: int, purpose: str, deadline: float
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 reason = error.strerror or error
-                message = f"cannot listen on {host}:{port} (`{purpose}`): {reason}"
+                message = f"Cannot listen on {host}:{port} (`{purpose}`): {reason}."
                 raise LaunchError(message) from error
             if time.monotonic() >= deadline:
                 raise PortInUseError(port, purpose) from error
@@ -80,10 +82,10 @@ def _listen(held: ExitStack, host: str, port: int, purpose: str, deadline: float
 
 
 def is_port_clash(log: str, fixed: Ports) -> bool:
-    """Say whether a server whose `log` this is ended because a port was taken.
+    """Return whether a server ended because a port was taken, judging by its log.
 
     Raises:
-        PortInUseError: it was one of the `fixed` ports.
+        PortInUseError: It was one of the `fixed` ports.
     """
     if not _CLASH.search(log):
         return False

@@ -1,9 +1,9 @@
 # pyright: basic
 """Run one ONNX file with ONNX Runtime inside Triton's Python backend.
 
-This file is copied into a model repository as `1/model.py`; it imports nothing of the gateway's.
-Tensors cross by DLPack: the backend's own numpy conversion reads array headers with the layout
-of numpy 1 and hands out empty arrays under numpy 2.
+This file is copied into a model repository as `1/model.py`, and imports nothing of this project.
+Tensors are exchanged by DLPack: the backend's own numpy conversion reads array headers with the
+layout of numpy 1, and returns empty arrays with numpy 2.
 """
 
 import json
@@ -15,7 +15,7 @@ import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingI
 
 
 class _Exporter:
-    """Let numpy's `from_dlpack` read a backend tensor, whose `__dlpack__` knows no keywords."""
+    """An adapter for numpy's `from_dlpack`: a backend tensor's `__dlpack__` takes no keywords."""
 
     def __init__(self, tensor):
         self._tensor = tensor
@@ -28,7 +28,7 @@ class _Exporter:
 
 
 class TritonPythonModel:
-    """One instance of the model: its own ONNX Runtime session."""
+    """One instance of the model, with an ONNX Runtime session of its own."""
 
     def initialize(self, args):
         """Load the ONNX file that the parameter `onnx_path` names."""
@@ -37,7 +37,7 @@ class TritonPythonModel:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(parameters.get("intra_op_threads", "0"))
         options.inter_op_num_threads = 1
-        # Threads that spin between runs would take the cores from Triton's own sending of answers.
+        # Threads that spin between runs would take the cores that Triton needs to send its answers.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path = os.path.join(args["model_repository"], args["model_version"], "model.onnx")
         self._session = onnxruntime.InferenceSession(
@@ -50,7 +50,7 @@ class TritonPythonModel:
         self._outputs = [entry["name"] for entry in config["output"]]
 
     def execute(self, requests):
-        """Answer `requests` in order; a failed one gets an error of its own."""
+        """Answer `requests` in order; each that fails gets an error of its own."""
         feeds = [self._feed(request) for request in requests]
         groups: dict[tuple, list[int]] = {}
         for index, feed in enumerate(feeds):
@@ -80,7 +80,7 @@ class TritonPythonModel:
         merged = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
         answer = self._run_alone(merged)
         if isinstance(answer, Exception):
-            # One bad request must not fail the others that happened to share its run.
+            # One bad request must not fail the others in its run.
             return [self._run_alone(feed) for feed in feeds]
         first = next(iter(feeds[0]))
         cuts = np.cumsum([len(feed[first]) for feed in feeds])[:-1]

@@ -1,4 +1,4 @@
-"""Write a Triton model repository for a plain folder that holds an ONNX file."""
+"""Write a Triton model repository for a plain folder with an ONNX file."""
 
 from __future__ import annotations
 
@@ -8,26 +8,10 @@ from pathlib import Path
 
 from qwen3_triton_gateway.fingerprint import weights_digest
 
-from ..onnx_file import OnnxFileError, OnnxSignature, TensorSignature, read_signature
-from .errors import ModelFolderError
+from ..errors import ModelError, ModelFolderError
+from ..onnx_model import OnnxModel, TensorInfo, read_model
 
 MODEL_SOURCE = Path(__file__).with_name("python_backend_model.py")
-
-# ONNX TensorProto.DataType -> Triton's DataType, for the types that numpy has as well.
-_TRITON_TYPES = {
-    1: "TYPE_FP32",
-    2: "TYPE_UINT8",
-    3: "TYPE_INT8",
-    4: "TYPE_UINT16",
-    5: "TYPE_INT16",
-    6: "TYPE_INT32",
-    7: "TYPE_INT64",
-    9: "TYPE_BOOL",
-    10: "TYPE_FP16",
-    11: "TYPE_FP64",
-    12: "TYPE_UINT32",
-    13: "TYPE_UINT64",
-}
 
 _CONFIG = """\
 name: {name}
@@ -36,11 +20,11 @@ max_batch_size: {max_batch_size}
 {tensors}
 instance_group [ {{ kind: KIND_CPU count: {instance_count} }} ]
 # Empty on purpose. Priority levels, or a queue policy with a timeout or a size, make Triton miss
-# the wake-up of about every tenth batch and let it lie for half a second, idle.
+# the wake-up of about every tenth batch and leave it idle for half a second.
 dynamic_batching {{ }}
 parameters {{ key: "onnx_path" value {{ string_value: {onnx_path} }} }}
 parameters {{ key: "intra_op_threads" value {{ string_value: "{intra_op_threads}" }} }}
-# Read by the gateway for its fingerprint, which Triton's metadata could not tell.
+# For the gateway's fingerprint; Triton's metadata does not include it.
 parameters {{ key: "weights_digest" value {{ string_value: "{digest}" }} }}
 """
 
@@ -49,13 +33,13 @@ def find_onnx_file(model_dir: Path) -> Path:
     """Find `model.onnx` in `model_dir`, or in its subfolder `onnx`, where the hub keeps it.
 
     Raises:
-        ModelFolderError: neither is there.
+        ModelFolderError: There is neither.
     """
     for candidate in (model_dir / "model.onnx", model_dir / "onnx" / "model.onnx"):
         if candidate.is_file():
-            # Not resolved: external data is looked up beside the name, not beside a link's target.
+            # Not resolved: external weights are next to the link, not next to its target.
             return candidate.absolute()
-    raise ModelFolderError(f"{model_dir} holds neither `model.onnx` nor `onnx/model.onnx`")
+    raise ModelFolderError(f"{model_dir} has neither `model.onnx` nor `onnx/model.onnx`.")
 
 
 def write_repository(
@@ -70,19 +54,19 @@ def write_repository(
     """Write `<repository>/<model_name>` for Triton's Python backend and return that folder.
 
     The ONNX file stays where it is (the model reads it by its absolute path), so gigabytes are
-    neither copied nor linked. `intra_op_threads` 0 means one thread for each core.
+    neither copied nor linked. `intra_op_threads` 0 means one thread per core.
 
     Raises:
-        ModelFolderError: no ONNX file, or a graph that cannot be batched.
-        ValueError: an option is out of its range.
+        ModelFolderError: There is no ONNX file, or its graph cannot be batched.
+        ValueError: An option is out of range.
     """
     _check_options(model_name, max_batch_size, instance_count)
     onnx_file = find_onnx_file(model_dir)
-    signature = _read(onnx_file)
+    model = _read(onnx_file)
     config = _CONFIG.format(
         name=_quote(model_name),
         max_batch_size=max_batch_size,
-        tensors=_tensors(onnx_file, signature),
+        tensors=_tensors(model),
         instance_count=instance_count,
         onnx_path=_quote(str(onnx_file)),
         intra_op_threads=intra_op_threads,
@@ -98,39 +82,40 @@ def write_repository(
 
 def _check_options(model_name: str, max_batch_size: int, instance_count: int) -> None:
     if not model_name or model_name.startswith(".") or "/" in model_name:
-        raise ValueError(f"`model_name` must be a plain folder name, got {model_name!r}")
+        raise ValueError(f"`model_name` must be a plain folder name, not {model_name!r}.")
     if max_batch_size < 1:
-        raise ValueError(f"`max_batch_size` must be at least 1, got {max_batch_size}")
+        raise ValueError(f"`max_batch_size` must be at least 1, not {max_batch_size}.")
     if instance_count < 1:
-        raise ValueError(f"`instance_count` must be at least 1, got {instance_count}")
+        raise ValueError(f"`instance_count` must be at least 1, not {instance_count}.")
 
 
-def _read(onnx_file: Path) -> OnnxSignature:
+def _read(onnx_file: Path) -> OnnxModel:
     try:
-        return read_signature(onnx_file)
-    except OnnxFileError as error:
+        return read_model(onnx_file)
+    except ModelError as error:
         raise ModelFolderError(str(error)) from error
 
 
-def _tensors(onnx_file: Path, signature: OnnxSignature) -> str:
-    if not signature.inputs or not signature.outputs:
-        raise ModelFolderError(f"{onnx_file} has no inputs or no outputs")
-    lines = [_tensor(onnx_file, "input", tensor) for tensor in signature.inputs]
-    lines += [_tensor(onnx_file, "output", tensor) for tensor in signature.outputs]
+def _tensors(model: OnnxModel) -> str:
+    if not model.inputs or not model.outputs:
+        raise ModelFolderError(f"{model.path} has no inputs or no outputs.")
+    lines = [_tensor(model.path, "input", tensor) for tensor in model.inputs]
+    lines += [_tensor(model.path, "output", tensor) for tensor in model.outputs]
     return "\n".join(lines)
 
 
-def _tensor(onnx_file: Path, role: str, tensor: TensorSignature) -> str:
-    data_type = _TRITON_TYPES.get(tensor.element_type)
-    if data_type is None:
+def _tensor(onnx_file: Path, role: str, tensor: TensorInfo) -> str:
+    data_type = tensor.dtype.triton
+    # The model exchanges numpy arrays of numbers, and numpy has no bfloat16.
+    if data_type in (None, "TYPE_BF16", "TYPE_STRING"):
         raise ModelFolderError(
-            f"{onnx_file}: {role} `{tensor.name}` has ONNX element type {tensor.element_type}, "
-            f"allowed are {sorted(_TRITON_TYPES)}"
+            f"{onnx_file}: {role} `{tensor.name}` is {tensor.dtype.name}, which the local Triton "
+            "cannot serve. Export the model in float32 or float16."
         )
     if not tensor.shape or tensor.shape[0] != -1:
         raise ModelFolderError(
             f"{onnx_file}: {role} `{tensor.name}` has shape {tensor.shape}; its first dimension "
-            "must be dynamic (the batch), so export the model with dynamic axes"
+            "must be dynamic (the batch). Export the model with dynamic axes."
         )
     dims = ", ".join(str(size) for size in tensor.shape[1:])
     return f"{role} [ {{ name: {_quote(tensor.name)} data_type: {data_type} dims: [ {dims} ] }} ]"

@@ -1,13 +1,14 @@
-"""Run tritonserver for as long as the process that asked for it lives, and clean up after it.
+"""Run tritonserver for as long as its owner process lives, and clean up after it.
 
-Run as a script, with the standard library alone. A process of its own because only a parent of
-Triton can do all of this when the asking process is killed outright: end Triton, end the backend's
-stubs with it, and remove what they leave in /dev/shm. It also ends a Triton whose stub died: that
-one would go on calling itself ready and fail every request.
+Runs as a script, with the standard library alone. It is a process of its own because only a parent
+of Triton can do all of this when the owner is killed: stop Triton and the backend's stubs, and
+remove what they leave in /dev/shm. It also stops a Triton whose stub died, which would keep
+reporting that it is ready and fail every request.
 
-Arguments: parent's process id, log file, prefix in /dev/shm, folder to remove if the parent is
-gone ("" for none), seconds of grace before SIGKILL, then the command. Prints Triton's process id.
-End of input, or the parent's end, means stop. Exits with Triton's status, 128 + n for signal n.
+Arguments: the owner's process id, the log file, the prefix in /dev/shm, the folder to remove if the
+owner is gone ("" for none), seconds of grace before SIGKILL, then the command. Prints Triton's
+process id. End of input, or the owner's end, means stop. Exits with Triton's status, 128 + n for
+signal n.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def main(arguments: list[str]) -> int:
         target=_stop_with_parent, args=(process.pid, int(parent), float(grace)), daemon=True
     )
     watcher.start()
-    # Not reaped yet, so that the process group's number cannot belong to anyone else.
+    # Not reaped yet, so that the process group's id cannot be reused.
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -64,18 +65,18 @@ def main(arguments: list[str]) -> int:
 
 
 def _die_with_parent() -> None:
-    """Have the kernel end Triton if this supervisor is itself killed outright."""
+    """Have the kernel stop Triton if this supervisor is killed."""
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _stop_with_parent(triton: int, parent: int, grace_seconds: float) -> None:
     dead_before = False
-    # The pipe alone would not do: a forked child of the parent may hold its other end open.
+    # The pipe alone is not enough: a forked child of the owner may keep its other end open.
     while os.getppid() == parent:
         readable, _, _ = select.select([sys.stdin], [], [], _POLL_SECONDS)
         if readable and not os.read(sys.stdin.fileno(), 1):
             break
-        # Twice in a row: Triton leaves a stub unreaped for a moment when it unloads a model.
+        # Twice in a row: Triton briefly leaves a stub unreaped when it unloads a model.
         dead = _has_dead_stub(triton)
         if dead and dead_before:
             break
@@ -87,7 +88,7 @@ def _stop_with_parent(triton: int, parent: int, grace_seconds: float) -> None:
 
 
 def _has_dead_stub(triton: int) -> bool:
-    """Say whether a child of Triton ended; Triton does not wait for its children while it runs."""
+    """Return whether a child of Triton ended; Triton does not reap its children while it runs."""
     with suppress(OSError):
         for children in Path(f"/proc/{triton}/task").glob("*/children"):
             for child in children.read_text().split():
@@ -100,7 +101,7 @@ def _has_dead_stub(triton: int) -> bool:
 def _terminate(triton: int) -> None:
     with suppress(ProcessLookupError):
         os.kill(triton, signal.SIGTERM)
-        # A stopped process would sit on its SIGTERM.
+        # A stopped process would not handle SIGTERM.
         os.kill(triton, signal.SIGCONT)
 
 

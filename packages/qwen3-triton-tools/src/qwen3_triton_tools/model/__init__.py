@@ -1,1 +1,1 @@
-"""From a model of the hub to a folder that Triton serves, and the proof that it serves it right."""
+"""Models on their way to Triton: inspected, fetched, pooled, and laid out as a repository."""

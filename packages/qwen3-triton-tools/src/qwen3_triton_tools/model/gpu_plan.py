@@ -1,21 +1,21 @@
-"""How many rows and how much memory a model gets on a card: pure arithmetic."""
+"""How many rows and how much memory a model gets on a GPU: pure arithmetic."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import ModelToolError
+from ..errors import ModelError
 
 MIB = 1024 * 1024
-# Memory in MiB as `nvidia-smi` shows it; of the A100 the smaller one is meant.
+# Memory in MiB as `nvidia-smi` shows it; the A100 is the one with 40 GB.
 CARDS = {"3090": 24_576, "a10": 23_028, "l4": 23_034, "a100": 40_960, "h100": 81_559}
 # ONNX Runtime's arena may take this much; CUDA's context, cuBLAS and other programs get the rest.
 ARENA_SHARE = 0.9
-# Beyond 64 rows a batch of queries gains nothing: at 76 (RTX 3090) to 295 tokens (H100) the cards
-# stop being bound by reading weights.
+# Beyond 64 rows a batch of queries gains nothing: at 76 (RTX 3090) to 295 tokens (H100), GPUs are
+# no longer bound by reading weights.
 MAX_GPU_ROWS = 64
-# A CPU gains nothing from wider batches than the in-process backend makes.
+# A CPU gains nothing from wider batches than those of the in-process backend.
 MAX_CPU_ROWS = 32
 # Default of EMBED_MAX_BATCH_TOKENS.
 GATEWAY_BATCH_TOKENS = 8192
@@ -28,7 +28,7 @@ MODEL_SIZES = tuple(_MODEL_SIZES)
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """What decides the memory of a batch."""
+    """The sizes that determine the memory of a batch."""
 
     hidden_size: int
     heads: int
@@ -50,9 +50,13 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """Rows of a batch, the arena's limit for an instance, and the tokens that the gateway may send.
+    """How a model uses the memory of a GPU.
 
-    `arena_bytes` is 0 on a CPU.
+    Attributes:
+        max_batch_size: Rows per batch.
+        arena_bytes: Limit of ONNX Runtime's arena per instance; 0 on a CPU.
+        batch_tokens: Padded tokens per batch that the gateway may send.
+        reason: The calculation in words.
     """
 
     max_batch_size: int
@@ -61,7 +65,7 @@ class MemoryPlan:
     reason: str
 
 
-def learn_shape(
+def model_shape(
     config: dict[str, Any],
     *,
     hidden_size: int,
@@ -69,30 +73,30 @@ def learn_shape(
     fused_attention: bool,
     model_size: str | None,
 ) -> ModelShape:
-    """Take the sizes from config.json, else from the family by hidden size or name.
+    """Return the sizes in config.json, else those of the family by hidden size or name.
 
     Raises:
-        ModelToolError: neither tells them, and `model_size` is not given.
+        ModelError: Neither has them, and `model_size` is not given.
     """
     known = _FAMILY.get(_MODEL_SIZES[model_size] if model_size else hidden_size, (0, 0))
     heads = int(config.get("num_attention_heads") or known[0])
     intermediate_size = int(config.get("intermediate_size") or known[1])
     if not heads or not intermediate_size:
         msg = (
-            f"Nothing tells the number of heads of this model (hidden size {hidden_size}): put its "
-            f"config.json beside it, or give `--model-size` ({', '.join(MODEL_SIZES)})."
+            f"The number of attention heads of this model (hidden size {hidden_size}) is unknown. "
+            f"Put its config.json next to it, or pass `--model-size` ({', '.join(MODEL_SIZES)})."
         )
-        raise ModelToolError(msg)
+        raise ModelError(msg)
     return ModelShape(hidden_size, heads, intermediate_size, float_bytes, fused_attention)
 
 
 def plan_gpu(
     shape: ModelShape, *, weight_bytes: int, memory_mib: int, max_length: int, instances: int
 ) -> MemoryPlan:
-    """Divide a card's memory: each instance holds its own copy of the weights.
+    """Divide a GPU's memory; each instance holds its own copy of the weights.
 
     Raises:
-        ModelToolError: the weights, or one text of `max_length` beside them, do not fit.
+        ModelError: The weights, or one text of `max_length` in addition to them, do not fit.
     """
     arena = int(memory_mib * MIB * ARENA_SHARE) // instances
     free = arena - weight_bytes
@@ -102,23 +106,23 @@ def plan_gpu(
         msg = (
             f"{instances} instance(s) with {_gib(weight_bytes)} of weights each leave "
             f"{_gib(max(free, 0))} of {memory_mib / 1024:.0f} GiB, and a text of {max_length} "
-            f"tokens takes about {_gib(per_token * max_length)}: take fewer instances, a shorter "
-            "`--max-length`, a smaller model or a larger card."
+            f"tokens takes about {_gib(per_token * max_length)}. Use fewer instances, a shorter "
+            "`--max-length`, a smaller model or a larger GPU."
         )
-        raise ModelToolError(msg)
+        raise ModelError(msg)
     rows = min(MAX_GPU_ROWS, 1 << (tokens // max_length).bit_length() - 1)
     reason = (
-        f"{_gib(arena)} for each of {instances}, less {_gib(weight_bytes)} of weights, leave "
-        f"{_gib(free)}; a token of a text of {max_length} takes about {per_token // 1024} KiB "
-        f"(estimated), so {tokens:,} tokens fit."
+        f"{_gib(arena)} for each of {instances} instance(s), less {_gib(weight_bytes)} of weights, "
+        f"leave {_gib(free)}; a token of a text of {max_length} takes about "
+        f"{per_token // 1024} KiB (estimated), so {tokens:,} tokens fit."
     )
     batch_tokens = min(GATEWAY_BATCH_TOKENS, max(tokens // _TOKEN_STEP * _TOKEN_STEP, max_length))
     return MemoryPlan(rows, arena, batch_tokens, reason)
 
 
 def plan_cpu() -> MemoryPlan:
-    """Give what the in-process backend takes: a CPU's memory is not the gateway's to divide."""
-    reason = "A CPU gains nothing from wider batches: its cores are full long before."
+    """Return the values of the in-process backend; a CPU's memory is not divided."""
+    reason = "A CPU gains nothing from wider batches: its cores are busy long before."
     return MemoryPlan(MAX_CPU_ROWS, 0, GATEWAY_BATCH_TOKENS, reason)
 
 

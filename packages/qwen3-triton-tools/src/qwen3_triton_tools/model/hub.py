@@ -1,4 +1,4 @@
-"""The Hugging Face hub, through its own library: what a repository holds, and a file of it."""
+"""The Hugging Face hub, through its own library: list a repository, fetch a file."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ModelToolError
-from .manifest import file_sha256
+from ..errors import ModelError
 
 KNOWN_REPOS = (
     "zhiqing/Qwen3-Embedding-0.6B-ONNX",
@@ -29,9 +28,11 @@ MISSING_LIBRARY = (
 
 @dataclass(frozen=True, slots=True)
 class HubFile:
-    """A file of a repository, with the digest that the hub keeps of it.
+    """A file of a repository, with the digest that the hub has for it.
 
-    That is `sha256` of a file in large storage, and git's own `blob_id` of any other.
+    Attributes:
+        sha256: Digest of a file in large storage.
+        blob_id: Git's own digest of any other.
     """
 
     path: str
@@ -39,8 +40,8 @@ class HubFile:
     sha256: str | None
     blob_id: str | None
 
-    def describes(self, path: Path) -> bool:
-        """Say whether a local file is this one, byte for byte."""
+    def matches(self, path: Path) -> bool:
+        """Return whether a local file is this one, byte for byte."""
         if not path.is_file() or path.stat().st_size != self.size_bytes:
             return False
         if self.sha256 is not None:
@@ -64,8 +65,8 @@ def list_repo(repo: str, *, revision: str | None, endpoint: str | None) -> HubRe
     """Ask the hub for a repository's commit and files.
 
     Raises:
-        ModelToolError: the library is missing, the hub cannot be reached, there is no such
-            repository or revision, or it may not be read.
+        ModelError: The library is missing, the hub cannot be reached, or the repository or
+            revision does not exist or may not be read.
     """
     with _hub_errors(repo, revision) as hub:
         api = hub.HfApi(endpoint=endpoint)
@@ -76,20 +77,20 @@ def list_repo(repo: str, *, revision: str | None, endpoint: str | None) -> HubRe
 
 
 def fetch_file(repo: HubRepo, file: HubFile, target: Path, *, endpoint: str | None) -> None:
-    """Fetch one file, from where an interrupted fetch of it ended, and compare its digest.
+    """Fetch one file, resuming an interrupted download of it, and compare its digest.
 
-    The library resumes within a run; its own local folders give an unfinished file up at the end
-    of one, so the bytes are kept here, under a name that holds their digest.
+    The library resumes within a run, but drops an unfinished file at its end; so the bytes are kept
+    here, under a name that contains their digest.
 
     Raises:
-        ModelToolError: it cannot be fetched, or is not the file that the hub's digest names.
+        ModelError: The file cannot be fetched, or its digest is not the hub's.
     """
     partial = partial_path(target, file)
     target.parent.mkdir(parents=True, exist_ok=True)
     if partial.is_file() and partial.stat().st_size > file.size_bytes:
         partial.unlink()
     with _hub_errors(repo.name, repo.commit) as hub, partial.open("ab") as output:
-        # By name, as their types are half known.
+        # Imported by name, since their types are partially unknown.
         download: Any = importlib.import_module("huggingface_hub.file_download")
         utils: Any = importlib.import_module("huggingface_hub.utils")
         url = hub.hf_hub_url(repo.name, file.path, revision=repo.commit, endpoint=endpoint)
@@ -102,21 +103,25 @@ def fetch_file(repo: HubRepo, file: HubFile, target: Path, *, endpoint: str | No
             expected_size=file.size_bytes,
             displayed_filename=file.path,
         )
-    if not file.describes(partial):
+    if not file.matches(partial):
         partial.unlink()
         msg = (
-            f"{file.path} of {repo.name} came with another checksum than the hub names for it, and "
-            "was thrown away. Run the command again; if it stays so, a proxy or mirror changes "
-            "files."
+            f"{file.path} of {repo.name} has another checksum than on the hub, and was deleted. "
+            "Run the command again; if that does not help, a proxy or mirror changes files."
         )
-        raise ModelToolError(msg)
+        raise ModelError(msg)
     partial.replace(target)
 
 
 def partial_path(target: Path, file: HubFile) -> Path:
-    """Name the file that holds what was fetched so far: another content has another name."""
+    """Return where the bytes fetched so far are kept; other content has another name."""
     digest = file.sha256 or file.blob_id or "unknown"
     return target.with_name(f".{target.name}.{digest[:12]}.incomplete")
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _hub_file(sibling: Any) -> HubFile:
@@ -130,7 +135,10 @@ def _hub_file(sibling: Any) -> HubFile:
 
 
 def _git_blob_id(path: Path) -> str:
-    """Digest a file as git names its blob; https://git-scm.com/book/en/v2/Git-Internals-Git-Objects."""
+    """Compute the name of a file's blob in git.
+
+    https://git-scm.com/book/en/v2/Git-Internals-Git-Objects
+    """
     content = path.read_bytes()
     header = b"blob %d\0" % len(content)
     return hashlib.sha1(header + content, usedforsecurity=False).hexdigest()
@@ -138,39 +146,39 @@ def _git_blob_id(path: Path) -> str:
 
 @contextmanager
 def _hub_errors(repo: str, revision: str | None) -> Generator[Any]:
-    """Give the library, and turn its errors into sentences that say what to do."""
+    """Yield the library, and turn its errors into messages that say what to do."""
     try:
         import huggingface_hub as hub
         from huggingface_hub import errors
     except ImportError as error:
-        raise ModelToolError(MISSING_LIBRARY) from error
+        raise ModelError(MISSING_LIBRARY) from error
     try:
         yield hub
     except errors.HFValidationError as error:
-        msg = f"{repo!r} is no name of a repository, as {KNOWN_REPOS[0]} is: {error}"
-        raise ModelToolError(msg) from None
+        msg = f"{repo!r} is not the name of a repository, such as {KNOWN_REPOS[0]}: {error}"
+        raise ModelError(msg) from None
     except errors.GatedRepoError:
         msg = (
-            f"{repo} is gated: accept its terms at https://huggingface.co/{repo}, then log in with "
+            f"{repo} is gated. Accept its terms at https://huggingface.co/{repo}, log in with "
             "`hf auth login` or set HF_TOKEN, and run the command again."
         )
-        raise ModelToolError(msg) from None
+        raise ModelError(msg) from None
     except errors.RevisionNotFoundError:
-        msg = f"{repo} has no revision {revision!r}; leave --revision out to take the newest."
-        raise ModelToolError(msg) from None
+        msg = f"{repo} has no revision {revision!r}. Omit --revision to fetch the newest."
+        raise ModelError(msg) from None
     except errors.RepositoryNotFoundError:
         msg = (
-            f"The hub has no repository {repo}, or does not show it: check the name, or log in "
-            f"with `hf auth login` if it is private. Known: {', '.join(KNOWN_REPOS)}."
+            f"The hub has no repository {repo}, or does not show it. Check the name, or log in "
+            f"with `hf auth login` if it is private. Known exports: {', '.join(KNOWN_REPOS)}."
         )
-        raise ModelToolError(msg) from None
+        raise ModelError(msg) from None
     except (errors.HfHubHTTPError, errors.OfflineModeIsEnabled, OSError) as error:
-        raise ModelToolError(_failure(repo, error)) from None
+        raise ModelError(_failure(repo, error)) from None
     except Exception as error:
-        # The library hands on the errors of its HTTP client, which has changed before.
+        # The library passes on the errors of its HTTP client, which has changed before.
         if not _is_transport_error(error):
             raise
-        raise ModelToolError(_failure(repo, error)) from None
+        raise ModelError(_failure(repo, error)) from None
 
 
 def _is_transport_error(error: Exception) -> bool:
@@ -180,6 +188,6 @@ def _is_transport_error(error: Exception) -> bool:
 def _failure(repo: str, error: Exception) -> str:
     reason = str(error).strip().split("\n")[0] or type(error).__name__
     return (
-        f"Fetching {repo} failed: {reason}. Run the command again to go on where it ended; "
-        "HF_ENDPOINT names another hub, HTTPS_PROXY a proxy."
+        f"Fetching {repo} failed: {reason}. Run the command again to resume where it stopped; "
+        "HF_ENDPOINT selects another hub, HTTPS_PROXY a proxy."
     )

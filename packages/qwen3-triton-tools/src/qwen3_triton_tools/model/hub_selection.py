@@ -1,28 +1,35 @@
-"""Which files of a repository make a folder that the gateway serves."""
+"""Choose the files of a repository that make a folder the gateway can serve."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
-from .errors import ModelToolError
-from .hub import HubFile, HubRepo
+from ..errors import ModelError
+from ..onnx_model import read_model
+from .files import is_inside
+from .hub import HubFile, HubRepo, fetch_file, list_repo
 
 MODEL_FILE = "model.onnx"
-# `model.onnx_data`, `model.onnx_data_1`, `model.onnx.data`: the exporters' names for weights beside
-# a graph. Others are known once the graph is there.
+# `model.onnx_data`, `model.onnx_data_1`, `model.onnx.data`: how exporters name external weights.
+# Other names are known once the graph has been fetched.
 EXTERNAL_DATA = ("_data*", ".data*")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "config.json")
 REQUIRED_TOKENIZER_FILE = "tokenizer.json"
-# What the file without a suffix is called: the export as the weights are.
+# Names for the file without a suffix: the export in the precision of the weights.
 PLAIN_VARIANTS = ("fp32", "float32", "full")
+# A graph with external weights has a few megabytes. One that contains them would have to be fetched
+# completely, which is what `pull` is for.
+MAX_GRAPH_BYTES = 64_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class Selected:
-    """A file of the hub and its place in the folder."""
+    """A file of the hub and its path in the folder."""
 
     file: HubFile
     path: str
@@ -31,13 +38,13 @@ class Selected:
 def select_files(
     repo: HubRepo, *, variant: str | None = None, include: Sequence[str] = ()
 ) -> list[Selected]:
-    """Choose the graph, its weights, the tokenizer, and what `include` matches besides.
+    """Choose the graph, its weights, the tokenizer, and other files that `include` matches.
 
-    The graph becomes `model.onnx`, other files lose their folder, as a graph names its weights
+    The graph becomes `model.onnx`. Other files lose their folder, since a graph names its weights
     relative to itself; included files keep theirs.
 
     Raises:
-        ModelToolError: no graph or several without a choice, or no tokenizer.
+        ModelError: There is no graph, no tokenizer, or several graphs and no variant to choose one.
     """
     graph = _choose_graph(repo, variant)
     chosen = [Selected(graph, MODEL_FILE)]
@@ -62,39 +69,89 @@ def select_weights(repo: HubRepo, graph: HubFile, locations: Sequence[str]) -> l
     """Choose the files that a graph, once read, names as those of its weights.
 
     Raises:
-        ModelToolError: the repository lacks one of them.
+        ModelError: The repository lacks one of them.
     """
     folder = PurePosixPath(graph.path).parent
     chosen: list[Selected] = []
     for location in locations:
         file = repo.find(str(folder / location))
         if file is None:
-            msg = f"{graph.path} of {repo.name} names weights in {location}, which is not there."
-            raise ModelToolError(msg)
+            msg = (
+                f"{graph.path} of {repo.name} has its weights in {location}, which the repository "
+                "lacks."
+            )
+            raise ModelError(msg)
         chosen.append(Selected(file, location))
     _check_paths(repo, chosen)
     return chosen
+
+
+@contextmanager
+def fetched_outline(
+    repo_name: str, *, revision: str | None, variant: str | None, endpoint: str | None
+) -> Generator[Path]:
+    """Fetch graph, tokenizer and configuration into a folder that exists during the block.
+
+    Files of weights have their names and sizes, but no content: enough to inspect the model.
+
+    Raises:
+        ModelError: A file cannot be fetched, or the graph contains its weights.
+    """
+    repo = list_repo(repo_name, revision=revision, endpoint=endpoint)
+    chosen = select_files(repo, variant=variant)
+    graph = chosen[0].file
+    if graph.size_bytes > MAX_GRAPH_BYTES:
+        msg = (
+            f"{graph.path} of {repo.name} contains its weights, {graph.size_bytes / 1e9:.1f} GB. "
+            f"Fetch it with `qwen3-triton model pull {repo.name}`, then inspect the folder."
+        )
+        raise ModelError(msg)
+    with tempfile.TemporaryDirectory(prefix="qwen3-inspect-") as name:
+        folder = Path(name)
+        for selected in chosen:
+            if selected.path in {MODEL_FILE, *TOKENIZER_FILES}:
+                fetch_file(repo, selected.file, folder / selected.path, endpoint=endpoint)
+        for selected in named_weights(repo, chosen, folder):
+            path = folder / selected.path
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as file:
+                file.truncate(selected.file.size_bytes)  # takes no disk space
+        yield folder
+
+
+def named_weights(repo: HubRepo, chosen: Sequence[Selected], folder: Path) -> list[Selected]:
+    """Choose the files of weights that the fetched graph names.
+
+    Raises:
+        ModelError: The graph cannot be read, or the repository lacks one of its files.
+    """
+    graph = chosen[0].file
+    try:
+        locations = read_model(folder / MODEL_FILE).external_locations
+    except ModelError as error:
+        raise ModelError(f"{graph.path} of {repo.name} cannot be served: {error}") from error
+    return select_weights(repo, graph, locations)
 
 
 def _choose_graph(repo: HubRepo, variant: str | None) -> HubFile:
     graphs = [file for file in repo.files if file.path.endswith(".onnx")]
     if not graphs:
         msg = (
-            f"{repo.name} holds no ONNX file. Take a repository of exports, or export it: "
-            "`optimum-cli export onnx --task feature-extraction`."
+            f"{repo.name} has no ONNX file. Choose a repository with an export, or export the "
+            "model with `optimum-cli export onnx --task feature-extraction`."
         )
-        raise ModelToolError(msg)
+        raise ModelError(msg)
     matching = [file for file in graphs if _is_variant(file, variant)]
     if not matching and variant is None and len(graphs) == 1:
         matching = graphs
-    # Where a repository has one at the top and one below onnx/, the top is what it is for.
+    # If a repository has one at the top and one below onnx/, the one at the top is meant.
     matching.sort(key=lambda file: (file.path.count("/"), file.path))
     if matching:
         return matching[0]
     names = ", ".join(sorted(file.path for file in graphs))
-    asked = f"no variant {variant!r}" if variant else f"no {MODEL_FILE}"
-    msg = f"{repo.name} has {asked}. Choose with --variant among: {names}."
-    raise ModelToolError(msg)
+    missing = f"no variant {variant!r}" if variant else f"no {MODEL_FILE}"
+    msg = f"{repo.name} has {missing}. Choose one of these with --variant: {names}."
+    raise ModelError(msg)
 
 
 def _is_variant(file: HubFile, variant: str | None) -> bool:
@@ -105,7 +162,7 @@ def _is_variant(file: HubFile, variant: str | None) -> bool:
 
 
 def _tokenizer_files(repo: HubRepo, graph: HubFile) -> list[Selected]:
-    """Take each from beside the graph, else from the top of the repository."""
+    """Choose each from the graph's folder, else from the top of the repository."""
     folder = PurePosixPath(graph.path).parent
     chosen: list[Selected] = []
     for name in TOKENIZER_FILES:
@@ -114,19 +171,18 @@ def _tokenizer_files(repo: HubRepo, graph: HubFile) -> list[Selected]:
             chosen.append(Selected(file, name))
         elif name == REQUIRED_TOKENIZER_FILE:
             msg = (
-                f"{repo.name} holds no {name}; take a repository with one, or an export that has "
-                "its model's tokenizer beside it."
+                f"{repo.name} has no {name}. Choose a repository with a tokenizer, or an export "
+                "that contains one."
             )
-            raise ModelToolError(msg)
+            raise ModelError(msg)
     return chosen
 
 
 def _check_paths(repo: HubRepo, chosen: Sequence[Selected]) -> None:
     for selected in chosen:
-        path = PurePosixPath(selected.path)
-        if path.is_absolute() or ".." in path.parts:
-            msg = f"{repo.name} names a file outside of its folder: {selected.path!r}."
-            raise ModelToolError(msg)
+        if not is_inside(selected.path):
+            msg = f"{repo.name} refers to a file outside of its folder: {selected.path!r}."
+            raise ModelError(msg)
 
 
 def _name(file: HubFile) -> str:

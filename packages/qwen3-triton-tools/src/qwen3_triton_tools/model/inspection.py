@@ -1,42 +1,57 @@
-"""What an ONNX export is, and what the gateway would do with it, without loading its weights."""
+"""What an ONNX export is, and what the gateway would do with it, without its external weights."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from qwen3_triton_gateway.backends.base import POOLED_RANK, ModelSpec
+from qwen3_triton_gateway.tokenization import END_TOKEN
 
-from ..onnx_file import OnnxModel, TensorSignature, proto, read_model
-from .errors import ModelToolError
-from .external_data import ExternalFile, check_external_files, list_external_files
-from .findings import Finding, has_errors
-from .graph_facts import (
+from ..findings import Finding, has_errors, note, ok, warning
+from ..onnx_model import OnnxModel, TensorInfo, read_model
+from .files import (
+    ExternalFile,
+    check_external_file,
+    find_sibling,
+    format_bytes,
+    list_external_files,
+)
+from .graph import (
     Padding,
     Positions,
+    Precision,
+    check_config,
+    check_interface,
+    check_precision,
+    choose_output,
     embedding_rows,
     position_source,
+    read_config,
+    read_precision,
     tolerated_padding,
     uses_grouped_attention,
 )
-from .interface import check_config, check_interface, choose_output, read_config
-from .locate import find_beside
-from .precision import Precision, check_precision, read_precision
-from .tokenizer_file import TokenizerFile, check_tokenizer_file, read_tokenizer_file
+from .tokenizer_file import TokenizerFile, inspect_tokenizer
 
-# The default of EMBED_OUTPUT_DIM: a model with a smaller hidden size needs it set.
+# Default of EMBED_OUTPUT_DIM; a model with a smaller hidden size needs it set.
 _DEFAULT_DIMENSIONS = 1024
+_LABEL_WIDTH = 12
+# If there are more tensors than this, the others are only counted.
+_MAX_LISTED = 6
+_SEVERITIES = ("error", "warning", "note", "skipped", "ok")
 
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """Everything that `qwen3-triton model inspect` says; `spec` is None where it is refused."""
+    """What `model inspect` reports; `spec` is None if the gateway refuses the model."""
 
     path: Path
     model: OnnxModel
     spec: ModelSpec | None
-    output: TensorSignature | None
+    output: TensorInfo | None
     hidden_size: int | None
     external_files: list[ExternalFile]
     precision: Precision
@@ -49,6 +64,11 @@ class Inspection:
     findings: list[Finding]
 
     @property
+    def problems(self) -> list[Finding]:
+        """The findings that are not `ok`, the worst first."""
+        return [finding for finding in self.findings if finding.severity != "ok"]
+
+    @property
     def is_servable(self) -> bool:
         return not has_errors(self.findings)
 
@@ -58,15 +78,16 @@ class Inspection:
         return shape is not None and len(shape) == POOLED_RANK
 
     @property
-    def past_inputs(self) -> list[TensorSignature]:
-        return [t for t in self.model.signature.inputs if t.name.startswith("past_key_values.")]
+    def size_bytes(self) -> int:
+        """Size of the ONNX file and its external weights."""
+        return self.model.size_bytes + sum(file.size_bytes or 0 for file in self.external_files)
 
 
 def inspect_model(path: Path) -> Inspection:
-    """Read an ONNX file's structure, the sizes of its data files, its tokenizer and its config.
+    """Inspect an ONNX file, the sizes of its data files, its tokenizer and its configuration.
 
     Raises:
-        OnnxFileError: the file is no ONNX model.
+        ModelError: The file is not an ONNX model.
     """
     model = read_model(path)
     spec, findings = check_interface(model)
@@ -75,14 +96,21 @@ def inspect_model(path: Path) -> Inspection:
     hidden_size = spec.hidden_size if spec else _hidden_size(output)
     rows = embedding_rows(model)
     files = list_external_files(model)
-    precision = read_precision(model, proto.element_name(output.element_type) if output else "")
-    tokenizer, about_tokenizer = _inspect_tokenizer(path, rows)
-    findings += check_external_files(model, files)
-    findings += about_tokenizer
+    precision = read_precision(model, output.dtype.name if output else "")
+    tokenizer: TokenizerFile | None = None
+    tokenizer_path = find_sibling(path, "tokenizer.json")
+    if tokenizer_path is None:
+        message = "There is no tokenizer.json next to the model."
+        remedy = "Fetch the one of the model, or point TOKENIZER_PATH to it."
+        findings.append(warning("tokenizer", message, remedy))
+    else:
+        tokenizer, about_tokenizer = inspect_tokenizer(tokenizer_path, rows)
+        findings += about_tokenizer
+    findings.append(ok(path.name, f"{path}, {_interface(model)}"))
+    findings += [check_external_file(path.parent, file) for file in files]
     findings += check_config(model, config, hidden_size, rows)
     findings += check_precision(precision, hidden_size)
     findings += _check_outputs(model, output, hidden_size)
-    order = ("error", "warning", "note")
     return Inspection(
         path=path,
         model=model,
@@ -97,27 +125,27 @@ def inspect_model(path: Path) -> Inspection:
         embedding_rows=rows,
         tokenizer=tokenizer,
         config=config,
-        findings=sorted(findings, key=lambda finding: order.index(finding.severity)),
+        findings=sorted(findings, key=lambda finding: _SEVERITIES.index(finding.severity)),
     )
 
 
 def as_document(inspection: Inspection) -> dict[str, Any]:
-    """Give the inspection as plain data for `--json`."""
+    """Return the inspection as plain data for `--json`."""
     model = inspection.model
     return {
         "path": str(inspection.path),
         "servable": inspection.is_servable,
         "size_bytes": model.size_bytes,
-        "ir_version": model.ir_version,
+        "ir_version": model.proto.ir_version,
         "opset": model.opset,
         "opsets": model.opsets,
-        "producer": model.producer,
-        "inputs": [_tensor_document(tensor) for tensor in model.signature.inputs],
-        "outputs": [_tensor_document(tensor) for tensor in model.signature.outputs],
+        "producer": _producer(model),
+        "inputs": [_tensor_document(tensor) for tensor in model.inputs],
+        "outputs": [_tensor_document(tensor) for tensor in model.outputs],
         "output": inspection.output.name if inspection.output else None,
         "hidden_size": inspection.hidden_size,
         "pooled": inspection.is_pooled,
-        "past_key_values": len(inspection.past_inputs),
+        "past_key_values": len(model.past_inputs),
         "grouped_query_attention": inspection.grouped_attention,
         "positions": inspection.positions,
         "padding": inspection.padding,
@@ -133,67 +161,167 @@ def as_document(inspection: Inspection) -> dict[str, Any]:
             if name in inspection.config
         },
         "operators": dict(model.operators.most_common()),
-        "findings": [asdict(finding) for finding in inspection.findings],
+        "findings": [
+            {name: getattr(finding, name) for name in ("name", "severity", "message", "remedy")}
+            for finding in inspection.problems
+        ],
     }
 
 
-def _tensor_document(tensor: TensorSignature) -> dict[str, Any]:
+def describe(inspection: Inspection) -> list[str]:
+    """Return aligned lines that say what the file is and what the gateway does with it."""
+    lines = [str(inspection.path)]
+    for label, values in _rows(inspection):
+        for index, value in enumerate(values):
+            lines.append(f"  {label if index == 0 else '':{_LABEL_WIDTH}} {value}")
+    return lines
+
+
+def _rows(inspection: Inspection) -> Iterator[tuple[str, list[str]]]:
+    model = inspection.model
+    opsets = ", ".join(f"{name or 'ai.onnx'} {v}" for name, v in model.opsets.items())
+    yield (
+        "file",
+        [
+            f"{format_bytes(model.size_bytes)}, IR version {model.proto.ir_version}, "
+            f"opset {opsets}, from {_producer(model) or 'an unnamed exporter'}"
+        ],
+    )
+    yield "inputs", _tensor_lines(model.inputs)
+    yield "outputs", _tensor_lines(model.outputs)
+    yield "weights", _weight_lines(inspection)
+    kind = "GroupQueryAttention" if inspection.grouped_attention else "plain operators"
+    past = f"{len(model.past_inputs)} past inputs" if model.past_inputs else "no past"
+    yield "attention", [f"{kind}, {past}"]
+    sources = {
+        "input": "positions are an input",
+        "mask": "positions are summed up from the mask",
+        "counted": "positions are counted from 0",
+    }
+    source = sources[inspection.positions]
+    yield "padding", [f"{inspection.padding} ({source}); the gateway pads right"]
+    yield "tokenizer", _tokenizer_lines(inspection)
+    names = [
+        n for n in ("model_type", "hidden_size", "num_hidden_layers") if n in inspection.config
+    ]
+    yield "config.json", [", ".join(f"{n} {inspection.config[n]}" for n in names) or "none"]
+    if inspection.spec:
+        yield "gateway", _gateway_lines(inspection.spec)
+
+
+def _tensor_lines(tensors: tuple[TensorInfo, ...]) -> list[str]:
+    if not tensors:
+        return ["none"]
+    listed = tensors if len(tensors) <= _MAX_LISTED else tensors[: _MAX_LISTED - 1]
+    width = max(len(tensor.name) for tensor in listed)
+    lines = [
+        f"{tensor.name:{width}}  {tensor.dtype.name:8}  "
+        f"({', '.join(tensor.dimensions) if tensor.shape is not None else 'any shape'})"
+        for tensor in listed
+    ]
+    if len(listed) < len(tensors):
+        lines.append(f"and {len(tensors) - len(listed)} more, up to {tensors[-1].name}")
+    return lines
+
+
+def _weight_lines(inspection: Inspection) -> list[str]:
+    precision = inspection.precision
+    types = ", ".join(f"{name} {format_bytes(n)}" for name, n in precision.bytes_by_type.items())
+    lines = [f"{precision.parameters / 1e6:,.1f} million values: {types}"]
+    if precision.quantization:
+        lines.append(f"quantized: {precision.quantization}")
+    if not inspection.external_files:
+        lines.append("all inside the file")
+    for file in inspection.external_files[:_MAX_LISTED]:
+        state = "missing" if file.size_bytes is None else format_bytes(file.size_bytes)
+        whole = ", complete" if file.is_whole else ""
+        link = ", a symbolic link" if file.is_symlink else ""
+        lines.append(f"{file.location}: {state}{whole}{link}")
+    if len(inspection.external_files) > _MAX_LISTED:
+        lines.append(f"and {len(inspection.external_files) - _MAX_LISTED} more files")
+    return lines
+
+
+def _tokenizer_lines(inspection: Inspection) -> list[str]:
+    tokenizer = inspection.tokenizer
+    if tokenizer is None:
+        return ["none"]
+    end = f"appends {tokenizer.appends}" if tokenizer.appends else "appends nothing"
+    number = "" if tokenizer.end_token_id is None else f" ({tokenizer.end_token_id})"
+    rows = inspection.embedding_rows
+    table = f"{rows:,} rows" if rows is not None else "a table that was not found"
+    return [
+        f"{end}; the gateway makes sure that {END_TOKEN}{number} ends every text, once",
+        f"{tokenizer.vocabulary_size:,} tokens, for an embedding of {table}",
+    ]
+
+
+def _gateway_lines(spec: ModelSpec) -> list[str]:
+    inputs = ", ".join(spec.inputs)
+    if spec.past_inputs:
+        inputs += f", and {len(spec.past_inputs)} empty past tensors"
+    pooling = "pooled in the graph" if spec.pooling == "in_graph" else "pooled at the last token"
+    return [
+        f"feeds {inputs}",
+        f"reads `{spec.output.name}` ({spec.output.dtype}), {pooling}, cut to `dimensions`, "
+        "normalized",
+        f"up to {spec.hidden_size} dimensions, any batch and length",
+    ]
+
+
+def _producer(model: OnnxModel) -> str:
+    return f"{model.proto.producer_name} {model.proto.producer_version}".strip()
+
+
+def _interface(model: OnnxModel) -> str:
+    names = [tensor.name for tensor in model.inputs]
+    if len(names) > _MAX_LISTED:
+        names = [*names[: _MAX_LISTED - 1], f"{len(names) - _MAX_LISTED + 1} more"]
+    return f"{', '.join(names)} -> {', '.join(tensor.name for tensor in model.outputs)}"
+
+
+def _tensor_document(tensor: TensorInfo) -> dict[str, Any]:
     return {
         "name": tensor.name,
-        "dtype": proto.element_name(tensor.element_type),
+        "dtype": tensor.dtype.name,
         "shape": tensor.shape,
         "dimensions": tensor.dimensions,
     }
 
 
-def _hidden_size(output: TensorSignature | None) -> int | None:
+def _hidden_size(output: TensorInfo | None) -> int | None:
     return output.shape[-1] if output and output.shape and output.shape[-1] > 0 else None
 
 
-def _inspect_tokenizer(
-    model_path: Path, rows: int | None
-) -> tuple[TokenizerFile | None, list[Finding]]:
-    file = find_beside(model_path, "tokenizer.json")
-    if file is None:
-        message = "There is no tokenizer.json beside the model."
-        remedy = "Fetch the model's own, or point TOKENIZER_PATH to it."
-        return None, [Finding("warning", message, remedy)]
-    try:
-        tokenizer = read_tokenizer_file(file)
-    except ModelToolError as error:
-        return None, [Finding("error", str(error))]
-    return tokenizer, check_tokenizer_file(tokenizer, rows)
-
-
 def _check_outputs(
-    model: OnnxModel, output: TensorSignature | None, hidden_size: int | None
+    model: OnnxModel, output: TensorInfo | None, hidden_size: int | None
 ) -> list[Finding]:
     findings: list[Finding] = []
     if output and output.shape and len(output.shape) > POOLED_RANK:
         findings.append(
-            Finding(
-                "note",
-                f"Not pooled: every token's state of `{output.name}` crosses the wire, hundreds of "
-                "times the bytes of the vectors.",
-                "`qwen3-triton model pool` appends pooling; vectors stay the same.",
+            note(
+                "pooling",
+                f"Not pooled: the state of every token of `{output.name}` crosses the wire, "
+                "hundreds of times the bytes of the vectors.",
+                "`qwen3-triton model pool` adds pooling to the graph; the vectors stay the same.",
             )
         )
-    unused = [tensor.name for tensor in model.signature.outputs if tensor != output]
+    unused = [tensor.name for tensor in model.outputs if tensor != output]
     if unused:
         findings.append(
-            Finding(
-                "note",
-                f"{len(unused)} more outputs that the gateway does not ask for, such as "
-                f"`{unused[0]}`.",
-                "Triton would copy those that its configuration lists; `model repository` lists "
-                "one.",
+            note(
+                "outputs",
+                f"The gateway does not use {len(unused)} more outputs, such as `{unused[0]}`.",
+                "Triton would copy every output in its configuration; `model repository` lists "
+                "only the one that is used.",
             )
         )
     if hidden_size is not None and hidden_size < _DEFAULT_DIMENSIONS:
         findings.append(
-            Finding(
-                "warning",
-                f"Vectors have {hidden_size} dimensions at most, fewer than the default of 1024.",
+            warning(
+                "dimensions",
+                f"Vectors have at most {hidden_size} dimensions, fewer than the default of "
+                f"{_DEFAULT_DIMENSIONS}.",
                 f"Serve it with EMBED_OUTPUT_DIM={hidden_size} or less.",
             )
         )

@@ -1,46 +1,72 @@
-"""Append last-token pooling to an ONNX export without loading its weights."""
+"""Append last-token pooling to an ONNX export; external weights are not read.
+
+    index = ReduceMax(attention_mask * Range(0, length))
+    sentence_embedding = Cast(GatherND(hidden, index), float32)
+
+The highest index whose mask is 1 is correct for padding on the right, on the left, or mixed. Only
+operators with CUDA kernels for int64 are used (ArgMax and LpNormalization have none), so that
+nothing is copied to the CPU in between. The vectors are not normalized: the gateway cuts them to
+`dimensions` first, and a cut vector must be normalized after the cut.
+"""
 
 from __future__ import annotations
 
-import importlib
+import os
+import tempfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from qwen3_triton_gateway.backends.base import HIDDEN_RANK, POOLED_RANK, TOKEN_RANK
+import onnx
+from onnx import TensorProto, helper
 
-from ..onnx_file import OnnxModel, TensorSignature, proto, read_model, rewrite_graph
-from .errors import ModelToolError
-from .external_data import check_external_files, list_external_files
-from .findings import has_errors
-from .interface import choose_output, read_config
-from .pooling_nodes import MIN_OPSET, OUTPUT, pooling_fields, uses_our_names
-from .real_files import Transfer, bring_external_data, bring_tokenizer
+from qwen3_triton_gateway.backends.base import (
+    HIDDEN_RANK,
+    POOLED_OUTPUT,
+    POOLED_RANK,
+    TOKEN_RANK,
+)
+
+from ..errors import ModelError
+from ..onnx_model import MAX_FILE_BYTES, OnnxModel, TensorInfo, read_model
+from .files import (
+    Transfer,
+    check_external_file,
+    copy_tokenizer,
+    list_external_files,
+    transfer_weights,
+)
+from .graph import choose_output, read_config
 
 _SUFFIX = "_pooled"
-# onnx's checker reads the whole file, which without its external data is a few megabytes.
+# onnx's checker reads the whole file again, which without external weights is a few megabytes.
 _MAX_CHECKED_BYTES = 64 * 1024 * 1024
-_FLOATS = {proto.FLOAT, proto.FLOAT16, proto.BFLOAT16}
+# More than the nodes and the output that are added.
+_ADDED_BYTES = 16 * 1024
+_FLOATS = {"float32", "float16", "bfloat16"}
+# GatherND takes `batch_dims` since this opset.
+_MIN_OPSET = 12
+# ReduceMax takes its axes as an input, no longer as an attribute, since this opset.
+_AXES_INPUT_OPSET = 18
+_PREFIX = "last_token_pool/"
 
 
 @dataclass(frozen=True, slots=True)
 class PooledModel:
-    """What was written, or, where `already` is true, what needed no pooling."""
+    """The result of pooling.
+
+    Attributes:
+        path: The file that was written, or the model itself if `already_pooled`.
+        external_files: Number of files of weights that were brought to another folder.
+        checked_by: `onnx` if its checker accepted the file, else `reader`.
+    """
 
     path: Path
     hidden_size: int
-    already: bool = False
+    already_pooled: bool = False
     external_files: int = 0
-    checked: Literal["onnx", "reader"] = "reader"
-
-
-@dataclass(frozen=True, slots=True)
-class PoolingPlan:
-    """The state to pool, its size, and whether the mask covers a past too."""
-
-    hidden: TensorSignature
-    hidden_size: int
-    with_past: bool
+    checked_by: Literal["onnx", "reader"] = "reader"
 
 
 def pool_model(
@@ -51,109 +77,187 @@ def pool_model(
     force: bool = False,
     transfer: Transfer = "auto",
 ) -> PooledModel:
-    """Write a copy of the model that gives `sentence_embedding`: float32, (batch, hidden size).
+    """Write a copy of the model with the output `sentence_embedding`, float32 (batch, hidden size).
 
-    `out` is an ONNX file, or a folder that gets `model.onnx` with its tokenizer; by default it is
-    `model_pooled.onnx` beside the model. Files of weights are linked or copied where they are in
-    another folder. `keep_hidden` keeps the hidden state as an output too. The vectors are those of
-    `last_token_pool`, not normalized.
+    The vectors are those of `last_token_pool`, not normalized.
+
+    Args:
+        model_path: The ONNX file.
+        out: An ONNX file, or a folder that gets `model.onnx` with its tokenizer; by default
+            `model_pooled.onnx` next to the model.
+        keep_hidden: Keep the hidden state as an output too.
+        force: Replace existing files.
+        transfer: How external weights are brought to another folder.
 
     Raises:
-        OnnxFileError: the model cannot be read or written.
-        ModelToolError: it cannot be pooled, or `out` is there and `force` is not given.
+        ModelError: The model cannot be read or pooled, or `out` exists and `force` is not set.
     """
+    _check_size(model_path)
     model = read_model(model_path)
-    pooled = _pooled_size(model)
-    if pooled is not None:
-        return PooledModel(model_path, pooled, already=True)
-    plan = plan_pooling(model)
+    pooled_size = _pooled_size(model)
+    if pooled_size is not None:
+        return PooledModel(model_path, pooled_size, already_pooled=True)
+    hidden = _find_hidden_state(model)
+    hidden_size = _hidden_size(model, hidden)
     _check_weights(model)
     target = _target(model_path, out)
     if target.exists() and not force:
-        raise ModelToolError(f"{target} is there already: give `--force` to replace it.")
+        raise ModelError(f"{target} already exists. Pass `--force` to replace it.")
     folder = target.parent
     folder.mkdir(parents=True, exist_ok=True)
-    external = 0
+    external_files = 0
     if not folder.samefile(model_path.parent):
-        external = bring_external_data(model, folder, transfer=transfer, force=force)
+        external_files = transfer_weights(model, folder, transfer=transfer, force=force)
         if out is not None and not _is_file_name(out):
-            bring_tokenizer(model_path, folder, force=force)
-    rewrite_graph(
-        model_path,
-        target,
-        kept_outputs={plan.hidden.name} if keep_hidden else set(),
-        added=pooling_fields(model, plan.hidden, plan.hidden_size, with_past=plan.with_past),
-    )
+            copy_tokenizer(model_path, folder, force=force)
+    _append_pooling(model, hidden, hidden_size, keep_hidden=keep_hidden)
+    _save(model, target)
     return PooledModel(
-        target, plan.hidden_size, external_files=external, checked=_check(model, target)
+        target, hidden_size, external_files=external_files, checked_by=_check_result(target)
     )
 
 
-def plan_pooling(model: OnnxModel) -> PoolingPlan:
-    """Find what to pool.
+def _check_size(model_path: Path) -> None:
+    if model_path.stat().st_size > MAX_FILE_BYTES - _ADDED_BYTES:
+        msg = (
+            f"{model_path} would be larger than 2 GiB, which no ONNX reader accepts. Save it with "
+            "its weights as external data first: "
+            "onnx.save_model(..., save_as_external_data=True)."
+        )
+        raise ModelError(msg)
+
+
+def _find_hidden_state(model: OnnxModel) -> TensorInfo:
+    """Find the output to pool.
 
     Raises:
-        ModelToolError: no mask, no hidden state, or operators older than those of pooling.
+        ModelError: The model has no mask or hidden state, or its opset is too old.
     """
     hidden = choose_output(model)
     if hidden is None or hidden.shape is None or len(hidden.shape) != HIDDEN_RANK:
-        names = ", ".join(tensor.name for tensor in model.signature.outputs) or "none"
+        names = ", ".join(tensor.name for tensor in model.outputs) or "none"
         msg = (
-            f"{model.path} has no output of shape (batch, length, hidden size) to pool; it has: "
-            f"{names}. Export it with the task feature-extraction."
+            f"{model.path} has no output of shape (batch, length, hidden size) to pool; its "
+            f"outputs are: {names}. Export it with the task feature-extraction."
         )
-        raise ModelToolError(msg)
-    if hidden.element_type not in _FLOATS:
-        kind = proto.element_name(hidden.element_type)
-        raise ModelToolError(f"{model.path}: `{hidden.name}` is {kind}, which is no hidden state.")
+        raise ModelError(msg)
+    if hidden.dtype.name not in _FLOATS:
+        msg = f"{model.path}: `{hidden.name}` is {hidden.dtype.name}, not a hidden state."
+        raise ModelError(msg)
     for name in ("input_ids", "attention_mask"):
-        tensor = next((t for t in model.signature.inputs if t.name == name), None)
-        if tensor is None or tensor.element_type != proto.INT64 or _rank(tensor) != TOKEN_RANK:
+        tensor = next((t for t in model.inputs if t.name == name), None)
+        if tensor is None or tensor.dtype.name != "int64" or len(tensor.shape or ()) != TOKEN_RANK:
             msg = f"{model.path} has no input `{name}` of int64 and shape (batch, length)."
-            raise ModelToolError(msg)
-    if model.opset < MIN_OPSET:
-        msg = f"{model.path} has opset {model.opset}; pooling needs {MIN_OPSET}: export it anew."
-        raise ModelToolError(msg)
-    if uses_our_names(model):
+            raise ModelError(msg)
+    if model.opset < _MIN_OPSET:
         msg = (
-            f"{model.path} computes `{OUTPUT}` inside already, and does not give it as an output. "
-            "Pool the export that it was made from."
+            f"{model.path} has opset {model.opset}, and pooling needs {_MIN_OPSET}. Export it "
+            "again with a newer one."
         )
-        raise ModelToolError(msg)
-    with_past = any(t.name.startswith("past_key_values.") for t in model.signature.inputs)
-    return PoolingPlan(hidden, _hidden_size(model, hidden), with_past)
+        raise ModelError(msg)
+    names = (name for node in model.nodes for name in node.output)
+    if any(name == POOLED_OUTPUT or name.startswith(_PREFIX) for name in names):
+        msg = (
+            f"{model.path} already computes `{POOLED_OUTPUT}`, but not as an output. Pool the "
+            "export that it was derived from."
+        )
+        raise ModelError(msg)
+    return hidden
 
 
-def _rank(tensor: TensorSignature) -> int:
-    return len(tensor.shape or ())
+def _append_pooling(
+    model: OnnxModel, hidden: TensorInfo, hidden_size: int, *, keep_hidden: bool
+) -> None:
+    graph = model.proto.graph
+    graph.node.extend(_index_nodes(model.opset, with_past=bool(model.past_inputs)))
+    graph.node.extend(_gather_nodes(hidden))
+    outputs = list(graph.output)
+    del graph.output[:]
+    for output in outputs:
+        keep = keep_hidden and output.name == hidden.name
+        (graph.output if keep else graph.value_info).append(output)
+    batch = hidden.dimensions[0]
+    shape = ["batch" if batch == "?" else batch, hidden_size]
+    graph.output.append(helper.make_tensor_value_info(POOLED_OUTPUT, TensorProto.FLOAT, shape))
+
+
+def _index_nodes(opset: int, *, with_past: bool) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes for (batch, 1): the index in the sequence of each row's last real token.
+
+    If the mask covers a past too, the past's positions count up from below zero, so that the
+    maximum is relative to the sequence.
+    """
+    yield _constant("one", 1)
+    yield _node("Shape", ["attention_mask"], "mask_shape")
+    yield _node("Gather", [_PREFIX + "mask_shape", _PREFIX + "one"], "total", axis=0)
+    limit = _PREFIX + "total"
+    if with_past:
+        yield _node("Shape", ["input_ids"], "ids_shape")
+        limit = _PREFIX + "length"
+        yield _node("Gather", [_PREFIX + "ids_shape", _PREFIX + "one"], "length", axis=0)
+        yield _node("Sub", [limit, _PREFIX + "total"], "start")
+    else:
+        yield _constant("start", 0)
+    yield _node("Range", [_PREFIX + "start", limit, _PREFIX + "one"], "positions")
+    yield _node("Mul", ["attention_mask", _PREFIX + "positions"], "real")
+    if opset >= _AXES_INPUT_OPSET:
+        yield _constant("axes", [1])
+        yield _node("ReduceMax", [_PREFIX + "real", _PREFIX + "axes"], "index", keepdims=1)
+    else:
+        yield _node("ReduceMax", [_PREFIX + "real"], "index", axes=[1], keepdims=1)
+
+
+def _gather_nodes(hidden: TensorInfo) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes for (batch, hidden size), widened to float32 after gathering."""
+    is_float32 = hidden.dtype.name == "float32"
+    gathered = POOLED_OUTPUT if is_float32 else _PREFIX + "gathered"
+    inputs = [hidden.name, _PREFIX + "index"]
+    yield helper.make_node("GatherND", inputs, [gathered], gathered, batch_dims=1)
+    if not is_float32:
+        yield helper.make_node(
+            "Cast", [gathered], [POOLED_OUTPUT], POOLED_OUTPUT, to=TensorProto.FLOAT
+        )
+
+
+def _node(op_type: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
+    name = _PREFIX + output
+    return helper.make_node(op_type, inputs, [name], name, **attributes)
+
+
+def _constant(output: str, value: int | list[int]) -> onnx.NodeProto:
+    """Build a node and not an initializer, which below IR version 4 would have to be an input."""
+    values, shape = (value, [len(value)]) if isinstance(value, list) else ([value], [])
+    return _node(
+        "Constant", [], output, value=helper.make_tensor("", TensorProto.INT64, shape, values)
+    )
 
 
 def _pooled_size(model: OnnxModel) -> int | None:
-    """Give the size of a pooled output that the gateway would choose, if there is one."""
+    """Return the size of a pooled output that the gateway would choose, None if there is none."""
     output = choose_output(model)
     if output and output.shape and len(output.shape) == POOLED_RANK:
         return output.shape[-1]
     return None
 
 
-def _hidden_size(model: OnnxModel, hidden: TensorSignature) -> int:
+def _hidden_size(model: OnnxModel, hidden: TensorInfo) -> int:
     size = (hidden.shape or (-1,))[-1]
     if size <= 0:
         size = read_config(model.path).get("hidden_size", 0)
     if size <= 0:
         msg = (
-            f"{model.path} leaves the hidden size open and has no config.json that tells it: put "
-            "the model's config.json beside it."
+            f"{model.path} leaves the hidden size open, and no config.json supplies it. Put the "
+            "model's config.json next to it."
         )
-        raise ModelToolError(msg)
+        raise ModelError(msg)
     return size
 
 
 def _check_weights(model: OnnxModel) -> None:
-    findings = check_external_files(model, list_external_files(model))
-    if has_errors(findings):
-        worst = next(finding for finding in findings if finding.severity == "error")
-        raise ModelToolError(f"{worst.message} {worst.remedy}")
+    for file in list_external_files(model):
+        finding = check_external_file(model.path.parent, file)
+        if finding.severity == "error":
+            raise ModelError(f"{finding.message} {finding.remedy}")
 
 
 def _target(model_path: Path, out: Path | None) -> Path:
@@ -166,35 +270,36 @@ def _is_file_name(path: Path) -> bool:
     return path.suffix == ".onnx" and not path.is_dir()
 
 
-def _check(model: OnnxModel, target: Path) -> Literal["onnx", "reader"]:
-    """Read the result again; by `onnx` as well where it is installed and would not load gigabytes.
+def _save(model: OnnxModel, target: Path) -> None:
+    """Write the model in one step; `target` may be the model's own file."""
+    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    unfinished = Path(name)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(model.proto.SerializeToString())
+        unfinished.chmod(model.path.stat().st_mode & 0o777)
+        unfinished.replace(target)
+    except OSError as error:
+        raise ModelError(f"{target} cannot be written: {error.strerror or error}.") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _check_result(target: Path) -> Literal["onnx", "reader"]:
+    """Read the result again, and have `onnx` check it unless that would load gigabytes.
 
     Raises:
-        ModelToolError: it is not what was meant, which is a fault of this program; it is removed.
+        ModelError: The file is invalid, which is a bug of this program; it is removed.
     """
-    written = read_model(target)
-    output = choose_output(written)
-    same = len(written.nodes) > len(model.nodes) and written.opsets == model.opsets
-    try:
-        if not same or output is None or output.name != OUTPUT:
-            raise ModelToolError(f"{target} is not what was meant to be written; report this.")
-        return _check_by_onnx(written)
-    except ModelToolError:
-        target.unlink()
-        raise
-
-
-def _check_by_onnx(written: OnnxModel) -> Literal["onnx", "reader"]:
-    # Since 1.21 it refuses weights that have another name too, which no runtime minds.
-    linked = any(file.is_symlink or file.names > 1 for file in list_external_files(written))
-    if linked or written.size_bytes > _MAX_CHECKED_BYTES:
+    if target.stat().st_size > _MAX_CHECKED_BYTES:
+        return "reader"
+    # Since 1.21 the checker refuses weights that have another name too, which no runtime minds.
+    files = list_external_files(read_model(target))
+    if any(file.is_symlink or file.names > 1 for file in files):
         return "reader"
     try:
-        onnx: Any = importlib.import_module("onnx")
-    except ImportError:
-        return "reader"
-    try:
-        onnx.checker.check_model(str(written.path))
+        onnx.checker.check_model(str(target))  # pyright: ignore[reportUnknownMemberType]
     except Exception as error:  # onnx's own errors share no public base class
-        raise ModelToolError(f"{written.path} did not pass onnx's checker: {error}") from error
+        target.unlink()
+        raise ModelError(f"{target} did not pass onnx's checker: {error}") from error
     return "onnx"

@@ -10,16 +10,16 @@ import orjson
 
 from qwen3_triton_gateway.tokenization import END_TOKEN
 
-from .errors import ModelToolError
-from .findings import Finding
+from ..errors import ModelError
+from ..findings import Finding, failure, note, ok
+from ..onnx_model import is_lfs_pointer
 
-# What some files of the family append instead: QwenLM/Qwen3-Embedding issues 54 and 122.
-OTHER_END_TOKEN = "<|im_end|>"
+NAME = "tokenizer"
 
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFile:
-    """`appends` is what the file's own template puts at the end of a text, or None."""
+    """A tokenizer file; `appends` is what its template puts at the end of a text, or None."""
 
     path: str
     appends: str | None
@@ -27,15 +27,32 @@ class TokenizerFile:
     vocabulary_size: int
 
 
+def inspect_tokenizer(
+    path: Path, embedding_rows: int | None
+) -> tuple[TokenizerFile | None, list[Finding]]:
+    """Read a tokenizer file, and check it against the embedding table of the model."""
+    try:
+        tokenizer = read_tokenizer_file(path)
+    except ModelError as error:
+        return None, [failure(NAME, str(error))]
+    return tokenizer, check_tokenizer_file(tokenizer, embedding_rows)
+
+
 def read_tokenizer_file(path: Path) -> TokenizerFile:
     """Read a `tokenizer.json`.
 
     Raises:
-        ModelToolError: it is no JSON, such as a Git LFS pointer.
+        ModelError: It is not one, for example a Git LFS pointer.
     """
+    if is_lfs_pointer(path):
+        msg = (
+            f"{path} is not a tokenizer file but a Git LFS pointer. Run `git lfs install && git "
+            "lfs pull` in the clone, or `qwen3-triton model pull`."
+        )
+        raise ModelError(msg)
     try:
         document: dict[str, Any] = orjson.loads(path.read_bytes())
-        appends = _appended(document.get("post_processor"))
+        appends = _appended_token(document.get("post_processor"))
         added: list[dict[str, Any]] = document.get("added_tokens") or []
         vocabulary: Any = document["model"].get("vocab") or {}
         ids = [int(token["id"]) for token in added]
@@ -44,11 +61,8 @@ def read_tokenizer_file(path: Path) -> TokenizerFile:
         else:
             ids.append(len(vocabulary) - 1)
     except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
-        msg = (
-            f"{path} is not a tokenizer file ({type(error).__name__}: {error}): fetch it again; "
-            "after a `git clone`, run `git lfs pull`."
-        )
-        raise ModelToolError(msg) from error
+        msg = f"{path} is not a tokenizer file ({type(error).__name__}: {error}). Fetch it again."
+        raise ModelError(msg) from error
     end_ids = [int(token["id"]) for token in added if token.get("content") == END_TOKEN]
     return TokenizerFile(
         path=str(path),
@@ -58,35 +72,23 @@ def read_tokenizer_file(path: Path) -> TokenizerFile:
     )
 
 
-def _appended(processor: dict[str, Any] | None) -> str | None:
-    """Find the special token at the end of the template for a single text."""
-    if not processor:
-        return None
-    if processor.get("type") == "Sequence":
-        for part in reversed(processor.get("processors") or []):
-            if token := _appended(part):
-                return token
-        return None
-    pieces: list[dict[str, Any]] = processor.get("single") or [{}]
-    return pieces[-1].get("SpecialToken", {}).get("id")
-
-
 def check_tokenizer_file(file: TokenizerFile, embedding_rows: int | None) -> list[Finding]:
-    """Report what the gateway mends or refuses, and a vocabulary that the model does not have."""
+    """Report an end token that the gateway adds or misses, and a vocabulary of another model."""
     findings: list[Finding] = []
     if file.end_token_id is None:
         findings.append(
-            Finding(
-                "error",
-                f"{file.path} has no token {END_TOKEN!r}: it is no Qwen3-Embedding tokenizer.",
-                "Take tokenizer.json of the model that was exported.",
+            failure(
+                NAME,
+                f"{file.path} has no token {END_TOKEN!r}: it is not a Qwen3-Embedding tokenizer.",
+                "Use the tokenizer.json of the model that was exported.",
             )
         )
     elif file.appends != END_TOKEN:
-        what = f"appends {file.appends!r}, which is another token" if file.appends else "does not"
+        # Some files of the family append <|im_end|>: QwenLM/Qwen3-Embedding issues 54 and 122.
+        what = f"appends {file.appends!r} instead" if file.appends else "does not append it"
         findings.append(
-            Finding(
-                "note",
+            note(
+                NAME,
                 f"The family pools {END_TOKEN} at the end of a text; this tokenizer {what}.",
                 "Nothing to do here, the gateway appends it. Other programs must do the same to "
                 "get the same vectors.",
@@ -94,11 +96,27 @@ def check_tokenizer_file(file: TokenizerFile, embedding_rows: int | None) -> lis
         )
     if embedding_rows is not None and file.vocabulary_size > embedding_rows:
         findings.append(
-            Finding(
-                "error",
-                f"The tokenizer knows {file.vocabulary_size:,} tokens, the model's embedding "
-                f"table {embedding_rows:,}: they belong to different models.",
-                "Take tokenizer.json of the model that was exported.",
+            failure(
+                NAME,
+                f"The tokenizer has {file.vocabulary_size:,} tokens, the model's embedding table "
+                f"{embedding_rows:,} rows: they belong to different models.",
+                "Use the tokenizer.json of the model that was exported.",
             )
         )
+    if all(finding.severity == "note" for finding in findings):
+        who = "the file" if file.appends == END_TOKEN else "the gateway"
+        findings.append(ok(NAME, f"{file.path}, {END_TOKEN} appended by {who}"))
     return findings
+
+
+def _appended_token(processor: dict[str, Any] | None) -> str | None:
+    """Return the special token at the end of the template for a single text."""
+    if not processor:
+        return None
+    if processor.get("type") == "Sequence":
+        for part in reversed(processor.get("processors") or []):
+            if token := _appended_token(part):
+                return token
+        return None
+    pieces: list[dict[str, Any]] = processor.get("single") or [{}]
+    return pieces[-1].get("SpecialToken", {}).get("id")

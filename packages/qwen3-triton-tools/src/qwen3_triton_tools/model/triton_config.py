@@ -1,4 +1,7 @@
-"""Write a `config.pbtxt` for Triton's ONNX Runtime backend, each setting with its reason."""
+"""Write a `config.pbtxt` for Triton's ONNX Runtime backend, with the reason for each setting.
+
+Warm-up samples are files of their own next to it: Triton runs them before it calls a model ready.
+"""
 
 from __future__ import annotations
 
@@ -6,28 +9,41 @@ import json
 import textwrap
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-from ..onnx_file import TensorSignature
-from .errors import ModelToolError
+import numpy as np
+
+from ..onnx_model import TensorInfo
 from .gpu_plan import MemoryPlan
-from .warmup import WarmupSample, is_past, warmup_file
 
-# ONNX TensorProto.DataType -> Triton's DataType, for what the gateway can feed and read.
-_TYPES = {1: "TYPE_FP32", 7: "TYPE_INT64", 10: "TYPE_FP16"}
 _COMMENT_WIDTH = 110
 # The gateway's default deadline, in Triton's microseconds.
 _QUEUE_TIMEOUT_MICROSECONDS = 120_000_000
 _MAX_QUEUE_SIZE = 256
+# Warm-up lengths double from here: the first run of a size pays for kernel choice and memory.
+_SHORTEST_WARMUP = 16
+_WARMUP_ID_STEP = 37
+_DEFAULT_VOCABULARY = 1000
+# Ids of plain text are below this in every tokenizer of the family; special tokens are above.
+_PLAIN_TOKENS = 20_000
+
+
+@dataclass(frozen=True, slots=True)
+class WarmupSample:
+    """One request: `rows` texts of `length` tokens each."""
+
+    length: int
+    rows: int
 
 
 @dataclass(frozen=True, slots=True)
 class TritonConfig:
-    """Everything that the file says."""
+    """The values in the file."""
 
     name: str
     source: str
-    inputs: tuple[TensorSignature, ...]
-    output: TensorSignature
+    inputs: tuple[TensorInfo, ...]
+    output: TensorInfo
     hidden_size: int
     unlisted_outputs: int
     plan: MemoryPlan
@@ -53,6 +69,43 @@ def render_config(config: TritonConfig) -> str:
     return "\n\n".join(filter(None, sections)) + "\n"
 
 
+def plan_samples(*, max_length: int, max_batch_size: int, batch_tokens: int) -> list[WarmupSample]:
+    """Double the length up to `max_length`, each time with the largest batch the gateway sends."""
+    lengths: list[int] = []
+    length = _SHORTEST_WARMUP
+    while length < max_length:
+        lengths.append(length)
+        length *= 2
+    return [
+        WarmupSample(length, max(1, min(max_batch_size, batch_tokens // length)))
+        for length in [*lengths, max_length]
+    ]
+
+
+def write_warmup_files(
+    folder: Path, samples: list[WarmupSample], *, vocabulary: int | None, end_token_id: int | None
+) -> None:
+    """Write one row of each token input for each length; Triton repeats it for the other rows.
+
+    Ids are spread over plain tokens and end with the end token, the mask is all ones, positions
+    count up: int64, little-endian. Random bytes would be ids that are not in the vocabulary.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    limit = min(vocabulary or _DEFAULT_VOCABULARY, _PLAIN_TOKENS)
+    for sample in samples:
+        positions = np.arange(sample.length, dtype="<i8")
+        ids = positions * _WARMUP_ID_STEP % limit
+        if end_token_id is not None:
+            ids[-1] = end_token_id
+        arrays = {
+            "input_ids": ids,
+            "attention_mask": np.ones(sample.length, dtype="<i8"),
+            "position_ids": positions,
+        }
+        for name, array in arrays.items():
+            (folder / _warmup_file(name, sample)).write_bytes(array.tobytes())
+
+
 def _head(config: TritonConfig) -> str:
     machine = "a CPU" if config.gpu == "cpu" else f"one {config.gpu.upper()}"
     return "\n".join(
@@ -63,9 +116,11 @@ def _head(config: TritonConfig) -> str:
             ),
             f"name: {_quote(config.name)}",
             'backend: "onnxruntime"',
-            *_comment(f"Rows of a batch at most. {config.plan.reason}"),
+            *_comment(f"Maximum rows per batch. {config.plan.reason}"),
             f"max_batch_size: {config.plan.max_batch_size}",
-            *_comment("One version, named: a second folder beside it changes nothing by accident."),
+            *_comment(
+                "One version, by number: a second version folder changes nothing by accident."
+            ),
             "version_policy { specific { versions: [ 1 ] } }",
         ]
     )
@@ -75,31 +130,20 @@ def _tensors(config: TritonConfig) -> str:
     inputs = [_tensor(tensor, (tensor.shape or ())[1:]) for tensor in config.inputs]
     dims = (*(config.output.shape or ())[1:-1], config.hidden_size)
     lines = ["input [", ",\n".join(inputs), "]"]
-    reason = "Name, type and size are the file's own; Triton refuses to load the model otherwise."
+    reason = (
+        "Name, type and size are those of the file; Triton refuses to load the model otherwise."
+    )
     if config.unlisted_outputs:
         reason += (
-            f" The file's {config.unlisted_outputs} other outputs are left out: Triton computes "
+            f" The file's {config.unlisted_outputs} other outputs are omitted: Triton computes "
             "and copies every output listed here for every request."
         )
     return "\n".join([*lines, *_comment(reason), "output [", _tensor(config.output, dims), "]"])
 
 
-def _tensor(tensor: TensorSignature, dims: tuple[int, ...]) -> str:
-    data_type = triton_type(tensor)
+def _tensor(tensor: TensorInfo, dims: tuple[int, ...]) -> str:
     sizes = ", ".join(map(str, dims))
-    return f"  {{ name: {_quote(tensor.name)} data_type: {data_type} dims: [ {sizes} ] }}"
-
-
-def triton_type(tensor: TensorSignature) -> str:
-    """Name a tensor's type as Triton does.
-
-    Raises:
-        ModelToolError: the gateway could not feed or read it.
-    """
-    if tensor.element_type not in _TYPES:
-        msg = f"`{tensor.name}` has a type that the gateway does not know: run `model inspect`."
-        raise ModelToolError(msg)
-    return _TYPES[tensor.element_type]
+    return f"  {{ name: {_quote(tensor.name)} data_type: {tensor.dtype.triton} dims: [ {sizes} ] }}"
 
 
 def _instances(config: TritonConfig) -> str:
@@ -113,10 +157,10 @@ def _instances(config: TritonConfig) -> str:
 def _batching(config: TritonConfig) -> str:
     if config.queue_policy:
         comment = (
-            "A queue policy, as asked for. With it Triton (2.51, measured) misses the wake-up of "
-            "about every tenth batch and lets it lie for half a second; `dynamic_batching { }` "
+            "A queue policy, as requested. With it, Triton (2.51, measured) misses the wake-up of "
+            "about every tenth batch and leaves it idle for half a second; `dynamic_batching { }` "
             "does not. The gateway orders and bounds its queue itself. A request's own timeout "
-            "counts only where it is below a default that is not 0."
+            "only counts if it is below a default that is not 0."
         )
         policy = (
             "{ timeout_action: REJECT "
@@ -133,11 +177,11 @@ def _batching(config: TritonConfig) -> str:
         ]
         return "\n".join([*_comment(comment), *body])
     comment = (
-        "The gateway forms the batches, orders them and bounds the queue; Triton merges what is of "
-        "equal shape and never waits for more. Empty on purpose: with priority levels, or a queue "
-        "policy with a timeout or a size, Triton (2.51, measured) misses the wake-up of about "
-        "every tenth batch and lets it lie for half a second. No preferred sizes: sizes below the "
-        "queue's length split it."
+        "The gateway forms the batches, orders them and bounds the queue; Triton merges requests "
+        "of equal shape and never waits for more. Empty on purpose: with priority levels, or a "
+        "queue policy with a timeout or a size, Triton (2.51, measured) misses the wake-up of "
+        "about every tenth batch and leaves it idle for half a second. No preferred sizes: sizes "
+        "below the queue's length split it."
     )
     return "\n".join([*_comment(comment), "dynamic_batching { }"])
 
@@ -167,17 +211,17 @@ def _parameters(config: TritonConfig) -> str:
     lines: list[str] = []
     if config.plan.arena_bytes:
         lines += _comment(
-            "Memory settings stand here and not in the accelerator's block, whose values for them "
-            "the backend overwrites. The arena may take its share of the card, so that a batch too "
-            "large fails alone and leaves room for CUDA itself."
+            "Memory settings go here and not in the accelerator's block, where the backend "
+            "overwrites them. The arena may take its share of the GPU's memory, so that a batch "
+            "that is too large fails alone and leaves room for CUDA itself."
         )
         lines.append(_parameter("gpu_mem_limit", str(config.plan.arena_bytes)))
-        lines += _comment("Grow the arena by what is asked for, not to the next power of two.")
+        lines += _comment("Grow the arena by the requested size, not to the next power of two.")
         lines.append(_parameter("arena_extend_strategy", "1"))
     if config.weights_digest:
         lines += _comment(
-            "Digest of the ONNX file and its weights: the gateway puts it into its fingerprint, "
-            "which Triton's metadata could not tell."
+            "Digest of the ONNX file and its weights, for the gateway's fingerprint; Triton's "
+            "metadata does not include it."
         )
         lines.append(_parameter("weights_digest", config.weights_digest))
     return "\n".join(lines)
@@ -189,9 +233,9 @@ def _parameter(key: str, value: str) -> str:
 
 def _warmup(config: TritonConfig) -> str:
     comment = (
-        "Run before the model is called ready, one sample for each length, with the largest batch "
-        "that the gateway sends: memory is claimed at the start, and the first callers do not wait "
-        "for kernels to be chosen. From files, since random bytes are ids that no vocabulary has."
+        "Run before the model is ready, one sample per length, with the largest batch that the "
+        "gateway sends: memory is allocated at startup, and the first callers do not wait for "
+        "kernels to be chosen. From files, since random bytes are ids outside of the vocabulary."
     )
     samples = ",\n".join(_sample(config, sample) for sample in config.samples)
     return "\n".join([*_comment(comment), "model_warmup [", samples, "]"])
@@ -207,13 +251,18 @@ def _sample(config: TritonConfig, sample: WarmupSample) -> str:
 def _sample_inputs(config: TritonConfig, sample: WarmupSample) -> Iterator[str]:
     for tensor in config.inputs:
         sizes = (tensor.shape or ())[1:]
-        if is_past(tensor):
+        if tensor.dtype.name != "int64":  # a past, fed empty: `zero_data` of no bytes
             dims, source = [max(size, 0) for size in sizes], "zero_data: true"
         else:
             dims = [sample.length]
-            source = f'input_data_file: "{warmup_file(tensor.name, sample)}"'
-        value = f"data_type: {triton_type(tensor)} dims: [ {', '.join(map(str, dims))} ] {source}"
+            source = f'input_data_file: "{_warmup_file(tensor.name, sample)}"'
+        value = f"data_type: {tensor.dtype.triton} dims: [ {', '.join(map(str, dims))} ] {source}"
         yield f"inputs {{ key: {_quote(tensor.name)} value {{ {value} }} }}"
+
+
+def _warmup_file(name: str, sample: WarmupSample) -> str:
+    """Name the file of one input, below `<model>/warmup/`."""
+    return f"{name}-{sample.length}"
 
 
 def _comment(text: str) -> list[str]:

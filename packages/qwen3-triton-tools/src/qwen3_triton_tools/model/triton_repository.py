@@ -12,14 +12,17 @@ from tempfile import mkdtemp
 
 from qwen3_triton_gateway.fingerprint import weights_digest
 
-from .errors import ModelToolError
-from .gpu_plan import CARDS, MemoryPlan, learn_shape, plan_cpu, plan_gpu
+from ..errors import ModelError
+from .files import (
+    Transfer,
+    copy_tokenizer,
+    is_readable_by_triton,
+    transfer_file,
+    transfer_weights,
+)
+from .gpu_plan import CARDS, MemoryPlan, model_shape, plan_cpu, plan_gpu
 from .inspection import Inspection, inspect_model
-from .interface import describe_interface
-from .real_files import Transfer, bring_external_data, bring_file, bring_tokenizer
-from .rights import is_readable_for_triton
-from .triton_config import TritonConfig, render_config
-from .warmup import plan_samples, write_warmup_files
+from .triton_config import TritonConfig, plan_samples, render_config, write_warmup_files
 
 # The first Triton with ONNX Runtime 1.27, whose fused layer norms sum in float32.
 _SAFE_LAYER_NORM = (26, 7)
@@ -30,7 +33,16 @@ _FLOAT_BYTES = {"float16": 2, "bfloat16": 2, "float64": 8}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RepositoryOptions:
-    """What the graph cannot tell. `gpu` is one of `CARDS` or `cpu`, `gpu_memory_gib` overrides."""
+    """What the graph does not say.
+
+    Attributes:
+        gpu: One of `CARDS`, or `cpu`.
+        gpu_memory_gib: The GPU's memory, if it differs from that of the card.
+        model_size: One of `MODEL_SIZES`, if there is no config.json.
+        max_length: Tokens of the longest text.
+        instances: Copies of the model on the GPU.
+        triton_version: Release of Triton's image, such as `26.07`.
+    """
 
     model_name: str
     gpu: str
@@ -48,14 +60,20 @@ class RepositoryOptions:
 
 @dataclass(frozen=True, slots=True)
 class WrittenRepository:
-    """Where the model and the tokenizer lie, and what the gateway should be told."""
+    """What was written.
+
+    Attributes:
+        folder: The model's folder in the repository.
+        tokenizer: The tokenizer's folder, next to the repository.
+        unreadable: Files that Triton's account may not read: a hard link has the mode of the
+            original.
+    """
 
     folder: Path
     tokenizer: Path | None
     plan: MemoryPlan
     inspection: Inspection
-    closed: tuple[str, ...]
-    """Files that Triton's account may not read: a hard link has the rights of the original."""
+    unreadable: tuple[str, ...]
 
 
 def write_triton_repository(
@@ -64,14 +82,19 @@ def write_triton_repository(
     options: RepositoryOptions,
     on_digest: Callable[[int], object] | None = None,
 ) -> WrittenRepository:
-    """Write `<repository>/<model_name>` and, beside the repository, the tokenizer's folder.
+    """Write `<repository>/<model_name>` and, next to the repository, the tokenizer's folder.
 
-    Weights become hard links, or copies on another disk, never symbolic links. `on_digest` hears
-    how many more bytes were read for the digest.
+    Weights become hard links, or copies on another disk, never symbolic links.
+
+    Args:
+        model_path: The ONNX file.
+        repository: The model repository, which is created if necessary.
+        options: What the graph does not say.
+        on_digest: Called with the number of bytes read for the digest since its last call.
 
     Raises:
-        OnnxFileError: the file is no ONNX model.
-        ModelToolError: the gateway could not serve it, it does not fit, or the folder is there.
+        ModelError: The file is not an ONNX model, the gateway could not serve it, it does not fit
+            the GPU, or the folder already exists.
     """
     _check_options(options)
     inspection = inspect_model(model_path)
@@ -83,18 +106,18 @@ def write_triton_repository(
     config = _config(inspection, options, plan, digest)
     with _replaced(folder) as unfinished:
         _write_model(inspection, config, unfinished, options.transfer)
-    tokenizer = _bring_tokenizer(model_path, repository, options) if inspection.tokenizer else None
+    tokenizer = _copy_tokenizer(model_path, repository, options) if inspection.tokenizer else None
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    closed = tuple(path.name for path in files if not is_readable_for_triton(path))
-    return WrittenRepository(folder, tokenizer, plan, inspection, closed)
+    unreadable = tuple(path.name for path in files if not is_readable_by_triton(path))
+    return WrittenRepository(folder, tokenizer, plan, inspection, unreadable)
 
 
 def _write_model(
     inspection: Inspection, config: TritonConfig, folder: Path, transfer: Transfer
 ) -> None:
     version = folder / "1"
-    bring_file(inspection.path, version / "model.onnx", transfer=transfer)
-    bring_external_data(inspection.model, version, transfer=transfer)
+    transfer_file(inspection.path, version / "model.onnx", transfer=transfer)
+    transfer_weights(inspection.model, version, transfer=transfer)
     tokenizer = inspection.tokenizer
     write_warmup_files(
         folder / "warmup",
@@ -107,17 +130,17 @@ def _write_model(
 
 def _check_place(folder: Path, model_path: Path, *, force: bool) -> None:
     if folder.exists() and not force:
-        raise ModelToolError(f"{folder} is there already: give `--force` to replace it.")
+        raise ModelError(f"{folder} already exists. Pass `--force` to replace it.")
     if model_path.resolve().is_relative_to(folder.resolve()):
-        msg = f"{model_path} lies in {folder}, which would be replaced: give another name."
-        raise ModelToolError(msg)
+        msg = f"{model_path} is in {folder}, which would be replaced. Choose another name."
+        raise ModelError(msg)
 
 
 @contextmanager
 def _replaced(folder: Path) -> Generator[Path]:
-    """Give a folder to write to that takes the place of `folder` at the end, whole or not at all.
+    """Yield a folder to write to that replaces `folder` at the end, completely or not at all.
 
-    It lies beside the repository meanwhile: inside, a Triton that polls would load half a model.
+    Until then it is next to the repository: inside, a Triton that polls would load half a model.
     """
     repository = folder.absolute().parent
     repository.mkdir(parents=True, exist_ok=True)
@@ -134,31 +157,34 @@ def _replaced(folder: Path) -> Generator[Path]:
 
 def _check_options(options: RepositoryOptions) -> None:
     if not _MODEL_NAME.fullmatch(options.model_name):
-        msg = f"`--model-name` must be letters, digits, `_`, `-` and `.`: {options.model_name!r}."
-        raise ModelToolError(msg)
+        msg = (
+            "`--model-name` must consist of letters, digits, `_`, `-` and `.`, not "
+            f"{options.model_name!r}."
+        )
+        raise ModelError(msg)
     _parse_version(options.triton_version)
 
 
 def _parse_version(version: str) -> tuple[int, int]:
     match = _VERSION.fullmatch(version)
     if not match:
-        msg = f"`--triton-version` is the image's, such as 26.07, not {version!r}."
-        raise ModelToolError(msg)
+        msg = f"`--triton-version` must be the release of an image, such as 26.07, not {version!r}."
+        raise ModelError(msg)
     return int(match[1]), int(match[2])
 
 
 def _check_servable(inspection: Inspection) -> None:
-    errors = [finding for finding in inspection.findings if finding.severity == "error"]
-    if errors:
-        msg = " ".join([f"The gateway could not serve {inspection.path}:", errors[0].message])
-        raise ModelToolError(f"{msg} {errors[0].remedy}".strip())
+    if not inspection.is_servable:
+        worst = inspection.problems[0]
+        msg = f"The gateway could not serve {inspection.path}: {worst.message} {worst.remedy}"
+        raise ModelError(msg.strip())
 
 
 def _plan(inspection: Inspection, options: RepositoryOptions) -> MemoryPlan:
     if options.gpu == "cpu":
         return plan_cpu()
     assert inspection.hidden_size is not None  # a servable model has it
-    shape = learn_shape(
+    shape = model_shape(
         inspection.config,
         hidden_size=inspection.hidden_size,
         float_bytes=_FLOAT_BYTES.get(inspection.precision.compute, 4),
@@ -180,18 +206,18 @@ def _plan(inspection: Inspection, options: RepositoryOptions) -> MemoryPlan:
 def _config(
     inspection: Inspection, options: RepositoryOptions, plan: MemoryPlan, digest: str | None
 ) -> TritonConfig:
-    spec = describe_interface(inspection.model)
-    signature = inspection.model.signature
-    assert inspection.output is not None  # a servable model has one
+    spec, output = inspection.spec, inspection.output
+    assert spec is not None  # a servable model has both
+    assert output is not None
     float16 = inspection.precision.compute == "float16" or str(spec.output.dtype) == "float16"
     old = _parse_version(options.triton_version) < _SAFE_LAYER_NORM
     return TritonConfig(
         name=options.model_name,
         source=_source(inspection),
-        inputs=signature.inputs,
-        output=inspection.output,
+        inputs=inspection.model.inputs,
+        output=output,
         hidden_size=spec.hidden_size,
-        unlisted_outputs=len(signature.outputs) - 1,
+        unlisted_outputs=len(inspection.model.outputs) - 1,
         plan=plan,
         instances=options.instances,
         gpu=options.gpu,
@@ -213,10 +239,10 @@ def _source(inspection: Inspection) -> str:
     return f"{precision.parameters / 1e6:,.0f} million values in {kind}, {pooled}"
 
 
-def _bring_tokenizer(model_path: Path, repository: Path, options: RepositoryOptions) -> Path:
-    """Put the tokenizer beside the repository: inside, Triton would take its folder for a model."""
+def _copy_tokenizer(model_path: Path, repository: Path, options: RepositoryOptions) -> Path:
+    """Copy it next to the repository: inside, Triton would take its folder for a model."""
     folder = options.tokenizer_dir or (
         repository.absolute().parent / f"{options.model_name}-tokenizer"
     )
-    bring_tokenizer(model_path, folder, force=True)
+    copy_tokenizer(model_path, folder, force=True)
     return folder

@@ -1,4 +1,4 @@
-"""The product's own gateway for a folder, in a thread of this process, while it is asked."""
+"""A gateway for a model folder, in a thread of this process, for the time of a `with` block."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from qwen3_triton_gateway.errors import StartupError
 from qwen3_triton_gateway.service import EmbeddingService
 from qwen3_triton_gateway.settings import Settings
 
-from ..onnx_file import OnnxFileError, read_signature
-from .errors import ModelToolError
-from .locate import find_beside, find_model
+from ..errors import ModelError
+from ..model.files import find_model, find_sibling
+from ..onnx_model import read_model
 
 MODEL_FILE, TOKENIZER_FILE = "model.onnx", "tokenizer.json"
 DEFAULT_DIMENSIONS = 1024
@@ -30,7 +30,7 @@ POLL_SECONDS = 0.02
 
 
 class FolderSettings(Settings):
-    """Settings that are given and nothing else: the environment is the command line's business."""
+    """Settings that ignore the environment."""
 
     @classmethod
     def settings_customise_sources(
@@ -46,21 +46,20 @@ class FolderSettings(Settings):
 
 
 def folder_settings(folder: Path, *, model_id: str | None = None) -> Settings:
-    """Serve `model.onnx` and `tokenizer.json` of a folder, at 1024 dimensions or all it has.
+    """Return settings for `model.onnx` and `tokenizer.json` of a folder, at up to 1024 dimensions.
 
     Raises:
-        ModelToolError: no model or tokenizer there, or no file of ONNX.
+        ModelError: The model or the tokenizer is missing, or the file is not an ONNX model.
     """
     model = find_model(folder)
-    tokenizer = find_beside(model, TOKENIZER_FILE)
+    tokenizer = find_sibling(model, TOKENIZER_FILE)
     if model.name != MODEL_FILE or tokenizer is None:
-        msg = f"{folder} lacks {MODEL_FILE if tokenizer else TOKENIZER_FILE}: serving needs both."
-        raise ModelToolError(msg)
-    try:
-        outputs = read_signature(model).outputs
-    except OnnxFileError as error:
-        raise ModelToolError(str(error)) from error
-    widths = [output.shape[-1] for output in outputs if output.shape]
+        msg = (
+            f"{folder} has no {MODEL_FILE if tokenizer else TOKENIZER_FILE}; both {MODEL_FILE} and "
+            f"{TOKENIZER_FILE} are needed."
+        )
+        raise ModelError(msg)
+    widths = [output.shape[-1] for output in read_model(model).outputs if output.shape]
     width = widths[0] if widths and widths[0] > 0 else DEFAULT_DIMENSIONS
     values: dict[str, Any] = {
         "EMBED_MODEL_DIR": model.parent,
@@ -73,12 +72,14 @@ def folder_settings(folder: Path, *, model_id: str | None = None) -> Settings:
 
 @contextmanager
 def local_gateway(settings: Settings, backend: Backend | None = None) -> Generator[str]:
-    """Serve on a free port of this machine, and give the URL once requests are answered.
+    """Serve on a free port, and yield the URL once requests are answered.
 
-    `backend` takes the place of the one that the settings name.
+    Args:
+        settings: The model and its options.
+        backend: Replaces the backend that the settings select.
 
     Raises:
-        StartupError: the tokenizer or the model cannot be served.
+        StartupError: The tokenizer or the model cannot be served.
     """
     failures: list[str] = []
     service = EmbeddingService(settings, backend or choose_backend(settings))

@@ -1,0 +1,338 @@
+"""What a graph tells: the interface that the gateway needs, positions, padding and precision."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, replace
+from math import prod
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast
+
+import numpy as np
+import onnx
+import orjson
+
+from qwen3_triton_gateway.backends.base import (
+    HIDDEN_OUTPUT,
+    HIDDEN_RANK,
+    POOLED_OUTPUT,
+    POOLED_RANK,
+    TOKEN_INPUTS,
+    ModelSpec,
+    TensorSpec,
+    describe_model,
+)
+from qwen3_triton_gateway.errors import StartupError
+
+from ..findings import Finding, failure, note, warning
+from ..onnx_model import OnnxModel, TensorInfo, integer_attributes
+from .files import find_sibling
+
+Positions: TypeAlias = Literal["input", "mask", "counted"]
+Padding: TypeAlias = Literal["either side", "right only"]
+
+_GROUPED_ATTENTION = "GroupQueryAttention"
+# Operators that pass on token ids, a mask or a table of weights unchanged.
+_PASS_THROUGH = {"Cast", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze", "DequantizeLinear"}
+_LOOKUPS = {"Gather", "GatherBlockQuantized", "GatherElements"}
+_DYNAMIC_INT8 = {
+    "DynamicQuantizeLinear",
+    "DynamicQuantizeMatMul",
+    "MatMulIntegerToFloat",
+    "MatMulInteger",
+    "DynamicQuantizeLSTM",
+}
+_INT8 = {"int8", "uint8"}
+_FLOATS = ("float32", "float16", "bfloat16", "float64")
+# hidden_size of Qwen3-Embedding-8B, the member of the family known to overflow float16.
+_OVERFLOWING_HIDDEN_SIZE = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """How the weights are stored and multiplied.
+
+    Attributes:
+        bytes_by_type: Stored bytes per element type.
+        quantization: How the weights are quantized, in words; empty if they are not.
+        compute: The floating-point type of most weights, or of the output if there are none.
+        is_batch_dependent: Whether activations are quantized with one scale per batch.
+    """
+
+    weight_bytes: int
+    parameters: int
+    bytes_by_type: dict[str, int]
+    quantization: str
+    compute: str
+    is_batch_dependent: bool
+
+
+def describe_interface(model: OnnxModel) -> ModelSpec:
+    """Describe the model as the gateway does when it starts.
+
+    Raises:
+        StartupError: The gateway would refuse it.
+    """
+    return describe_model(
+        name=model.path.name,
+        inputs=[_tensor_spec(tensor) for tensor in model.inputs],
+        outputs=_output_specs(model),
+        max_batch_size=1,  # The graph leaves the batch open; the gateway has a limit of its own.
+        instance_count=1,
+        weights_digest="",
+    )
+
+
+def check_interface(model: OnnxModel) -> tuple[ModelSpec | None, list[Finding]]:
+    """Describe the model, and report what the gateway would refuse or could not batch."""
+    findings = _check_static_shapes(model)
+    try:
+        return describe_interface(model), findings
+    except StartupError as error:
+        output = choose_output(model)
+        remedy = ""
+        if output and output.dtype.name == "bfloat16":
+            remedy = "numpy has no bfloat16; `qwen3-triton model pool` adds a float32 output."
+        return None, [failure("interface", error.message, remedy), *findings]
+
+
+def choose_output(model: OnnxModel) -> TensorInfo | None:
+    """Choose the output that the gateway would ask for, whatever its type and shape."""
+    by_name = {tensor.name: tensor for tensor in model.outputs}
+    only = model.outputs[0] if len(model.outputs) == 1 else None
+    return by_name.get(POOLED_OUTPUT) or by_name.get(HIDDEN_OUTPUT) or only
+
+
+def read_config(model_path: Path) -> dict[str, Any]:
+    """Read the `config.json` of an export; empty if there is none or it cannot be parsed."""
+    file = find_sibling(model_path, "config.json")
+    if file is None:
+        return {}
+    try:
+        document: object = orjson.loads(file.read_bytes())
+    except orjson.JSONDecodeError:
+        return {}
+    return cast("dict[str, Any]", document) if isinstance(document, dict) else {}
+
+
+def check_config(
+    model: OnnxModel, config: dict[str, Any], hidden_size: int | None, rows: int | None
+) -> list[Finding]:
+    """Report where `config.json` contradicts the graph."""
+    compared = (
+        ("hidden_size", hidden_size),
+        ("vocab_size", rows),
+        ("num_hidden_layers", len(model.past_inputs) // 2 or None),
+    )
+    return [
+        warning(
+            "config.json",
+            f"config.json says {name} {config[name]}, the graph says {found}.",
+            "They belong to different models, or the file was edited; the gateway goes by the "
+            "graph.",
+        )
+        for name, found in compared
+        if found is not None and isinstance(config.get(name), int) and config[name] != found
+    ]
+
+
+def uses_grouped_attention(model: OnnxModel) -> bool:
+    """Return whether attention is one fused GroupQueryAttention, as GenAI's builder exports it."""
+    return model.operators[_GROUPED_ATTENTION] > 0
+
+
+def position_source(model: OnnxModel) -> Positions:
+    """Return where positions come from: an input, the running sum of the mask, or counting."""
+    if any(tensor.name == "position_ids" for tensor in model.inputs):
+        return "input"
+    masks = _aliases(model, "attention_mask")
+    summed = any(
+        node.op_type == "CumSum" and node.input and node.input[0] in masks for node in model.nodes
+    )
+    return "mask" if summed else "counted"
+
+
+def tolerated_padding(model: OnnxModel) -> Padding:
+    """Return which side may be padded; the right always may, in a causal model.
+
+    Left padding needs positions that start at the first real token. GroupQueryAttention takes the
+    mask's sum for the length of a text, and so treats pads on the left as text
+    (https://github.com/microsoft/onnxruntime/issues/18283).
+    """
+    if uses_grouped_attention(model) or position_source(model) == "counted":
+        return "right only"
+    return "either side"
+
+
+def embedding_rows(model: OnnxModel) -> int | None:
+    """Return the number of rows of the table that `input_ids` index, None if it is not found."""
+    tokens = _aliases(model, "input_ids")
+    shapes = {weight.name: weight.shape for weight in model.weights if weight.shape}
+    producers = {output: node for node in model.nodes for output in node.output}
+    for node in model.nodes:
+        if node.op_type in _LOOKUPS and len(node.input) > 1 and node.input[1] in tokens:
+            table = _origin(node.input[0], producers)
+            if table in shapes:
+                return shapes[table][0]
+    return None
+
+
+def read_precision(model: OnnxModel, output_type: str) -> Precision:
+    """Derive the precision from the stored tensors and the operators that use them."""
+    by_type: Counter[str] = Counter()
+    for weight in model.weights:
+        by_type[weight.dtype.name] += weight.size_bytes
+    floats = {name: by_type[name] for name in _FLOATS if by_type[name]}
+    return Precision(
+        weight_bytes=by_type.total(),
+        parameters=_count_parameters(model),
+        bytes_by_type=dict(by_type.most_common()),
+        quantization=_quantization(model, by_type),
+        compute=max(floats, key=lambda name: floats[name]) if floats else output_type,
+        is_batch_dependent=bool(model.operators.keys() & _DYNAMIC_INT8),
+    )
+
+
+def check_precision(precision: Precision, hidden_size: int | None) -> list[Finding]:
+    """Report what the family is known to lose by its precision."""
+    name = "precision"
+    findings: list[Finding] = []
+    if precision.is_batch_dependent:
+        findings.append(
+            warning(
+                name,
+                "Activations are quantized to int8 at run time with one scale per batch, so a "
+                "text's vector depends on what shares its batch (microsoft/onnxruntime#8625).",
+                "Use a float16 or float32 export, or one with MatMulNBits weights.",
+            )
+        )
+    if precision.compute == "float16" and hidden_size == _OVERFLOWING_HIDDEN_SIZE:
+        findings.append(
+            warning(
+                name,
+                "Qwen3-Embedding-8B overflows float16 on some texts, such as those that begin "
+                "with 'importance' (QwenLM/Qwen3-Embedding#164).",
+                "The gateway refuses such vectors. Use a float32 or bfloat16 export, or the 4B "
+                "model.",
+            )
+        )
+    elif precision.compute == "float16":
+        findings.append(
+            note(
+                name,
+                "The model computes in float16: on a GPU, ONNX Runtime before 1.27 (Triton before "
+                "26.07) can zero rows without strict layer norms.",
+                "`model repository` switches them on; by hand, set "
+                "enable_skip_layer_norm_strict_mode.",
+            )
+        )
+    return findings
+
+
+def _check_static_shapes(model: OnnxModel) -> list[Finding]:
+    """Report token inputs with a fixed batch or length; the gateway's batches vary in both."""
+    findings: list[Finding] = []
+    for axis, what in enumerate(("batch", "length")):
+        fixed = {
+            tensor.shape[axis]
+            for tensor in model.inputs
+            if tensor.name in TOKEN_INPUTS and tensor.shape and len(tensor.shape) > axis
+        } - {-1}
+        if fixed:
+            findings.append(
+                failure(
+                    "interface",
+                    f"The {what} is fixed to {_join(sorted(fixed))}, but the gateway sends batches "
+                    f"of any {what}.",
+                    "Export the model again with dynamic axes, as optimum does by default.",
+                )
+            )
+    return findings
+
+
+def _output_specs(model: OnnxModel) -> list[TensorSpec]:
+    """Describe the outputs; config.json supplies a hidden size that all of them leave open.
+
+    Where a runtime serves the file, its shape inference supplies it.
+    """
+    specs = [_tensor_spec(tensor) for tensor in model.outputs]
+    size = read_config(model.path).get("hidden_size")
+    if any(len(spec.shape) == HIDDEN_RANK and spec.shape[-1] > 0 for spec in specs):
+        return specs
+    if not isinstance(size, int):
+        return specs
+    return [
+        replace(spec, shape=(*spec.shape[:-1], size))
+        if len(spec.shape) in (POOLED_RANK, HIDDEN_RANK) and spec.shape[-1] <= 0
+        else spec
+        for spec in specs
+    ]
+
+
+def _tensor_spec(tensor: TensorInfo) -> TensorSpec:
+    try:
+        dtype: np.dtype[Any] = np.dtype(tensor.dtype.name)
+    except TypeError:  # bfloat16 and others that numpy does not have
+        dtype = np.dtype(object)
+    return TensorSpec(tensor.name, dtype, tensor.shape or ())
+
+
+def _aliases(model: OnnxModel, name: str) -> set[str]:
+    """Return the tensors with the same values as `name`; nodes are in topological order."""
+    names = {name}
+    for node in model.nodes:
+        if node.op_type in _PASS_THROUGH and node.input and node.input[0] in names:
+            names.update(node.output)
+    return names
+
+
+def _origin(name: str, producers: dict[str, onnx.NodeProto]) -> str:
+    """Follow a table back through casts to the stored tensor."""
+    while (node := producers.get(name)) and node.op_type in _PASS_THROUGH and node.input:
+        name = node.input[0]
+    return name
+
+
+def _count_parameters(model: OnnxModel) -> int:
+    """Count the values of all weights; where several share a byte, each of them counts."""
+    bits: dict[str, int] = {}
+    scales_and_zero_points: set[str] = set()
+    for node in model.nodes:
+        if node.op_type == "MatMulNBits":
+            bits[node.input[1]] = integer_attributes(node).get("bits", 4)
+            scales_and_zero_points.update(node.input[2:])
+    return sum(
+        weight.size_bytes * 8 // bits[weight.name] if weight.name in bits else prod(weight.shape)
+        for weight in model.weights
+        if weight.name not in scales_and_zero_points
+    )
+
+
+def _quantization(model: OnnxModel, bytes_by_type: Counter[str]) -> str:
+    kinds: list[str] = []
+    packed = [integer_attributes(node) for node in model.nodes if node.op_type == "MatMulNBits"]
+    if packed:
+        widths = sorted({integers.get("bits", 4) for integers in packed})
+        blocks = sorted({integers.get("block_size", 0) for integers in packed})
+        kinds.append(
+            f"weights of {_join(widths)} bits in blocks of {_join(blocks)} (MatMulNBits, "
+            f"{len(packed)} matrices)"
+        )
+    operators = model.operators
+    if operators["GatherBlockQuantized"]:
+        kinds.append("embedding table in blocks (GatherBlockQuantized)")
+    if operators.keys() & _DYNAMIC_INT8:
+        kinds.append(
+            "int8 weights and activations, scales taken at run time (DynamicQuantizeLinear)"
+        )
+    elif operators["QuantizeLinear"] and operators["DequantizeLinear"]:
+        kinds.append("int8 weights and activations, scales in the file (QDQ)")
+    elif operators["DequantizeLinear"]:
+        kinds.append("weights only (DequantizeLinear)")
+    if not kinds and _INT8 & bytes_by_type.keys():
+        kinds.append("int8 weights, widened by plain operators")
+    return "; ".join(kinds)
+
+
+def _join(values: list[int]) -> str:
+    return " and ".join(map(str, values))

@@ -1,0 +1,117 @@
+"""Verify a served model: does it answer correctly, and with correct vectors?
+
+To add a check, write a function in one of the modules `*_checks` and list it in the `CHECKS` at the
+end of that module.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from ..errors import HttpError, InvalidAnswerError, UnreachableError
+from ..findings import Finding, has_errors
+from . import golden_checks, text_checks, vector_checks
+from .cards import Card, choose_card
+from .gateway_client import GatewayClient, ServedModel
+from .probe import Check, Probe, failed
+
+NO_CARD = "none"
+
+# The order matters to readers: what goes wrong first explains what follows.
+CHECKS: dict[str, Check] = {
+    **vector_checks.CHECKS,
+    **text_checks.CHECKS,
+    **golden_checks.CHECKS,
+}
+# A few requests of a few texts, which find the most common mistakes.
+QUICK_CHECKS = ("norm", "batch invariance", "instruction")
+_STATUSES = {"ok": "pass", "error": "fail", "skipped": "skipped"}
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """A server, the card that its vectors were compared with, and a finding per check."""
+
+    target: str
+    served: ServedModel
+    card: Card | None
+    findings: tuple[Finding, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether no check failed, and not all were skipped."""
+        return not has_errors(self.findings) and any(f.severity == "ok" for f in self.findings)
+
+    def document(self) -> dict[str, Any]:
+        """Return the verification as plain data for `--json`."""
+        return {
+            "target": self.target,
+            "served": asdict(self.served),
+            "card": self.card.name if self.card else None,
+            "ok": self.ok,
+            "checks": [
+                {
+                    "name": finding.name,
+                    "status": _STATUSES[finding.severity],
+                    "measured": finding.message,
+                    "allowed": finding.expected,
+                    "cause": finding.cause,
+                    "remedy": finding.remedy,
+                }
+                for finding in self.findings
+            ],
+        }
+
+
+def verify(
+    client: GatewayClient,
+    *,
+    card_name: str | None = None,
+    target: str = "",
+    checks: Collection[str] = CHECKS.keys(),
+    on_finding: Callable[[Finding], object] = str,
+) -> Verification:
+    """Run checks against a server.
+
+    Args:
+        client: The server.
+        card_name: The card to compare with; by default chosen by the model's name and size.
+        target: How the server is called in the report; by default its URL.
+        checks: The names of the checks to run.
+        on_finding: Called after each check.
+
+    Raises:
+        HttpError: The server cannot be reached, rejects the key, or is not ready.
+    """
+    served = client.describe()
+    card = None if card_name == NO_CARD else choose_card(card_name, served)
+    probe = Probe(client, served, card)
+    findings: list[Finding] = []
+    for name, check in CHECKS.items():
+        if name in checks:
+            findings.append(replace(_run(check, probe), name=name))
+            on_finding(findings[-1])
+    return Verification(target or client.url, served, card, tuple(findings))
+
+
+def _run(check: Check, probe: Probe) -> Finding:
+    try:
+        return check(probe)
+    except UnreachableError:
+        raise
+    except InvalidAnswerError as error:
+        return failed(
+            str(error),
+            "a vector for each text",
+            cause="Texts are dropped, or the answer is that of another interface.",
+            remedy="Answer with `embeddings`, a row of numbers for each text.",
+        )
+    except HttpError as error:
+        return failed(
+            str(error),
+            "an answer",
+            cause="The server rejects a valid request.",
+            remedy="See the server's log.",
+        )
