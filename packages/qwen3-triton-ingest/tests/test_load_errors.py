@@ -82,7 +82,7 @@ def test_file_that_cannot_be_read(
     ("line", "reason"),
     [
         (b'{"id": "bad", "text": "cut', "not JSON"),
-        (b'["a", "b"]', "one object a line"),
+        (b'["a", "b"]', "one object per line"),
         ('{"id": "bad", "text": "Küche"}'.encode("latin-1"), "--encoding"),
         (b'{"id": "bad", "body": "other name"}', "--text-column"),
         (b'{"id": "bad", "text": null}', "--text-column"),
@@ -292,7 +292,7 @@ def test_gateway_is_away(loading: Loading, folder: Path) -> None:
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ("nowhere", "no such file or folder"),
+        ("nowhere", "`nowhere` is not a file or folder"),
         ("nowhere/*.jsonl", "no file of a known format"),
         ("corpus/strange.xyz", "--format"),
         ("void", "no file of a known format"),

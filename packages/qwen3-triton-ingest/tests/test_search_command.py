@@ -11,6 +11,8 @@ from click.testing import CliRunner, Result
 from filled_tables import Library
 from qwen3_triton_ingest.commands.search import search
 
+IN_MANUALS = ("x", "--table", "manuals_own")
+
 
 def _run(library: Library, *arguments: str, **environment: str) -> Result:
     variables = {
@@ -21,17 +23,17 @@ def _run(library: Library, *arguments: str, **environment: str) -> Result:
     return CliRunner().invoke(search, [*arguments], env=variables)
 
 
-def test_a_person_sees_rank_score_id_and_the_beginning_of_the_text(library: Library) -> None:
+def test_the_output_shows_rank_id_score_and_the_beginning_of_the_text(library: Library) -> None:
     entry = library.entries[4]
     result = _run(library, entry.question, "--table", "manuals_own", "-k", "5")
     assert result.exit_code == 0, result.output
     place = rf"(?m)^[1-5]\. {entry.doc_id}  chunk 0  score 0\.0\d+, "
-    assert re.search(place + r"meaning #\d+ at 0\.\d{3}, words #\d", result.output)
+    assert re.search(place + r"vector #\d+ at 0\.\d{3}, text #\d", result.output)
     assert entry.text[:30] in result.output
     assert entry.text not in result.output
 
 
-def test_a_script_gets_json(library: Library) -> None:
+def test_json_has_every_field_of_a_hit(library: Library) -> None:
     entry = library.entries[4]
     arguments = ("--table", "manuals_llamaindex", "-k", "2", "--mode", "vector", "--json")
     result = _run(library, entry.question, *arguments, "--filter", f"number={4}")
@@ -43,7 +45,7 @@ def test_a_script_gets_json(library: Library) -> None:
     assert "stored_metadata" not in hits[0]
 
 
-def test_filters_add_up(library: Library) -> None:
+def test_all_filters_must_match(library: Library) -> None:
     filters = ("--filter", "subject in animals,astronomy", "--filter", '{"number": {"$lt": 5}}')
     result = _run(library, "light", "--table", "manuals_own", *filters, "--json")
     hits = json.loads(result.stdout)["hits"]
@@ -51,14 +53,14 @@ def test_filters_add_up(library: Library) -> None:
     assert all(hit["metadata"]["number"] < 5 for hit in hits)
 
 
-def test_words_are_searched_without_a_gateway(library: Library) -> None:
+def test_text_search_needs_no_gateway(library: Library) -> None:
     arguments = ("lava", "--table", "manuals_own", "--mode", "text")
     result = _run(library, *arguments, QWEN3_TRITON_URL="http://127.0.0.1:9")
     assert result.exit_code == 0
-    assert "words #1" in result.output
+    assert "text #1" in result.output
 
 
-def test_the_sql_is_shown_and_not_run(library: Library) -> None:
+def test_the_sql_is_shown_but_not_run(library: Library) -> None:
     arguments = ("x", "--table", "manuals_own", "--show-sql", "--filter", "lang=secret")
     result = _run(library, *arguments, QWEN3_TRITON_URL="http://127.0.0.1:9")
     assert result.exit_code == 0
@@ -66,7 +68,7 @@ def test_the_sql_is_shown_and_not_run(library: Library) -> None:
     assert "secret" not in result.output
 
 
-def test_nothing_found_is_said_and_no_failure(library: Library) -> None:
+def test_finding_nothing_is_reported_and_not_a_failure(library: Library) -> None:
     result = _run(library, "qwxz", "--table", "manuals_own", "--mode", "text")
     assert (result.exit_code, result.output) == (0, "Nothing found.\n")
 
@@ -74,8 +76,8 @@ def test_nothing_found_is_said_and_no_failure(library: Library) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["x", "--table", "t", "--filter", "lang"], "write KEY=VALUE"),
-        (["x", "--table", "t", "--filter", '{"a": '], "is not JSON"),
+        (["x", "--table", "t", "--filter", "lang"], "Use KEY=VALUE"),
+        (["x", "--table", "t", "--filter", '{"a": '], "is not valid JSON"),
         (["x", "--table", "t", "--mode", "semantic"], "'semantic' is not one of"),
         (["x", "--table", "t", "--ef-search", "1001"], "1<=x<=1000"),
         (["x"], "Missing option '--table'"),
@@ -92,13 +94,19 @@ def test_bad_usage_ends_with_2(library: Library, arguments: list[str], message: 
     ("arguments", "message"),
     [
         (["x", "--table", "nowhere"], "There is no table public.nowhere"),
-        (["x", "--table", "manuals_own", "--filter", '{"a": {"$x": 1}}'], "'$x'; allowed are"),
-        (["x", "--table", "manuals_own", "--candidates", "3"], "`candidates` is 3"),
-        (["x", "--table", "manuals_own", "--weights", "0", "0"], "`weights` is"),
+        (
+            ["x", "--table", "manuals_own", "--filter", '{"a": {"$x": 1}}'],
+            "operator '$x'. Use one of",
+        ),
+        (
+            ["x", "--table", "manuals_own", "--candidates", "3"],
+            "`candidates` must be 10 to 100000, not 3",
+        ),
+        (["x", "--table", "manuals_own", "--weights", "0", "0"], "`weights` must be"),
         (["x", "--table", "manuals_own", "--gateway-url", "nonsense"], "`base_url` must look like"),
     ],
 )
-def test_what_goes_wrong_ends_with_1_and_one_line(
+def test_an_error_ends_with_1_and_one_line(
     library: Library, arguments: list[str], message: str
 ) -> None:
     result = _run(library, *arguments)
@@ -115,7 +123,7 @@ def test_a_password_is_never_printed(library: Library) -> None:
         assert "hidden" not in result.output
 
 
-def test_control_characters_of_a_text_do_not_reach_the_terminal(
+def test_control_characters_in_a_text_do_not_reach_the_terminal(
     database_url: str, library: Library
 ) -> None:
     import psycopg
@@ -127,4 +135,4 @@ def test_control_characters_of_a_text_do_not_reach_the_terminal(
     result = _run(library, *arguments, DATABASE_URL=database_url)
     assert "\x1b" not in result.output
     assert "\x07" not in result.output
-    assert "[bold]x[/bold]" in result.output  # the text's own, and no markup
+    assert "[bold]x[/bold]" in result.output  # part of the text, not markup

@@ -1,4 +1,4 @@
-"""Bulk load of Qwen3 embeddings into pgvector and ParadeDB, and search in them."""
+"""Bulk loading of Qwen3-Embedding vectors into pgvector and ParadeDB, and search."""
 
 from ._version import __version__
 from .config import (
@@ -17,8 +17,7 @@ from .errors import (
     SourceError,
     TableError,
 )
-from .load import LoadReport, load
-from .progress import LoadProgress
+from .load import LoadProgress, LoadReport, load
 from .reembed import ReembedReport, abandon_reembed, reembed
 from .search import Hit, Searcher, search
 from .status import TableStatus, status

@@ -9,13 +9,11 @@ from .commands.load import load
 from .commands.search import search
 from .commands.status import status
 
-__all__ = ["main"]
-
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__)
 def main() -> None:
-    """Bring documents into pgvector or ParadeDB through the Qwen3-Embedding gateway, and search.
+    """Load documents into pgvector or ParadeDB with Qwen3-Embedding vectors, and search them.
 
     \b
     Examples:
@@ -23,7 +21,7 @@ def main() -> None:
       qwen3-triton-ingest search "How do I reset the pump?" --table manuals
       qwen3-triton-ingest status --table manuals
 
-    The database is named by --dsn or DATABASE_URL, the gateway by --gateway-url or
+    Set the database with --dsn or DATABASE_URL, and the gateway with --gateway-url or
     QWEN3_TRITON_URL.
     """
 

@@ -1,127 +1,299 @@
-"""What the user chooses, as values that can be sent to another process."""
+"""The options of a load. Each is declared here once, with its default, flag and description.
+
+The command line reads these declarations (`commands/options.py`), and so does the documentation.
+All values can be sent to another process.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, Literal, TypeAlias, TypeVar, cast
+
+from qwen3_triton_client import API_KEY_VARIABLE, BASE_URL_VARIABLE, DEFAULT_BASE_URL
 
 from .layouts import LayoutName
-
-__all__ = [
-    "Engine",
-    "GatewayOptions",
-    "IndexOptions",
-    "IndexPolicy",
-    "LoadOptions",
-    "ReadOptions",
-    "SourceFormat",
-    "SplitOptions",
-    "TextIndex",
-    "VanishedPolicy",
-]
 
 SourceFormat: TypeAlias = Literal[
     "jsonl", "csv", "parquet", "text", "markdown", "html", "pdf", "sql"
 ]
-Engine: TypeAlias = Literal["threads", "ray", "dask"]
+Engine: TypeAlias = Literal["threads", "ray"]
 IndexPolicy: TypeAlias = Literal["auto", "keep", "rebuild", "none"]
-TextIndex: TypeAlias = Literal["auto", "tsvector", "paradedb", "pg_textsearch", "none"]
+TextIndexPolicy: TypeAlias = Literal["auto", "tsvector", "paradedb", "none"]
 VanishedPolicy: TypeAlias = Literal["delete", "keep"]
 
 MIB = 1024 * 1024
 
+_Value = TypeVar("_Value")
+_Class = TypeVar("_Class")
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Option:
+    """How the command line offers a field; the field's type and default say the rest.
+
+    Attributes:
+        help: One or two sentences, for `--help` and the documentation.
+        flag: Such as `-k, --k`. Default: `--` and the field's name.
+        metavar: Placeholder of the value in `--help`.
+        minimum: Smallest allowed value.
+        maximum: Largest allowed value.
+        variable: Environment variable that the flag is read from.
+        shown_default: Default in `--help`, if the field's is None.
+        unit: What the flag's value is multiplied by.
+        is_inverted: Whether the flag switches off a field that is on by default.
+        is_path: Whether the value is an existing file or folder.
+    """
+
+    help: str
+    flag: str | None = None
+    metavar: str | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    variable: str | None = None
+    shown_default: str | None = None
+    unit: int = 1
+    is_inverted: bool = False
+    is_path: bool = False
+
+
+def option(default: _Value, help: str, *, repr: bool = True, **details: Any) -> _Value:  # noqa: A002 - as click and `field` call them
+    """Declare a field of a dataclass that is an option as well; the details are `Option`'s."""
+    return field(default=default, repr=repr, metadata=_metadata(help, **details))
+
+
+def option_of(cls: type[Any], name: str) -> Option:
+    """Return how a field of a dataclass is offered.
+
+    Raises:
+        KeyError: The field is not an option.
+    """
+    return {each.name: each.metadata["option"] for each in fields(cls) if each.metadata}[name]
+
+
+def documented(cls: type[_Class]) -> type[_Class]:
+    """List the options of a dataclass in its docstring."""
+    known = [each for each in fields(cast("Any", cls)) if "option" in each.metadata]
+    lines = "".join(f"\n        {each.name}: {_description(each)}" for each in known)
+    cls.__doc__ = f"{cls.__doc__}\n\n    Attributes:{lines}\n    "
+    return cls
+
+
+def _description(declared: Field[Any]) -> str:
+    how: Option = declared.metadata["option"]
+    return f"If False: {how.help}" if how.is_inverted else how.help
+
+
+def _metadata(help: str, **details: Any) -> dict[str, Option]:  # noqa: A002 - see `option`
+    return {"option": Option(help=help, **details)}
+
+
+@documented
 @dataclass(frozen=True, slots=True)
 class ReadOptions:
-    """Say how sources are read."""
+    """How sources are read."""
 
-    format: SourceFormat | None = None
-    """None: by each file's name."""
-    text_column: str = "text"
-    id_column: str | None = None
-    """None: the column `id` where a record has it, else a digest of its text."""
-    metadata_columns: tuple[str, ...] | None = None
-    """None: every column but the text, the id and the vector."""
-    vector_column: str | None = None
-    """Vectors computed before: lists of numbers. The texts are then not split or embedded."""
-    encoding: str = "utf-8"
-    replace_nul: bool = False
-    """Whether NUL characters, which PostgreSQL cannot hold, become U+FFFD or are refused."""
-    max_document_bytes: int = 32 * MIB
+    format: SourceFormat | None = option(
+        None, "Format of the sources. Default: by each file's extension."
+    )
+    text_column: str = option("text", "Column or key that contains the text.", metavar="NAME")
+    id_column: str | None = option(
+        None,
+        "Column that contains the document id. Default: `id` if there is one, else the id is a "
+        "digest of the text.",
+        metavar="NAME",
+    )
+    metadata_columns: tuple[str, ...] | None = option(
+        None,
+        "Column to keep as metadata; repeat the flag for more. Default: all other columns.",
+        flag="--metadata",
+        metavar="NAME",
+    )
+    vector_column: str | None = option(
+        None,
+        "Column with precomputed vectors; the texts are then not split or embedded. Needs "
+        "--fingerprint and --dimensions.",
+        metavar="NAME",
+    )
+    encoding: str = option("utf-8", "Encoding of text files.", metavar="NAME")
+    replace_nul: bool = option(
+        False,
+        "Replace NUL characters, which PostgreSQL cannot store, with U+FFFD, instead of rejecting "
+        "the document.",
+    )
+    max_document_bytes: int = option(
+        32 * MIB,
+        "Largest document to load; larger ones are rejected.",
+        flag="--max-document-mib",
+        metavar="MIB",
+        minimum=0,
+        unit=MIB,
+    )
     max_metadata_bytes: int = 64 * 1024
-    query: str | None = None
-    """Rows to load, read from the database of the source's URI."""
+    query: str | None = option(
+        None,
+        "Load the rows of this query; SOURCE is then the URI of the database, or `sql` for the "
+        "database that is loaded into.",
+        metavar="SQL",
+    )
 
 
+@documented
 @dataclass(frozen=True, slots=True)
 class SplitOptions:
-    """Say how documents are cut into chunks."""
+    """How documents are split into chunks."""
 
-    chunk_tokens: int = 512
-    """Most tokens of a chunk, the end token included; 0 leaves documents whole."""
-    overlap_tokens: int = 64
-    tokenizer_path: str | None = None
-    """A `tokenizer.json`; None asks the gateway for its own."""
+    chunk_tokens: int = option(
+        512, "Most tokens per chunk, including the end token; 0 keeps documents whole.", minimum=0
+    )
+    overlap_tokens: int = option(
+        64, "Tokens that a chunk repeats from the chunk before it.", minimum=0
+    )
+    tokenizer_path: str | None = option(
+        None,
+        "A tokenizer.json, or the folder that contains it. Default: ask the gateway for its own.",
+        flag="--tokenizer",
+        is_path=True,
+    )
 
 
+@documented
 @dataclass(frozen=True, slots=True)
 class GatewayOptions:
-    """Say how the gateway is reached; None leaves it to the client's variables and defaults."""
+    """How the gateway is reached. For None, the client's variables and defaults apply."""
 
-    url: str | None = None
-    api_key: str | None = field(default=None, repr=False)
-    max_concurrency: int = 16
-    """Requests under way at once, over all workers."""
-    instruction: str | None = None
-    """Embeds the texts as queries, for tasks where both sides are alike; else as documents."""
-    dimensions: int | None = None
-    truncate: bool = False
-    """Whether a chunk that is too long for the model is cut, or refused."""
+    url: str | None = option(
+        None,
+        "URL of the gateway.",
+        flag="--gateway-url",
+        metavar="URL",
+        variable=BASE_URL_VARIABLE,
+        shown_default=DEFAULT_BASE_URL,
+    )
+    api_key: str | None = option(
+        None,
+        "API key, if the gateway requires one.",
+        repr=False,
+        metavar="KEY",
+        variable=API_KEY_VARIABLE,
+    )
+    max_concurrency: int = option(
+        16, "Most concurrent requests to the gateway, across all workers.", minimum=1
+    )
+    instruction: str | None = option(
+        None,
+        "Embed the texts as queries with this instruction, for symmetric tasks such as duplicate "
+        "detection and clustering. Default: embed them as documents.",
+    )
+    dimensions: int | None = option(
+        None, "Dimensions of the vectors. Default: the gateway's.", minimum=1
+    )
+    truncate: bool = option(
+        False, "Truncate chunks that are too long for the model, instead of rejecting them."
+    )
 
 
+@documented
 @dataclass(frozen=True, slots=True)
 class IndexOptions:
-    """Say which indexes the table gets after the load."""
+    """Which indexes the table gets after the load."""
 
-    policy: IndexPolicy = "auto"
-    """auto: rebuild where the new rows are many beside the old ones, else keep."""
-    halfvec: bool = True
-    """Index half-precision values: a third of the size at equal recall."""
-    m: int = 16
-    ef_construction: int = 64
-    maintenance_work_mem: str | None = None
-    """PostgreSQL's size, such as `2GB`; None: what the rows need, within bounds."""
-    parallel_workers: int | None = None
-    """None: as many as the server lets one build have."""
-    concurrently: bool = False
-    text: TextIndex = "auto"
-    text_search_config: str = "english"
-    """PostgreSQL's, for the language of the texts; `simple` takes words as they stand."""
+    policy: IndexPolicy = option(
+        "auto",
+        "When to build the vector index. auto: drop it and build it again if the new rows are "
+        "many compared to the old ones, else keep it.",
+        flag="--index",
+    )
+    halfvec: bool = option(
+        True,
+        "Index float32 vectors instead of half precision, which takes a third of the size at "
+        "equal recall.",
+        flag="--full-precision-index",
+        is_inverted=True,
+    )
+    m: int = option(16, "Neighbors per row in the HNSW index.", flag="--hnsw-m")
+    ef_construction: int = option(
+        64, "Candidates considered per row of the HNSW build.", flag="--hnsw-ef-construction"
+    )
+    maintenance_work_mem: str | None = option(
+        None,
+        "Memory for the index build, such as 2GB. Default: what the rows need, within limits.",
+        metavar="SIZE",
+    )
+    parallel_workers: int | None = option(
+        None,
+        "Parallel workers for the index build. Default: as many as the server allows.",
+        flag="--index-workers",
+        minimum=0,
+    )
+    concurrently: bool = option(
+        False, "Let others write to the table during the index build, which then takes longer."
+    )
+    text: TextIndexPolicy = option(
+        "auto",
+        "Index for text search. auto: ParadeDB's if pg_search is installed, else PostgreSQL's own.",
+        flag="--text-index",
+    )
+    text_search_config: str = option(
+        "english",
+        "Text search configuration for the language of the texts; `simple` for mixed languages.",
+        flag="--text-config",
+        metavar="NAME",
+    )
 
 
+@documented
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """Say all of a load but what it loads and where to."""
+    """Everything about a load except its sources and its table."""
 
-    layout: LayoutName = "own"
+    layout: LayoutName = option(
+        "own", "Columns of the table: our own, or those of a framework's PGVectorStore."
+    )
     read: ReadOptions = field(default_factory=ReadOptions)
     split: SplitOptions = field(default_factory=SplitOptions)
     gateway: GatewayOptions = field(default_factory=GatewayOptions)
     index: IndexOptions = field(default_factory=IndexOptions)
-    engine: Engine = "threads"
-    engine_address: str | None = None
-    """Of the Ray or Dask cluster; None starts or finds one as the engine does by itself."""
-    workers: int = 2
-    """Shards under way at once."""
-    vanished: VanishedPolicy = "delete"
-    max_vanished_fraction: float = 0.2
-    """Of a source's documents; if more have vanished, none is removed."""
-    adopt: bool = False
-    """Whether to take over a table with rows of unknown origin, vouching for its vectors."""
-    fingerprint: str | None = None
-    """Of vectors that were computed before."""
-    retry_seconds: float = 120.0
-    """How long PostgreSQL may be away."""
-    labels: Mapping[str, str] = field(default_factory=dict[str, str])
-    """Metadata that every document gets."""
+    engine: Engine = option(
+        "threads", "Where shards are processed: threads of this process, or a Ray cluster."
+    )
+    engine_address: str | None = option(
+        None,
+        "Address of the Ray cluster. Default: the one on this machine, or a new one.",
+        metavar="ADDRESS",
+    )
+    workers: int = option(2, "Shards to process at the same time.", minimum=1)
+    vanished: VanishedPolicy = option(
+        "delete", "What to do with documents that are no longer in their source."
+    )
+    max_vanished_fraction: float = option(
+        0.2,
+        "Delete nothing if more than this fraction of a source's documents has vanished; 1 always "
+        "deletes.",
+        flag="--max-vanished",
+        metavar="FRACTION",
+        minimum=0,
+        maximum=1,
+    )
+    adopt: bool = option(
+        False,
+        "Take over a table that already has rows; you confirm that the gateway's model made their "
+        "vectors.",
+    )
+    fingerprint: str | None = option(
+        None, "Embedding space of the vectors in --vector-column.", metavar="FINGERPRINT"
+    )
+    retry_seconds: float = option(
+        120.0,
+        "How long to wait for PostgreSQL while it is unavailable.",
+        metavar="SECONDS",
+        minimum=0,
+    )
+    labels: Mapping[str, str] = field(
+        default_factory=dict[str, str],
+        metadata=_metadata(
+            "Metadata that every document gets; repeat the flag for more.",
+            flag="--label",
+            metavar="KEY=VALUE",
+        ),
+    )

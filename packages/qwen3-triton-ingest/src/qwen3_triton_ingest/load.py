@@ -1,14 +1,15 @@
-"""Load sources into a table: the whole of a run, from the first look to the index."""
+"""A load, from the check of the table to the index."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import chain, islice
+from typing import Literal, TypeAlias
 
 import psycopg
 
@@ -20,42 +21,74 @@ from .engines import map_shards, open_engine
 from .errors import IngestError, TableError
 from .finishing import IndexOutcome, build_indexes, remove_vanished_documents
 from .index.build import OnNotice
-from .index.catalog import VectorIndex, drop_vector_indexes, find_vector_indexes
+from .index.catalog import (
+    IndexProgress,
+    VectorIndex,
+    drop_vector_indexes,
+    find_vector_indexes,
+)
 from .index.plan import decide
 from .layouts import Table
 from .ledger.documents import VanishedCount
 from .ledger.runs import Counts, Run, finish_run, has_open_shards, open_run, run_counts
 from .ledger.schema import prepare_ledger
 from .ledger.tables import Space, TableHold, TableRecord, claim_table
-from .progress import LoadProgress, OnProgress
 from .rows.chunks import count_chunks
 from .shard import ShardTask, ingest_shard, splitter_for
 from .sources import Shard, plan_shards, source_name
 from .tables.preparation import prepare_table, version_warning
 
-__all__ = ["LoadReport", "load"]
-
-# Shards that are planned ahead, so that the progress has an end to count to.
+# Shards that are planned ahead, so that the progress has a total.
 _PLANNED_AHEAD = 10_000
+
+Phase: TypeAlias = Literal["load", "vanished", "index"]
+
+
+@dataclass(frozen=True, slots=True)
+class LoadProgress:
+    """The progress of a load, across all workers.
+
+    Attributes:
+        shards_planned: None while sources are still being listed.
+        seconds: Since this process started the load.
+        waiting_for: Why the load is waiting; None if it is not.
+    """
+
+    phase: Phase
+    counts: Counts = field(default_factory=Counts)
+    shards_done: int = 0
+    shards_planned: int | None = None
+    seconds: float = 0.0
+    index: IndexProgress | None = None
+    waiting_for: str | None = None
+
+
+OnProgress: TypeAlias = Callable[[LoadProgress], None]
+"""Called a few times per second."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """Say what a load did."""
+    """The result of a load.
+
+    Attributes:
+        counts: Of the whole run, including its part before an interruption.
+        removed: Documents that had vanished from their source.
+        vanished_kept: Sources whose vanished documents were kept although the policy is to delete
+            them, and how many there are.
+        resumed: Whether this load continued an interrupted run.
+        skipped_files: Files without a known format, by extension.
+    """
 
     table: str
     fingerprint: str
     counts: Counts
-    """Over the whole run; what was done before it was interrupted included."""
     removed: int
-    """Documents that had vanished from their source."""
     vanished_kept: tuple[VanishedCount, ...]
-    """Sources whose vanished documents were left against the policy, and how many there are."""
     resumed: bool
     index: IndexOutcome
     seconds: float
     skipped_files: dict[str, int]
-    """Files of a kind that is not loaded, by their extension."""
 
 
 def load(
@@ -67,23 +100,23 @@ def load(
     on_progress: OnProgress | None = None,
     on_notice: OnNotice | None = None,
 ) -> LoadReport:
-    """Bring sources into a table of PostgreSQL: read, split, embed, write, index.
+    """Load sources into a table of PostgreSQL: read, split, embed, write, index.
 
-    Do it again whenever you like: what is in the table already is skipped, what changed is
-    replaced, what was interrupted goes on where it stopped.
+    Run it again at any time: documents that are already in the table are skipped, changed ones are
+    replaced, and an interrupted load resumes where it stopped.
 
     Args:
         sources: Files, folders, globs; or, with `options.read.query`, URIs of databases.
         dsn: libpq URI or keywords of the database.
-        table: Name of the table, made where it is missing; `schema.name` too.
-        options: All else.
-        on_progress: Called some times a second with what is done, over all workers.
-        on_notice: Called with what is worth knowing and no error.
+        table: `name` or `schema.name`; created if it does not exist.
+        options: Everything else.
+        on_progress: Called a few times per second with the progress across all workers.
+        on_notice: Called with messages that are worth knowing but are not errors.
 
     Raises:
-        IngestError: It could not go on; the message says what to do. Documents that cannot be
-            loaded raise nothing: they are in the ledger's dead letters.
-        EmbeddingError: The gateway cannot be reached or refuses everything.
+        IngestError: The load cannot continue; the message says what to do. A document that cannot
+            be loaded raises nothing: it is in the ledger's dead letters.
+        EmbeddingError: The gateway cannot be reached or rejects everything.
         ValueError: An option is out of range.
     """
     with ExitStack() as stack:
@@ -93,9 +126,9 @@ def load(
 
 
 class _Load:
-    """One load under way."""
+    """A load in progress."""
 
-    def __init__(  # noqa: PLR0917 - called once, above
+    def __init__(  # noqa: PLR0917 - called once, in `load`
         self,
         sources: Sequence[str],
         dsn: str,
@@ -110,8 +143,8 @@ class _Load:
         self._dsn = dsn
         self._table_name = table_name
         self._options = options
-        self._on_progress = on_progress or _say_nothing
-        self._on_notice = on_notice or _say_nothing
+        self._on_progress = on_progress or _ignore
+        self._on_notice = on_notice or _ignore
         self._stack = stack
         self._began = time.monotonic()
         self._progress = LoadProgress("load")
@@ -163,15 +196,15 @@ class _Load:
         )
 
     def _space(self) -> Space:
-        """Ask the gateway what it serves, or take the user's word for vectors of his own."""
+        """Return the space that the gateway serves, or that of the precomputed vectors."""
         options = self._options
         if options.read.vector_column is None:
             with open_client(options.gateway) as client:
                 return served_space(client, options.gateway)
         if not options.fingerprint or not options.gateway.dimensions:
             raise IngestError(
-                "vectors that were computed before need `--fingerprint` and `--dimensions`: the "
-                "embedding space that they are of, as the gateway's /info names it"
+                "Precomputed vectors need `--fingerprint` and `--dimensions`: their embedding "
+                "space, as in the gateway's /info."
             )
         return Space(options.fingerprint, "", options.gateway.dimensions)
 
@@ -185,12 +218,12 @@ class _Load:
             prepare_ledger(connection)
             record = claim_table(connection, table, space, adopt=self._options.adopt)
         except psycopg.errors.InsufficientPrivilege as error:
-            raise TableError(f"PostgreSQL refused: {explain(error)}") from None
+            raise TableError(f"PostgreSQL denied access: {explain(error)}") from None
         return table, record
 
     def _splitter_version(self) -> str:
         if self._options.read.vector_column is not None:
-            return "vectors computed before"
+            return "vectors computed before"  # stored in content hashes: do not change
         return splitter_for(self._options.split, self._options.gateway).version
 
     def _open_run(self, table: Table, record: TableRecord, splitter_version: str) -> Run:
@@ -216,7 +249,7 @@ class _Load:
         self, table: Table, record: TableRecord, run: Run, splitter_version: str
     ) -> ShardTask:
         options = self._options
-        # Threads share one client and with it the bound; workers elsewhere get a part each.
+        # Threads share one client and its limit; each process gets its part of the limit.
         parts = 1 if options.engine == "threads" else self._workers
         gateway = replace(options.gateway, max_concurrency=options.gateway.max_concurrency // parts)
         return ShardTask(
@@ -239,7 +272,7 @@ class _Load:
 
     @property
     def _workers(self) -> int:
-        """Return how many shards are under way at once: of processes, each sends requests."""
+        """Return how many shards run at once; each process needs at least one request."""
         options = self._options
         if options.engine == "threads":
             return options.workers
@@ -248,7 +281,7 @@ class _Load:
     def _ingest(self, task: ShardTask, run: Run, hold: TableHold) -> None:
         self._work_on_shards(task, run, hold)
         if self._session.run(lambda connection: has_open_shards(connection, run.id)):
-            # Documents whose ids stood in other files the last time: now all files were read.
+            # Documents whose ids were in other files the last time: by now all files were read.
             self._work_on_shards(replace(task, all_read=True), run, hold)
 
     def _work_on_shards(self, task: ShardTask, run: Run, hold: TableHold) -> None:
@@ -270,7 +303,7 @@ class _Load:
         return chain(ahead, shards)
 
     def _look(self, task: ShardTask, run: Run) -> None:
-        """See how far the run is, show it, and drop the index once it costs more than it gives."""
+        """Show the progress, and drop the index once maintaining it costs more than a rebuild."""
 
         def work(connection: Connection) -> tuple[Counts, int, list[VectorIndex]]:
             return (
@@ -289,8 +322,8 @@ class _Load:
         if plan == "drop and rebuild":
             self._session.run(lambda connection: drop_vector_indexes(connection, task.table))
             self._on_notice(
-                "the vector index was dropped: so many rows are faster without it. It is built "
-                "again after the load; until then searches are exact and slow"
+                "The vector index was dropped, because this many rows load faster without it. "
+                "It is rebuilt after the load; until then searches are exact and slow."
             )
 
     def _note_skipped(self, extension: str) -> None:
@@ -305,5 +338,5 @@ class _Load:
         self._on_progress(self._progress)
 
 
-def _say_nothing(_: object) -> None:
+def _ignore(_: object) -> None:
     pass

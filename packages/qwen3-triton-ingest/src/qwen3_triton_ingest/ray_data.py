@@ -1,4 +1,4 @@
-"""A callable for Ray Data pipelines: a batch of texts in, the same batch with vectors out."""
+"""A callable for Ray Data pipelines that adds vectors to batches of texts."""
 
 from __future__ import annotations
 
@@ -11,21 +11,19 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-__all__ = ["EmbedBatch"]
-
 
 class EmbedBatch:
-    """Embed the texts of each batch of a Ray Dataset.
+    """Embeds the texts of each batch of a Ray Dataset.
 
-    Give it to `map_batches` as a class, so that each actor keeps its connections. The result,
-    written as Parquet, is what `load --vector-column embedding` puts into PostgreSQL.
+    Pass it to `map_batches` as a class, so that each actor keeps its connections. Write the result
+    as Parquet, and load it into PostgreSQL with `load --vector-column embedding`.
 
     Examples:
         >>> dataset.map_batches(  # doctest: +SKIP
         ...     EmbedBatch,
         ...     fn_constructor_kwargs={"gateway": GatewayOptions(max_concurrency=4)},
         ...     concurrency=4,
-        ...     num_cpus=0.25,  # it waits for the gateway; whole cores leave none for reading
+        ...     num_cpus=0.25,  # it waits for the gateway; whole cores would starve the readers
         ...     batch_size=1024,
         ... )
     """
@@ -41,24 +39,27 @@ class EmbedBatch:
         """Open a client.
 
         Args:
-            gateway: How the gateway is reached; `max_concurrency` is of each actor.
-            text_column: Column of the texts; none may be blank.
-            vector_column: Column to add: float32, `dimensions` long.
-            fingerprint: The embedding space to insist on; None takes what the gateway serves.
+            gateway: How the gateway is reached; `max_concurrency` applies to each actor.
+            text_column: Column of the texts, none of which may be blank.
+            vector_column: Column to add: float32, of length `dimensions`.
+            fingerprint: Required embedding space; None accepts what the gateway serves.
+
+        Raises:
+            ValueError: The gateway serves another embedding space.
         """
         self._gateway = gateway or GatewayOptions()
         self._client = open_client(self._gateway)
         self._text_column = text_column
         self._vector_column = vector_column
         if fingerprint is not None and (served := self._client.fingerprint()) != fingerprint:
-            msg = f"`fingerprint` is {fingerprint!r}, and the gateway serves {served!r}"
+            msg = f"`fingerprint` is {fingerprint!r}, but the gateway serves {served!r}."
             raise ValueError(msg)
 
     def __call__(self, batch: dict[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Return the batch with a column of vectors, float32 of shape (rows, dimensions).
 
         Raises:
-            EmbeddingError: Some text has no vector.
+            EmbeddingError: A text could not be embedded.
         """
         gateway = self._gateway
         result = self._client.embed(

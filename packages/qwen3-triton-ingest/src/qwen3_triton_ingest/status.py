@@ -1,4 +1,4 @@
-"""How far a table is: what the ledger says, what PostgreSQL says, what could not be loaded."""
+"""The state of a table, from the ledger and from PostgreSQL."""
 
 from __future__ import annotations
 
@@ -13,32 +13,37 @@ from .ledger.runs import Counts, DeadLetter, Run, last_run, list_dead_letters, r
 from .ledger.tables import Space, find_record
 from .tables.preparation import find_table
 
-__all__ = ["TableStatus", "status"]
-
 
 @dataclass(frozen=True, slots=True)
 class TableStatus:
-    """Say how a table stands."""
+    """The state of a table.
+
+    Attributes:
+        size_bytes: With its indexes.
+        space: None for a table that this package did not load.
+        documents: In the ledger.
+        run: The latest one.
+        counts: Of the latest run.
+        shards_done: In the latest run.
+        dead_letters: Number of documents that were rejected.
+        indexes: Vector indexes.
+        index_progress: Of an index build that is in progress.
+    """
 
     table: str
     layout: str
     dimensions: int
     rows: int
     size_bytes: int
-    """With its indexes."""
     space: Space | None
-    """None for a table that this package did not load."""
     documents: int
     run: Run | None
-    """The latest."""
     counts: Counts
-    """Of the latest run."""
     shards_done: int
     dead_letters: int
     latest_dead_letters: tuple[DeadLetter, ...]
     indexes: tuple[VectorIndex, ...]
     index_progress: IndexProgress | None
-    """Of an index that is being built at this moment."""
 
 
 def status(
@@ -49,10 +54,10 @@ def status(
     max_dead_letters: int = 20,
     retry_seconds: float = 10.0,
 ) -> TableStatus:
-    """Look at a table and its ledger; from any machine, also while a load is at work.
+    """Return the state of a table; from any machine, also during a load.
 
     Raises:
-        TableError: There is no such table.
+        TableError: The table does not exist.
         DatabaseError: PostgreSQL cannot be reached.
     """
     with Session(dsn, retry_seconds=retry_seconds) as session:

@@ -1,4 +1,4 @@
-"""`qwen3-triton-ingest load`: bring documents into a table."""
+"""`qwen3-triton-ingest load`: load documents into a table."""
 
 from __future__ import annotations
 
@@ -8,29 +8,42 @@ from dataclasses import asdict
 from typing import Any
 
 import click
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ..config import LoadOptions
-from .load_bar import LoadBar, load_bar
-from .load_options import load_flags, read_load_options
-from .options import database_options, gateway_options
-from .output import json_option, plain_errors, print_json
-from .report import print_load_report, print_reembed_report
-
-__all__ = ["load"]
+from ..ledger.documents import VanishedCount
+from ..load import LoadProgress, LoadReport
+from ..reembed import ReembedProgress, ReembedReport
+from .options import database_options, json_option, option_flags, read_options
+from .output import plain_errors, print_json
 
 
 @click.command()
 @click.argument("sources", nargs=-1, metavar="SOURCE...")
 @database_options
-@gateway_options
-@load_flags
+@option_flags(LoadOptions)
+@click.option(
+    "--reembed",
+    is_flag=True,
+    help="First re-embed the table with the model that the gateway serves now.",
+)
 @json_option
-def load(*, sources: tuple[str, ...], dsn: str, table: str, as_json: bool, **flags: Any) -> None:
-    """Bring documents into a table of pgvector or ParadeDB.
+def load(
+    *,
+    sources: tuple[str, ...],
+    dsn: str,
+    table: str,
+    reembed: bool,
+    as_json: bool,
+    **flags: Any,
+) -> None:
+    """Load documents into a table of pgvector or ParadeDB.
 
-    SOURCE is a file, a folder or a glob: JSONL, CSV, Parquet, text, Markdown, HTML, PDF. Run the
-    same command again at any time: what is in the table is skipped, what changed is replaced,
-    what was interrupted goes on where it stopped.
+    SOURCE is a file, a folder or a glob: JSONL, CSV, Parquet, text, Markdown, HTML, PDF; or the
+    URI of a database, with --query. Run the same command again at any time: documents that are
+    already in the table are skipped, changed ones are replaced, and an interrupted load resumes
+    where it stopped.
 
     \b
     Examples:
@@ -42,11 +55,11 @@ def load(*, sources: tuple[str, ...], dsn: str, table: str, as_json: bool, **fla
       qwen3-triton-ingest load corpus/ --table corpus --engine ray --workers 16
       qwen3-triton-ingest load --table manuals --reembed
     """
-    if not sources and not flags["reembed"]:
-        raise click.UsageError("Name at least one SOURCE, or give --reembed.")
-    options = read_load_options(flags)
-    with _usage_errors(), plain_errors(), load_bar() as bar:
-        if flags["reembed"]:
+    if not sources and not reembed:
+        raise click.UsageError("Give at least one SOURCE, or --reembed.")
+    options = read_options(LoadOptions, flags)
+    with _usage_errors(), plain_errors(), _load_bar() as bar:
+        if reembed:
             _reembed(dsn, table, options, bar, as_json=as_json)
         if not sources:
             return
@@ -64,19 +77,19 @@ def load(*, sources: tuple[str, ...], dsn: str, table: str, as_json: bool, **fla
         if as_json:
             print_json(asdict(report))
         else:
-            print_load_report(report)
+            _print_load_report(report)
 
 
 @contextmanager
 def _usage_errors() -> Generator[None]:
-    """End with exit code 2 where an option is out of range."""
+    """Exit with code 2 if an option is out of range."""
     try:
         yield
     except ValueError as error:
         raise click.UsageError(str(error)) from None
 
 
-def _reembed(dsn: str, table: str, options: LoadOptions, bar: LoadBar, *, as_json: bool) -> None:
+def _reembed(dsn: str, table: str, options: LoadOptions, bar: _LoadBar, *, as_json: bool) -> None:
     from ..reembed import reembed
 
     report = reembed(dsn, table, options, on_progress=bar.show_reembed, on_notice=bar.notice)
@@ -84,4 +97,128 @@ def _reembed(dsn: str, table: str, options: LoadOptions, bar: LoadBar, *, as_jso
     if as_json:
         print_json(asdict(report))
     else:
-        print_reembed_report(report)
+        _print_reembed_report(report)
+
+
+class _LoadBar:
+    """One line with the progress of a load, and notices above it."""
+
+    def __init__(self, console: Console, bar: Progress) -> None:
+        self._console = console
+        self._bar = bar
+        self._task = bar.add_task("Looking for sources", total=None)
+
+    def show_load(self, progress: LoadProgress) -> None:
+        if progress.waiting_for:
+            self._bar.update(self._task, description=f"Waiting for {progress.waiting_for}")
+        elif progress.phase == "index":
+            index = progress.index
+            self._bar.update(
+                self._task,
+                description=f"Index: {index.phase}" if index else "Index",
+                total=1.0,
+                completed=(index.fraction or 0.0) if index else 0.0,
+            )
+        else:
+            self._bar.update(
+                self._task,
+                description=_describe(progress),
+                total=progress.shards_planned,
+                completed=progress.shards_done,
+            )
+
+    def show_reembed(self, progress: ReembedProgress) -> None:
+        if progress.index is not None and progress.phase == "index":
+            description = f"Index: {progress.index.phase}"
+        else:
+            description = f"Re-embedding: {progress.rows_done:,} rows"
+        self._bar.update(
+            self._task,
+            description=description,
+            total=progress.rows_total or None,
+            completed=progress.rows_done,
+        )
+
+    def notice(self, text: str) -> None:
+        """Print a text that stays on the screen."""
+        self._console.print(f"Note: {text}", highlight=False, markup=False)
+
+    def finish(self) -> None:
+        """Remove the line."""
+        self._bar.stop()
+
+
+@contextmanager
+def _load_bar() -> Generator[_LoadBar]:
+    """Show progress on standard error if that is a terminal."""
+    console = Console(stderr=True)
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=24),
+        TimeElapsedColumn(),
+    )
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
+        yield _LoadBar(console, bar)
+
+
+def _describe(progress: LoadProgress) -> str:
+    counts = progress.counts
+    rate = counts.chunks_written / progress.seconds if progress.seconds else 0.0
+    parts = [
+        f"{counts.documents:,} documents",
+        f"{counts.unchanged:,} unchanged" if counts.unchanged else "",
+        f"{counts.chunks_written:,} chunks ({rate:,.0f}/s)",
+        f"{counts.failed:,} rejected" if counts.failed else "",
+    ]
+    what = "Removing vanished documents" if progress.phase == "vanished" else "Loading"
+    return f"{what}: " + ", ".join(filter(None, parts))
+
+
+def _print_load_report(report: LoadReport) -> None:
+    counts = report.counts
+    click.echo(
+        f"{report.table}: {counts.documents:,} documents written, {counts.unchanged:,} unchanged, "
+        f"{report.removed:,} removed; {counts.chunks_written:,} chunks written, "
+        f"{counts.chunks_kept:,} kept, {counts.chunks_removed:,} replaced; {report.seconds:.1f} s"
+    )
+    click.echo(f"Vector index: {report.index}. Embedding space: {report.fingerprint}")
+    if report.resumed:
+        click.echo("An interrupted run was resumed; the numbers include its first part.")
+    if counts.duplicates:
+        click.echo(f"{counts.duplicates:,} records had an id that this run had already loaded.")
+    for vanished in report.vanished_kept:
+        click.echo(_vanished(vanished))
+    if report.skipped_files:
+        kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(report.skipped_files.items()))
+        click.echo(f"Files of other formats, not loaded: {kinds}")
+    if counts.failed:
+        click.echo(
+            f"{counts.failed:,} documents were rejected. For the reasons, run: "
+            f"qwen3-triton-ingest status --table {report.table}"
+        )
+
+
+def _vanished(vanished: VanishedCount) -> str:
+    why = (
+        f"{vanished.nameless:,} records had no readable id, so nothing can be said for certain"
+        if vanished.nameless
+        else "that may be a mistake. --max-vanished 1 deletes them, --vanished keep never does"
+    )
+    return (
+        f"{vanished.vanished:,} of {vanished.known:,} documents of {vanished.source} have "
+        f"vanished, and were kept: {why}."
+    )
+
+
+def _print_reembed_report(report: ReembedReport) -> None:
+    if not report.swapped:
+        click.echo(f"{report.table} is already in the embedding space {report.fingerprint}.")
+        return
+    click.echo(
+        f"{report.table}: {report.rows:,} rows moved from the embedding space "
+        f"{report.former_fingerprint} to {report.fingerprint} (model {report.model}, "
+        f"{report.dimensions} dimensions); {report.embedded:,} embedded; {report.seconds:.1f} s"
+    )

@@ -1,11 +1,10 @@
-"""What commands have in common: JSON where a script reads, plain errors, exit codes."""
+"""Output of every command: JSON for scripts, errors without a traceback, exit codes."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import contextmanager
-from typing import Any, TypeVar
 
 import click
 import orjson
@@ -16,15 +15,6 @@ from qwen3_triton_client import EmbeddingError
 from ..database import explain
 from ..errors import IngestError
 
-__all__ = ["json_option", "plain_errors", "print_json"]
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-
-def json_option(command: Command) -> Command:
-    """Add `--json`, handed over as `as_json`."""
-    return click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")(command)
-
 
 def print_json(document: object) -> None:
     """Print a document as indented JSON."""
@@ -32,17 +22,17 @@ def print_json(document: object) -> None:
 
 
 @contextmanager
-def plain_errors(*further: type[Exception]) -> Generator[None]:
-    """End with exit code 1 and the message alone where something was expected to go wrong.
+def plain_errors(*others: type[Exception]) -> Generator[None]:
+    """Print expected errors without a traceback, and exit with code 1.
 
     Args:
-        further: Expected beside the errors of this package, the gateway and PostgreSQL.
+        others: Expected in addition to the errors of this package, the gateway and PostgreSQL.
     """
     try:
         yield
     except psycopg.Error as error:
         click.echo(f"Error: PostgreSQL: {explain(error)}", err=True)
         sys.exit(1)
-    except (IngestError, EmbeddingError, *further) as error:
+    except (IngestError, EmbeddingError, *others) as error:
         click.echo(f"Error: {error}", err=True)
         sys.exit(1)

@@ -1,4 +1,4 @@
-"""`qwen3-triton-ingest search`: ask a table."""
+"""`qwen3-triton-ingest search`: search a table."""
 
 from __future__ import annotations
 
@@ -10,15 +10,13 @@ import click
 from ..config import GatewayOptions
 from ..errors import FilterError
 from ..layouts import LayoutName
-from ..search.options import MAX_EF_SEARCH, MAX_ROWS, SearchMode
-from ..search.text_backends import TextBackendChoice
-from .options import database_options, gateway_options
-from .output import json_option, plain_errors, print_json
+from ..search.options import SearchOptions
+from ..search.text_indexes import BACKENDS, TextBackendChoice
+from .options import database_options, json_option, option_flags
+from .output import plain_errors, print_json
 
 if TYPE_CHECKING:
     from ..search import Hit
-
-__all__ = ["search"]
 
 SNIPPET_CHARACTERS = 240
 
@@ -26,71 +24,42 @@ SNIPPET_CHARACTERS = 240
 @click.command()
 @click.argument("question")
 @database_options
-@gateway_options
-@click.option(
-    "--mode",
-    type=click.Choice(get_args(SearchMode)),
-    default="hybrid",
-    show_default=True,
-    help="By meaning, by words, or by both. `text` needs no gateway.",
-)
-@click.option(
-    "-k",
-    "--k",
-    "k",
-    type=click.IntRange(1, MAX_ROWS),
-    default=10,
-    show_default=True,
-    help="How many chunks to find.",
-)
+@option_flags(GatewayOptions, only=("url", "api_key"))
+@option_flags(SearchOptions)
 @click.option(
     "--filter",
     "filters",
     multiple=True,
     metavar="CONDITION",
-    help="On the metadata: lang=en, 'year>=2020', 'topic in a,b', 'tags contains x', or JSON. "
-    "Again for each; all must hold.",
+    help="Condition on the metadata: lang=en, 'year>=2020', 'topic in a,b', 'tags contains x', or "
+    "JSON. Repeat the flag for more; all must hold.",
 )
 @click.option(
-    "--layout", type=click.Choice(get_args(LayoutName)), help="Default told by the columns."
+    "--layout",
+    type=click.Choice(get_args(LayoutName)),
+    help="Layout of the table. Default: inferred from its columns.",
 )
 @click.option(
     "--text-backend",
-    type=click.Choice(["auto", "tsvector", "paradedb", "pg_textsearch"]),
+    type=click.Choice(BACKENDS),
     default="auto",
     show_default=True,
-    help="auto: BM25 where the table has an index for it, else PostgreSQL's own.",
+    help="Text search to use. auto: BM25 if the table has an index for it, else PostgreSQL's own.",
 )
 @click.option(
-    "--text-config", metavar="NAME", help="Text search configuration; default the index's."
+    "--text-config",
+    metavar="NAME",
+    help="Text search configuration. Default: the index's.",
 )
-@click.option(
-    "--weights",
-    type=(float, float),
-    default=(1.0, 1.0),
-    show_default=True,
-    metavar="VECTOR WORDS",
-    help="How much either rank counts in hybrid mode.",
-)
-@click.option(
-    "--candidates",
-    type=click.IntRange(min=1),
-    help="Rows that each way finds before they are ranked together.",
-)
-@click.option(
-    "--ef-search",
-    type=click.IntRange(1, MAX_EF_SEARCH),
-    help="How far the HNSW index looks; default 100, or more for large --k.",
-)
-@click.option("--exact", is_flag=True, help="Compare every row, without the vector index.")
-@click.option("--instruction", help="What the question is for, in place of the gateway's default.")
-@click.option("--show-sql", is_flag=True, help="Print the SQL and do not run it.")
+@click.option("--instruction", help="What the question is for. Default: the gateway's instruction.")
+@click.option("--show-sql", is_flag=True, help="Print the SQL instead of running it.")
 @json_option
-def search(  # noqa: PLR0917 - click hands over keywords
+def search(
+    *,
     question: str,
     dsn: str,
     table: str,
-    gateway_url: str | None,
+    url: str | None,
     api_key: str | None,
     filters: tuple[str, ...],
     layout: LayoutName | None,
@@ -101,9 +70,9 @@ def search(  # noqa: PLR0917 - click hands over keywords
     as_json: bool,
     **options: Any,
 ) -> None:
-    """Find the chunks of a table that answer QUESTION best.
+    """Find the chunks of a table that best answer QUESTION.
 
-    The gateway must serve the model that the table's vectors are of; another is refused.
+    The gateway must serve the model that made the table's vectors; otherwise the search fails.
 
     \b
     Examples:
@@ -119,7 +88,7 @@ def search(  # noqa: PLR0917 - click hands over keywords
         options["filter"] = parse_filters(filters)
     except FilterError as error:
         raise click.UsageError(f"--filter: {error}") from None
-    gateway = GatewayOptions(url=gateway_url, api_key=api_key, instruction=instruction)
+    gateway = GatewayOptions(url=url, api_key=api_key, instruction=instruction)
     with (
         plain_errors(ValueError),
         Searcher(
@@ -166,14 +135,14 @@ def _print(hits: list[Hit]) -> None:
 def _ranks(hit: Hit) -> str:
     parts = [f"score {hit.score:.4f}"]
     if hit.vector_rank is not None and hit.distance is not None:
-        parts.append(f"meaning #{hit.vector_rank} at {hit.distance:.3f}")
+        parts.append(f"vector #{hit.vector_rank} at {hit.distance:.3f}")
     if hit.text_rank is not None:
-        parts.append(f"words #{hit.text_rank}")
+        parts.append(f"text #{hit.text_rank}")
     return ", ".join(parts)
 
 
 def _snippet(text: str) -> str:
-    # What a document holds must not steer the terminal.
+    # The content of a document must not control the terminal.
     plain = "".join(c if c.isprintable() else " " for c in " ".join(text.split()))
     if len(plain) <= SNIPPET_CHARACTERS:
         return plain
