@@ -175,41 +175,41 @@ def test_values_and_ids_never_become_part_of_the_statement(connection: psycopg.C
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ([{"lang": "en"}], "a filter is a JSON object"),
-        ("lang = 'en'", "a filter is a JSON object"),
-        ({"$gt": 3}, "'\\$gt' where a metadata key"),
-        ({"lang": {"$regex": "x"}}, "'\\$regex'; allowed are \\$eq, "),
+        ([{"lang": "en"}], "A filter must be a JSON object"),
+        ("lang = 'en'", "A filter must be a JSON object"),
+        ({"$gt": 3}, "'\\$gt' instead of a metadata key"),
+        ({"lang": {"$regex": "x"}}, "unknown operator '\\$regex'. Use one of \\$eq, "),
         ({"lang": {}}, "'lang' is empty"),
         ({"lang": {"$in": "en"}}, "takes a list"),
-        ({"lang": {"$in": [{}]}}, "an object; allowed are"),
+        ({"lang": {"$in": [{}]}}, "cannot be an object. Allowed are"),
         ({"year": {"$gt": None}}, "takes a number or a string, not null"),
-        ({"year": {"$gt": True}}, "not a truth value"),
+        ({"year": {"$gt": True}}, "not a boolean"),
         ({"year": {"$between": [1]}}, "two numbers or two strings"),
         ({"year": {"$between": [1, "2"]}}, "two numbers or two strings"),
         ({"year": float("nan")}, "finite numbers"),
         ({"lang": "a\0b"}, "text without NUL"),
-        ({"lang": "\ud800"}, "allowed are text"),
+        ({"lang": "\ud800"}, "Allowed are text"),
         ({"lang": {"$like": 3}}, "takes a pattern"),
         ({"lang": {"$exists": "yes"}}, "takes true or false"),
         ({"$or": {"lang": "en"}}, "`\\$or` takes a list of filters"),
         ({"$or": []}, "`\\$or` takes a list of filters"),
-        ({"$not": 3}, "a filter is a JSON object"),
-        ({"": 3}, "a key of a filter"),
-        ({3: 3}, "a key of a filter"),
-        ({"lang": {"$in": list(range(6000))}}, "more than 5000 values"),
-        ({"lang": object()}, "the type object"),
+        ({"$not": 3}, "A filter must be a JSON object"),
+        ({"": 3}, "A key of a filter"),
+        ({3: 3}, "A key of a filter"),
+        ({"lang": {"$in": list(range(6000))}}, "more than 5,000 values"),
+        ({"lang": object()}, "a value of type object"),
     ],
 )
-def test_what_cannot_be_read_says_what_is_allowed(given: Any, message: str) -> None:
+def test_the_error_for_a_bad_filter_says_what_is_allowed(given: Any, message: str) -> None:
     with pytest.raises(FilterError, match=message):
         compile_filter(TABLES[0], given)
 
 
-def test_a_filter_nested_without_end_is_refused() -> None:
+def test_a_filter_nested_too_deeply_is_rejected() -> None:
     given: dict[str, Any] = {"lang": "en"}
     for _ in range(5_000):
         given = {"$not": given}
-    with pytest.raises(FilterError, match="nested more than 32 deep"):
+    with pytest.raises(FilterError, match="nested more than 32 levels deep"):
         compile_filter(TABLES[0], given)
 
 
@@ -257,6 +257,6 @@ def test_several_typed_filters_must_all_hold(connection: psycopg.Connection) -> 
 
 
 @pytest.mark.parametrize("typed", ["", "lang", "=en", "lang ~ en", "{lang: en}", "two words = 3"])
-def test_what_was_mistyped_says_how_to_write_it(typed: str) -> None:
-    with pytest.raises(FilterError, match=r"write KEY=VALUE|is not JSON"):
+def test_the_error_for_a_mistyped_filter_says_how_to_write_it(typed: str) -> None:
+    with pytest.raises(FilterError, match=r"Use KEY=VALUE|is not valid JSON"):
         parse_filters([typed])

@@ -172,5 +172,5 @@ def test_llamaindex_query_engines_take_it(
 
 
 def test_llamaindex_refuses_what_is_out_of_range() -> None:
-    with pytest.raises(ValueError, match="`k` is 0"):
+    with pytest.raises(ValueError, match="`k` must be 1 to 10000, not 0"):
         LlamaIndexRetriever(f"postgresql://u:{PASSWORD}@localhost/x", "t", k=0)

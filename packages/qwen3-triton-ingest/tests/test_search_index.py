@@ -14,11 +14,14 @@ from qwen3_triton_ingest.config import GatewayOptions
 from qwen3_triton_ingest.index.catalog import find_vector_indexes
 from qwen3_triton_ingest.rows.binary import Packed, PackedDumper, pack_vector
 from qwen3_triton_ingest.search import Searcher
-from qwen3_triton_ingest.search.fetching import fetch
+from qwen3_triton_ingest.search.connections import fetch
 from qwen3_triton_ingest.search.options import SearchOptions
-from qwen3_triton_ingest.search.queries import search_statement, settings_statement
+from qwen3_triton_ingest.search.queries import (
+    search_statement,
+    settings_statement,
+    vector_access,
+)
 from qwen3_triton_ingest.search.steps import Fetch
-from qwen3_triton_ingest.search.vector_access import vector_access
 from qwen3_triton_ingest.tables.preparation import find_table
 
 # Questions about Python; none of them is in the table.

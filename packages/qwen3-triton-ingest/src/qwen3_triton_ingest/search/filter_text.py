@@ -1,4 +1,4 @@
-"""Filters as they are typed at a prompt: `lang=en`, `year>=2020`, `topic in a,b`, or JSON."""
+"""Filters as typed on the command line: `lang=en`, `year>=2020`, `topic in a,b`, or JSON."""
 
 from __future__ import annotations
 
@@ -9,8 +9,6 @@ from typing import Any
 
 from ..errors import FilterError
 from .filters import Filter
-
-__all__ = ["parse_filters"]
 
 _SYMBOLS = {
     "=": "$eq",
@@ -39,13 +37,13 @@ _FORMS = (
 
 
 def parse_filters(expressions: Sequence[str]) -> Filter | None:
-    """Return the filter that all expressions make together; None if there is none.
+    """Parse expressions into one filter that requires them all; None if there are none.
 
-    Values that look like JSON numbers, `true`, `false` or `null` are those; put double quotes
-    around what is to be a string all the same: `zip="01234"`.
+    Values that look like JSON numbers, `true`, `false` or `null` are parsed as such; put double
+    quotes around what should be a string anyway: `zip="01234"`.
 
     Raises:
-        FilterError: An expression cannot be read.
+        FilterError: An expression is not valid.
     """
     filters = [_parse(expression) for expression in expressions]
     if len(filters) > 1:
@@ -58,16 +56,16 @@ def _parse(expression: str) -> dict[str, Any]:
         try:
             return json.loads(expression)
         except ValueError as error:
-            raise FilterError(f"the filter is not JSON: {error}") from None
+            raise FilterError(f"The filter is not valid JSON: {error}.") from None
     if match := _EXISTENCE.fullmatch(expression):
         return {match[1]: {"$exists": match[2].lower() == "exists"}}
-    # The words first: a value may hold `=`, a key cannot hold spaces.
+    # Words first: a value may contain `=`, a key cannot contain spaces.
     if match := _WORD.fullmatch(expression):
         operator = _WORDS[" ".join(match[2].lower().split())]
         return {match[1]: {operator: _operand(operator, match[3].strip())}}
     if match := _SYMBOL.fullmatch(expression):
         return {match[1]: {_SYMBOLS[match[2]]: _value(match[3].strip())}}
-    raise FilterError(f"the filter {expression!r} cannot be read; write {_FORMS}")
+    raise FilterError(f"The filter {expression!r} is not valid. Use {_FORMS}.")
 
 
 def _operand(operator: str, text: str) -> Any:

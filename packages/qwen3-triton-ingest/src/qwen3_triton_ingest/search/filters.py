@@ -1,6 +1,6 @@
 """Metadata filters: the operators of LangChain's `PGVectorStore`, compiled to SQL. No I/O.
 
-A value alone means equality, several keys must all hold, and dots lead into nested objects:
+A bare value means equality, several keys must all match, and dots lead into nested objects:
 `{"lang": "en", "year": {"$gte": 2020}, "$or": [{"topic": "x"}, {"author.name": "y"}]}`.
 """
 
@@ -9,22 +9,21 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date, time
 from typing import Any, LiteralString, TypeAlias, cast
+from uuid import UUID
 
 from psycopg import sql
 
 from ..errors import FilterError
 from ..layouts import Table
-from .filter_values import as_json, kind_of, ordered_kind
-
-__all__ = ["ROW", "Condition", "Filter", "compile_filter"]
 
 Filter: TypeAlias = Mapping[str, Any]
 
 ROW = "chunk"
-"""What queries call a row of the table, so that its columns are told from theirs."""
+"""Alias of a row of the table, so that its columns and those of the query do not collide."""
 
-MAX_DEPTH = 32  # of conditions within conditions
+MAX_DEPTH = 32  # of nested conditions
 MAX_VALUES = 5_000  # a statement has at most 65,535 parameters
 
 _COMPARISONS: dict[str, LiteralString] = {"$lt": "<", "$lte": "<=", "$gt": ">", "$gte": ">="}
@@ -35,31 +34,31 @@ _COMBINING = (_ALL_OF, _ANY_OF, _NOT)
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """Hold a condition on `ROW`, and the values of its named placeholders."""
+    """A condition on `ROW`, with the values of its named placeholders."""
 
     expression: sql.Composable
     parameters: dict[str, object] = field(repr=False)
 
 
-def compile_filter(table: Table, given: Filter | None) -> Condition | None:
-    """Return the condition that a filter makes of a table's metadata; None if it asks nothing.
+def compile_filter(table: Table, wanted: Filter | None) -> Condition | None:
+    """Compile a filter to a condition on a table's metadata; None if the filter is empty.
 
-    `$eq`, `$in` and `$contains` are containment (`@>`), which a GIN index of the class
-    `jsonb_path_ops` on the metadata serves. Comparisons hold between values of one kind, numbers
-    or strings, and never fail. As in LangChain, `$ne` and `$nin` want the key to be there; `$not`
-    does not. `$contains`, for an element of an array, is not LangChain's.
+    `$eq`, `$in` and `$contains` use containment (`@>`), which a GIN index with the operator class
+    `jsonb_path_ops` on the metadata supports. Comparisons apply to values of the same kind,
+    numbers or strings, and never fail. As in LangChain, `$ne` and `$nin` require the key to exist;
+    `$not` does not. `$contains`, for an element of an array, is an addition to LangChain's.
 
     Raises:
-        FilterError: The filter cannot be read.
+        FilterError: The filter is not valid.
     """
-    if given is None or given == {}:
+    if wanted is None or wanted == {}:
         return None
     compiler = _Compiler(table)
-    return Condition(compiler.all_of(given, 0), compiler.parameters)
+    return Condition(compiler.all_of(wanted, 0), compiler.parameters)
 
 
 class _Compiler:
-    """Collect parameters while conditions are put together."""
+    """Builds conditions and collects their parameters."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
@@ -76,14 +75,14 @@ class _Compiler:
             "$contains": self._contains,
         }
 
-    def all_of(self, given: object, depth: int) -> sql.Composable:
+    def all_of(self, wanted: object, depth: int) -> sql.Composable:
         if depth > MAX_DEPTH:
-            raise FilterError(f"the filter is nested more than {MAX_DEPTH} deep")
-        conditions = cast("Mapping[object, object]", given)
-        if not isinstance(given, Mapping) or not conditions:
+            raise FilterError(f"The filter is nested more than {MAX_DEPTH} levels deep.")
+        conditions = cast("Mapping[object, object]", wanted)
+        if not isinstance(wanted, Mapping) or not conditions:
             msg = (
-                f"a filter is a JSON object with at least one key, not {kind_of(conditions)}; "
-                'write {"KEY": VALUE} or {"KEY": {"$gte": VALUE}}'
+                f"A filter must be a JSON object with at least one key, not {kind_of(conditions)}: "
+                '{"KEY": VALUE} or {"KEY": {"$gte": VALUE}}.'
             )
             raise FilterError(msg)
         return _join(
@@ -92,7 +91,8 @@ class _Compiler:
 
     def _condition(self, key: object, value: object, depth: int) -> sql.Composable:
         if not isinstance(key, str) or not key or "\0" in key:
-            raise FilterError(f"a key of a filter is a metadata key or one of {_list(_COMBINING)}")
+            msg = f"A key of a filter must be a metadata key or one of {_list(_COMBINING)}."
+            raise FilterError(msg)
         if key.lower() == _NOT:
             parts = self._each(key, value if isinstance(value, list) else [value], depth)  # pyright: ignore[reportUnknownArgumentType] - checked there
             return sql.SQL("({}) IS NOT TRUE").format(_join(" OR ", parts))
@@ -101,8 +101,8 @@ class _Compiler:
             return _join(between, self._each(key, value, depth))
         if key.startswith("$"):
             msg = (
-                f"the filter has {key!r} where a metadata key or one of {_list(_COMBINING)} is "
-                'due; operators stand behind their key: {"year": {"$gte": 2020}}'
+                f"The filter has {key!r} instead of a metadata key or one of {_list(_COMBINING)}. "
+                'Operators follow their key: {"year": {"$gte": 2020}}.'
             )
             raise FilterError(msg)
         if not isinstance(value, Mapping):
@@ -112,7 +112,7 @@ class _Compiler:
     def _each(self, operator: str, value: object, depth: int) -> list[sql.Composable]:
         filters = cast("list[object]", value)
         if not isinstance(value, list) or not filters:
-            raise FilterError(f"`{operator}` takes a list of filters, not {kind_of(filters)}")
+            raise FilterError(f"`{operator}` takes a list of filters, not {kind_of(filters)}.")
         return [self.all_of(item, depth + 1) for item in filters]
 
     def _operations(self, key: str, value: Mapping[object, object]) -> sql.Composable:
@@ -121,18 +121,18 @@ class _Compiler:
             compiled = self._operators.get(str(operator).lower())
             if compiled is None:
                 msg = (
-                    f"the filter on {key!r} has the operator {str(operator)!r}; allowed are "
-                    f"{_list(self._operators)}"
+                    f"The filter on {key!r} has the unknown operator {str(operator)!r}. Use one of "
+                    f"{_list(self._operators)}."
                 )
                 raise FilterError(msg)
             parts.append(compiled(key, operand, str(operator).lower()))
         if not parts:
-            raise FilterError(f"the filter on {key!r} is empty; give a value or an operator")
+            raise FilterError(f"The filter on {key!r} is empty. Give a value or an operator.")
         return _join(" AND ", parts)
 
     def _equal(self, key: str, value: object, operator: str) -> sql.Composable:
         column, path = self._place(key)
-        # For lists containment would hold for longer ones as well.
+        # For lists, containment would also match longer ones.
         if isinstance(value, list) or not path:
             operand = self._json(key, cast("object", value), operator)
             return sql.SQL("{} = {}::jsonb").format(self._value(key), operand)
@@ -153,7 +153,7 @@ class _Compiler:
         return sql.SQL("{} <> {}::jsonb").format(self._value(key), operand)
 
     def _compare(self, key: str, value: object, operator: str) -> sql.Composable:
-        # As JSON, in which a number and a string compare too, by their kinds: hence the first half.
+        # jsonb orders values of different kinds too, by kind: hence the first condition.
         kind = ordered_kind(key, value, operator)
         return sql.SQL(
             "(jsonb_typeof({value}) = {kind} AND {value} {operator} {operand}::jsonb)"
@@ -169,7 +169,7 @@ class _Compiler:
         ends = ("$gte", "$lte")
         kinds = {ordered_kind(key, bound, operator) for bound in bounds}
         if len(bounds) != len(ends) or len(kinds) != 1:
-            msg = f"`{operator}` on {key!r} takes two numbers or two strings, lowest first"
+            msg = f"`{operator}` on {key!r} takes two numbers or two strings, lowest first."
             raise FilterError(msg)
         pairs = zip(ends, bounds, strict=True)
         return _join(" AND ", [self._compare(key, bound, end) for end, bound in pairs])
@@ -190,7 +190,7 @@ class _Compiler:
 
     def _matches(self, key: str, value: object, operator: str) -> sql.Composable:
         if not isinstance(value, str):
-            msg = f"`{operator}` on {key!r} takes a pattern with % and _, not {kind_of(value)}"
+            msg = f"`{operator}` on {key!r} takes a pattern with % and _, not {kind_of(value)}."
             raise FilterError(msg)
         return sql.SQL("{} #>> '{{}}' {} {}").format(
             self._value(key),
@@ -200,12 +200,13 @@ class _Compiler:
 
     def _exists(self, key: str, value: object, operator: str) -> sql.Composable:
         if not isinstance(value, bool):
-            raise FilterError(f"`{operator}` on {key!r} takes true or false, not {kind_of(value)}")
+            msg = f"`{operator}` on {key!r} takes true or false, not {kind_of(value)}."
+            raise FilterError(msg)
         test = sql.SQL("{} IS NOT NULL" if value else "{} IS NULL")
         return test.format(self._value(key))
 
     def _place(self, key: str) -> tuple[sql.Composable, list[str]]:
-        """Return the JSON that holds a key, and the way to it there."""
+        """Return the JSON that contains a key, and the path to the key in it."""
         first, *rest = key.split(".")
         if first in self._table.metadata_columns:
             return sql.SQL("to_jsonb({})").format(sql.Identifier(ROW, first)), rest
@@ -215,13 +216,13 @@ class _Compiler:
 
     def _value(self, key: str) -> sql.Composable:
         column, path = self._place(key)
-        # psycopg reads % in the text of a statement as the start of a placeholder.
+        # psycopg takes % in the text of a statement as the start of a placeholder.
         steps = [sql.SQL(" -> ") + sql.Literal(part.replace("%", "%%")) for part in path]
         return sql.SQL("({})").format(column + sql.Composed(steps))
 
     def _list(self, key: str, value: object, operator: str) -> Sequence[object]:
         if not isinstance(value, list | tuple):
-            raise FilterError(f"`{operator}` on {key!r} takes a list, not {kind_of(value)}")
+            raise FilterError(f"`{operator}` on {key!r} takes a list, not {kind_of(value)}.")
         return cast("Sequence[object]", value)
 
     def _json(self, key: str, value: object, operator: str) -> sql.Composable:
@@ -230,7 +231,7 @@ class _Compiler:
 
     def _placeholder(self, value: object) -> sql.Composable:
         if len(self.parameters) >= MAX_VALUES:
-            raise FilterError(f"the filter has more than {MAX_VALUES} values")
+            raise FilterError(f"The filter has more than {MAX_VALUES:,} values.")
         name = f"filter_{len(self.parameters) + 1}"
         self.parameters[name] = value
         return sql.Placeholder(name)
@@ -244,3 +245,68 @@ def _join(between: LiteralString, parts: list[sql.Composable]) -> sql.Composable
 
 def _list(names: Sequence[str] | Mapping[str, object]) -> str:
     return ", ".join(names)
+
+
+_TAKE_LISTS = ("$eq", "$ne")
+_KINDS: dict[type, str] = {
+    dict: "an object",
+    list: "a list",
+    str: "a string",
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    type(None): "null",
+}
+
+
+def as_json(key: str, value: object, operator: str) -> object:
+    """Return a value as JSON can represent it, and as the loader writes it.
+
+    Raises:
+        FilterError: JSON cannot represent it.
+    """
+    if isinstance(value, list) and operator in _TAKE_LISTS:
+        return [as_json(key, item, "") for item in cast("list[object]", value)]
+    if isinstance(value, date | time):
+        return value.isoformat()
+    if isinstance(value, UUID):
+        return str(value)
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, float) and value - value == 0:  # neither infinite nor NaN
+        return value
+    if isinstance(value, str) and _is_text(value):
+        return value
+    where = f"`{operator}` on {key!r}" if operator else f"A list for {key!r}"
+    msg = (
+        f"{where} cannot be {kind_of(cast('object', value))}. Allowed are text "
+        "without NUL, finite numbers, true, false and null."
+    )
+    raise FilterError(msg)
+
+
+def ordered_kind(key: str, value: object, operator: str) -> str:
+    """Return JSON's name for the kind of a value that has an order.
+
+    Raises:
+        FilterError: It has none.
+    """
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return "number"
+    if isinstance(value, str | date | time):
+        return "string"
+    msg = f"`{operator}` on {key!r} takes a number or a string, not {kind_of(value)}."
+    raise FilterError(msg)
+
+
+def kind_of(value: object) -> str:
+    """Return the kind of a value for messages; its content may be private."""
+    return _KINDS.get(type(value), f"a value of type {type(value).__name__}")
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in value

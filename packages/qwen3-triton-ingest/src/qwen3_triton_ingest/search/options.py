@@ -1,29 +1,31 @@
-"""What is asked of a search, checked once. No I/O."""
+"""The options of a search, and its hits. No I/O."""
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict
 
+from ..config import documented, option, option_of
+from ..documents import Metadata
+from ..layouts import Table
 from .filters import Filter
-
-__all__ = ["MODES", "SearchKeywords", "SearchMode", "SearchOptions"]
 
 SearchMode: TypeAlias = Literal["vector", "text", "hybrid"]
 MODES: tuple[SearchMode, ...] = ("vector", "text", "hybrid")
 
-MAX_EF_SEARCH = 1000  # of pgvector
+MAX_EF_SEARCH = 1000  # pgvector's limit
 MAX_ROWS = 10_000
-_LEAST_EF_SEARCH = (
-    100  # pgvector's default of 40 costs recall and saves a fraction of a millisecond
-)
+# pgvector's default of 40 costs recall, and saves a fraction of a millisecond.
+_LEAST_EF_SEARCH = 100
 _OVERSAMPLING = 4
 _LEAST_CANDIDATES = {"vector": 40, "text": 0, "hybrid": 100}
 
 
 class SearchKeywords(TypedDict, total=False):
-    """Name the options of a search, as keyword arguments."""
+    """The fields of `SearchOptions` as keyword arguments."""
 
     mode: SearchMode
     k: int
@@ -34,44 +36,51 @@ class SearchKeywords(TypedDict, total=False):
     exact: bool
 
 
+@documented
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SearchOptions:
-    """Say what is asked of a search.
+    """The options of a search.
 
     Raises:
         ValueError: An option is out of range.
     """
 
-    mode: SearchMode = "hybrid"
-    """By meaning, by words, or by both, fused by rank."""
-    k: int = 10
-    """Rows to return."""
-    filter: Filter | None = field(default=None, repr=False)
-    """Of the metadata; see `compile_filter`."""
-    candidates: int | None = None
-    """Rows that each arm finds before they are ranked anew; None: 4 x k and at least 100, or 40
-    where there is one arm."""
-    weights: tuple[float, float] = (1.0, 1.0)
-    """Of the vector's rank and the words', for `hybrid`."""
-    ef_search: int | None = None
-    """How far an HNSW index looks, 1 to 1000; None: at the candidates, and at least at 100."""
-    exact: bool = False
-    """Whether every row is compared, without an index on the vectors."""
+    mode: SearchMode = option(
+        "hybrid",
+        "Search by vector, by text, or by both with their ranks fused. `text` needs no gateway.",
+    )
+    k: int = option(10, "Chunks to return.", flag="-k, --k", minimum=1, maximum=MAX_ROWS)
+    filter: Filter | None = field(default=None, repr=False)  # on the metadata: `compile_filter`
+    candidates: int | None = option(
+        None,
+        "Rows that each of the two searches finds before their ranks are fused. Default: 4 x k, at "
+        "least 100, or 40 for a vector search alone.",
+        minimum=1,
+        maximum=10 * MAX_ROWS,
+    )
+    weights: tuple[float, float] = option(
+        (1.0, 1.0), "Weights of the vector and the text rank in hybrid mode.", metavar="VECTOR TEXT"
+    )
+    ef_search: int | None = option(
+        None,
+        "Search width of the HNSW index. Default: the number of candidates, at least 100.",
+        minimum=1,
+        maximum=MAX_EF_SEARCH,
+    )
+    exact: bool = option(False, "Compare every row instead of using the vector index.")
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
-            msg = f"`mode` is {self.mode!r}; allowed are {', '.join(MODES)}"
+            msg = f"`mode` must be one of {', '.join(MODES)}, not {self.mode!r}."
             raise ValueError(msg)
-        _check_range("k", self.k, 1, MAX_ROWS)
-        if self.candidates is not None:
-            _check_range("candidates", self.candidates, self.k, 10 * MAX_ROWS)
-        if self.ef_search is not None:
-            _check_range("ef_search", self.ef_search, 1, MAX_EF_SEARCH)
-        vector, *words = self.weights  # checked, for users without a type checker
-        if len(words) != 1 or min(vector, *words) < 0 or not 0 < vector + words[0] < math.inf:
+        _check_range("k", self.k)
+        _check_range("candidates", self.candidates, low=self.k)
+        _check_range("ef_search", self.ef_search)
+        vector, *text = self.weights  # checked for users without a type checker
+        if len(text) != 1 or min(vector, *text) < 0 or not 0 < vector + text[0] < math.inf:
             msg = (
-                f"`weights` is {self.weights!r}; allowed are two numbers, of the vector and of the "
-                "words, not below 0 and not both 0"
+                "`weights` must be two numbers, for vector and text, not negative and not both 0, "
+                f"not {self.weights!r}."
             )
             raise ValueError(msg)
 
@@ -90,7 +99,60 @@ class SearchOptions:
         return min(MAX_EF_SEARCH, max(_LEAST_EF_SEARCH, self.arm_rows))
 
 
-def _check_range(name: str, value: int, low: int, high: int) -> None:
-    if not low <= value <= high:
-        msg = f"`{name}` is {value!r}; allowed are {low} to {high}"
+def _check_range(name: str, value: int | None, *, low: int = 1) -> None:
+    high = option_of(SearchOptions, name).maximum
+    if value is not None and high is not None and not low <= value <= high:
+        msg = f"`{name}` must be {low} to {high}, not {value!r}."
         raise ValueError(msg)
+
+
+@dataclass(frozen=True, slots=True)
+class Hit:
+    """A chunk that a search found.
+
+    Attributes:
+        id: Of the chunk; for LlamaIndex, of the node.
+        doc_id: Of its document; None if the row does not say.
+        seq: Position in the document, from 0.
+        text: The chunk.
+        metadata: Of the document, without what the layout itself stores there.
+        score: Higher is better: cosine similarity, text score, or the sum of
+            `weight / (60 + rank)`.
+        distance: Cosine distance; None if the vector search did not find the chunk.
+        vector_rank: Rank by vector, from 1.
+        text_rank: Rank by text, from 1.
+        text_score: Of the text backend; scores of different backends are not comparable.
+        stored_metadata: Everything in the row's metadata column.
+    """
+
+    id: str
+    doc_id: str | None
+    seq: int | None
+    text: str = field(repr=False)  # texts are never logged
+    metadata: Metadata = field(repr=False)
+    score: float
+    distance: float | None
+    vector_rank: int | None
+    text_rank: int | None
+    text_score: float | None
+    stored_metadata: Metadata = field(repr=False, compare=False)
+
+
+def read_hits(table: Table, rows: Sequence[Sequence[Any]]) -> list[Hit]:
+    """Return the hits in the rows of `search_statement`."""
+    return [_hit(table, row) for row in rows]
+
+
+def _hit(table: Table, row: Sequence[Any]) -> Hit:
+    chunk_id, doc_id, seq, text, metadata, *ranks, _ = row
+    stored: dict[str, Any] = json.loads(metadata) if metadata else {}
+    own = table.layout.own_metadata_keys
+    return Hit(
+        chunk_id,
+        doc_id,
+        int(seq) if seq is not None and seq.isdecimal() else None,
+        text,
+        {key: value for key, value in stored.items() if key not in own},
+        *ranks,
+        stored_metadata=stored,
+    )

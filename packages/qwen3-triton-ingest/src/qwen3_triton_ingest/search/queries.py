@@ -1,21 +1,22 @@
-"""The SQL of a search, put together from pieces that can be read. No I/O."""
+"""The SQL of a search, composed of readable pieces. No I/O."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import LiteralString
 
 from psycopg import sql
+from psycopg.adapt import PyFormat
 
+from ..index.catalog import VectorIndex
 from ..layouts import Table
 from .filters import ROW, Condition, compile_filter
 from .options import SearchMode, SearchOptions
-from .text_backends import TextAccess, key_column, text_arm
-from .vector_access import VectorAccess, exact_distance
+from .text_access import TextAccess, text_arm
 
-__all__ = ["RANK_CONSTANT", "Statement", "search_sql", "search_statement", "settings_statement"]
-
-# Of reciprocal rank fusion; Cormack, Clarke and Büttcher, SIGIR 2009.
+# Reciprocal rank fusion: Cormack, Clarke and Büttcher, SIGIR 2009.
 RANK_CONSTANT = 60
 
 _NEAREST = """nearest AS MATERIALIZED (
@@ -24,8 +25,8 @@ _NEAREST = """nearest AS MATERIALIZED (
     ORDER BY {order}
     LIMIT %(candidates)s
 )"""
-# The index gives candidates in about the right order, and may know them by half precision. Of
-# distances, which are at most 2, NULL and NaN (of a vector of zeros) are not below 3.
+# The index returns candidates in approximate order, perhaps of half-precision vectors. Distances
+# are at most 2, so the last condition drops only NULL and NaN (from a vector of zeros).
 _BY_VECTOR = """by_vector AS (
     SELECT {key}, {distance} AS distance,
         row_number() OVER (ORDER BY {distance}, {key}) AS vector_rank
@@ -33,16 +34,15 @@ _BY_VECTOR = """by_vector AS (
     WHERE {distance} < 3
 )"""
 _FOUND = """found AS MATERIALIZED (
-    SELECT {key}, {raw_score} AS raw_score
+    SELECT {key}, {score} AS text_score
     FROM {table} AS {row}{source}{where}
     ORDER BY {order}
     LIMIT %(candidates)s
 )"""
 _BY_WORDS = """by_words AS (
-    SELECT {key}, {score} AS text_score,
-        row_number() OVER (ORDER BY {score} DESC, {key}) AS text_rank
+    SELECT {key}, text_score,
+        row_number() OVER (ORDER BY text_score DESC, {key}) AS text_rank
     FROM found
-    WHERE {kept}
 )"""
 _BEST = """best AS (
     SELECT {key}, {columns}
@@ -73,7 +73,7 @@ ORDER BY best.score DESC, {key}"""
 
 @dataclass(frozen=True, slots=True)
 class Statement:
-    """Hold a statement with the values of its placeholders."""
+    """A statement, with the values of its placeholders."""
 
     query: sql.Composed
     parameters: dict[str, object] = field(default_factory=dict[str, object], repr=False)
@@ -88,17 +88,17 @@ def search_statement(
 ) -> Statement:
     """Return the statement that finds the best rows.
 
-    Its placeholders `vector` and `question` are the caller's to fill. The last column counts the
-    rows that the vector arm found.
+    The caller fills the placeholders `vector` and `question`. The last column counts the rows that
+    the vector arm found.
 
     Args:
-        table: Where.
-        options: What is asked.
-        vectors: How the nearest are found.
-        texts: How words are found; needed but for the mode `vector`.
+        table: The table to search.
+        options: The options of the search.
+        vectors: How the nearest vectors are found.
+        texts: How texts are searched; required unless the mode is `vector`.
 
     Raises:
-        FilterError: The filter cannot be read.
+        FilterError: The filter is not valid.
     """
     condition = compile_filter(table, options.filter)
     parts: list[sql.Composable] = []
@@ -124,9 +124,9 @@ def search_statement(
 
 
 def settings_statement(options: SearchOptions, vectors: VectorAccess) -> Statement | None:
-    """Return the statement that sets an index to this search, until its transaction ends.
+    """Return the statement that configures the index for this search, until its transaction ends.
 
-    With iterative scans an index goes on until enough rows pass the filter.
+    With iterative scans, an index continues until enough rows pass the filter.
     """
     if options.mode == "text" or options.exact or vectors.method is None:
         return None
@@ -147,7 +147,7 @@ def search_sql(
     vectors: VectorAccess,
     texts: TextAccess | None = None,
 ) -> str:
-    """Return the SQL of a search to read, with named placeholders; the last one is the search."""
+    """Return the SQL of a search as text with named placeholders; the search itself comes last."""
     statements = [
         settings_statement(options, vectors),
         search_statement(table, options, vectors=vectors, texts=texts),
@@ -158,7 +158,7 @@ def search_sql(
 def _vector_parts(
     table: Table, options: SearchOptions, vectors: VectorAccess, condition: Condition | None
 ) -> list[sql.Composable]:
-    # No index serves the sum, so all rows are compared.
+    # No index supports the sum, so all rows are compared.
     exact = sql.SQL("({}) + 0").format(exact_distance(table))
     nearest = sql.SQL(_NEAREST).format(
         **_names(table),
@@ -175,19 +175,17 @@ def _text_parts(
     arm = text_arm(table, texts)
     found = sql.SQL(_FOUND).format(
         **_names(table),
-        raw_score=arm.raw_score,
+        score=arm.score,
         source=arm.source or sql.SQL(""),
         where=_where(condition, arm.condition),
         order=arm.order,
     )
-    kept = arm.kept or sql.SQL("TRUE")
-    ranked = sql.SQL(_BY_WORDS).format(**_names(table), score=arm.score, kept=kept)
-    return [found, ranked]
+    return [found, sql.SQL(_BY_WORDS).format(**_names(table))]
 
 
 def _names(table: Table) -> dict[str, sql.Composable]:
     return {
-        "key": sql.Identifier(key_column(table)),
+        "key": sql.Identifier(table.layout.primary_key),
         "embedding": sql.Identifier(table.layout.embedding),
         "table": table.identifier,
         "row": sql.Identifier(ROW),
@@ -195,8 +193,8 @@ def _names(table: Table) -> dict[str, sql.Composable]:
 
 
 def _where(condition: Condition | None, *others: sql.Composable | None) -> sql.Composable:
-    given = [condition.expression if condition else None, *others]
-    parts = [part for part in given if part is not None]
+    conditions = [condition.expression if condition else None, *others]
+    parts = [part for part in conditions if part is not None]
     if not parts:
         return sql.SQL("")
     return sql.SQL("\n    WHERE {}").format(sql.SQL("\n        AND ").join(parts))
@@ -205,7 +203,7 @@ def _where(condition: Condition | None, *others: sql.Composable | None) -> sql.C
 def _row_columns(table: Table) -> dict[str, sql.Composable]:
     layout = table.layout
     metadata: sql.Composable = sql.Identifier(ROW, layout.metadata)
-    if table.metadata_columns:  # which LangChain keeps out of the JSON
+    if table.metadata_columns:  # LangChain stores these outside of the JSON
         pairs = [
             sql.SQL("{}, {}").format(sql.Literal(name), sql.Identifier(ROW, name))
             for name in table.metadata_columns
@@ -213,12 +211,73 @@ def _row_columns(table: Table) -> dict[str, sql.Composable]:
         metadata = sql.SQL(
             "(coalesce({}::jsonb, '{{}}') || jsonb_strip_nulls(jsonb_build_object({})))"
         ).format(metadata, sql.SQL(", ").join(pairs))
-    # Rows that others wrote may have anything there, so it is read as text.
+    # Rows from other writers may contain anything here, so it is read as text.
     seq = layout.seq if layout.name == "own" else f"{layout.metadata}->>'seq'"
     return {
         "id": sql.Identifier(ROW, layout.id),
-        "doc_id": sql.SQL(layout.doc_id),  # pyright: ignore[reportArgumentType] - our own words
+        "doc_id": sql.SQL(layout.doc_id),  # pyright: ignore[reportArgumentType] - from `layouts`
         "seq": sql.SQL("({})::text").format(sql.SQL(seq)),  # pyright: ignore[reportArgumentType]
         "content": sql.Identifier(ROW, layout.content),
         "metadata": metadata,
     }
+
+
+# For unit vectors, cosine distance, inner product and L2 distance give the same order.
+_OPERATORS: dict[str, LiteralString] = {"cosine_ops": "<=>", "ip_ops": "<#>", "l2_ops": "<->"}
+_PREFERRED = ("halfvec_cosine_ops", "vector_cosine_ops")
+_QUESTION = sql.Placeholder("vector", format=PyFormat.BINARY)
+
+
+@dataclass(frozen=True, slots=True)
+class VectorAccess:
+    """How the nearest rows are found.
+
+    Attributes:
+        order: Expression to order by; the index supports no other one.
+        method: Of the index, `hnsw` or `ivfflat`; None if all rows are read.
+    """
+
+    order: sql.Composable
+    method: str | None = None
+
+
+def vector_access(table: Table, indexes: Sequence[VectorIndex]) -> VectorAccess:
+    """Return how the nearest rows are found: with the best of the indexes."""
+    usable: list[tuple[int, VectorAccess]] = []
+    for index in indexes:
+        order = _order(table, index) if index.valid else None
+        if order is not None:
+            place = _PREFERRED.index(index.opclass) if index.opclass in _PREFERRED else 2
+            usable.append((place, VectorAccess(order, index.method)))
+    if not usable:
+        return VectorAccess(exact_distance(table))
+    return min(usable, key=lambda each: each[0])[1]
+
+
+def exact_distance(table: Table, *, of: str = ROW) -> sql.Composable:
+    """Return the cosine distance at the precision of the column."""
+    column = sql.Identifier(of, table.layout.embedding)
+    return sql.SQL("{} <=> {}").format(column, _question(table, table.vector_type))
+
+
+def _order(table: Table, index: VectorIndex) -> sql.Composable | None:
+    """Return the distance in the form that the index supports; None for an unknown kind."""
+    name = re.escape(sql.Identifier(table.layout.embedding).as_string(None).strip('"'))
+    kind, _, metric = index.opclass.partition("_")
+    operator = _OPERATORS.get(metric)
+    if operator is None or kind not in ("vector", "halfvec"):
+        return None
+    column: sql.Composable = sql.Identifier(ROW, table.layout.embedding)
+    if not re.fullmatch(rf'"?{name}"?', index.expression):
+        halved = rf'\(\(?"?{name}"?\)?::(?:\S+\.)?halfvec\({table.dimensions}\)\)'
+        if not re.fullmatch(halved, index.expression):
+            return None
+        column = sql.SQL("{}::halfvec({})").format(column, table.dimensions)
+    return sql.SQL("{} {} {}").format(column, sql.SQL(operator), _question(table, kind))
+
+
+def _question(table: Table, kind: str) -> sql.Composable:
+    question = sql.SQL("{}::vector").format(_QUESTION)
+    if kind == "halfvec":
+        return sql.SQL("{}::halfvec({})").format(question, table.dimensions)
+    return question

@@ -1,4 +1,4 @@
-"""Searching a table, from threads and from event loops."""
+"""Search of a table, from threads and from event loops."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ from ..config import GatewayOptions
 from ..database import Connection
 from ..embedding import open_client
 from ..layouts import LayoutName, Table
-from .connections import AsyncConnections, Connections, OneConnection
-from .fetching import afetch, fetch
-from .hits import Hit
-from .options import SearchKeywords, SearchOptions
+from .connections import AsyncConnections, Connections, OneConnection, afetch, fetch
+from .options import Hit, SearchKeywords, SearchOptions
 from .queries import search_sql
 from .steps import (
     Embed,
@@ -34,17 +32,15 @@ from .steps import (
     translated,
 )
 from .target import Target, look_up
-from .text_backends import TextBackendChoice
+from .text_indexes import TextBackendChoice
 
-__all__ = ["Searcher", "search"]
-
-_LOOK_UP_SECONDS = 60.0  # after which a new index is noticed
+_LOOK_UP_SECONDS = 60.0  # how long a new index may stay unnoticed
 
 
 class Searcher:
-    """Search one table, again and again, from any number of threads and event loops.
+    """Searches one table, from any number of threads and event loops.
 
-    Close it with `close()` or a `with` block, in an event loop with `aclose()` or `async with`.
+    Close it with `close()` or a `with` block; in an event loop, with `aclose()` or `async with`.
 
     Examples:
         >>> with Searcher("postgresql://localhost/rag", "manuals") as searcher:
@@ -62,23 +58,23 @@ class Searcher:
         text_backend: TextBackendChoice = "auto",
         text_config: str | None = None,
     ) -> None:
-        """Make a searcher. Nothing is connected to before the first search.
+        """Create a searcher. It connects to nothing before the first search.
 
         Args:
-            database: DSN, or an open connection, for one thread at a time and not for `asearch`.
+            database: DSN; or an open connection, for one thread at a time and not for `asearch`.
             table: `table` or `schema.table`; for LlamaIndex without `data_`.
-            layout: Whose table; default told by its columns.
-            client: Of the gateway that served the table's vectors; it is not closed.
-            gateway: How to reach that gateway, where no client is given.
-            text_backend: By which words are found; default BM25 where there is an index for it.
-            text_config: Text search configuration of `tsvector`; default the index's.
+            layout: Layout of the table; None infers it from the columns.
+            client: For the gateway that made the table's vectors; it is not closed.
+            gateway: How to reach that gateway, if there is no `client`.
+            text_backend: Text search to use; `auto` takes BM25 if the table has an index for it.
+            text_config: Text search configuration of `tsvector`; None takes the index's.
 
         Raises:
             ValueError: An option of the gateway is out of range.
         """
-        given = isinstance(database, psycopg.Connection)
-        self._connections = OneConnection(database) if given else Connections(database)
-        self._async_connections = None if given else AsyncConnections(database)
+        is_open = isinstance(database, psycopg.Connection)
+        self._connections = OneConnection(database) if is_open else Connections(database)
+        self._async_connections = None if is_open else AsyncConnections(database)
         self._table = table
         self._layout: LayoutName | None = layout
         self._instruction = gateway.instruction if gateway else None
@@ -90,25 +86,25 @@ class Searcher:
         self._targets: dict[bool, tuple[float, Target]] = {}
 
     def search(self, question: str, **options: Unpack[SearchKeywords]) -> list[Hit]:
-        """Return the chunks that answer a question best, best first.
+        """Return the chunks that best answer a question, best first.
 
         Args:
-            question: In plain language; a text has to have any of its words, not all.
+            question: In plain language; a text matches if it has any of its words.
             **options: The fields of `SearchOptions`: `mode`, `k`, `filter` and so on.
 
         Raises:
-            FingerprintError: The gateway serves another model than the table's vectors are of.
-            FilterError: The filter cannot be read.
-            TableError: The table cannot be searched so.
+            FingerprintError: The gateway serves another model than the one of the table's vectors.
+            FilterError: The filter is not valid.
+            TableError: The table cannot be searched like that.
             DatabaseError: PostgreSQL cannot be reached.
-            EmbeddingError: The gateway gives no vector.
+            EmbeddingError: The gateway returns no vector.
             ValueError: An option is out of range.
         """
         wanted = SearchOptions(**options)
         return self._drive(search_steps(question, wanted, instruction=self._instruction), wanted)
 
     async def asearch(self, question: str, **options: Unpack[SearchKeywords]) -> list[Hit]:
-        """Return the chunks that answer a question best; as `search`, without blocking."""
+        """Return the chunks that best answer a question; like `search`, without blocking."""
         wanted = SearchOptions(**options)
         steps = search_steps(question, wanted, instruction=self._instruction)
         return await self._adrive(steps, wanted)
@@ -117,8 +113,8 @@ class Searcher:
         """Return the SQL of a search with these options, with named placeholders.
 
         Raises:
-            FilterError: The filter cannot be read.
-            TableError: The table cannot be searched so.
+            FilterError: The filter is not valid.
+            TableError: The table cannot be searched like that.
             DatabaseError: PostgreSQL cannot be reached.
         """
         wanted = SearchOptions(**options)
@@ -127,17 +123,17 @@ class Searcher:
 
     @property
     def table(self) -> Table:
-        """Return the table as it was found."""
+        """Return the table as it is in the database."""
         return self._target(SearchOptions(mode="vector"), fresh=False).table
 
     def close(self) -> None:
-        """Close the connections of threads; a later search opens new ones."""
+        """Close the connections for threads; a later search opens new ones."""
         self._connections.close()
         if self._owns_client:
             self._client.close()
 
     async def aclose(self) -> None:
-        """Close the connections of this event loop, and those of threads."""
+        """Close the connections for this event loop, and those for threads."""
         if self._async_connections:
             await self._async_connections.aclose()
         await self._async_client.aclose()
@@ -191,7 +187,9 @@ class Searcher:
 
     async def _acarry_out(self, step: Step, options: SearchOptions) -> Target | Embedded | Fetched:
         if self._async_connections is None:
-            msg = "`asearch` needs a DSN: a searcher with a connection of yours is for threads"
+            msg = (
+                "`asearch` needs a searcher with a DSN; one with an open connection is for threads."
+            )
             raise TypeError(msg)
         if isinstance(step, LookUp):
             return await asyncio.to_thread(self._look_up, options, fresh=step.fresh)
@@ -207,7 +205,7 @@ class Searcher:
         return Embedded(result.vectors[0], result.fingerprint)
 
     def _clients(self, step: Embed) -> tuple[EmbeddingClient, AsyncEmbeddingClient]:
-        if step.renew:  # a copy does not remember which model was served before
+        if step.renew:  # a copy does not remember the model that was served before
             self._client = copy.deepcopy(self._client)
             self._async_client = self._client.as_async()
         return self._client, self._async_client
@@ -220,9 +218,9 @@ class Searcher:
 
     def _look_up(self, options: SearchOptions, *, fresh: bool) -> Target:
         with_texts = options.mode != "vector"
-        known = self._targets.get(with_texts)
-        if known and not fresh and time.monotonic() - known[0] < _LOOK_UP_SECONDS:
-            return known[1]
+        cached = self._targets.get(with_texts)
+        if cached and not fresh and time.monotonic() - cached[0] < _LOOK_UP_SECONDS:
+            return cached[1]
         now = time.monotonic()
         target = self._connections.run(
             lambda connection: look_up(
@@ -249,9 +247,9 @@ def search(
     text_config: str | None = None,
     **options: Unpack[SearchKeywords],
 ) -> list[Hit]:
-    """Return the chunks that answer a question best; for one question.
+    """Return the chunks that best answer one question.
 
-    The arguments are those of `Searcher` and of `Searcher.search`, and so are the errors.
+    Arguments and errors are those of `Searcher` and `Searcher.search`.
     """
     with Searcher(
         database,

@@ -1,4 +1,4 @@
-"""What a search must know of a table, looked up once in a while."""
+"""What a search needs to know about a table, looked up now and then."""
 
 from __future__ import annotations
 
@@ -12,12 +12,9 @@ from ..index.catalog import find_vector_indexes
 from ..layouts import LayoutName, Table
 from ..ledger.tables import Space, find_record
 from ..tables.preparation import find_table
-from .queries import Statement
-from .text_backends import TextAccess, TextBackendChoice
-from .text_catalog import find_text_access
-from .vector_access import VectorAccess, vector_access
-
-__all__ = ["Target", "look_up", "space_statement"]
+from .queries import Statement, VectorAccess, vector_access
+from .text_access import TextAccess, find_text_access
+from .text_indexes import TextBackendChoice
 
 _LEDGER_RIGHTS = """
 SELECT CASE WHEN n.oid IS NOT NULL THEN
@@ -31,17 +28,20 @@ LEFT JOIN pg_class c ON c.relnamespace = n.oid AND c.relname = 'tables'"""
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Hold what a search must know of a table."""
+    """What a search needs to know about a table.
+
+    Attributes:
+        texts: None if the search is by vector alone.
+        space: Of the table's vectors; None if they are not in the ledger.
+        path_statement: Adds pgvector's schema to the search_path, if it is missing there.
+    """
 
     table: Table
     vectors: VectorAccess
     texts: TextAccess | None
-    """None where the search goes by meaning alone."""
     space: Space | None
-    """Of the table's vectors; None where the ledger knows nothing of them."""
     has_ledger: bool
     path_statement: Statement | None = None
-    """Adds pgvector's schema to the search_path, where that lacks it."""
 
 
 def look_up(
@@ -52,17 +52,17 @@ def look_up(
     text_backend: TextBackendChoice | None,
     text_config: str | None,
 ) -> Target:
-    """Return what is to be known of a table.
+    """Return what a search needs to know about a table.
 
     Args:
         connection: To the database; nothing is changed.
         name: `table` or `schema.table`.
-        layout: Whose table; None tells it by the columns.
-        text_backend: By which words are found; None if they are not searched.
+        layout: Layout of the table; None infers it from the columns.
+        text_backend: Text search to use; None if texts are not searched.
         text_config: Text search configuration; None takes the index's.
 
     Raises:
-        TableError: The table cannot be searched so.
+        TableError: The table cannot be searched like that.
     """
     with connection.transaction():
         table = find_table(connection, name, layout)
@@ -91,17 +91,17 @@ def space_statement(table: Table) -> Statement:
 
 
 def _may_read_ledger(connection: Connection) -> bool:
-    """Tell whether there is a ledger.
+    """Return whether there is a ledger.
 
     Raises:
-        TableError: There is one that this user may not read, so nobody could say whether the
-            vectors of the table and of a question compare.
+        TableError: There is one that this user may not read, so it is unknown whether the vectors
+            of the table and of the question are comparable.
     """
     row = connection.execute(_LEDGER_RIGHTS).fetchone()
     allowed, user = row or (None, "")
     if allowed is False:
         msg = (
-            "this user may not read which model the table's vectors are of. The owner of the "
+            "This user may not read which model made the table's vectors. The owner of the "
             f"schema qwen3_ingest can run: GRANT USAGE ON SCHEMA qwen3_ingest TO {user}; "
             f"GRANT SELECT ON qwen3_ingest.tables TO {user};"
         )

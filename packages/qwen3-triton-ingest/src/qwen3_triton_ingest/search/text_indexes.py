@@ -1,34 +1,112 @@
-"""Making and dropping text indexes."""
+"""Text indexes: which ones a table has, and how they are created and dropped."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias
 
 import psycopg
 from psycopg import sql
 
+from ..config import IndexOptions
 from ..database import Connection, explain
 from ..errors import TableError
 from ..layouts import Table, fit_name
-from .text_backends import (
-    EXTENSIONS,
-    TextBackend,
-    TextBackendChoice,
-    key_column,
-    tsvector_expression,
-)
-from .text_catalog import DEFAULT_CONFIG, TextIndex, find_text_indexes, tsvector_columns
 
-__all__ = ["create_text_index", "drop_text_indexes", "text_index_statement"]
+TextBackend: TypeAlias = Literal["tsvector", "paradedb"]
+TextBackendChoice: TypeAlias = TextBackend | Literal["auto"]
 
-# Whose names ParadeDB's stemmers share with PostgreSQL's text search configurations.
+BACKENDS: tuple[TextBackendChoice, ...] = ("auto", "tsvector", "paradedb")
+DEFAULT_CONFIG = IndexOptions().text_search_config
+PARADEDB_EXTENSION = "pg_search"
+# Stemmers of ParadeDB with the same name as a text search configuration of PostgreSQL.
 PARADEDB_STEMMERS = {
     *("arabic", "danish", "dutch", "english", "finnish", "french", "german", "greek"),
     *("hungarian", "italian", "norwegian", "portuguese", "romanian", "russian", "spanish"),
     *("swedish", "tamil", "turkish"),
 }
 _RENAMED, _KEYLESS = (0, 25), (0, 26)  # releases of pg_search that changed the statement
+
+_FIND = """
+SELECT c.relname::text, a.amname::text, coalesce(c.reloptions, '{}'),
+    ARRAY(SELECT pg_get_indexdef(i.indexrelid, n, true) FROM generate_series(1, i.indnatts) n)
+FROM pg_index i
+JOIN pg_class c ON c.oid = i.indexrelid
+JOIN pg_am a ON a.oid = c.relam
+JOIN pg_class t ON t.oid = i.indrelid
+JOIN pg_namespace s ON s.oid = t.relnamespace
+LEFT JOIN pg_depend d
+    ON d.classid = 'pg_am'::regclass AND d.objid = a.oid AND d.deptype = 'e'
+LEFT JOIN pg_extension e ON e.oid = d.refobjid
+WHERE s.nspname = %s AND t.relname = %s AND i.indisvalid AND i.indpred IS NULL
+    AND (a.amname = 'gin' OR e.extname = 'pg_search')
+ORDER BY c.oid"""
+# Columns of type tsvector, with their generation expressions.
+_FIND_COLUMNS = """
+SELECT a.attname::text, pg_get_expr(d.adbin, d.adrelid)
+FROM pg_attribute a
+JOIN pg_class t ON t.oid = a.attrelid
+JOIN pg_namespace s ON s.oid = t.relnamespace
+LEFT JOIN pg_attrdef d ON d.adrelid = t.oid AND d.adnum = a.attnum AND a.attgenerated <> ''
+WHERE s.nspname = %s AND t.relname = %s AND a.atttypid = 'tsvector'::regtype
+    AND NOT a.attisdropped
+ORDER BY a.attnum"""
+_CONFIG = re.compile(r"to_tsvector\('((?:[^']|'')+)'::regconfig, (.+)\)")
+
+
+@dataclass(frozen=True, slots=True)
+class TextIndex:
+    """An index for text search.
+
+    Attributes:
+        backend: Which text search uses it.
+        config: Text search configuration; None if the index does not record one.
+        keys: Columns and expressions, as PostgreSQL writes them.
+        key_field: Of ParadeDB's index: the column that identifies rows.
+    """
+
+    schema: str
+    name: str
+    backend: TextBackend
+    config: str | None
+    keys: tuple[str, ...]
+    key_field: str | None = None
+
+    @property
+    def identifier(self) -> sql.Identifier:
+        """Return the quoted, qualified name."""
+        return sql.Identifier(self.schema, self.name)
+
+
+def find_text_indexes(connection: Connection, table: Table) -> list[TextIndex]:
+    """Return the valid text indexes on the table's content, oldest first."""
+    columns = tsvector_columns(connection, table)
+    rows = connection.execute(_FIND, (table.schema, table.name)).fetchall()
+    found = (_read(table, columns, row) for row in rows)
+    return [index for index in found if index is not None]
+
+
+def detect_text_backend(connection: Connection, table: Table) -> TextBackend:
+    """Return the best backend for the table: BM25 if there is an index for it."""
+    return best_backend(find_text_indexes(connection, table))
+
+
+def check_backend(backend: str) -> None:
+    """Refuse a backend that does not exist, for callers without a type checker.
+
+    Raises:
+        ValueError: There is no such backend.
+    """
+    if backend not in BACKENDS:
+        msg = f"The text backend must be one of {', '.join(BACKENDS)}, not {backend!r}."
+        raise ValueError(msg)
+
+
+def best_backend(indexes: Sequence[TextIndex]) -> TextBackend:
+    """Return the best backend that has one of the indexes; `tsvector` needs none."""
+    return "paradedb" if any(index.backend == "paradedb" for index in indexes) else "tsvector"
 
 
 def create_text_index(
@@ -37,28 +115,30 @@ def create_text_index(
     backend: TextBackendChoice = "auto",
     config: str = DEFAULT_CONFIG,
 ) -> TextIndex:
-    """Make a text index unless the back-end has one on the table, whatever that one's options.
+    """Create a text index, unless the backend already has one on the table, with any options.
 
-    Make it after a load: that is faster. To change an index, drop it first. PostgreSQL's own needs
-    the words of every text found again to rank it, so on large tables prefer BM25, or give the
-    table a generated column of type `tsvector`, which is then indexed and searched.
+    Create it after a load, which is faster. To change an index, drop it first. PostgreSQL's own
+    full-text search parses each matching text again to rank it. For large tables prefer BM25, or
+    add a generated column of type `tsvector`, which is then indexed and searched.
 
     Args:
-        connection: All happens in its transaction, or in one of its own.
-        table: What to index.
-        backend: For which back-end; `auto` takes the one whose extension is installed.
-        config: Text search configuration; for ParadeDB the language of its stemmer, if any.
+        connection: Everything happens in its transaction, or in a new one.
+        table: The table to index.
+        backend: Which backend the index is for; `auto` prefers an installed extension.
+        config: Text search configuration; for ParadeDB the language of its stemmer.
 
     Raises:
-        TableError: The extension is missing, the configuration unknown, or the table not yours.
+        TableError: The extension is missing, the configuration is unknown, or the user does not
+            own the table.
+        ValueError: There is no such backend.
     """
-    versions = _extension_versions(connection)
-    chosen: TextBackend = _preferred(versions) if backend == "auto" else backend
-    extension = EXTENSIONS.get(chosen)
-    if extension is not None and extension not in versions:
+    check_backend(backend)
+    version = _paradedb_version(connection)
+    chosen: TextBackend = backend if backend != "auto" else "paradedb" if version else "tsvector"
+    if chosen == "paradedb" and version is None:
         msg = (
-            f"the text index of {chosen} needs the extension {extension}; run as a superuser: "
-            f"CREATE EXTENSION {extension}; or choose tsvector"
+            f"The text index of {chosen} needs the extension {PARADEDB_EXTENSION}. Run as a "
+            f"superuser: CREATE EXTENSION {PARADEDB_EXTENSION}; or choose tsvector."
         )
         raise TableError(msg)
     existing = _of_backend(connection, table, chosen)
@@ -66,27 +146,23 @@ def create_text_index(
         return existing
     columns = tsvector_columns(connection, table)
     statement = text_index_statement(
-        table,
-        chosen,
-        config,
-        version=versions.get(extension or "", ""),
-        tsvector_column=next(iter(columns), None),
+        table, chosen, config, version=version or "", tsvector_column=next(iter(columns), None)
     )
     try:
         with connection.transaction():
             connection.execute(statement)
     except psycopg.errors.DatabaseError as error:
-        msg = f"the text index of {chosen} on {table} cannot be made: {explain(error)}"
+        msg = f"The text index of {chosen} on {table} cannot be created: {explain(error)}"
         raise TableError(msg) from None
-    made = _of_backend(connection, table, chosen)
-    assert made is not None
-    return made
+    created = _of_backend(connection, table, chosen)
+    assert created is not None
+    return created
 
 
 def drop_text_indexes(
     connection: Connection, table: Table, backend: TextBackendChoice = "auto"
 ) -> list[TextIndex]:
-    """Drop the text indexes of a back-end, or of all (`auto`), and return them."""
+    """Drop the text indexes of a backend, or of all backends (`auto`), and return them."""
     found = find_text_indexes(connection, table)
     dropped = [index for index in found if backend in ("auto", index.backend)]
     for index in dropped:
@@ -102,37 +178,54 @@ def text_index_statement(
     version: str = "",
     tsvector_column: str | None = None,
 ) -> sql.Composed:
-    """Return the statement that makes a text index.
+    """Return the statement that creates a text index.
 
     Args:
-        table: What to index.
-        backend: For which back-end.
+        table: The table to index.
+        backend: Which backend the index is for.
         config: Text search configuration.
         version: Of pg_search, whose statement changed in 0.25 and 0.26.
-        tsvector_column: To index in place of the content.
+        tsvector_column: Column to index instead of the content.
     """
-    content = sql.Identifier(table.layout.content)
     if backend == "tsvector":
         expression = tsvector_expression(table, config)
         key = sql.Identifier(tsvector_column) if tsvector_column else expression
         tail, suffix = sql.SQL("gin ({})").format(key), "_words"
-    elif backend == "pg_textsearch":
-        template = sql.SQL("bm25 ({}) WITH (text_config = {})")
-        tail, suffix = template.format(content, sql.Literal(config)), "_bm25"
     else:
-        tail, suffix = _paradedb_tail(table, content, config, _numbers(version)), "_bm25"
+        tail, suffix = _paradedb_tail(table, config, _numbers(version)), "_bm25"
     name = sql.Identifier(fit_name(table.name, suffix))
     return sql.SQL("CREATE INDEX {} ON {} USING {}").format(name, table.identifier, tail)
 
 
-def _paradedb_tail(
-    table: Table, content: sql.Identifier, config: str, version: tuple[int, ...]
-) -> sql.Composed:
+def tsvector_expression(table: Table, config: str) -> sql.Composable:
+    """Return the expression that the index and the queries share."""
+    content = sql.Identifier(table.layout.content)
+    return sql.SQL("to_tsvector({}, {})").format(regconfig(config), content)
+
+
+def regconfig(config: str) -> sql.Composable:
+    """Return a text search configuration as an SQL literal."""
+    return sql.SQL("{}::regconfig").format(sql.Literal(config))
+
+
+def tsvector_columns(connection: Connection, table: Table) -> dict[str, str | None]:
+    """Return the columns of type `tsvector` with their configurations, None if unknown."""
+    rows = connection.execute(_FIND_COLUMNS, (table.schema, table.name)).fetchall()
+    columns: dict[str, str | None] = {}
+    for name, expression in rows:
+        match = _CONFIG.search(expression or "")
+        declared = table.tsv_config if name == table.tsv_column else None
+        columns[name] = _config_name(match[1]) if match else _config_name(declared)
+    return columns
+
+
+def _paradedb_tail(table: Table, config: str, version: tuple[int, ...]) -> sql.Composed:
+    content = sql.Identifier(table.layout.content)
     field: sql.Composable = content
     if config in PARADEDB_STEMMERS:
         tokenizer = sql.SQL("({}::pdb.simple({}))")
         field = tokenizer.format(content, sql.Literal(f"stemmer={config}"))
-    key = key_column(table)
+    key = table.layout.primary_key
     keyed = sql.SQL(" WITH (key_field = {})").format(sql.Literal(key))
     return sql.SQL("{} ({}, {}){}").format(
         sql.SQL("bm25" if version < _RENAMED else "paradedb"),
@@ -147,16 +240,32 @@ def _of_backend(connection: Connection, table: Table, backend: TextBackend) -> T
     return next((index for index in found if index.backend == backend), None)
 
 
-def _preferred(versions: Mapping[str, str]) -> TextBackend:
-    for backend, extension in EXTENSIONS.items():
-        if extension in versions:
-            return backend
-    return "tsvector"
+def _read(table: Table, columns: Mapping[str, str | None], row: Sequence[Any]) -> TextIndex | None:
+    """Return the index in a row of the catalog; None if it is not on the content."""
+    name, method, options, keys = row
+    on_content = re.compile(rf"\b{re.escape(table.layout.content)}\b")
+    if method == "gin":
+        if keys[0] in columns:
+            return TextIndex(table.schema, name, "tsvector", columns[keys[0]], tuple(keys))
+        match = _CONFIG.fullmatch(keys[0])
+        if match is None or not on_content.search(match[2]):
+            return None
+        return TextIndex(table.schema, name, "tsvector", _config_name(match[1]), tuple(keys))
+    if not any(on_content.search(key) for key in keys):
+        return None
+    settings: dict[str, str] = dict(option.split("=", 1) for option in options)
+    key_field = settings.get("key_field", keys[0].strip('"'))
+    return TextIndex(table.schema, name, "paradedb", None, tuple(keys), key_field)
 
 
-def _extension_versions(connection: Connection) -> dict[str, str]:
-    rows = connection.execute("SELECT extname::text, extversion FROM pg_extension").fetchall()
-    return dict(rows)
+def _config_name(config: str | None) -> str | None:
+    return config.removeprefix("pg_catalog.") if config else None
+
+
+def _paradedb_version(connection: Connection) -> str | None:
+    query = "SELECT extversion FROM pg_extension WHERE extname = %s"
+    row = connection.execute(query, (PARADEDB_EXTENSION,)).fetchone()
+    return row[0] if row else None
 
 
 def _numbers(version: str) -> tuple[int, ...]:
