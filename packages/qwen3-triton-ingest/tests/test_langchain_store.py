@@ -5,6 +5,7 @@ import math
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -22,6 +23,14 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from gateway_process import GatewayProcess
 from langchain_qwen3_triton import Qwen3TritonEmbeddings
 from qwen3_triton_ingest.langchain import BulkPGVectorStore
+from qwen3_triton_ingest.langchain import store as langchain_store
+from qwen3_triton_ingest.langchain.store import (
+    CHECKED_RELEASE,
+    PRIVATE_ENGINE,
+    PRIVATE_RUN_AS_ASYNC,
+    PRIVATE_RUN_AS_SYNC,
+    PRIVATE_STORE,
+)
 
 DIMENSIONS = 24
 EMBEDDING = DeterministicFakeEmbedding(size=DIMENSIONS)
@@ -181,6 +190,28 @@ def stored(database_url: str) -> list[tuple[Any, ...]]:
         return connection.execute(query).fetchall()
 
 
+def test_the_private_names_of_langchain_exist(store: BulkPGVectorStore) -> None:
+    engine = getattr(store, PRIVATE_ENGINE, None)
+    missing = [
+        *(name for name in (PRIVATE_STORE, PRIVATE_ENGINE) if not hasattr(store, name)),
+        *(n for n in (PRIVATE_RUN_AS_ASYNC, PRIVATE_RUN_AS_SYNC) if not hasattr(engine, n)),
+    ]
+    assert not missing, (
+        f"langchain-postgres {version('langchain-postgres')} no longer has {missing}, which "
+        f"langchain/store.py uses; {CHECKED_RELEASE} had them. Find what `PGVectorStore` uses "
+        "instead, update the constants and `CHECKED_RELEASE` at the top of that file, and raise "
+        "the lower bound in pyproject.toml. If nothing replaces them, cap the version there."
+    )
+
+
+def test_a_private_name_that_moved_is_an_error_that_says_what_to_install(
+    store: BulkPGVectorStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(langchain_store, "PRIVATE_STORE", "_moved")
+    with pytest.raises(RuntimeError, match=rf"_moved`.*langchain-postgres {CHECKED_RELEASE}"):
+        store.add_texts(["a text"])
+
+
 def test_rows_equal_those_of_the_original_column_by_column(pair: Pair):
     vectors = EMBEDDING.embed_documents(TEXTS)
     for store in (pair.ours, pair.theirs):
@@ -280,7 +311,7 @@ class Forgetful(Embeddings):
 
 def test_fewer_vectors_than_texts_store_nothing(engine: PGEngine, database_url: str):
     store = BulkPGVectorStore.create_sync(engine, Forgetful(), "docs")
-    with pytest.raises(ValueError, match="`embeddings` has 2 items for 3 texts; nothing"):
+    with pytest.raises(ValueError, match=r"`embeddings` has 2 items for 3 texts\. Nothing"):
         store.add_texts(["a", "b", "c"])
     assert stored(database_url) == []
 
@@ -290,7 +321,7 @@ def test_lists_of_other_lengths_store_nothing(
     store: BulkPGVectorStore, database_url: str, other: str
 ):
     values: list[Any] = [{}] if other == "metadatas" else [IDS[0]]
-    with pytest.raises(ValueError, match=f"`{other}` has 1 items for 2 texts; nothing"):
+    with pytest.raises(ValueError, match=rf"`{other}` has 1 items for 2 texts\. Nothing"):
         store.add_texts(["a", "b"], **{other: values})
     assert stored(database_url) == []
 

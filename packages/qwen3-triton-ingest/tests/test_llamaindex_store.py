@@ -1,6 +1,7 @@
 """Our store writes what LlamaIndex' own writes, column by column, but no node twice."""
 
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from typing import Any
 
 import psycopg
@@ -21,6 +22,8 @@ from sqlalchemy.ext.asyncio import create_async_engine
 
 from qwen3_triton_ingest.errors import TableError
 from qwen3_triton_ingest.llamaindex import BulkPGVectorStore
+from qwen3_triton_ingest.llamaindex import store as llamaindex_store
+from qwen3_triton_ingest.llamaindex.store import CHECKED_RELEASE, PRIVATE_ENGINE
 
 DIMENSIONS = 24
 MakeStore = Callable[..., PGVectorStore]
@@ -215,9 +218,29 @@ def test_without_setup_a_table_is_not_changed(make: MakeStore, database_url: str
     assert len(rows(database_url, ours)) == 6
 
 
-def test_a_missing_table_is_said_to_be_missing(make: MakeStore):
+def test_the_private_name_of_llamaindex_exists(make: MakeStore) -> None:
+    store = make(BulkPGVectorStore, "docs")
+    store.add([])
+    package = "llama-index-vector-stores-postgres"
+    assert getattr(store, PRIVATE_ENGINE, None) is not None, (
+        f"{package} {version(package)} no longer has `PGVectorStore.{PRIVATE_ENGINE}`, which "
+        f"llamaindex/store.py uses; {CHECKED_RELEASE} had it. Find what `PGVectorStore.async_add` "
+        "uses instead, update `PRIVATE_ENGINE` and `CHECKED_RELEASE` at the top of that file, and "
+        "raise the lower bound in pyproject.toml. If nothing replaces it, cap the version there."
+    )
+
+
+async def test_a_private_name_that_moved_is_an_error_that_says_what_to_install(
+    make: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(llamaindex_store, "PRIVATE_ENGINE", "_moved")
+    with pytest.raises(RuntimeError, match=rf"_moved`.*or install .*{CHECKED_RELEASE}"):
+        await make(BulkPGVectorStore, "docs").async_add([])
+
+
+def test_a_missing_table_is_an_error(make: MakeStore):
     ours = make(BulkPGVectorStore, "docs", perform_setup=False)
-    with pytest.raises(TableError, match=r"there is no table public\.data_docs"):
+    with pytest.raises(TableError, match=r"The table public\.data_docs does not exist"):
         ours.add(nodes())
 
 

@@ -53,7 +53,7 @@ class Splitter:
         self._libraries: dict[Markup, _Library] = {}
         if not options.chunk_tokens:
             self._tokenizer = ""
-            self.version = "whole"
+            self.version: str = "whole"
             return
         if tokenizer_json is None:
             raise IngestError("`tokenizer_json` is missing; chunks are measured in its tokens.")

@@ -1,4 +1,4 @@
-"""LangChain's own tables, written in bulk, and a retriever over any table that was loaded."""
+"""LangChain: its own tables, written in bulk, and a retriever for any table that was loaded."""
 
 from .retriever import PostgresRetriever
 from .store import BulkPGVectorStore

@@ -1,4 +1,4 @@
-"""A retriever for LangChain over pgvector and ParadeDB, by meaning, by words or by both."""
+"""A LangChain retriever for pgvector and ParadeDB: vector, text and hybrid search."""
 
 from __future__ import annotations
 
@@ -13,19 +13,21 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.utils import secret_from_env
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, model_validator
 
-from ..config import GatewayOptions
+from ..config import GatewayOptions, option_of
 from ..layouts import LayoutName
 from ..search import Hit, Searcher, SearchMode, SearchOptions, TextBackendChoice
 
-__all__ = ["PostgresRetriever"]
+
+def _help(name: str) -> str:
+    return option_of(SearchOptions, name).help
 
 
 class PostgresRetriever(BaseRetriever):
-    """Find documents in a table that `load` or LangChain's `PGVectorStore` filled.
+    """Finds documents in a table that `load` or LangChain's `PGVectorStore` filled.
 
-    The table may be of any layout. By default words are searched by BM25 where the table has an
-    index of ParadeDB's pg_search or of pg_textsearch, else by PostgreSQL's own text search; both
-    ranks are fused. `invoke` takes `mode`, `k`, `filter` and further options for one call.
+    The table can have any layout. By default, vector and text search are combined by rank. Text
+    search uses BM25 if the table has an index of ParadeDB's pg_search, else PostgreSQL's own
+    full-text search. `invoke` takes `mode`, `k`, `filter` and other options for one call.
 
     Setup:
         .. code-block:: bash
@@ -48,34 +50,40 @@ class PostgresRetriever(BaseRetriever):
             documents = await retriever.ainvoke("How do I reset the pump?", k=8)
     """
 
-    # A validation error would show its input, the password included.
+    # A validation error would show its input, including the password.
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
     dsn: SecretStr = Field(
         default_factory=secret_from_env("DATABASE_URL"), description="PostgreSQL's libpq URI."
     )
     table: str = Field(description="TABLE or SCHEMA.TABLE; for LlamaIndex without `data_`.")
-    layout: LayoutName | None = Field(default=None, description="None tells it by the columns.")
-    mode: SearchMode = Field(default="hybrid", description="`vector`, `text` or `hybrid`.")
-    k: int = Field(default=4, ge=1, description="Documents to find.")
+    layout: LayoutName | None = Field(
+        default=None, description="Layout of the table. Default: inferred from its columns."
+    )
+    mode: SearchMode = Field(default="hybrid", description=_help("mode"))
+    k: int = Field(default=4, ge=1, description=_help("k"))
     filter: dict[str, Any] | None = Field(
-        default=None, description="Of the metadata, as LangChain's PGVectorStore takes it."
+        default=None, description="Filter on the metadata, as for LangChain's PGVectorStore."
     )
-    weights: tuple[float, float] = Field(
-        default=(1.0, 1.0), description="Of the vector's rank and the words'."
+    weights: tuple[float, float] = Field(default=(1.0, 1.0), description=_help("weights"))
+    candidates: int | None = Field(default=None, description=_help("candidates"))
+    ef_search: int | None = Field(default=None, description=_help("ef_search"))
+    exact: bool = Field(default=False, description=_help("exact"))
+    text_backend: TextBackendChoice = Field(
+        default="auto", description="Text search to use; `auto` takes BM25 if there is an index."
     )
-    candidates: int | None = Field(default=None, description="Rows that each arm finds.")
-    ef_search: int | None = Field(default=None, description="How far an HNSW index looks.")
-    exact: bool = Field(default=False, description="Whether every row is compared.")
-    text_backend: TextBackendChoice = Field(default="auto", description="By which words are found.")
-    text_config: str | None = Field(default=None, description="Text search configuration.")
+    text_config: str | None = Field(
+        default=None, description="Text search configuration. Default: the index's."
+    )
     base_url: str | None = Field(
-        default=None, description="Of the gateway; default QWEN3_TRITON_URL."
+        default=None, description="URL of the gateway. Default: QWEN3_TRITON_URL."
     )
     api_key: SecretStr | None = Field(
-        default=None, description="Of the gateway; default QWEN3_TRITON_API_KEY."
+        default=None, description="API key of the gateway. Default: QWEN3_TRITON_API_KEY."
     )
-    instruction: str | None = Field(default=None, description="What questions are for.")
+    instruction: str | None = Field(
+        default=None, description="What questions are for. Default: the gateway's instruction."
+    )
 
     _searcher: Searcher = PrivateAttr()
 
@@ -117,8 +125,8 @@ class PostgresRetriever(BaseRetriever):
         hits = await self._searcher.asearch(query, **self._options(kwargs))
         return [_document(hit) for hit in hits]
 
-    def _options(self, given: dict[str, Any]) -> dict[str, Any]:
-        """Return the options of a call, of the fields as they are now."""
+    def _options(self, overrides: dict[str, Any]) -> dict[str, Any]:
+        """Return the options of a call: the current fields, and what the call overrides."""
         return {
             "mode": self.mode,
             "k": self.k,
@@ -127,7 +135,7 @@ class PostgresRetriever(BaseRetriever):
             "candidates": self.candidates,
             "ef_search": self.ef_search,
             "exact": self.exact,
-            **given,
+            **overrides,
         }
 
 

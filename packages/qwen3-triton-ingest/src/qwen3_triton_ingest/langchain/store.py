@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Coroutine, Iterable, Sequence
 from datetime import date, time
 from decimal import Decimal
+from importlib.metadata import version
 from typing import Any, cast
 from uuid import UUID, uuid4
 
@@ -14,7 +15,7 @@ try:
     from langchain_core.documents import Document
     from langchain_postgres import PGVectorStore
 except ImportError as _error:
-    msg = "`BulkPGVectorStore` needs LangChain: pip install 'qwen3-triton-ingest[langchain]'"
+    msg = "`BulkPGVectorStore` needs LangChain: pip install 'qwen3-triton-ingest[langchain]'."
     raise ImportError(msg) from _error
 from sqlalchemy import text
 
@@ -22,15 +23,20 @@ from ..queries import COLUMN_TYPES
 from ..rows.binary import as_float32
 from ..rows.staged import StagedRow, StagedTable, is_autocommit, write_rows_async
 
-__all__ = ["BulkPGVectorStore"]
+# The only private names of LangChain that this package uses. They were checked with this release of
+# langchain-postgres; `test_the_private_names_of_langchain_exist` says what to do when they move.
+CHECKED_RELEASE = "0.0.19"
+PRIVATE_STORE = "_PGVectorStore__vs"
+PRIVATE_ENGINE = "_engine"
+PRIVATE_RUN_AS_ASYNC, PRIVATE_RUN_AS_SYNC = "_run_as_async", "_run_as_sync"
 
 
 class BulkPGVectorStore(PGVectorStore):
-    """Store documents as `PGVectorStore` does, in the same tables, but in bulk.
+    """Stores documents like `PGVectorStore`, in the same tables, but in bulk.
 
-    Everything but the writing is inherited. While the table has no vector index, that is tens of
-    times as fast: the original writes a vector as text and commits each row. A call is one
-    transaction: all of its rows are stored, over rows of the same ids, or none is.
+    Everything except writing is inherited. As long as the table has no vector index, this is tens
+    of times as fast: the original writes a vector as text and commits each row. A call is one
+    transaction: all of its rows are stored, replacing rows with the same ids, or none.
     """
 
     async def aadd_embeddings(
@@ -41,21 +47,19 @@ class BulkPGVectorStore(PGVectorStore):
         ids: list[Any] | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """Store texts beside their vectors and return the ids.
+        """Store texts with their vectors and return the ids.
 
         Args:
             texts: May be a generator.
-            embeddings: A vector for each; `array.array` of float32 is taken as it is.
-            metadatas: One for each text, or None where there are none.
-            ids: One for each text; where it is None, a new one is made.
-            kwargs: Passed on to `PGVectorStore` for vectors that PostgreSQL itself computes.
+            embeddings: One vector per text; `array.array` of float32 is used without a copy.
+            metadatas: One per text; None if there are none.
+            ids: One per text; None gets a new id.
+            kwargs: Passed to `PGVectorStore` if PostgreSQL itself computes the vectors.
 
         Raises:
-            ValueError: There are not as many vectors, metadatas or ids as texts.
+            ValueError: The number of vectors, metadatas or ids is not the number of texts.
         """
-        return await self._engine._run_as_async(  # pyright: ignore[reportPrivateUsage]
-            self._add(list(texts), embeddings, metadatas, ids, kwargs)
-        )
+        return await self._run_as_async(self._add(list(texts), embeddings, metadatas, ids, kwargs))
 
     def add_embeddings(
         self,
@@ -65,10 +69,8 @@ class BulkPGVectorStore(PGVectorStore):
         ids: list[Any] | None = None,
         **kwargs: Any,
     ) -> list[str]:
-        """Store texts beside their vectors; see `aadd_embeddings`."""
-        return self._engine._run_as_sync(  # pyright: ignore[reportPrivateUsage]
-            self._add(list(texts), embeddings, metadatas, ids, kwargs)
-        )
+        """Store texts with their vectors; see `aadd_embeddings`."""
+        return self._run_as_sync(self._add(list(texts), embeddings, metadatas, ids, kwargs))
 
     async def aadd_texts(
         self,
@@ -78,9 +80,7 @@ class BulkPGVectorStore(PGVectorStore):
         **kwargs: Any,
     ) -> list[str]:
         """Embed texts, store them and return the ids; see `aadd_embeddings`."""
-        return await self._engine._run_as_async(  # pyright: ignore[reportPrivateUsage]
-            self._add(list(texts), None, metadatas, ids, kwargs)
-        )
+        return await self._run_as_async(self._add(list(texts), None, metadatas, ids, kwargs))
 
     def add_texts(
         self,
@@ -90,9 +90,7 @@ class BulkPGVectorStore(PGVectorStore):
         **kwargs: Any,
     ) -> list[str]:
         """Embed texts, store them and return the ids; see `aadd_embeddings`."""
-        return self._engine._run_as_sync(  # pyright: ignore[reportPrivateUsage]
-            self._add(list(texts), None, metadatas, ids, kwargs)
-        )
+        return self._run_as_sync(self._add(list(texts), None, metadatas, ids, kwargs))
 
     async def aadd_documents(
         self, documents: Iterable[Document], ids: list[Any] | None = None, **kwargs: Any
@@ -115,7 +113,7 @@ class BulkPGVectorStore(PGVectorStore):
         kwargs: dict[str, Any],
     ) -> list[str]:
         """Do everything, in the event loop that the engine's connections belong to."""
-        inner = self._inner
+        inner = _private(self, PRIVATE_STORE)
         ids = [uuid4() if each is None else each for each in ids or [None] * len(texts)]
         ids = [str(each) if isinstance(each, UUID) else each for each in ids]
         metadatas = metadatas or [{} for _ in texts]
@@ -138,13 +136,14 @@ class BulkPGVectorStore(PGVectorStore):
                 await write_rows_async(connection, table, rows)
         return ids
 
-    @property
-    def _inner(self) -> Any:
-        """Return the asynchronous store, which knows the settings; `PGVectorStore` hides it."""
-        return getattr(self, "_PGVectorStore__vs")  # noqa: B009 - the name is mangled on purpose
+    async def _run_as_async(self, work: Coroutine[Any, Any, list[str]]) -> list[str]:
+        return await _private(_private(self, PRIVATE_ENGINE), PRIVATE_RUN_AS_ASYNC)(work)
+
+    def _run_as_sync(self, work: Coroutine[Any, Any, list[str]]) -> list[str]:
+        return _private(_private(self, PRIVATE_ENGINE), PRIVATE_RUN_AS_SYNC)(work)
 
     async def _staged_table(self, connection: Any) -> StagedTable:
-        inner = self._inner
+        inner = _private(self, PRIVATE_STORE)
         parameters = {"schema": inner.schema_name, "name": inner.table_name}
         found = await connection.execute(text(COLUMN_TYPES), parameters)
         hybrid = inner.hybrid_search_config
@@ -162,8 +161,20 @@ class BulkPGVectorStore(PGVectorStore):
         )
 
 
+def _private(owner: Any, name: str) -> Any:
+    try:
+        return getattr(owner, name)
+    except AttributeError:
+        msg = (
+            f"`BulkPGVectorStore` needs `{type(owner).__name__}.{name}`, which langchain-postgres "
+            f"{version('langchain-postgres')} does not have. Use `PGVectorStore`, or install "
+            f"langchain-postgres {CHECKED_RELEASE}."
+        )
+        raise RuntimeError(msg) from None
+
+
 async def _embed(service: Any, texts: list[str]) -> Sequence[Sequence[float]]:
-    # `Qwen3TritonEmbeddings` has a client that gives float32 arrays instead of Python floats.
+    # The client of `Qwen3TritonEmbeddings` returns float32 arrays instead of Python floats.
     clients = getattr(service, "clients", None)
     if texts and type(service).__name__ == "Qwen3TritonEmbeddings" and callable(clients):
         _, client = cast("tuple[Any, Any]", clients())
@@ -174,12 +185,12 @@ async def _embed(service: Any, texts: list[str]) -> Sequence[Sequence[float]]:
 def _columns(
     documents: Iterable[Document], ids: list[Any] | None
 ) -> tuple[list[str], list[dict[str, Any]], list[Any]]:
-    known = list(documents)
-    metadatas: list[dict[str, Any]] = [document.metadata for document in known]
+    listed = list(documents)
+    metadatas: list[dict[str, Any]] = [document.metadata for document in listed]
     return (
-        [document.page_content for document in known],
+        [document.page_content for document in listed],
         metadatas,
-        ids or [document.id for document in known],
+        ids or [document.id for document in listed],
     )
 
 
@@ -199,7 +210,7 @@ def _row(
 
 
 def _columns_json(columns: dict[str, Any]) -> str:
-    # JSON has no such numbers; PostgreSQL reads them from text.
+    # JSON has no NaN and no infinity; PostgreSQL reads them from text.
     written = {
         name: str(value) if isinstance(value, float) and not math.isfinite(value) else value
         for name, value in columns.items()
@@ -212,12 +223,12 @@ def _as_text(value: object) -> str:
         return value.isoformat()
     if isinstance(value, Decimal | UUID):
         return str(value)
-    msg = f"metadata of type {type(value).__name__} has no place in a column of PostgreSQL"
+    msg = f"Metadata of type {type(value).__name__} cannot be stored in a column of PostgreSQL."
     raise TypeError(msg)
 
 
 def _check_lengths(texts: list[str], **others: Sequence[Any]) -> None:
     for name, values in others.items():
         if len(values) != len(texts):
-            msg = f"`{name}` has {len(values)} items for {len(texts)} texts; nothing was stored"
+            msg = f"`{name}` has {len(values)} items for {len(texts)} texts. Nothing was stored."
             raise ValueError(msg)

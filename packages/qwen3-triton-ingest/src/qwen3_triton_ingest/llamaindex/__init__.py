@@ -1,4 +1,4 @@
-"""LlamaIndex' own tables, written in bulk, and a retriever over any table that was loaded."""
+"""LlamaIndex: its own tables, written in bulk, and a retriever for any table that was loaded."""
 
 from .retriever import PostgresRetriever
 from .store import BulkPGVectorStore

@@ -1,4 +1,4 @@
-"""A retriever for LlamaIndex over pgvector and ParadeDB, by meaning, by words or by both."""
+"""A LlamaIndex retriever for pgvector and ParadeDB: vector, text and hybrid search."""
 
 from __future__ import annotations
 
@@ -24,15 +24,13 @@ from ..layouts import LayoutName
 from ..search import Hit, Searcher, SearchOptions, TextBackendChoice
 from ..search.options import SearchKeywords
 
-__all__ = ["PostgresRetriever"]
-
 
 class PostgresRetriever(BaseRetriever):
-    """Find nodes in a table that `load` or LlamaIndex' `PGVectorStore` filled.
+    """Finds nodes in a table that `load` or LlamaIndex's `PGVectorStore` filled.
 
-    The table may be of any layout. By default words are searched by BM25 where the table has an
-    index of ParadeDB's pg_search or of pg_textsearch, else by PostgreSQL's own text search; both
-    ranks are fused.
+    The table can have any layout. By default, vector and text search are combined by rank. Text
+    search uses BM25 if the table has an index of ParadeDB's pg_search, else PostgreSQL's own
+    full-text search.
 
     Examples:
         >>> retriever = PostgresRetriever("postgresql://localhost/rag", "manuals", k=4)
@@ -54,19 +52,19 @@ class PostgresRetriever(BaseRetriever):
         verbose: bool = False,
         **options: Unpack[SearchKeywords],
     ) -> None:
-        """Make a retriever. Nothing is connected to before the first question.
+        """Create a retriever. It connects to nothing before the first question.
 
         Args:
             dsn: PostgreSQL's libpq URI.
-            table: `table` or `schema.table`; for LlamaIndex' own without `data_`.
-            layout: Whose table; default told by its columns.
-            base_url: Of the gateway; default `QWEN3_TRITON_URL`.
-            api_key: Of the gateway; default `QWEN3_TRITON_API_KEY`.
-            instruction: What questions are for; default the gateway's.
-            text_backend: By which words are found; default BM25 where there is an index for it.
-            text_config: Text search configuration of `tsvector`; default the index's.
-            callback_manager: LlamaIndex' own.
-            verbose: LlamaIndex' own.
+            table: `table` or `schema.table`; for LlamaIndex's own tables without `data_`.
+            layout: Layout of the table; None infers it from the columns.
+            base_url: URL of the gateway; None takes `QWEN3_TRITON_URL`.
+            api_key: API key of the gateway; None takes `QWEN3_TRITON_API_KEY`.
+            instruction: What questions are for; None takes the gateway's instruction.
+            text_backend: Text search to use; `auto` takes BM25 if the table has an index for it.
+            text_config: Text search configuration of `tsvector`; None takes the index's.
+            callback_manager: As in LlamaIndex.
+            verbose: As in LlamaIndex.
             **options: The fields of `SearchOptions`: `mode`, `k`, `filter` and so on.
 
         Raises:

@@ -1,10 +1,10 @@
-"""LlamaIndex' `PGVectorStore`, writing in bulk and never a node twice."""
+"""LlamaIndex's `PGVectorStore`, writing in bulk and never duplicating a node."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from importlib.metadata import version
+from typing import Any, cast
 
 try:
     from llama_index.core.bridge.pydantic import PrivateAttr
@@ -12,12 +12,13 @@ try:
     from llama_index.core.vector_stores.utils import node_to_metadata_dict
     from llama_index.vector_stores.postgres import PGVectorStore
 except ImportError as _error:
-    msg = "`BulkPGVectorStore` needs LlamaIndex: pip install 'qwen3-triton-ingest[llamaindex]'"
+    msg = "`BulkPGVectorStore` needs LlamaIndex: pip install 'qwen3-triton-ingest[llamaindex]'."
     raise ImportError(msg) from _error
-from sqlalchemy import Connection, text
+from sqlalchemy import JSON, Connection, text
 from sqlalchemy.exc import DBAPIError
 
 from ..errors import TableError
+from ..layouts import LLAMAINDEX
 from ..queries import COLUMN_TYPES
 from ..rows.binary import as_float32
 from ..rows.staged import (
@@ -34,37 +35,41 @@ from ..tables.preparation import (
     unique_index_statement,
 )
 
-__all__ = ["BulkPGVectorStore"]
-
-_LITERALLY = {"no_parameters": True}  # a percent sign in a name is no placeholder
+_LITERALLY = {"no_parameters": True}  # a percent sign in a name is not a placeholder
 _UNIQUE_VIOLATION, _INSUFFICIENT_PRIVILEGE = "23505", "42501"
 
 
-class BulkPGVectorStore(PGVectorStore):
-    """Store nodes as `PGVectorStore` does, in the same tables, but in bulk and never twice.
+# The only private name of LlamaIndex that this package uses. It was checked with this release;
+# `test_the_private_name_of_llamaindex_exists` says what to do when it moves.
+CHECKED_RELEASE = "0.9.0"
+PRIVATE_ENGINE = "_async_engine"
 
-    Everything but the writing is inherited. While the table has no vector index, that is several
-    times as fast: the original writes a vector as text, row by row. A node that is there already
-    is replaced instead of doubled; for that the table gets a unique index on `node_id` before the
-    first node is added. A call is one transaction: all of its nodes are stored or none is.
+
+class BulkPGVectorStore(PGVectorStore):
+    """Stores nodes like `PGVectorStore`, in the same tables, but in bulk and without duplicates.
+
+    Everything except writing is inherited. As long as the table has no vector index, this is
+    several times as fast: the original writes a vector as text, row by row. A node that already
+    exists is replaced instead of duplicated; for that, the table gets a unique index on `node_id`
+    before the first node is added. A call is one transaction: all of its nodes are stored, or none.
     """
 
     _staged_table: StagedTable | None = PrivateAttr(default=None)
 
     def add(self, nodes: Iterable[BaseNode], **add_kwargs: Any) -> list[str]:
-        """Store nodes, over those of the same ids, and return all ids.
+        """Store nodes, replacing those with the same ids, and return all ids.
 
         Args:
-            nodes: With embeddings; of nodes with one id the last wins.
+            nodes: With embeddings; of several nodes with the same id, the last one wins.
             add_kwargs: Not used, as in `PGVectorStore`.
 
         Raises:
-            TableError: The table is missing, or holds several rows of one node.
+            TableError: The table is missing, or has several rows for one node.
             ValueError: A node has no embedding.
         """
         nodes = list(nodes)
         table, rows = self._prepare(nodes)
-        with self._sync_engine.connect() as connection:
+        with self.client.connect() as connection:
             if is_autocommit(connection.connection):
                 connection.execution_options(isolation_level="READ COMMITTED")
             with connection.begin():
@@ -72,34 +77,44 @@ class BulkPGVectorStore(PGVectorStore):
         return [node.node_id for node in nodes]
 
     async def async_add(self, nodes: Iterable[BaseNode], **kwargs: Any) -> list[str]:
-        """Store nodes, over those of the same ids, and return all ids; see `add`."""
+        """Store nodes, replacing those with the same ids, and return all ids; see `add`."""
         nodes = list(nodes)
         table, rows = self._prepare(nodes)
-        engine: Any = self._async_engine
-        async with engine.connect() as connection:
+        async with self._writing_engine().connect() as connection:
             if is_autocommit(await connection.get_raw_connection()):
                 await connection.execution_options(isolation_level="READ COMMITTED")
             async with connection.begin():
                 await write_rows_async(connection, table, rows)
         return [node.node_id for node in nodes]
 
-    @property
-    def _sync_engine(self) -> Any:
-        return self._engine
+    def _writing_engine(self) -> Any:
+        engine = getattr(self, PRIVATE_ENGINE, None)
+        if engine is None:
+            package = "llama-index-vector-stores-postgres"
+            msg = (
+                f"`async_add` needs `PGVectorStore.{PRIVATE_ENGINE}`, which {package} "
+                f"{version(package)} does not have. Use `add`, or install {package} "
+                f"{CHECKED_RELEASE}."
+            )
+            raise RuntimeError(msg)
+        return engine
 
     def _prepare(self, nodes: Sequence[BaseNode]) -> tuple[StagedTable, list[StagedRow]]:
-        self._initialize()
-        dumps: Callable[[Any], str] = self._sync_engine.dialect._json_serializer or json.dumps
+        if self.client is None:
+            super().add([])  # connects, and creates the table
+        engine: Any = self.client
+        # Serializes with the `json_serializer` of the engine, if it has one.
+        dumps = cast("Callable[[Any], str]", JSON().bind_processor(engine.dialect))
         rows = [self._row(node, dumps) for node in nodes]
         if self._staged_table is None:
-            with self._sync_engine.connect() as connection, connection.begin():
+            with engine.connect() as connection, connection.begin():
                 table = self._find_table(connection)
                 self._make_node_ids_unique(connection)
             self._staged_table = table
         return self._staged_table, rows
 
     def _row(self, node: BaseNode, dumps: Callable[[Any], str]) -> StagedRow:
-        # It writes no embedding, yet lists all of its numbers first, which takes most of its time.
+        # The function drops the embedding, but lists its numbers first, which is most of its time.
         bare = node.model_copy(update={"embedding": None})
         metadata = node_to_metadata_dict(bare, remove_text=True, flat_metadata=self.flat_metadata)
         return StagedRow(
@@ -110,14 +125,14 @@ class BulkPGVectorStore(PGVectorStore):
         )
 
     def _find_table(self, connection: Connection) -> StagedTable:
-        name: str = self._table_class.__tablename__
+        name = LLAMAINDEX.table_prefix + self.table_name
         parameters = {"schema": self.schema_name, "name": name}
         found = connection.execute(text(COLUMN_TYPES), parameters)
         types = {column: (kind, schema) for column, kind, schema in found}
         if not types:
             msg = (
-                f"there is no table {self.schema_name}.{name}; with "
-                "`initialization_fail_on_error=True` the store says why it could not make it"
+                f"The table {self.schema_name}.{name} does not exist. With "
+                "`initialization_fail_on_error=True` the store reports why it could not create it."
             )
             raise TableError(msg)
         return StagedTable(
@@ -131,7 +146,7 @@ class BulkPGVectorStore(PGVectorStore):
         )
 
     def _make_node_ids_unique(self, connection: Connection) -> None:
-        names = self.schema_name, self._table_class.__tablename__, "node_id"
+        names = self.schema_name, LLAMAINDEX.table_prefix + self.table_name, "node_id"
         query = unique_index_query(*names).as_string(None)
         if connection.exec_driver_sql(query, execution_options=_LITERALLY).first():
             return
