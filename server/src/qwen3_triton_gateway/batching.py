@@ -119,15 +119,15 @@ def similar_lengths(lengths: Sequence[int], anchor: int, limits: BatchLimits) ->
         if stop < len(lengths):
             wider = bucket_length(lengths[stop], limits.max_length)
             neighbors.append((rows * (wider - width), stop, wider))
-        fitting = [
+        candidates = [
             (growth, index, padded)
             for growth, index, padded in neighbors
             if growth <= BATCH_OVERHEAD_TOKENS and (rows + 1) * padded <= limits.max_batch_tokens
         ]
-        if not fitting:
+        if not candidates:
             break
-        _, joined, width = min(fitting)
-        start, stop = min(start, joined), max(stop, joined + 1)
+        _, neighbor, width = min(candidates)
+        start, stop = min(start, neighbor), max(stop, neighbor + 1)
     return range(start, stop)
 
 
@@ -145,7 +145,7 @@ class QueuedText:
         deadline: The latest deadline of the requests that wait for it.
         done: The vector, or the reason why there is none.
         origin: What the first request passed to `submit`, for tracing.
-        claims: Number of requests that wait for it.
+        waiters: Number of requests that wait for it.
         alone: Whether it has to run in a batch of its own.
     """
 
@@ -157,7 +157,7 @@ class QueuedText:
     deadline: float
     done: asyncio.Future[Float32Vector | EmbeddingServerError]
     origin: object = None
-    claims: int = 0
+    waiters: int = 0
     alone: bool = False
     started: float = 0.0
     finished: float = 0.0
@@ -193,8 +193,8 @@ class LaneQueue:
 
     def position(self, entry: QueuedText) -> int | None:
         index = bisect_left(self.by_length, entry.rank, key=_rank)
-        found = index < len(self.by_length) and self.by_length[index] is entry
-        return index if found else None
+        is_waiting = index < len(self.by_length) and self.by_length[index] is entry
+        return index if is_waiting else None
 
     def discard(self, entry: QueuedText) -> None:
         index = self.position(entry)
@@ -206,9 +206,9 @@ class LaneQueue:
         anchor = None
         while anchor is None:
             anchor = self.position(self.arrivals.popleft())
-        chosen = similar_lengths(_Lengths(self.by_length), anchor, limits)
-        batch = self.by_length[chosen.start : chosen.stop]
-        del self.by_length[chosen.start : chosen.stop]
+        window = similar_lengths(_Lengths(self.by_length), anchor, limits)
+        batch = self.by_length[window.start : window.stop]
+        del self.by_length[window.start : window.stop]
         if not self.by_length:
             self.arrivals.clear()
         return batch

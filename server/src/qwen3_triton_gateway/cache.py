@@ -45,9 +45,9 @@ class VectorCache:
     def put(self, key: bytes, text: EmbeddedText) -> None:
         """Store a vector, unless it is larger than the whole cache."""
         # A copy: a row of a matrix keeps the whole matrix alive.
-        owned = EmbeddedText(text.vector.copy(), text.count)
-        if _size_bytes(owned) <= self._entries.maxsize:
-            self._entries[key] = owned
+        copy = EmbeddedText(text.vector.copy(), text.count)
+        if _size_bytes(copy) <= self._entries.maxsize:
+            self._entries[key] = copy
 
 
 def _size_bytes(text: EmbeddedText) -> int:

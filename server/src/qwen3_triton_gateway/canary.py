@@ -35,7 +35,7 @@ class Canary:
     """A sentence that is embedded regularly and compared with its startup vector.
 
     Attributes:
-        trouble: What the last run found wrong; empty if nothing.
+        problem: What the last run found wrong; empty if nothing.
     """
 
     def __init__(self, embedder: Embedder) -> None:
@@ -43,7 +43,7 @@ class Canary:
         self._first: Float32Matrix | None = None
         self._due = 0.0
         self._run: asyncio.Task[str] | None = None
-        self.trouble = ""
+        self.problem = ""
 
     async def start(self) -> None:
         """Embed the sentence for the first time.
@@ -67,29 +67,29 @@ class Canary:
             self._run.cancel()
             self._run = None
         self._due = 0.0
-        self.trouble = "the canary sentence has not been embedded since the model came back"
+        self.problem = "the canary sentence has not been embedded since the model came back"
 
     def check(self) -> str:
         """Start a run if one is due, and return what the last one found wrong, if anything."""
         now = asyncio.get_running_loop().time()
         if self._run is not None and self._run.done():
-            self.trouble, self._run = self._run.result(), None
-            self._due = now if self.trouble else now + INTERVAL_SECONDS
+            self.problem, self._run = self._run.result(), None
+            self._due = now if self.problem else now + INTERVAL_SECONDS
         if self._run is None and now >= self._due:
             self._run = asyncio.create_task(self._compare())
-        return self.trouble
+        return self.problem
 
     async def _compare(self) -> str:
         began = asyncio.get_running_loop().time()
         try:
             vector = await self._embed()
         except (BadVectorError, BackendError, BackendUnavailableError) as error:
-            return error.message
+            return error.message.removesuffix(".")
         except EmbeddingServerError as error:
             # A full queue or a missed deadline means load, as long as other requests succeed.
             if self._embedder.scheduler.last_answer >= began:
                 logger.warning("The canary sentence was not embedded: %s", error.message)
-                return self.trouble
+                return self.problem
             return f"the model has not answered for {TIMEOUT_SECONDS:.0f} s"
         assert self._first is not None, "start() comes first"
         cosine = float(np.vdot(self._first, vector))
@@ -102,5 +102,5 @@ class Canary:
 
     async def _embed(self) -> Float32Matrix:
         deadline = asyncio.get_running_loop().time() + TIMEOUT_SECONDS
-        answer, _ = await self._embedder.embed(CANARY, deadline=deadline, fresh=True)
+        answer, _ = await self._embedder.embed(CANARY, deadline=deadline, bypass_cache=True)
         return answer.vectors

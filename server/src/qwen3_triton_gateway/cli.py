@@ -36,8 +36,8 @@ class CommandGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         command = super().get_command(ctx, cmd_name)
-        if command is None and cmd_name in (added := _added_commands()):
-            command = _load(added[cmd_name])
+        if command is None and cmd_name in (commands := _added_commands()):
+            command = _load(commands[cmd_name])
         return command
 
     def resolve_command(
@@ -159,9 +159,9 @@ def read_settings(flags: dict[str, str | None]) -> Settings:
     Raises:
         click.UsageError: A value is invalid; the command exits with 2.
     """
-    given = {variable: value for variable, value in flags.items() if value is not None}
+    values = {variable: value for variable, value in flags.items() if value is not None}
     try:
-        return Settings(**given)  # pyright: ignore[reportArgumentType]
+        return Settings(**values)  # pyright: ignore[reportArgumentType]
     except ValidationError as error:
         problems = [_describe(dict(item)) for item in error.errors(include_url=False)]
         raise click.UsageError(" ".join(problems)) from None
@@ -172,8 +172,8 @@ def _describe(problem: dict[str, Any]) -> str:
     if not problem["loc"]:  # about several settings: the message names them
         return str(problem["msg"]).removeprefix("Value error, ")
     variable = str(problem["loc"][0])
-    shown = "a secret" if variable in SECRETS else repr(problem["input"])
-    return describe_invalid_value(variable, problem["msg"], shown)
+    value = "a secret" if variable in SECRETS else repr(problem["input"])
+    return describe_invalid_value(variable, problem["msg"], value)
 
 
 @contextmanager

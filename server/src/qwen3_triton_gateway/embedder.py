@@ -95,14 +95,14 @@ class Embedder:
         )
 
     async def embed(
-        self, call: EmbedCall, *, deadline: float, fresh: bool = False
+        self, call: EmbedCall, *, deadline: float, bypass_cache: bool = False
     ) -> tuple[Embeddings, EmbedTimings]:
         """Embed texts, in their order.
 
         Args:
             call: The texts and how to embed them.
             deadline: When the request times out, in the event loop's time.
-            fresh: Whether to bypass the cache.
+            bypass_cache: Whether to compute every text.
 
         Raises:
             InvalidRequestError: A text is blank, `dimensions` is out of range, or a text is too
@@ -111,17 +111,17 @@ class Embedder:
         """
         dimensions = self._check_dimensions(call.dimensions)
         _check_call(call)
-        keys = [] if fresh else self._cache_keys(call, dimensions)
-        found = self._look_up(keys)
-        missing = [index for index in range(len(call.texts)) if index not in found]
-        self._refuse_long(call, {index: text.count for index, text in found.items()})
+        keys = [] if bypass_cache else self._cache_keys(call, dimensions)
+        embedded = self._look_up(keys)
+        missing = [index for index in range(len(call.texts)) if index not in embedded]
+        self._refuse_long(call, {index: text.count for index, text in embedded.items()})
         timings = EmbedTimings()
         if missing:
             computed, timings = await self._compute(call, missing, dimensions, deadline)
-            found |= computed
+            embedded |= computed
             for index in missing if keys else ():
                 self.cache.put(keys[index], computed[index])
-        return self._assemble(call, [found[index] for index in range(len(call.texts))]), timings
+        return self._assemble(call, [embedded[index] for index in range(len(call.texts))]), timings
 
     async def _compute(
         self, call: EmbedCall, indices: Sequence[int], dimensions: int, deadline: float
@@ -141,9 +141,9 @@ class Embedder:
         vectors = self._collect(entries, indices)
         rows = truncate_dimensions(np.stack(vectors), dimensions)
         self._refuse_unusable(rows, indices)
-        embedded = map(EmbeddedText, rows, counts)
+        texts = map(EmbeddedText, rows, counts)
         return (
-            dict(zip(indices, embedded, strict=True)),
+            dict(zip(indices, texts, strict=True)),
             EmbedTimings(tokenize_seconds, *_queue_and_infer_seconds(entries)),
         )
 
@@ -180,8 +180,8 @@ class Embedder:
         self._metrics.texts.labels(call.input_type).inc(len(texts))
         self._metrics.tokens.labels(call.input_type).inc(prompt_tokens)
         self._metrics.truncated_texts.inc(len(truncated))
-        answered = l2_normalize(vectors) if call.normalize else vectors
-        return Embeddings(answered, prompt_tokens, truncated)
+        rows = l2_normalize(vectors) if call.normalize else vectors
+        return Embeddings(rows, prompt_tokens, truncated)
 
     def _cache_keys(self, call: EmbedCall, dimensions: int) -> list[bytes]:
         """Compute each text's key; none if the cache is disabled."""
@@ -197,11 +197,11 @@ class Embedder:
         return [self.cache.key(text, *scope) for text in call.texts]
 
     def _look_up(self, keys: Sequence[bytes]) -> dict[int, EmbeddedText]:
-        looked_up = {index: self.cache.get(key) for index, key in enumerate(keys)}
-        found = {index: text for index, text in looked_up.items() if text is not None}
-        self._metrics.cache_lookups.labels("hit").inc(len(found))
-        self._metrics.cache_lookups.labels("miss").inc(len(keys) - len(found))
-        return found
+        cached = {index: self.cache.get(key) for index, key in enumerate(keys)}
+        embedded = {index: text for index, text in cached.items() if text is not None}
+        self._metrics.cache_lookups.labels("hit").inc(len(embedded))
+        self._metrics.cache_lookups.labels("miss").inc(len(keys) - len(embedded))
+        return embedded
 
     def _check_dimensions(self, dimensions: int | None) -> int:
         hidden_size = self._backend.spec.hidden_size

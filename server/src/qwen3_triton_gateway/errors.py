@@ -110,16 +110,16 @@ class DeadlineExceededError(EmbeddingServerError):
     code = "deadline_exceeded"
 
 
-def describe_invalid_value(name: str, message: str, shown: str) -> str:
+def describe_invalid_value(name: str, message: str, value: str) -> str:
     """Turn one of pydantic's messages into a sentence about a field or a setting.
 
     Args:
         name: The field or setting.
         message: Pydantic's message.
-        shown: What was sent: the value, or its type where the value may be long or secret.
+        value: What was sent, or its type where it may be long or secret.
     """
     if message.startswith("Value error, "):  # one of our own sentences
         return f"`{name}`: {message.removeprefix('Value error, ')}"
     if message.startswith("Input "):
-        return f"`{name}` {message.removeprefix('Input ')} (got {shown})."
-    return f"`{name}`: {message} (got {shown})."
+        return f"`{name}` {message.removeprefix('Input ')} (got {value})."
+    return f"`{name}`: {message} (got {value})."

@@ -127,17 +127,17 @@ class Guard:
         if not self._keys:
             return
         # Some clients send the key alone (LlamaIndex's TextEmbeddingsInference).
-        shown = authorization.removeprefix("Bearer ").strip().encode()
+        key_sent = authorization.removeprefix("Bearer ").strip().encode()
         # Every key is compared, so that the time it takes reveals nothing about any of them.
-        matches = [secrets.compare_digest(shown, key) for key in self._keys]
+        matches = [secrets.compare_digest(key_sent, key) for key in self._keys]
         if not any(matches):
             msg = "The API key is missing or wrong. Send it as `Authorization: Bearer KEY`."
             raise UnauthorizedError(msg)
 
 
-def _request_id(sent: str) -> str:
+def _request_id(header: str) -> str:
     """Use the caller's ID if it is safe in a header and in a log line, else create one."""
-    return sent if REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+    return header if REQUEST_ID.fullmatch(header) else uuid.uuid4().hex
 
 
 def _is_open(method: str, path: str) -> bool:

@@ -108,9 +108,9 @@ async def render_vectors(
 
 def dialect_of(scope: Scope) -> Dialect:
     """Determine a request's dialect: by its path, until its route has read the body."""
-    known: Dialect | None = scope.get("state", {}).get("dialect")
-    if known is not None:
-        return known
+    dialect: Dialect | None = scope.get("state", {}).get("dialect")
+    if dialect is not None:
+        return dialect
     if scope["path"].startswith("/v1/"):
         return Dialect.OPENAI
     return Dialect.TEI if scope["path"] in {"/", "/tokenize"} else Dialect.NATIVE

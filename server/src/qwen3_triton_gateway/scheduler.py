@@ -159,13 +159,12 @@ class Scheduler:
             self._last_query = asyncio.get_running_loop().time()
         entries = [self._enqueue(text, lane, deadline, origin) for text in texts]
         # The longest arrives first and becomes the anchor: a request that has the model to itself
-        # is packed from its longest texts down, without a last batch of a few long ones.
-        new = dict.fromkeys(entry for entry in entries if not entry.claims)
-        fresh = sorted(new, key=lambda entry: -entry.text.length)
-        for entry in fresh:
+        # is packed from its longest texts down, and only short ones are left for the last batch.
+        new_entries = dict.fromkeys(entry for entry in entries if not entry.waiters)
+        for entry in sorted(new_entries, key=lambda entry: -entry.text.length):
             self._lanes[lane].add(entry)
         for entry in entries:
-            entry.claims += 1
+            entry.waiters += 1
         self._dispatch()
         await self._wait(entries, deadline)
         return entries
@@ -225,8 +224,8 @@ class Scheduler:
         return entry
 
     def _release(self, entry: QueuedText) -> None:
-        entry.claims -= 1
-        if entry.claims == 0 and self._waiting.get(entry.key) is entry:
+        entry.waiters -= 1
+        if entry.waiters == 0 and self._waiting.get(entry.key) is entry:
             self._forget(entry)
             self._lanes[entry.lane].discard(entry)
             self._metrics.abandoned_texts.inc()
@@ -253,12 +252,12 @@ class Scheduler:
     def _next_batch(self) -> list[QueuedText]:
         while self._alone:
             entry = self._alone.popleft()
-            if entry.claims:
+            if entry.waiters:
                 return [entry]
         queries, documents = (self._lanes[lane] for lane in Lane)
         silence = asyncio.get_running_loop().time() - self._last_query
-        free = self._documents_in_flight < document_window(self._window, silence)
-        startable = len(documents) if free else 0
+        has_slot = self._documents_in_flight < document_window(self._window, silence)
+        startable = len(documents) if has_slot else 0
         lane = choose_lane(len(queries), startable, self._documents_age)
         if not (queries if lane is Lane.QUERY else startable):
             return []
@@ -315,9 +314,9 @@ class Scheduler:
         tokens = sum(entry.text.length for entry in batch)
         # Batches in flight share the model: together they were that many times as fast.
         speed = tokens * len(self._tasks) / max(seconds, 1e-6)
-        lane, known = batch[0].lane, self._tokens_per_second
-        smoothing = SPEED_SMOOTHING if known[lane] else 1.0
-        known[lane] += smoothing * (speed - known[lane])
+        lane, speeds = batch[0].lane, self._tokens_per_second
+        smoothing = SPEED_SMOOTHING if speeds[lane] else 1.0
+        speeds[lane] += smoothing * (speed - speeds[lane])
 
 
 def _lane_state(lane: Lane, waiting: Sequence[QueuedText], now: float) -> LaneState:

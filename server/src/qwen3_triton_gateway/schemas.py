@@ -78,10 +78,10 @@ def validate(schema: type[Body], value: dict[str, Any]) -> Body:
     try:
         return schema.model_validate(value)
     except ValidationError as error:
-        found: list[dict[str, Any]] = [dict(item) for item in error.errors(include_url=False)]
+        problems: list[dict[str, Any]] = [dict(item) for item in error.errors(include_url=False)]
         # A misspelled field is reported as unknown and as missing; its own name helps more.
-        found.sort(key=lambda item: item["type"] != "extra_forbidden")
-        raise _invalid(schema, found[0]) from None
+        problems.sort(key=lambda item: item["type"] != "extra_forbidden")
+        raise _invalid(schema, problems[0]) from None
 
 
 def _invalid(schema: type[BaseModel], error: dict[str, Any]) -> InvalidRequestError:
@@ -110,8 +110,8 @@ def _invalid(schema: type[BaseModel], error: dict[str, Any]) -> InvalidRequestEr
             )
             return InvalidRequestError(msg, param=param, code="token_ids")
         case _:
-            shown = type(error["input"]).__name__
-            msg = describe_invalid_value(param, error["msg"], shown)
+            value_type = type(error["input"]).__name__
+            msg = describe_invalid_value(param, error["msg"], value_type)
             return InvalidRequestError(msg, param=param)
 
 

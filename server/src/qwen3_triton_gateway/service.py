@@ -176,14 +176,14 @@ class EmbeddingService:
         was = self._readiness.ready
         backend_ready = await self.backend.is_ready()
         if backend_ready:
-            trouble = self._canary.check()
+            problem = self._canary.check()
         else:
             self._canary.distrust()
-            trouble = f"{self.backend.description} is unavailable"
-        self._readiness = Readiness(not trouble, backend_ready, trouble)
-        if was and trouble:
-            logger.warning("Not ready: %s.", trouble)
-        elif not was and not trouble:
+            problem = f"{self.backend.description} is unavailable"
+        self._readiness = Readiness(not problem, backend_ready, problem)
+        if was and problem:
+            logger.warning("Not ready: %s.", problem)
+        elif not was and not problem:
             logger.warning("Ready again.")
         return self._readiness
 

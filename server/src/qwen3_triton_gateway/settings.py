@@ -235,12 +235,12 @@ class Settings(BaseSettings):
         keys = [key.get_secret_value() for key in self.api_keys]
         if self.api_keys_file is not None:
             lines = [line.strip() for line in self.api_keys_file.read_text().splitlines()]
-            listed = [line for line in lines if line and not line.startswith("#")]
-            if not listed:
+            file_keys = [line for line in lines if line and not line.startswith("#")]
+            if not file_keys:
                 msg = (
                     f"EMBED_API_KEYS_FILE {str(self.api_keys_file)!r} contains no key. Add one, or "
                     "unset EMBED_API_KEYS_FILE."
                 )
                 raise ValueError(msg)
-            keys += listed
+            keys += file_keys
         return keys

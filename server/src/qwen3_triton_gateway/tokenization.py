@@ -159,9 +159,9 @@ class TextTokenizer:
 
     def _close(self, token_ids: list[int], cut: CutSide) -> TokenizedText:
         room = self.max_length - 1
-        kept = token_ids[:room] if cut == "end" else token_ids[-room:]
-        input_ids = np.empty(len(kept) + 1, dtype=np.int64)
-        input_ids[:-1] = kept
+        text_ids = token_ids[:room] if cut == "end" else token_ids[-room:]
+        input_ids = np.empty(len(text_ids) + 1, dtype=np.int64)
+        input_ids[:-1] = text_ids
         input_ids[-1] = self.end_token_id
         return TokenizedText(input_ids, TokenCount(len(input_ids), len(token_ids) + 1))
 

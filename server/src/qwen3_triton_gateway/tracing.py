@@ -95,8 +95,8 @@ def configure_tracing(settings: Settings) -> Callable[[], None]:
             '`pip install "qwen3-triton-gateway[otel]"`.'
         )
         raise StartupError(msg) from error
-    named = Resource({"service.name": SERVICE_NAME, "service.version": __version__})
-    provider = TracerProvider(resource=named.merge(OTELResourceDetector().detect()))
+    resource = Resource({"service.name": SERVICE_NAME, "service.version": __version__})
+    provider = TracerProvider(resource=resource.merge(OTELResourceDetector().detect()))
     endpoint = settings.otlp_endpoint.rstrip("/") + "/v1/traces"
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint)))
     trace.set_tracer_provider(provider)

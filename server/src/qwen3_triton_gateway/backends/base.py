@@ -195,8 +195,8 @@ def _with_hidden_size(output: TensorSpec, outputs: Sequence[TensorSpec]) -> Tens
     if not output.shape or output.shape[-1] > 0:
         return output
     sizes = [spec.shape[-1] for spec in outputs if len(spec.shape) == HIDDEN_RANK]
-    known = next((size for size in sizes if size > 0), output.shape[-1])
-    return replace(output, shape=(*output.shape[:-1], known))
+    hidden_size = next((size for size in sizes if size > 0), output.shape[-1])
+    return replace(output, shape=(*output.shape[:-1], hidden_size))
 
 
 def _is_past(spec: TensorSpec) -> bool:

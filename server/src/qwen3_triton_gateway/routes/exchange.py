@@ -71,7 +71,7 @@ class Exchange:
     body: dict[str, Any]
     deadline: float
 
-    def speak(self, dialect: Dialect) -> None:
+    def use_dialect(self, dialect: Dialect) -> None:
         """Answer in this dialect from now on, errors included."""
         self.request.state.dialect = dialect
 
@@ -177,18 +177,20 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
         ClientDisconnect: The caller disconnected.
     """
     task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(request.receive())  # after the body, only a disconnect can come
+    disconnect = asyncio.ensure_future(
+        request.receive()
+    )  # after the body, only a disconnect can come
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
             raise ClientDisconnect
         return task.result()
     finally:
         task.cancel()
-        gone.cancel()
+        disconnect.cancel()
 
 
 def _indices(truncated: tuple[int, ...]) -> str:
-    listed = ",".join(map(str, truncated[:MAX_INDICES_IN_HEADER]))
+    indices = ",".join(map(str, truncated[:MAX_INDICES_IN_HEADER]))
     rest = len(truncated) - MAX_INDICES_IN_HEADER
-    return f"{listed},+{rest} more" if rest > 0 else listed
+    return f"{indices},+{rest} more" if rest > 0 else indices

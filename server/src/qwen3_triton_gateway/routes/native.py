@@ -62,7 +62,7 @@ async def embed(request: Request, service: ServiceDep) -> Response:
 
 
 async def _embed_texts(exchange: Exchange) -> Response:
-    exchange.speak(Dialect.NATIVE)
+    exchange.use_dialect(Dialect.NATIVE)
     body = validate(EmbedRequest, exchange.body)
     exchange.service.check_model_name(body.model)
     answer = await exchange.embed(

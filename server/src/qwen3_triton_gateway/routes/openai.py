@@ -108,11 +108,11 @@ def _embed_call(body: OpenAIEmbedRequest, service: EmbeddingService) -> EmbedCal
         ModelNotFoundError: The model is not the served one.
         InvalidRequestError: Fields contradict each other.
     """
-    stated: InputType | None = "document" if body.input_type == "passage" else body.input_type
-    named = _input_type_of_name(body.model, service)
-    if named is None:
+    by_field: InputType | None = "document" if body.input_type == "passage" else body.input_type
+    by_name = _input_type_of_name(body.model, service)
+    if by_name is None:
         service.check_model_name(body.model)
-    elif stated not in (None, named):
+    elif by_field not in (None, by_name):
         msg = (
             f"`model` {body.model!r} contradicts `input_type` {body.input_type!r}. Send one of "
             "them, or make them agree."
@@ -120,7 +120,7 @@ def _embed_call(body: OpenAIEmbedRequest, service: EmbeddingService) -> EmbedCal
         raise InvalidRequestError(msg, param="input_type")
     return EmbedCall(
         body.input,
-        input_type=stated or named or "document",
+        input_type=by_field or by_name or "document",
         instruction=body.instruction,
         dimensions=body.dimensions,
         truncation=TRUNCATIONS[body.truncate],

@@ -94,8 +94,8 @@ async def info(service: ServiceDep) -> dict[str, Any]:
 async def tokenizer(request: Request, service: ServiceDep) -> Response:
     """Return the model's `tokenizer.json`, for callers that split texts to fit."""
     etag = f'"{service.tokenizer.digest}"'
-    known = [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]
-    if {etag, f"W/{etag}", "*"}.intersection(known):
+    etags = [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]
+    if {etag, f"W/{etag}", "*"}.intersection(etags):
         return Response(status_code=NOT_MODIFIED, headers={"ETag": etag})
     content = service.tokenizer.file_content
     return Response(content, media_type="application/json", headers={"ETag": etag})

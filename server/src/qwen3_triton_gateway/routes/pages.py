@@ -20,9 +20,9 @@ PLAYGROUND = files("qwen3_triton_gateway").joinpath("static/playground.html").re
 
 def _hash_of(tag: str) -> str:
     """Digest the page's only inline script or style, so that the browser runs no other."""
-    found = re.search(f"<{tag}>(.*?)</{tag}>", PLAYGROUND, re.DOTALL)
-    assert found is not None, f"The playground has no <{tag}>."
-    digest = hashlib.sha256(found[1].encode()).digest()
+    match = re.search(f"<{tag}>(.*?)</{tag}>", PLAYGROUND, re.DOTALL)
+    assert match is not None, f"The playground has no <{tag}>."
+    digest = hashlib.sha256(match[1].encode()).digest()
     return f"'sha256-{base64.b64encode(digest).decode()}'"
 
 

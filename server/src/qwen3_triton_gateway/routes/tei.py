@@ -55,7 +55,7 @@ async def embed(request: Request, service: ServiceDep) -> Response:
 
 async def embed_inputs(exchange: Exchange) -> Response:
     """Answer a request whose body has `inputs`."""
-    exchange.speak(Dialect.TEI)
+    exchange.use_dialect(Dialect.TEI)
     body = validate(TeiEmbedRequest, exchange.body)
     answer = await exchange.embed(
         EmbedCall(
