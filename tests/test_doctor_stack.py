@@ -33,12 +33,12 @@ pytestmark = pytest.mark.stack
 
 NANO = qwen3_nano.MODEL_ID
 HOST = "127.0.0.1"
-# What the `onnxruntime` backend does when it loads a model: tell Triton the file's own types. The
+# What the `onnxruntime` backend does when it loads a model: report the types of the file. The
 # refusal that follows is Triton's, in the words that users of that backend see.
-TELLS_ITS_TYPES = '''
+REPORTS_ITS_TYPES = '''
     @staticmethod
     def auto_complete_config(config):
-        """Tell the types of the ONNX file."""
+        """Report the types of the ONNX file."""
         config.add_output(
             {"name": "last_hidden_state", "data_type": "TYPE_FP32", "dims": [-1, 1152]}
         )
@@ -143,7 +143,7 @@ def _broken_repository(tmp_path_factory: pytest.TempPathFactory) -> Path:
     written = write("wrong_dtype")
     config = written / "config.pbtxt"
     config.write_text(config.read_text().replace("TYPE_FP32", "TYPE_FP16"))
-    (written / "1" / "model.py").write_text(MODEL_SOURCE.read_text() + TELLS_ITS_TYPES)
+    (written / "1" / "model.py").write_text(MODEL_SOURCE.read_text() + REPORTS_ITS_TYPES)
     write("no_data")
     (folder / "no_data" / "model.onnx_data").unlink()
     narrow = write("narrow_ids") / "config.pbtxt"

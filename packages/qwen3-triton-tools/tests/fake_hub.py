@@ -22,9 +22,9 @@ LARGE_BYTES = 1000
 
 @dataclass
 class FakeHub:
-    """Repositories by name; `cuts` says after how many bytes the next downloads break off.
+    """Repositories by name; `cuts` is after how many bytes the next downloads are interrupted.
 
-    A download that is asked for after the last cut is answered by 500 where `down` is set.
+    A download that is requested after the last cut is answered with 500 if `down` is set.
     `ranges` are the Range headers of the downloads, in their order.
     """
 
@@ -95,20 +95,22 @@ class _Handler(BaseHTTPRequestHandler):
     def _send(self, repo: str, path: str) -> None:
         content = self.hub.repos[repo][path]
         self.hub.downloads.append(path)
-        asked = self.headers.get("range", "")
-        self.hub.ranges.append(asked)
+        byte_range = self.headers.get("range", "")
+        self.hub.ranges.append(byte_range)
         if path in self.hub.corrupt:
             content = bytes(len(content))
-        start = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
+        start = int(byte_range.removeprefix("bytes=").rstrip("-")) if byte_range else 0
         headers = {"etag": '"x"', "x-repo-commit": COMMIT, "accept-ranges": "bytes"}
-        if asked:
+        if byte_range:
             headers["content-range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         if len(content) >= LARGE_BYTES and self.hub.cuts:
-            self._answer(206 if asked else 200, content[start:], headers, cut=self.hub.cuts.pop(0))
+            self._answer(
+                206 if byte_range else 200, content[start:], headers, cut=self.hub.cuts.pop(0)
+            )
         elif len(content) >= LARGE_BYTES and self.hub.down:
             self._refuse(500, "")
         else:
-            self._answer(206 if asked else 200, content[start:], headers)
+            self._answer(206 if byte_range else 200, content[start:], headers)
 
     def _refuse(self, status: int, code: str) -> None:
         self._answer(status, b"{}", {"x-error-code": code} if code else {})

@@ -1,4 +1,4 @@
-"""Exports to try the model tools on: the nano model in the forms that the family comes in."""
+"""Exports to test the model tools with: the nano model in the forms that the family comes in."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def tiny_model(
     length: int | str = "sequence",
     outputs: list[onnx.ValueInfoProto] | None = None,
 ) -> onnx.ModelProto:
-    """A table of hidden states and nothing else, with room for what a test wants to be there."""
+    """A table of hidden states and nothing else, to which tests add what they need."""
     rows = np.random.default_rng(5).normal(size=(TINY_VOCABULARY, TINY_SIZE))
     dtype = helper.tensor_dtype_to_np_dtype(element_type)
     table = numpy_helper.from_array(rows.astype(dtype), "table")
@@ -121,7 +121,7 @@ def write_inline_giant(path: Path, weight_bytes: int) -> None:
 
 
 def write_external_giant(folder: Path, weight_bytes: int) -> Path:
-    """Write a model whose weights are a sparse file beside it, in 40 tensors."""
+    """Write a model whose weights are a sparse file next to it, in 40 tensors."""
     folder.mkdir(parents=True, exist_ok=True)
     model = tiny_model()
     part = weight_bytes // 40

@@ -213,7 +213,7 @@ def test_requests_of_equal_shape_share_runs_and_a_bad_one_fails_alone(
 
 
 def test_the_batcher_has_no_policy_that_leaves_batches_idle(graphs: Path, tmp_path: Path) -> None:
-    """Triton 2.51 loses wake-ups with any of these: batches then lie for half a second."""
+    """Triton 2.51 loses wake-ups with any of these: batches are then idle for half a second."""
     folder = write_repository(graphs / "plain", tmp_path, model_name="plain")
     config = (folder / "config.pbtxt").read_text()
     assert "dynamic_batching" in config

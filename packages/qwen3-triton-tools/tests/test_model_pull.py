@@ -1,4 +1,4 @@
-"""`model pull` against a hub on this machine, asked by the hub's own library."""
+"""`model pull` against a hub on this machine, through the hub's own library."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from qwen3_triton_tools.model.pulling import (
 PLAIN = "zhiqing/Qwen3-Embedding-0.6B-ONNX"
 MANY = "onnx-community/Qwen3-Embedding-0.6B-ONNX"
 ROWS = 4096
-# The library keeps what came in pieces of this size, 10 MB unless told otherwise.
+# The library writes pieces of this size, by default 10 MB.
 PIECE_BYTES = 16_384
 
 
@@ -124,7 +124,7 @@ def test_of_many_variants_one_is_fetched_and_becomes_model_onnx(
     assert result.exit_code == 0, result.output
     assert (folder / "model.onnx").read_bytes() == hub.repos[MANY][source]
     assert {name for name in names(folder) if "data" in name} == {weights}
-    onnx.load(folder / "model.onnx")  # finds its weights beside it
+    onnx.load(folder / "model.onnx")  # finds its weights next to it
 
 
 def test_an_unknown_variant_is_answered_by_those_that_exist(hub: FakeHub, tmp_path: Path) -> None:

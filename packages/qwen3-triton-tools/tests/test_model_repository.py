@@ -187,7 +187,7 @@ def test_strict_layer_norms_are_for_float16_before_onnxruntime_1_27(
     config = parse(write(source, tmp_path / "r", triton_version=version, gpu=gpu))
     accelerators = config.optimization.execution_accelerators.gpu_execution_accelerator
     found = [dict(accelerator.parameters) for accelerator in accelerators]
-    # Memory settings would be overwritten here: they stand among the parameters.
+    # Memory settings would be overwritten here: they are among the parameters.
     assert found == ([{"enable_skip_layer_norm_strict_mode": "1"}] if strict else [])
 
 
@@ -436,7 +436,7 @@ def _refuse(*_arguments: object) -> None:
 
 
 def test_files_that_tritons_account_cannot_read_are_named(tmp_path: Path) -> None:
-    """A hard link has the rights of the original; nobody's, as we may be of the same number."""
+    """A hard link has the mode of the original; no mode at all, since we may have the same uid."""
     write_export(tmp_path / "export")
     weights = tmp_path / "export" / "model.onnx_data"
     for mode, closed in ((0o000, True), (0o644, False)):

@@ -5,13 +5,13 @@ ToolError
 ├── HttpError                     a server did not give a usable answer
 │   ├── UnreachableError          it cannot be reached, or does not speak HTTP
 │   ├── RefusedError              it answered with a status of 400 or above
-│   └── InvalidAnswerError        it answered something other than what was asked for
+│   └── InvalidAnswerError        its answer is not what was requested
 └── LocalTritonError              the local Triton does not run
     ├── UnsupportedMachineError   this machine cannot run it at all
     ├── RuntimeInstallError       its files could not be installed
     ├── ModelFolderError          the model folder cannot be served
     └── LaunchError               the server did not start, or died
-        └── PortInUseError        a port that the caller asked for is taken
+        └── PortInUseError        a port that the caller chose is taken
 """
 
 
@@ -40,7 +40,7 @@ class RefusedError(HttpError):
 
 
 class InvalidAnswerError(HttpError):
-    """A server answered something other than what was asked for."""
+    """A server's answer is not what was requested."""
 
 
 class LocalTritonError(ToolError):
@@ -64,7 +64,7 @@ class LaunchError(LocalTritonError):
 
 
 class PortInUseError(LaunchError):
-    """A port that the caller asked for is taken by another process."""
+    """A port that the caller chose is taken by another process."""
 
     def __init__(self, port: int, purpose: str) -> None:
         self.port = port

@@ -80,7 +80,7 @@ def skipped(name: str, message: str, remedy: str = "") -> Finding:
 
 
 def missing(name: str, message: str, remedy: str, *, is_required: bool) -> Finding:
-    """Report something that is not there: an error only if the user asked for it."""
+    """Report that something does not exist, which is an error only if the user refers to it."""
     return Finding(name, "error" if is_required else "skipped", message, remedy=remedy)
 
 

@@ -237,7 +237,7 @@ def _weight(tensor: onnx.TensorProto) -> Weight:
 
 def _tensor_info(value: onnx.ValueInfoProto) -> TensorInfo:
     if not value.type.HasField("tensor_type"):
-        # A sequence or a map: whoever needs a tensor refuses it by its type.
+        # A sequence or a map: callers that need a tensor refuse it by its dtype.
         return TensorInfo(value.name, _dtype(0), None)
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):

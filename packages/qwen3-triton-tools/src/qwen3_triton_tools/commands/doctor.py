@@ -108,7 +108,7 @@ def doctor(context: click.Context, *, as_json: bool, **options: Any) -> None:
         print_json(as_document(sections))
     else:
         print_lines(render_sections(sections))
-    sys.exit(any(has_errors(section.findings) for section in sections))
+    sys.exit(1 if any(has_errors(section.findings) for section in sections) else 0)
 
 
 def _target(

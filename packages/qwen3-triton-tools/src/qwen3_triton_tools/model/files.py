@@ -1,4 +1,4 @@
-"""The files of an export: find them, judge its external weights, bring them to another folder."""
+"""The files of an export: find them, check its external weights, transfer them to a folder."""
 
 from __future__ import annotations
 
@@ -177,7 +177,7 @@ def is_readable_by_triton(path: Path) -> bool:
 def transfer_file(
     source: Path, target: Path, *, transfer: Transfer = "auto", force: bool = False
 ) -> None:
-    """Make `target` a real file with the content of `source`, following links.
+    """Create `target` as a real file with the content of `source`, following links.
 
     `auto` creates a hard link, and copies where the file system cannot.
 
@@ -207,7 +207,7 @@ def transfer_file(
 def transfer_weights(
     model: OnnxModel, folder: Path, *, transfer: Transfer = "auto", force: bool = False
 ) -> int:
-    """Bring every file of external weights to `folder` under its name, and return their number.
+    """Transfer every file of external weights to `folder`, and return their number.
 
     Raises:
         ModelError: A file is missing, or its name leads out of the folder.

@@ -1,4 +1,4 @@
-"""What a graph tells: the interface that the gateway needs, positions, padding and precision."""
+"""Facts derived from a graph: interface, positions, padding, embedding table and precision."""
 
 from __future__ import annotations
 

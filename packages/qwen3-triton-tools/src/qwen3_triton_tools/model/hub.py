@@ -62,7 +62,7 @@ class HubRepo:
 
 
 def list_repo(repo: str, *, revision: str | None, endpoint: str | None) -> HubRepo:
-    """Ask the hub for a repository's commit and files.
+    """List the files of a repository at a revision.
 
     Raises:
         ModelError: The library is missing, the hub cannot be reached, or the repository or

@@ -54,7 +54,7 @@ class PullRequest:
 
 
 def default_folder(repo: str, variant: str | None) -> Path:
-    """Name a folder after a repository and its variant."""
+    """Return a folder named after a repository and its variant."""
     name = repo.rstrip("/").rpartition("/")[2]
     return Path(f"{name}-{variant}" if variant else name)
 

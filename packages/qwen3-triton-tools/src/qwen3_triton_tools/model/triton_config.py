@@ -261,7 +261,7 @@ def _sample_inputs(config: TritonConfig, sample: WarmupSample) -> Iterator[str]:
 
 
 def _warmup_file(name: str, sample: WarmupSample) -> str:
-    """Name the file of one input, below `<model>/warmup/`."""
+    """Return the name of the file of one input, below `<model>/warmup/`."""
     return f"{name}-{sample.length}"
 
 
