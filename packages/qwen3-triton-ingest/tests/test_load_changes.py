@@ -1,4 +1,4 @@
-"""A second load does what changed, and no more."""
+"""A second load does only what has changed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_changed_chunk_alone_is_embedded(loading: Loading, tmp_path: Path) -> No
     split = SplitOptions(chunk_tokens=160, overlap_tokens=0)
     loading(path, split=split)
     before, versions = loading.ids("a"), loading.versions("a")
-    paragraphs[-1] = "Quite another end, which nobody had read before."
+    paragraphs[-1] = "A completely different end that was never loaded before."
     write_jsonl(path, [{"id": "a", "text": "\n\n".join(paragraphs)}])
     report = loading(path, split=split)
     after = loading.ids("a")
@@ -98,7 +98,7 @@ def test_other_metadata_is_written_without_embedding(loading: Loading, tmp_path:
         (9, {"vanished": "keep"}, 10),
         (0, {}, 10),
     ],
-    ids=["few go", "many stay", "many go when told", "kept by policy", "an empty file"],
+    ids=["few go", "many stay", "many go if allowed", "kept by policy", "an empty file"],
 )
 def test_vanished_documents(
     loading: Loading, tmp_path: Path, left: int, changes: dict[str, Any], remain: int
@@ -109,8 +109,8 @@ def test_vanished_documents(
     report = loading(path, **changes)
     assert len(loading.doc_ids()) == remain
     assert report.removed == 10 - remain
-    told = remain == 10 and changes != {"vanished": "keep"}  # which the user asked for
-    assert [kept.vanished for kept in report.vanished_kept] == ([10 - left] if told else [])
+    reported = remain == 10 and changes != {"vanished": "keep"}  # which the user asked for
+    assert [kept.vanished for kept in report.vanished_kept] == ([10 - left] if reported else [])
     loading.assert_ledger_agrees()
 
 
@@ -183,7 +183,7 @@ def test_index_is_built_after_the_load_and_kept(loading: Loading, tmp_path: Path
 
 
 @pytest.mark.parametrize("statement", [f"TRUNCATE {TABLE}", f"DROP TABLE {TABLE}"])
-def test_table_that_was_emptied_is_loaded_anew(
+def test_emptied_table_is_loaded_from_scratch(
     loading: Loading, tmp_path: Path, statement: str
 ) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", notes(5))
@@ -196,8 +196,8 @@ def test_table_that_was_emptied_is_loaded_anew(
     loading.assert_ledger_agrees()
 
 
-def test_what_is_noted_twice_is_counted_once(loading: Loading, tmp_path: Path) -> None:
-    """As happens where the answer to a commit is lost."""
+def test_what_is_recorded_twice_is_counted_once(loading: Loading, tmp_path: Path) -> None:
+    """As happens when the answer to a commit is lost."""
     loading(write_jsonl(tmp_path / "a.jsonl", notes(3)))
     met = [(f"n{number}", Origin("elsewhere", "b.jsonl", number)) for number in range(3)]
     bad = [BadRecord(Origin("elsewhere", "b.jsonl", 9), "is no JSON")]
@@ -211,7 +211,7 @@ def test_what_is_noted_twice_is_counted_once(loading: Loading, tmp_path: Path) -
     assert (counts.failed, counts.nameless) == (1, 1)
 
 
-def test_second_record_with_an_id_is_told_though_only_its_metadata_differ(
+def test_second_record_with_an_id_is_reported_even_if_only_its_metadata_differs(
     loading: Loading, tmp_path: Path
 ) -> None:
     path = tmp_path / "a.jsonl"

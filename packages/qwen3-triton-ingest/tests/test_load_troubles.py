@@ -1,4 +1,4 @@
-"""Twins, poison, strangers and rivals: what is in the way stays out, the rest comes in."""
+"""Duplicate ids, poison texts, other embedding spaces and concurrent loads."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_smaller_origin_wins_over_files(loading: Loading, tmp_path: Path, worker
     loading.assert_ledger_agrees()
 
 
-def test_poison_text_leaves_its_neighbours_alone(loading: Loading, tmp_path: Path) -> None:
+def test_poison_text_does_not_affect_its_neighbors(loading: Loading, tmp_path: Path) -> None:
     records = notes(20)
     records[7]["text"] = POISON
     path = write_jsonl(tmp_path / "a.jsonl", records)
@@ -94,7 +94,7 @@ def test_poison_text_leaves_its_neighbours_alone(loading: Loading, tmp_path: Pat
     assert status(loading.dsn, TABLE).dead_letters == 0
 
 
-def test_poisoned_change_keeps_the_former_rows(loading: Loading, tmp_path: Path) -> None:
+def test_poisoned_change_keeps_the_previous_rows(loading: Loading, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", notes(3))
     loading(path, split=SplitOptions(chunk_tokens=0))
     records = notes(3)
@@ -182,7 +182,9 @@ def test_two_loads_of_one_table(loading: Loading, tmp_path: Path) -> None:
     assert loading(corpus).counts == Counts(unchanged=100)
 
 
-def test_winner_that_vanished_gives_way_to_its_twin(loading: Loading, tmp_path: Path) -> None:
+def test_duplicate_is_loaded_when_the_first_record_vanishes(
+    loading: Loading, tmp_path: Path
+) -> None:
     folder = tmp_path / "files"
     folder.mkdir()
     first = write_jsonl(folder / "a.jsonl", [*notes(20), {"id": "x", "text": "Of the first."}])

@@ -1,4 +1,4 @@
-"""Moving a table to another model: no mixture is seen, nothing is lost, kills are resumed."""
+"""Moving a table to another model: searches see no mixture, nothing is lost, kills are resumed."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ SERIAL = IndexOptions(parallel_workers=0)
 
 @pytest.fixture(name="other_gateway", scope="session")
 def _other_gateway(tmp_path_factory: pytest.TempPathFactory) -> Generator[GatewayProcess]:
-    """A gateway that serves another model: nano, with half of its final values turned round."""
+    """A gateway that serves another model: nano, with half of its final values negated."""
     folder = tmp_path_factory.mktemp("other-model")
     for path in qwen3_nano.model_dir().iterdir():
         (folder / path.name).write_bytes(path.read_bytes())
@@ -125,7 +125,7 @@ def rows_of(connection: Connection, table: Table) -> dict[str, npt.NDArray[np.fl
 
 
 def assert_space(url: str, table: Table, gateway: str, expected: list[str], **given: Any) -> None:
-    """Say that exactly these texts are there, each with this gateway's vector."""
+    """Check that the table has exactly these texts, each with this gateway's vector."""
     with connect(url) as connection:
         found = rows_of(connection, table)
     assert sorted(found) == sorted(expected)
@@ -207,7 +207,7 @@ def everything_but_vectors(connection: Connection, table: Table) -> list[Any]:
 
 @contextmanager
 def failing_thread(work: Any, done: threading.Event) -> Generator[None]:
-    """Run work beside a block and let its failure be the test's."""
+    """Run work in a thread during a block, and fail the test if it fails."""
     failures: list[BaseException] = []
 
     def guarded() -> None:
@@ -254,18 +254,20 @@ def test_another_instruction_is_another_space(
     database_url: str, in_process_gateway: GatewayProcess
 ) -> None:
     table = load(database_url, in_process_gateway.url, rows=20)
-    told = "Find texts of the same topic"
-    report = reembed(database_url, "t", options_for(in_process_gateway.url, instruction=told))
+    instruction = "Find texts of the same topic"
+    report = reembed(
+        database_url, "t", options_for(in_process_gateway.url, instruction=instruction)
+    )
     assert report.swapped
-    assert record_of(database_url, table).space.instruction == told
+    assert record_of(database_url, table).space.instruction == instruction
     assert_space(
         *(database_url, table, in_process_gateway.url, texts(20)),
         input_type="query",
-        instruction=told,
+        instruction=instruction,
     )
 
 
-def test_all_that_known_tables_have_survives(
+def test_everything_that_known_tables_have_survives(
     database_url: str, in_process_gateway: GatewayProcess, other_gateway: GatewayProcess
 ) -> None:
     role = f"role_{secrets.token_hex(4)}"
@@ -394,7 +396,7 @@ _TOUCH = "CREATE FUNCTION touch() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RET
         ("ALTER TABLE t DROP CONSTRAINT t_pkey", r"needs a primary key of one column"),
     ],
 )
-def test_what_would_be_lost_is_named_before_anything_is_done(
+def test_what_would_be_lost_is_named_before_anything_is_changed(
     database_url: str,
     in_process_gateway: GatewayProcess,
     other_gateway: GatewayProcess,
@@ -428,7 +430,7 @@ def test_partitions_are_refused(
         reembed(database_url, str(table), options_for(other_gateway.url))
 
 
-def test_what_came_to_depend_on_the_table_stops_the_swap_and_is_named(
+def test_a_view_created_while_it_runs_stops_the_swap_and_is_named(
     database_url: str, in_process_gateway: GatewayProcess, other_gateway: GatewayProcess
 ) -> None:
     table = load(database_url, in_process_gateway.url, rows=3)
@@ -447,7 +449,7 @@ def test_what_came_to_depend_on_the_table_stops_the_swap_and_is_named(
     assert reembed(database_url, "t", options).embedded == 0
 
 
-def test_what_others_write_meanwhile_is_embedded_too(
+def test_what_others_write_while_it_runs_is_embedded_too(
     database_url: str, in_process_gateway: GatewayProcess, other_gateway: GatewayProcess
 ) -> None:
     table = load(database_url, in_process_gateway.url)
@@ -480,7 +482,7 @@ def test_what_others_write_meanwhile_is_embedded_too(
     assert leftovers(database_url) == []
 
 
-def test_writers_without_a_break_do_not_keep_it_from_ending(
+def test_constant_writes_do_not_keep_it_from_finishing(
     database_url: str, in_process_gateway: GatewayProcess, other_gateway: GatewayProcess
 ) -> None:
     table = load(database_url, in_process_gateway.url, rows=60)
@@ -489,7 +491,7 @@ def test_writers_without_a_break_do_not_keep_it_from_ending(
     def write() -> None:
         with connect(database_url, autocommit=True) as connection:
             while not done.is_set():
-                text = f"written meanwhile {len(written)}"
+                text = f"written while it runs {len(written)}"
                 try:
                     connection.execute(
                         "INSERT INTO t SELECT gen_random_uuid(), 'new', 0, %s, '{}', embedding "
@@ -510,7 +512,7 @@ def test_writers_without_a_break_do_not_keep_it_from_ending(
     assert sorted(found) == sorted([*texts(60), *written])
 
 
-def test_an_emptied_table_starts_afresh(
+def test_an_emptied_table_starts_from_scratch(
     database_url: str, in_process_gateway: GatewayProcess, other_gateway: GatewayProcess
 ) -> None:
     table = load(database_url, in_process_gateway.url, rows=30)
@@ -531,7 +533,7 @@ def test_an_emptied_table_starts_afresh(
     assert_space(database_url, table, other_gateway.url, left)
 
 
-def test_a_column_and_an_index_added_meanwhile_are_not_lost(
+def test_a_column_and_an_index_added_while_it_runs_are_not_lost(
     database_url: str, in_process_gateway: GatewayProcess, other_gateway: GatewayProcess
 ) -> None:
     table = load(database_url, in_process_gateway.url, rows=30)
@@ -552,7 +554,7 @@ def test_a_column_and_an_index_added_meanwhile_are_not_lost(
     assert_space(database_url, table, other_gateway.url, texts(30))
 
 
-def test_a_text_that_is_refused_stops_the_swap_and_is_named(
+def test_a_refused_text_stops_the_swap_and_is_named(
     database_url: str, in_process_gateway: GatewayProcess, other_gateway: GatewayProcess
 ) -> None:
     table = load(database_url, in_process_gateway.url, rows=30)
@@ -567,12 +569,12 @@ def test_a_text_that_is_refused_stops_the_swap_and_is_named(
         with pytest.raises(TableError, match=r"2 rows of public\.t cannot be embedded"):
             reembed(database_url, "t", options)
         connection.execute(
-            "UPDATE t SET content = 'mended' WHERE content = '' AND id = %s", rows[0]
+            "UPDATE t SET content = 'corrected' WHERE content = '' AND id = %s", rows[0]
         )
         connection.execute("DELETE FROM t WHERE content = ''")
         report = reembed(database_url, "t", options)
     assert (report.rows, report.embedded) == (29, 1)
-    assert_space(database_url, table, other_gateway.url, [*texts(30)[2:], "mended"])
+    assert_space(database_url, table, other_gateway.url, [*texts(30)[2:], "corrected"])
 
 
 def test_loads_and_re_embeddings_exclude_each_other(
@@ -593,7 +595,7 @@ def test_loads_and_re_embeddings_exclude_each_other(
     reembed(database_url, "t", options_for(other_gateway.url), on_progress=load_meanwhile)
 
 
-def test_it_can_be_given_up(
+def test_a_re_embedding_can_be_abandoned(
     database_url: str, in_process_gateway: GatewayProcess, other_gateway: GatewayProcess
 ) -> None:
     table = load(database_url, in_process_gateway.url, rows=30)
@@ -611,7 +613,7 @@ def test_it_can_be_given_up(
     assert_space(database_url, table, in_process_gateway.url, texts(30))
 
 
-def test_another_target_starts_afresh(
+def test_another_target_starts_from_scratch(
     database_url: str, in_process_gateway: GatewayProcess, other_gateway: GatewayProcess
 ) -> None:
     table = load(database_url, in_process_gateway.url, rows=30)
@@ -627,7 +629,7 @@ def test_another_target_starts_afresh(
     assert_space(database_url, table, in_process_gateway.url, texts(30), dimensions=128)
 
 
-def test_a_table_that_only_looks_like_a_successor_is_spared(
+def test_a_table_that_only_has_a_successors_name_is_not_dropped(
     database_url: str, in_process_gateway: GatewayProcess, other_gateway: GatewayProcess
 ) -> None:
     load(database_url, in_process_gateway.url, rows=3)
@@ -640,7 +642,7 @@ def test_a_table_that_only_looks_like_a_successor_is_spared(
         connection.execute("SELECT precious FROM t__reembed")
 
 
-def test_only_the_owner_may(
+def test_only_the_owner_can_re_embed(
     database_url: str, in_process_gateway: GatewayProcess, other_gateway: GatewayProcess
 ) -> None:
     load(database_url, in_process_gateway.url, rows=3)
@@ -677,7 +679,7 @@ print(reembed(url, "t", options, on_progress=tell).embedded, flush=True)
 
 
 def has_come(line: str, moment: str | int) -> bool:
-    """Tell whether a phase was reached, or so many rows."""
+    """Return whether a phase was reached, or so many rows."""
     phase, _, rows = line.partition(" ")
     return phase == moment if isinstance(moment, str) else int(rows or 0) >= moment
 
@@ -700,7 +702,7 @@ def test_kills_at_any_moment_are_resumed(
     assert leftovers(database_url) == []
 
 
-def test_a_server_that_restarts_is_waited_for(
+def test_it_survives_restarts_of_the_server(
     in_process_gateway: GatewayProcess, other_gateway: GatewayProcess
 ) -> None:
     with embedded_postgres(0) as url:
@@ -723,7 +725,7 @@ def test_a_server_that_restarts_is_waited_for(
         assert leftovers(url) == []
 
 
-def test_a_long_search_holds_the_swap_up_but_nobody_else(
+def test_a_long_search_delays_only_the_swap(
     database_url: str, in_process_gateway: GatewayProcess, other_gateway: GatewayProcess
 ) -> None:
     table = load(database_url, in_process_gateway.url, rows=30)
@@ -749,7 +751,7 @@ def test_a_long_search_holds_the_swap_up_but_nobody_else(
     assert_space(database_url, table, other_gateway.url, texts(30))
 
 
-def test_vectors_too_long_for_an_index_are_refused_before_the_work(
+def test_vectors_too_long_for_an_index_are_refused_before_anything_is_embedded(
     database_url: str, in_process_gateway: GatewayProcess, other_gateway: GatewayProcess
 ) -> None:
     load(database_url, in_process_gateway.url, rows=3)

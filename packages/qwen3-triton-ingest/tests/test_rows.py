@@ -1,4 +1,4 @@
-"""Rows come out of every kind of table as they went in, once, whichever way they were written."""
+"""Rows read back from every kind of table as they were written, and only once."""
 
 import json
 import random
@@ -47,7 +47,7 @@ def _connection(database_url: str):
 
 @pytest.fixture(name="table", params=[*LAYOUT_NAMES, "rich"])
 def _table(request: pytest.FixtureRequest, connection: Connection) -> Table:
-    """Each layout in turn, and a LangChain table with all that one may have."""
+    """Each layout in turn, and a LangChain table with everything that one can have."""
     if request.param != "rich":
         return prepare_table(connection, "a % of", request.param, DIMENSIONS)
     connection.execute("CREATE EXTENSION IF NOT EXISTS vector")
@@ -72,7 +72,7 @@ def stored(connection: Connection, table: Table) -> dict[str, tuple[Any, ...]]:
             "{layout.metadata}"::json, embedding::text FROM %s"""
     rows = connection.execute((query % table.identifier.as_string(connection)).encode()).fetchall()
     found = {row[0]: (*row[1:5], json.loads(row[5])) for row in rows}
-    assert len(found) == len(rows), "an id stands in several rows"
+    assert len(found) == len(rows), "several rows have the same id"
     return found
 
 
@@ -97,7 +97,7 @@ def user_metadata(table: Table, row: tuple[Any, ...]) -> dict[str, Any]:
     return {k: v for k, v in row[3].items() if k not in table.layout.own_metadata_keys}
 
 
-def test_copied_rows_are_what_was_given(connection: Connection, table: Table):
+def test_copied_rows_read_back_as_written(connection: Connection, table: Table):
     chunks = [chunk(number) for number in range(2500)]
     assert copy_chunks(connection, table, iter(chunks)) == 2500
     found = stored(connection, table)
@@ -107,7 +107,9 @@ def test_copied_rows_are_what_was_given(connection: Connection, table: Table):
     assert all(user_metadata(table, row) == kept for row in found.values())
 
 
-def test_upserted_rows_are_what_was_given_and_never_double(connection: Connection, table: Table):
+def test_upserted_rows_read_back_as_written_and_are_not_duplicated(
+    connection: Connection, table: Table
+):
     chunks = [chunk(number) for number in range(2100)]
     assert upsert_chunks(connection, table, iter(chunks[:1500])) == 1500
     assert upsert_chunks(connection, table, chunks[100:]) == 2000
@@ -122,21 +124,21 @@ def test_an_upsert_replaces_everything_but_the_id(connection: Connection, table:
     assert without_metadata(stored(connection, table)) == expected(table, [after, chunk(2)])
 
 
-def test_of_chunks_with_one_id_the_last_wins(connection: Connection, table: Table):
+def test_the_last_of_several_chunks_with_one_id_wins(connection: Connection, table: Table):
     chunks = [chunk(1, "first"), chunk(2), chunk(1, "second"), chunk(1, "third")]
     assert upsert_chunks(connection, table, chunks) == 2
     found = stored(connection, table)
     assert without_metadata(found) == expected(table, [chunk(2), chunk(1, "third")])
 
 
-def test_copying_an_id_that_is_there_is_a_unique_violation(connection: Connection, table: Table):
+def test_copying_an_existing_id_is_a_unique_violation(connection: Connection, table: Table):
     copy_chunks(connection, table, [chunk(1)])
     with pytest.raises(psycopg.errors.UniqueViolation), connection.transaction():
         copy_chunks(connection, table, [chunk(0), chunk(1)])
     assert without_metadata(stored(connection, table)) == expected(table, [chunk(1)])
 
 
-def test_an_update_changes_metadata_and_place_alone(connection: Connection, table: Table):
+def test_an_update_changes_only_metadata_and_place(connection: Connection, table: Table):
     chunks = [chunk(number) for number in range(6)]
     copy_chunks(connection, table, chunks)
     old = chunks[4].chunk
@@ -151,7 +153,7 @@ def test_an_update_changes_metadata_and_place_alone(connection: Connection, tabl
     assert without_metadata(found) == expected(table, chunks[:4] + chunks[5:])
 
 
-def test_rows_are_removed_by_id_and_counted(connection: Connection, table: Table):
+def test_rows_are_deleted_by_id_and_counted(connection: Connection, table: Table):
     chunks = [chunk(number) for number in range(6)]
     copy_chunks(connection, table, chunks)
     ids = [each.chunk.id for each in chunks]
@@ -160,7 +162,7 @@ def test_rows_are_removed_by_id_and_counted(connection: Connection, table: Table
     assert without_metadata(stored(connection, table)) == expected(table, chunks[2:])
 
 
-def test_nothing_is_written_from_nothing(connection: Connection, table: Table):
+def test_an_empty_stream_writes_nothing(connection: Connection, table: Table):
     assert copy_chunks(connection, table, []) == 0
     assert upsert_chunks(connection, table, []) == 0
     update_chunks(connection, table, [])
@@ -260,8 +262,8 @@ def test_the_extension_may_be_in_a_schema_off_the_search_path(connection: Connec
     assert upsert_chunks(connection, table, [chunk(1), chunk(2)]) == 2
 
 
-def test_a_fresh_load_streams(connection: Connection):
-    """What is not sent yet is not read either: memory does not grow with the load."""
+def test_copying_reads_no_further_than_it_sends(connection: Connection):
+    """So memory does not grow with the load."""
     table = prepare_table(connection, "chunks", "own", DIMENSIONS)
     taken = 0
     vector = array("f", [0.5] * DIMENSIONS)
@@ -282,12 +284,12 @@ def test_a_fresh_load_streams(connection: Connection):
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=64))
-def test_a_packed_vector_is_pgvectors_binary_form(values: list[float]):
+def test_a_packed_vector_has_pgvectors_binary_format(values: list[float]):
     packed = pack_vector(array("f", values))
     assert packed == struct.pack(f"!hh{len(values)}f", len(values), 0, *values)
 
 
-def test_the_given_vector_is_left_as_it_was():
+def test_packing_does_not_change_the_vector():
     vector = array("f", [1.0, 2.0])
     pack_vector(vector)
     assert vector == array("f", [1.0, 2.0])

@@ -1,4 +1,4 @@
-"""Tables are found, checked and made; what stands in the way is said so that it can be mended."""
+"""Tables are found, checked and created; every obstacle is reported with what to do."""
 
 import re
 
@@ -40,7 +40,7 @@ def indexes(connection: Connection, table: str) -> set[str]:
 
 
 @pytest.mark.parametrize("layout", LAYOUT_NAMES)
-def test_a_missing_table_is_made_once_and_found_by_its_columns(
+def test_a_missing_table_is_created_once_and_recognized_by_its_columns(
     connection: Connection, layout: LayoutName
 ):
     made = prepare_table(connection, "chunks", layout, 1024)
@@ -52,7 +52,7 @@ def test_a_missing_table_is_made_once_and_found_by_its_columns(
 
 
 @pytest.mark.parametrize("name", ["chunks", "public.chunks"])
-def test_all_of_it_is_undone_with_the_callers_transaction(database_url: str, name: str):
+def test_everything_is_rolled_back_with_the_callers_transaction(database_url: str, name: str):
     with psycopg.connect(database_url) as connection:
         prepare_table(connection, name, "own", 8)
         connection.rollback()
@@ -60,7 +60,7 @@ def test_all_of_it_is_undone_with_the_callers_transaction(database_url: str, nam
             find_table(connection, "chunks")
 
 
-def test_langchains_own_table_is_the_same(connection: Connection, database_url: str):
+def test_the_table_equals_the_one_that_langchain_creates(connection: Connection, database_url: str):
     prepare_table(connection, "ours", "langchain", 1024)
     engine = PGEngine.from_connection_string(sqlalchemy_url(database_url, "asyncpg"))
     engine.init_vectorstore_table("theirs", 1024)
@@ -71,7 +71,7 @@ def test_langchains_own_table_is_the_same(connection: Connection, database_url: 
 
 
 @pytest.mark.parametrize("jsonb", [True, False])
-def test_llamaindex_own_table_is_the_same_but_for_the_unique_index(
+def test_the_table_equals_the_one_that_llamaindex_creates_except_for_the_unique_index(
     connection: Connection, database_url: str, jsonb: bool
 ):
     prepare_table(connection, "Ours", "llamaindex", 1024)
@@ -91,7 +91,7 @@ def test_llamaindex_own_table_is_the_same_but_for_the_unique_index(
     assert indexes(connection, "data_ours") == indexes(connection, "data_theirs")
 
 
-def test_doubled_nodes_are_named_with_the_sql_that_removes_the_older(connection: Connection):
+def test_duplicate_nodes_are_refused_with_the_sql_that_keeps_the_newest(connection: Connection):
     prepare_table(connection, "docs", "llamaindex", 2)
     connection.execute("DROP INDEX data_docs_node_id_key")
     connection.execute(
@@ -108,7 +108,7 @@ def test_doubled_nodes_are_named_with_the_sql_that_removes_the_older(connection:
 
 
 @pytest.mark.parametrize("layout", LAYOUT_NAMES)
-def test_other_dimensions_are_refused_with_the_ways_out(connection: Connection, layout: LayoutName):
+def test_other_dimensions_are_refused_with_what_to_do(connection: Connection, layout: LayoutName):
     prepare_table(connection, "chunks", layout, 768)
     with pytest.raises(TableError) as caught:
         prepare_table(connection, "chunks", layout, 1024)
@@ -144,7 +144,7 @@ def test_a_table_of_another_shape_is_refused(connection: Connection, change: str
         prepare_table(connection, "chunks", "own", 1024)
 
 
-def test_further_columns_that_fill_themselves_are_none_of_our_business(connection: Connection):
+def test_additional_columns_that_need_no_value_are_ignored(connection: Connection):
     table = prepare_table(connection, "chunks", "own", 1024)
     connection.execute(
         "ALTER TABLE chunks ADD COLUMN at timestamptz NOT NULL DEFAULT now(), ADD note text, "
@@ -167,7 +167,7 @@ def test_what_is_not_a_table_is_refused(connection: Connection):
         find_table(connection, "seen")
 
 
-def test_a_missing_table_is_named_in_every_way_it_was_looked_for(connection: Connection):
+def test_a_missing_table_is_reported_with_all_names_that_were_tried(connection: Connection):
     prepare_table(connection, "other", "own", 8)
     with pytest.raises(TableError, match=r"no table public\.docs or public\.data_docs"):
         find_table(connection, "docs")
@@ -175,7 +175,7 @@ def test_a_missing_table_is_named_in_every_way_it_was_looked_for(connection: Con
         find_table(connection, "other", "llamaindex")
 
 
-def test_half_precision_and_langchains_further_columns_are_seen(connection: Connection):
+def test_half_precision_and_langchains_metadata_columns_are_detected(connection: Connection):
     connection.execute("CREATE EXTENSION vector")
     connection.execute(
         "CREATE TABLE docs (langchain_id text PRIMARY KEY, content text NOT NULL, "
@@ -199,7 +199,7 @@ def test_without_a_unique_id_a_langchain_table_gets_the_index(connection: Connec
 
 
 @pytest.mark.parametrize("layout", LAYOUT_NAMES)
-def test_missing_rights_are_named_with_the_grants_that_mend_them(
+def test_missing_rights_are_reported_with_the_grants_that_fix_them(
     connection: Connection, user: str, layout: LayoutName
 ):
     connection.execute('CREATE SCHEMA "my docs"')
@@ -227,9 +227,7 @@ def test_a_reader_needs_no_right_to_write(connection: Connection, user: str):
         find_table(connection, "chunks", rights=EVERY_RIGHT)
 
 
-def test_who_may_create_nothing_is_told_what_a_superuser_must_run(
-    connection: Connection, user: str
-):
+def test_a_user_without_rights_is_told_what_a_superuser_must_run(connection: Connection, user: str):
     connection.execute(SQL("SET ROLE {}").format(Identifier(user)))
     with pytest.raises(TableError, match="A superuser must run there: CREATE EXTENSION vector;"):
         prepare_table(connection, "chunks", "own", 8)
@@ -244,7 +242,7 @@ def test_who_may_create_nothing_is_told_what_a_superuser_must_run(
     assert prepare_table(connection, "chunks", "own", 8).name == "chunks"
 
 
-def test_who_does_not_own_a_llamaindex_table_is_told_what_the_owner_must_run(
+def test_a_user_who_does_not_own_a_llamaindex_table_is_told_what_the_owner_must_run(
     connection: Connection, user: str
 ):
     prepare_table(connection, "docs", "llamaindex", 8)
@@ -280,12 +278,12 @@ def test_pgvector_may_be_in_a_schema_off_the_search_path(connection: Connection)
         ('"say ""hi"""', (None, 'say "hi"')),
     ],
 )
-def test_names_are_read_as_in_sql(name: str, parts: tuple[str | None, str]):
+def test_names_are_parsed_as_in_sql(name: str, parts: tuple[str | None, str]):
     assert split_name(name) == parts
 
 
 @pytest.mark.parametrize("name", ["", "a.b.c", ".a", "a.", '"a', "x" * 64, "a\0b"])
-def test_names_that_cannot_be_read_are_refused(name: str):
+def test_names_that_cannot_be_parsed_are_refused(name: str):
     with pytest.raises(TableError, match="`table` is"):
         split_name(name)
 
@@ -306,7 +304,7 @@ def test_a_name_too_long_for_llamaindex_is_refused(connection: Connection):
         ("1.0", False, False),
     ],
 )
-def test_old_pgvectors_are_refused_or_warned_of(
+def test_old_versions_of_pgvector_are_refused_or_cause_a_warning(
     connection: Connection, version: str, refused: bool, warned: bool
 ):
     prepare_table(connection, "chunks", "own", 8)

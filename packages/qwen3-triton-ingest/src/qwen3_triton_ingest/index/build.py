@@ -102,10 +102,10 @@ def build_index(
         plan = _Plan(
             statement.compose(table, temporary, concurrently=options.concurrently),
             table,
-            choose_workers(connection, options),
+            _choose_workers(connection, options),
             options.concurrently,
         )
-        memory = choose_memory(connection, table, statement, options)
+        memory = _choose_memory(connection, table, statement, options)
         if on_notice is not None:
             _surface_notices(connection, memory, on_notice)
         _build(dsn, connection, plan, on_progress, on_notice)
@@ -127,7 +127,7 @@ def _build(
     on_notice: OnNotice | None,
 ) -> None:
     try:
-        _watched(dsn, connection, plan, on_progress)
+        _execute_watched(dsn, connection, plan, on_progress)
     except psycopg.errors.InsufficientPrivilege as error:
         msg = (
             f"The user `{connection.info.user}` may not build an index on {plan.table} "
@@ -144,10 +144,10 @@ def _build(
                 "`--shm-size` above `maintenance_work_mem`; otherwise enlarge /dev/shm."
             )
         drop_invalid(connection, plan.table)
-        _watched(dsn, connection, plan._replace(workers=0), on_progress)
+        _execute_watched(dsn, connection, plan._replace(workers=0), on_progress)
 
 
-def _watched(
+def _execute_watched(
     dsn: str, connection: Connection, plan: _Plan, on_progress: OnIndexProgress | None
 ) -> None:
     """Execute in a thread, so that this one can report progress and be interrupted."""
@@ -165,14 +165,9 @@ def _watched(
 
 
 def _execute(connection: Connection, plan: _Plan) -> None:
-    if plan.concurrently:
-        with table_workers(connection, plan.table, plan.workers):
-            connection.execute(plan.create)
-        return
-    with (
-        connection.transaction(),
-        table_workers(connection, plan.table, plan.workers),
-    ):
+    # CREATE INDEX CONCURRENTLY cannot run in a transaction.
+    transaction = contextlib.nullcontext() if plan.concurrently else connection.transaction()
+    with transaction, _table_workers(connection, plan.table, plan.workers):
         connection.execute(plan.create)
 
 
@@ -227,7 +222,7 @@ def set_up_session(connection: Connection) -> None:
             _set(connection, "client_connection_check_interval", _CLIENT_CHECK)
 
 
-def choose_memory(
+def _choose_memory(
     connection: Connection, table: Table, statement: BuildStatement, options: IndexOptions
 ) -> int:
     """Set `maintenance_work_mem` for this session and return it in bytes.
@@ -249,7 +244,7 @@ def choose_memory(
     return _size(connection, "maintenance_work_mem")
 
 
-def choose_workers(connection: Connection, options: IndexOptions) -> int:
+def _choose_workers(connection: Connection, options: IndexOptions) -> int:
     """Set how many parallel workers this session's builds may use, and return it."""
     if options.parallel_workers is None:
         row = connection.execute("SHOW max_parallel_maintenance_workers").fetchone()
@@ -259,22 +254,22 @@ def choose_workers(connection: Connection, options: IndexOptions) -> int:
 
 
 @contextmanager
-def table_workers(connection: Connection, table: Table, workers: int) -> Generator[None]:
+def _table_workers(connection: Connection, table: Table, workers: int) -> Generator[None]:
     """Make the planner give a build these workers, and restore the table's option afterwards.
 
     On its own it gives none: vectors are stored out of line, and the table looks small.
     """
-    former = _table_workers(connection, table)
-    set_workers(connection, table, workers)
+    former = _workers_of(connection, table)
+    _set_workers(connection, table, workers)
     try:
         yield
     finally:
         # In a transaction that failed, the rollback restores the option.
         if connection.info.transaction_status != psycopg.pq.TransactionStatus.INERROR:
-            set_workers(connection, table, former)
+            _set_workers(connection, table, former)
 
 
-def set_workers(connection: Connection, table: Table, workers: int | None) -> None:
+def _set_workers(connection: Connection, table: Table, workers: int | None) -> None:
     """Set the table's option `parallel_workers`; None removes it."""
     change: sql.Composable = sql.SQL("RESET (parallel_workers)")
     if workers is not None:
@@ -282,7 +277,7 @@ def set_workers(connection: Connection, table: Table, workers: int | None) -> No
     connection.execute(sql.SQL("ALTER TABLE {} {}").format(table.identifier, change))
 
 
-def _table_workers(connection: Connection, table: Table) -> int | None:
+def _workers_of(connection: Connection, table: Table) -> int | None:
     row = connection.execute(
         "SELECT o.option_value::int FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
         "CROSS JOIN pg_options_to_table(c.reloptions) o "
