@@ -1,4 +1,4 @@
-"""Tables filled with real text and the nano model's vectors of it, in every layout."""
+"""Tables of real text with vectors of the nano model, in every layout."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _corpus(in_process_gateway: GatewayProcess) -> Corpus:
 
 @pytest.fixture(name="paragraphs", scope="session")
 def _paragraphs(in_process_gateway: GatewayProcess) -> Corpus:
-    """Three thousand paragraphs of Python's own documentation; see their metadata."""
+    """Three thousand paragraphs of Python's documentation; their metadata numbers them."""
     texts = dict.fromkeys(" ".join(paragraph.split())[:240] for paragraph in _documentation())
     entries = [
         Entry(
@@ -65,7 +65,7 @@ def _documentation() -> Generator[str]:
 
 @pytest.fixture(name="library", scope="session")
 def _library(postgres_uri: str, corpus: Corpus) -> Generator[Library]:
-    """Read it only."""
+    """Do not write to it."""
     for dsn in create_database(postgres_uri):
         tables: dict[LayoutName, str] = {layout: f"manuals_{layout}" for layout in LAYOUTS}
         for layout, name in tables.items():

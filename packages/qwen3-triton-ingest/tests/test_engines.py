@@ -41,7 +41,7 @@ def _corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(
     dsn: str, gateway_url: str, *arguments: str, program: tuple[str, ...] = (str(COMMAND),)
 ) -> Generator[subprocess.Popen[str]]:
-    """Run `load` as users do; end it, and what it began, where the test fails."""
+    """Run `load` as users do; if the test fails, kill it and everything it started."""
     variables = {"DATABASE_URL": dsn, "QWEN3_TRITON_URL": gateway_url, "TERM": "dumb"}
     process = subprocess.Popen(
         [*program, "load", *arguments, "--table", "chunks", *FLAGS],
@@ -93,7 +93,7 @@ def test_every_engine_makes_the_same_table(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_requests_under_way_are_bounded_over_all_workers(
+def test_concurrent_requests_are_limited_across_all_workers(
     corpus: Path, database_url: str, in_process_gateway: GatewayProcess, engine: str
 ) -> None:
     proxy = FaultProxy(in_process_gateway.url)
@@ -108,7 +108,7 @@ def test_requests_under_way_are_bounded_over_all_workers(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_error_in_a_shard_is_told_in_its_own_words(
+def test_an_error_in_a_shard_keeps_its_message(
     database_url: str, in_process_gateway: GatewayProcess, engine: str
 ) -> None:
     arguments = (database_url, "--query", "SELECT 1/0 AS id, 'a' AS text", "--engine", engine)
@@ -147,7 +147,7 @@ def test_missing_ray_cluster_is_an_error_that_names_the_option(
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-def test_interrupt_ends_soon_and_the_run_goes_on(
+def test_an_interrupt_ends_soon_and_the_run_resumes(
     tmp_path: Path, database_url: str, in_process_gateway: GatewayProcess, engine: str
 ) -> None:
     corpus = write_corpus(tmp_path / "corpus", files=60, documents=30)
@@ -183,7 +183,7 @@ def shards(count: int) -> Generator[Shard]:
         yield Shard("here", f"part {number}", number.to_bytes(2, "big"), "text")
 
 
-def test_no_more_shards_than_workers_are_under_way() -> None:
+def test_no_more_shards_than_workers_run_at_once() -> None:
     lock, under_way, most = threading.Lock(), 0, 0
     taken: list[Shard] = []
 
@@ -213,7 +213,7 @@ def test_no_more_shards_than_workers_are_under_way() -> None:
     assert len({shard.key for shard in taken}) == 40
 
 
-def test_failing_shard_stops_the_rest() -> None:
+def test_a_failing_shard_stops_the_rest() -> None:
     begun: list[str] = []
     stopped: list[str] = []
 
@@ -235,4 +235,4 @@ def test_failing_shard_stops_the_rest() -> None:
         list(map_shards(engine, shards(1000), workers=2))
     assert time.monotonic() - began < 20
     assert len(begun) <= 6
-    assert stopped == ["part 2"], "what is under way is told to stop"
+    assert stopped == ["part 2"], "running work is told to stop"

@@ -1,4 +1,4 @@
-"""Metadata filters: what they find, against the same condition in Python, and what they refuse."""
+"""Metadata filters: what they find, compared to Python, and what they reject."""
 
 from __future__ import annotations
 
@@ -124,11 +124,11 @@ def test_a_filter_finds_what_the_same_condition_finds(
     assert _found(connection, table, given) == [n for n, row in enumerate(ROWS) if predicate(row)]
 
 
-def test_a_key_with_a_dot_leads_into_an_object_only(connection: psycopg.Connection) -> None:
+def test_a_key_with_a_dot_only_leads_into_an_object(connection: psycopg.Connection) -> None:
     assert _found(connection, TABLES[0], {"a.b": 1}) == []
 
 
-def test_equality_is_served_by_a_gin_index(connection: psycopg.Connection) -> None:
+def test_equality_uses_a_gin_index(connection: psycopg.Connection) -> None:
     condition = compile_filter(TABLES[0], {"lang": "en", "year": {"$in": [2019, 2020]}})
     assert condition is not None
     with connection.transaction(force_rollback=True):
@@ -141,7 +141,7 @@ def test_equality_is_served_by_a_gin_index(connection: psycopg.Connection) -> No
     assert "own_rows_metadata_idx" in plan
 
 
-def test_columns_that_langchain_keeps_metadata_in_are_filtered_by_their_type(
+def test_metadata_columns_of_langchain_are_filtered_by_their_type(
     connection: psycopg.Connection,
 ) -> None:
     table = Table("public", "typed", LANGCHAIN, 3, metadata_columns=("year", "day"))
@@ -158,7 +158,7 @@ def test_columns_that_langchain_keeps_metadata_in_are_filtered_by_their_type(
 
 
 @pytest.mark.parametrize("given", [None, {}])
-def test_no_condition_is_no_filter(given: dict[str, Any] | None) -> None:
+def test_an_empty_filter_has_no_condition(given: dict[str, Any] | None) -> None:
     assert compile_filter(TABLES[0], given) is None
 
 
@@ -244,12 +244,12 @@ def test_dates_and_uuids_compare_as_the_loader_writes_them() -> None:
         ('{"year": {"$gte": 2020}}', {"year": {"$gte": 2020}}),
     ],
 )
-def test_filters_can_be_typed(typed: str, meant: dict[str, Any]) -> None:
+def test_filters_can_be_typed_on_the_command_line(typed: str, meant: dict[str, Any]) -> None:
     assert parse_filters([typed]) == meant
     assert compile_filter(TABLES[0], parse_filters([typed])) is not None
 
 
-def test_several_typed_filters_must_all_hold(connection: psycopg.Connection) -> None:
+def test_several_typed_filters_must_all_match(connection: psycopg.Connection) -> None:
     given = parse_filters(["lang=en", "year>2020"])
     assert given is not None
     assert _found(connection, TABLES[0], given) == [1]

@@ -1,4 +1,4 @@
-"""Our store writes what LangChain's own writes, column by column, and keeps what it loses."""
+"""Our store writes the same rows as LangChain's own, and keeps what that one loses."""
 
 import datetime
 import math
@@ -117,7 +117,7 @@ CONFIGURATIONS = [
 
 
 class Pair:
-    """Our store and LangChain's, each on a table of its own, made alike."""
+    """Our store and LangChain's, each with its own table of the same kind."""
 
     def __init__(self, database_url: str, engine: PGEngine, how: Configuration) -> None:
         self.how = how
@@ -242,7 +242,7 @@ def test_documents_and_texts_equal_those_of_the_original(pair: Pair):
     pair.assert_equal(5)
 
 
-def test_the_originals_search_finds_what_ours_stored(pair: Pair):
+def test_the_search_of_the_original_finds_what_ours_stored(pair: Pair):
     pair.ours.add_texts(TEXTS[1:], pair.how.metadatas[1:], ids=IDS[1:])
     pair.theirs.add_texts(TEXTS[1:], pair.how.metadatas[1:], ids=IDS[1:])
     for text in TEXTS[1:]:
@@ -252,13 +252,13 @@ def test_the_originals_search_finds_what_ours_stored(pair: Pair):
         assert pair.how.hybrid or ours[0].page_content == text
 
 
-def test_metadata_given_is_left_as_it_was(pair: Pair):
+def test_the_metadata_of_the_caller_is_not_changed(pair: Pair):
     given = [dict(each) for each in pair.how.metadatas]
     pair.ours.add_texts(TEXTS, given, ids=IDS)
     assert given == pair.how.metadatas
 
 
-async def test_asynchronous_calls_in_the_callers_own_loop(database_url: str):
+async def test_asynchronous_calls_run_in_the_loop_of_the_caller(database_url: str):
     url = database_url.replace("postgresql://", "postgresql+asyncpg://")
     pool = create_async_engine(url)
     engine = PGEngine.from_engine(pool)
@@ -276,7 +276,7 @@ async def test_asynchronous_calls_in_the_callers_own_loop(database_url: str):
     await pool.dispose()
 
 
-def test_stores_made_from_texts_and_documents_are_ours(engine: PGEngine, database_url: str):
+def test_stores_created_from_texts_and_documents_are_ours(engine: PGEngine, database_url: str):
     one = BulkPGVectorStore.from_texts(["a"], EMBEDDING, engine, "docs", ids=[IDS[0]])
     two = BulkPGVectorStore.from_documents([Document("b", id=IDS[1])], EMBEDDING, engine, "docs")
     assert isinstance(one, BulkPGVectorStore)
@@ -284,7 +284,7 @@ def test_stores_made_from_texts_and_documents_are_ours(engine: PGEngine, databas
     assert [row[:2] for row in stored(database_url)] == [(IDS[0], "a"), (IDS[1], "b")]
 
 
-def test_ids_are_made_where_they_are_missing(store: BulkPGVectorStore, database_url: str):
+def test_missing_ids_are_created(store: BulkPGVectorStore, database_url: str):
     given = store.add_texts(["a", "b", "c"], ids=[None, IDS[0], uuid4()])
     assert given[1] == IDS[0]
     assert [row[0] for row in stored(database_url)] == given
@@ -300,7 +300,7 @@ def test_generators_of_texts_are_stored(store: BulkPGVectorStore, database_url: 
 
 
 class Forgetful(Embeddings):
-    """Gives a vector less than was asked for."""
+    """Returns one vector too few."""
 
     def embed_documents(self, texts: list[str]) -> list[list[float]]:
         return EMBEDDING.embed_documents(texts[1:])
@@ -317,7 +317,7 @@ def test_fewer_vectors_than_texts_store_nothing(engine: PGEngine, database_url: 
 
 
 @pytest.mark.parametrize("other", ["metadatas", "ids"])
-def test_lists_of_other_lengths_store_nothing(
+def test_lists_of_different_lengths_store_nothing(
     store: BulkPGVectorStore, database_url: str, other: str
 ):
     values: list[Any] = [{}] if other == "metadatas" else [IDS[0]]
@@ -350,7 +350,7 @@ def test_an_engine_that_commits_each_statement_still_stores_all_or_nothing(datab
     assert [row[1] for row in stored(database_url)] == ["a"]
 
 
-def test_nothing_is_stored_from_nothing(store: BulkPGVectorStore, database_url: str):
+def test_no_texts_store_nothing(store: BulkPGVectorStore, database_url: str):
     assert store.add_texts([]) == []
     assert store.add_documents([]) == []
     assert store.add_embeddings([], []) == []
@@ -360,7 +360,7 @@ def test_nothing_is_stored_from_nothing(store: BulkPGVectorStore, database_url: 
 def test_our_embeddings_are_stored_without_python_floats(
     database_url: str, in_process_gateway: GatewayProcess, monkeypatch: pytest.MonkeyPatch
 ):
-    """What `embed_documents` would give, bit by bit; it is not even called."""
+    """The same bits as from `embed_documents`, which is not even called."""
     embeddings = Qwen3TritonEmbeddings(base_url=in_process_gateway.url)
     texts = ["Basalt is a volcanic rock.", "Ice is frozen water."]
     expected = embeddings.embed_documents(texts)
@@ -380,7 +380,7 @@ def test_our_embeddings_are_stored_without_python_floats(
 
 
 class TestLangChainsOwnSuite(VectorStoreIntegrationTests):
-    """What LangChain asks of every vector store."""
+    """LangChain's tests for every vector store."""
 
     @pytest.fixture
     def vectorstore(self, database_url: str) -> Iterator[VectorStore]:

@@ -1,4 +1,4 @@
-"""Our store writes what LlamaIndex' own writes, column by column, but no node twice."""
+"""Our store writes the same rows as LlamaIndex's own, without duplicates."""
 
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -42,7 +42,7 @@ def vector(number: int) -> list[float]:
 
 
 def nodes() -> list[BaseNode]:
-    """Give a node of each kind and with each kind of content that must survive."""
+    """Return nodes of every kind, with every kind of content that must survive."""
     source = RelatedNodeInfo(node_id="doc 1", node_type="4", metadata={"a": 1}, hash="h")
     made: list[BaseNode] = [
         TextNode(id_="a", text="running shoes", metadata={"lang": "en", "n": 1}),
@@ -82,8 +82,8 @@ def _make(database_url: str) -> Iterator[MakeStore]:
 
     yield make
     for store in made:
-        if store._engine is not None:
-            store._engine.dispose()
+        if store.client is not None:
+            store.client.dispose()
 
 
 def sqlalchemy_url(database_url: str, driver: str) -> str:
@@ -129,7 +129,9 @@ async def test_rows_written_asynchronously_are_the_same(
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-def test_the_originals_queries_find_what_ours_stored(make: MakeStore, options: dict[str, Any]):
+def test_the_queries_of_the_original_find_what_ours_stored(
+    make: MakeStore, options: dict[str, Any]
+):
     ours, theirs = (
         make(BulkPGVectorStore, "docs", **options),
         make(PGVectorStore, "docs", **options),
@@ -149,7 +151,7 @@ def test_the_originals_queries_find_what_ours_stored(make: MakeStore, options: d
     assert theirs.query(query).ids == ["b"]
 
 
-def test_adding_again_replaces_instead_of_doubling(make: MakeStore, database_url: str):
+def test_adding_again_replaces_instead_of_duplicating(make: MakeStore, database_url: str):
     store = make(BulkPGVectorStore, "docs")
     store.add(nodes())
     before = rows(database_url, store)
@@ -164,7 +166,7 @@ def test_adding_again_replaces_instead_of_doubling(make: MakeStore, database_url
     assert found[1][4] != before[1][4]
 
 
-def test_of_nodes_with_one_id_the_last_wins(make: MakeStore, database_url: str):
+def test_the_last_of_several_nodes_with_one_id_wins(make: MakeStore, database_url: str):
     store = make(BulkPGVectorStore, "docs")
     given = [
         TextNode(id_=each, text=text, embedding=vector(1))
@@ -174,7 +176,7 @@ def test_of_nodes_with_one_id_the_last_wins(make: MakeStore, database_url: str):
     assert [row[1] for row in rows(database_url, store)] == ["last", "other"]
 
 
-def test_many_nodes_are_one_transaction(make: MakeStore, database_url: str):
+def test_many_nodes_are_stored_in_one_transaction(make: MakeStore, database_url: str):
     store = make(BulkPGVectorStore, "docs")
     many = [TextNode(id_=f"{n}", text=f"t{n}", embedding=vector(n)) for n in range(2500)]
     wrong = TextNode(id_="wrong", text="w", embedding=[1.0] * 8)
@@ -193,7 +195,7 @@ def test_a_node_without_embedding_stores_nothing(make: MakeStore, database_url: 
     assert rows(database_url, store) == []
 
 
-def test_a_table_with_doubled_nodes_is_refused_with_the_cure(make: MakeStore, database_url: str):
+def test_a_table_with_duplicate_nodes_is_refused_with_a_remedy(make: MakeStore, database_url: str):
     theirs = make(PGVectorStore, "docs")
     theirs.add(nodes())
     theirs.add(nodes()[:2])
@@ -245,7 +247,7 @@ def test_a_missing_table_is_an_error(make: MakeStore):
 
 
 @pytest.mark.parametrize("isolation_level", ["AUTOCOMMIT", "SERIALIZABLE"])
-async def test_over_psycopg_and_in_any_isolation(database_url: str, isolation_level: str):
+async def test_psycopg_and_every_isolation_level_work(database_url: str, isolation_level: str):
     url = sqlalchemy_url(database_url, "psycopg")
     engine = create_engine(url, isolation_level=isolation_level)
     async_engine = create_async_engine(url, isolation_level=isolation_level)
@@ -263,7 +265,7 @@ async def test_over_psycopg_and_in_any_isolation(database_url: str, isolation_le
     await store.close()
 
 
-async def test_psycopg2_and_asyncpg_that_commit_each_statement(make: MakeStore, database_url: str):
+async def test_psycopg2_and_asyncpg_work_in_autocommit(make: MakeStore, database_url: str):
     store = make(BulkPGVectorStore, "docs", create_engine_kwargs={"isolation_level": "AUTOCOMMIT"})
     bad = TextNode(id_="wrong", text="w", embedding=[1.0] * 8)
     store.add(nodes()[:3])

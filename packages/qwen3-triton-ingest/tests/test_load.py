@@ -1,4 +1,4 @@
-"""A load writes what the gateway gives, from every kind of source."""
+"""A load stores the vectors of the gateway, from every kind of source."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def _loading(database_url: str, in_process_gateway: GatewayProcess) -> Loading:
     return quick_loading(database_url, in_process_gateway)
 
 
-def test_every_chunk_has_the_gateways_vector(loading: Loading, tmp_path: Path) -> None:
+def test_every_chunk_has_the_vector_of_the_gateway(loading: Loading, tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "corpus", files=3, documents=20)
     report = loading(corpus)
     rows = rows_of(loading.dsn, TABLE)
@@ -56,7 +56,7 @@ def _as_row(vector: Any) -> Any:
     return np.frombuffer(vector, dtype="f4")
 
 
-def test_folder_of_text_and_markdown(loading: Loading, tmp_path: Path) -> None:
+def test_a_folder_of_text_and_markdown_is_loaded(loading: Loading, tmp_path: Path) -> None:
     folder = tmp_path / "docs"
     (folder / "deep").mkdir(parents=True)
     (folder / "a.txt").write_text(LONG, encoding="utf-8")
@@ -72,7 +72,7 @@ def test_folder_of_text_and_markdown(loading: Loading, tmp_path: Path) -> None:
     assert all(chunk in text for (chunk,) in chunks)
 
 
-def test_instruction_embeds_as_queries(loading: Loading, tmp_path: Path) -> None:
+def test_an_instruction_embeds_texts_as_queries(loading: Loading, tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "a.jsonl", [{"id": "a", "text": "One short text."}])
     loading(path, gateway=replace(loading.options.gateway, instruction="Find the twin"))
     (row,) = rows_of(loading.dsn, TABLE).values()
@@ -82,7 +82,7 @@ def test_instruction_embeds_as_queries(loading: Loading, tmp_path: Path) -> None
     assert row.vector.tobytes() == vector.tobytes()
 
 
-def test_vectors_computed_before(loading: Loading, tmp_path: Path) -> None:
+def test_precomputed_vectors_are_stored_unchanged(loading: Loading, tmp_path: Path) -> None:
     texts = SENTENCES[:20]
     with EmbeddingClient(loading.gateway.url) as client:
         embedded = client.embed(texts)
@@ -107,7 +107,7 @@ def test_vectors_computed_before(loading: Loading, tmp_path: Path) -> None:
         vector.byteswap()
         assert row.vector.tobytes() == vector.tobytes()
     assert loading(path, **changes).counts == Counts(unchanged=20)
-    # The same text and another vector: the row gets it.
+    # The row gets another vector of the same text.
     columns["vector"] = pa.array(
         [v.tolist()[::-1] for v in embedded.vectors], pa.list_(pa.float32())
     )
@@ -120,7 +120,7 @@ def test_vectors_computed_before(loading: Loading, tmp_path: Path) -> None:
     assert len(rows_of(loading.dsn, TABLE)) == 20
 
 
-def test_rows_of_a_query_and_no_password_in_the_ledger(loading: Loading) -> None:
+def test_rows_of_a_query_are_loaded_without_a_password_in_the_ledger(loading: Loading) -> None:
     loading.execute("CREATE TABLE articles (id int, body text, shelf int)")
     loading.execute(
         "INSERT INTO articles SELECT n, 'Article number ' || n, n % 3 FROM generate_series(1, 10) n"

@@ -1,4 +1,4 @@
-"""Whatever is wrong, the message says what to do, and the rest of the corpus is loaded."""
+"""Every error message says what to do, and the rest of the corpus is loaded."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def assert_rest_is_loaded(loading: Loading) -> None:
         ("blank.txt", b"  \n \t \n", "no text|blank|empty"),
     ],
 )
-def test_file_that_cannot_be_read(
+def test_an_unreadable_file_is_reported(
     loading: Loading, folder: Path, name: str, content: bytes, reason: str
 ) -> None:
     (folder / name).write_bytes(content)
@@ -92,9 +92,7 @@ def test_file_that_cannot_be_read(
         (b'{"id": "bad", "text": "   "}', "text"),
     ],
 )
-def test_record_that_cannot_be_loaded(
-    loading: Loading, folder: Path, line: bytes, reason: str
-) -> None:
+def test_a_bad_record_is_reported(loading: Loading, folder: Path, line: bytes, reason: str) -> None:
     path = folder / "good.jsonl"
     first, rest = path.read_bytes().split(b"\n", 1)
     path.write_bytes(b"\n".join([first, line, rest]))
@@ -106,7 +104,7 @@ def test_record_that_cannot_be_loaded(
     assert str(letter.origin).startswith(f"{path}:")
 
 
-def test_nul_is_replaced_when_told(loading: Loading, folder: Path) -> None:
+def test_nul_characters_are_replaced_on_request(loading: Loading, folder: Path) -> None:
     (folder / "nul.jsonl").write_text('{"id": "nul", "text": "a\\u0000b", "n": "\\u0000"}\n')
     report = loading(folder, read=ReadOptions(replace_nul=True))
     assert report.counts.failed == 0
@@ -117,10 +115,10 @@ def test_nul_is_replaced_when_told(loading: Loading, folder: Path) -> None:
     assert row == ("a\N{REPLACEMENT CHARACTER}b", "\N{REPLACEMENT CHARACTER}")
 
 
-def test_one_huge_line(loading: Loading, folder: Path) -> None:
+def test_a_huge_line_is_reported(loading: Loading, folder: Path) -> None:
     with (folder / "huge.jsonl").open("wb") as file:
         file.write(b'{"id": "huge", "text": "')
-        file.write(b"a" * 8192)  # no NUL where the begin is looked at
+        file.write(b"a" * 8192)  # no NUL in the part that is checked
         file.truncate(200 << 20)  # sparse
     report = loading(folder)
     assert_rest_is_loaded(loading)
@@ -128,12 +126,12 @@ def test_one_huge_line(loading: Loading, folder: Path) -> None:
     assert any("max_document_bytes" in letter.reason for letter in loading.letters())
 
 
-def test_document_of_ten_megabytes(loading: Loading, folder: Path) -> None:
+def test_a_document_of_ten_megabytes_is_loaded(loading: Loading, folder: Path) -> None:
     text = "\n\n".join(" ".join(SENTENCES[n % 900 : n % 900 + 4]) for n in range(30_000))
     text = text[: 10 << 20]
     assert len(text.encode()) >= 10 << 20
     (folder / "big.txt").write_text(text, encoding="utf-8")
-    # Large chunks of which the model sees little: this is about the loader, not about the model.
+    # Large chunks, most of which the model truncates: this tests the loader, not the model.
     with running_gateway("--max-length", "32") as gateway:
         report = loading(
             folder,
@@ -146,7 +144,7 @@ def test_document_of_ten_megabytes(loading: Loading, folder: Path) -> None:
     assert row[0] > 0.99 * len(text)
 
 
-def test_hundred_thousand_metadata_keys(loading: Loading, folder: Path) -> None:
+def test_a_hundred_thousand_metadata_keys_are_reported(loading: Loading, folder: Path) -> None:
     record = {"id": "wide", "text": "Short."} | {f"key {n}": n for n in range(100_000)}
     (folder / "wide.jsonl").write_text(json.dumps(record) + "\n", encoding="utf-8")
     report = loading(folder)
@@ -161,7 +159,7 @@ def test_hundred_thousand_metadata_keys(loading: Loading, folder: Path) -> None:
     assert "wide" in loading.doc_ids()
 
 
-def test_column_of_other_dimensions(loading: Loading, folder: Path) -> None:
+def test_a_column_of_other_dimensions_is_an_error(loading: Loading, folder: Path) -> None:
     with psycopg.connect(loading.dsn) as connection:
         connection.execute("CREATE EXTENSION vector")
         connection.execute(
@@ -175,7 +173,7 @@ def test_column_of_other_dimensions(loading: Loading, folder: Path) -> None:
 
 @pytest.fixture(name="weak_dsn")
 def _weak_dsn(database_url: str, postgres_uri: str) -> Generator[str]:
-    """The same database as somebody who owns nothing."""
+    """The same database for a role that owns nothing."""
     name, password = f"weak_{secrets.token_hex(4)}", secrets.token_hex(8)
     with psycopg.connect(postgres_uri, autocommit=True) as admin:
         admin.execute(
@@ -188,7 +186,9 @@ def _weak_dsn(database_url: str, postgres_uri: str) -> Generator[str]:
         admin.execute(SQL("DROP ROLE {}").format(Identifier(name)))
 
 
-def test_role_may_not_create_anything(loading: Loading, folder: Path, weak_dsn: str) -> None:
+def test_a_role_that_may_create_nothing_gets_the_grants_to_run(
+    loading: Loading, folder: Path, weak_dsn: str
+) -> None:
     with pytest.raises(TableError) as raised:
         loading(folder, dsn=weak_dsn)
     assert "vector" in str(raised.value), "pgvector comes first"
@@ -198,13 +198,17 @@ def test_role_may_not_create_anything(loading: Loading, folder: Path, weak_dsn: 
         loading(folder, dsn=weak_dsn)
 
 
-def test_role_may_not_use_the_table(loading: Loading, folder: Path, weak_dsn: str) -> None:
+def test_a_role_that_may_not_use_the_table_is_an_error(
+    loading: Loading, folder: Path, weak_dsn: str
+) -> None:
     loading(folder)
     with pytest.raises(TableError, match="GRANT"):
         loading(folder, dsn=weak_dsn)
 
 
-def test_role_may_not_create_the_ledger(loading: Loading, folder: Path, weak_dsn: str) -> None:
+def test_a_role_that_may_not_create_the_ledger_is_an_error(
+    loading: Loading, folder: Path, weak_dsn: str
+) -> None:
     role = conninfo_to_dict(weak_dsn)["user"]
     with psycopg.connect(loading.dsn) as connection:
         connection.execute("CREATE EXTENSION vector")
@@ -213,7 +217,9 @@ def test_role_may_not_create_the_ledger(loading: Loading, folder: Path, weak_dsn
         loading(folder, dsn=weak_dsn)
 
 
-def test_role_may_not_use_the_ledger(loading: Loading, folder: Path, weak_dsn: str) -> None:
+def test_a_role_that_may_not_use_the_ledger_is_an_error(
+    loading: Loading, folder: Path, weak_dsn: str
+) -> None:
     loading(folder)
     role = conninfo_to_dict(weak_dsn)["user"]
     with psycopg.connect(loading.dsn) as connection:
@@ -222,7 +228,7 @@ def test_role_may_not_use_the_ledger(loading: Loading, folder: Path, weak_dsn: s
         loading(folder, dsn=weak_dsn)
 
 
-def test_role_with_its_grants_can_load(loading: Loading, folder: Path, weak_dsn: str) -> None:
+def test_a_role_with_its_grants_can_load(loading: Loading, folder: Path, weak_dsn: str) -> None:
     role = Identifier(str(conninfo_to_dict(weak_dsn)["user"]))
     with psycopg.connect(loading.dsn) as connection:
         connection.execute("CREATE EXTENSION vector")
@@ -232,7 +238,7 @@ def test_role_with_its_grants_can_load(loading: Loading, folder: Path, weak_dsn:
     assert loading(folder, dsn=weak_dsn).counts.documents == len(GOOD)
 
 
-def test_server_is_away(loading: Loading, folder: Path) -> None:
+def test_an_unavailable_server_is_an_error_after_a_while(loading: Loading, folder: Path) -> None:
     port = free_ports(1)[0]
     began = time.monotonic()
     with pytest.raises(DatabaseError, match="unavailable for") as raised:
@@ -242,7 +248,7 @@ def test_server_is_away(loading: Loading, folder: Path) -> None:
     assert "geheim" not in str(raised.value)
 
 
-def test_wrong_password_is_not_shown(loading: Loading, folder: Path) -> None:
+def test_a_wrong_password_is_not_shown(loading: Loading, folder: Path) -> None:
     parts = urlsplit(loading.dsn)
     place = parts.netloc.split("@")[1]
     wrong = urlunsplit(parts._replace(netloc=f"postgres:geheim@{place}"))
@@ -262,7 +268,9 @@ def test_wrong_password_is_not_shown(loading: Loading, folder: Path) -> None:
         "mysql://me:geheim@localhost/db",
     ],
 )
-def test_dsn_is_nonsense(loading: Loading, folder: Path, dsn: str) -> None:
+def test_a_malformed_dsn_is_an_error_without_the_password(
+    loading: Loading, folder: Path, dsn: str
+) -> None:
     with pytest.raises(DatabaseError, match="postgresql://user:password@host") as raised:
         loading(folder, dsn=dsn)
     assert "geheim" not in _all_messages(raised.value)
@@ -277,13 +285,15 @@ def _all_messages(error: BaseException | None) -> str:
     return "\n".join(messages)
 
 
-def test_database_is_missing(loading: Loading, folder: Path) -> None:
+def test_a_missing_database_is_an_error(loading: Loading, folder: Path) -> None:
     dsn = loading.dsn.rpartition("/")[0] + "/nowhere"
     with pytest.raises(DatabaseError, match="nowhere"):
         loading(folder, dsn=dsn)
 
 
-def test_gateway_is_away(loading: Loading, folder: Path) -> None:
+def test_an_unavailable_gateway_is_an_error_with_its_address(
+    loading: Loading, folder: Path
+) -> None:
     port = free_ports(1)[0]
     with pytest.raises(EmbeddingError, match=str(port)):
         loading(folder, gateway=GatewayOptions(url=f"http://127.0.0.1:{port}"))
@@ -298,7 +308,7 @@ def test_gateway_is_away(loading: Loading, folder: Path) -> None:
         ("void", "no file of a known format"),
     ],
 )
-def test_source_cannot_be_found(
+def test_a_source_without_readable_files_is_an_error(
     loading: Loading,
     folder: Path,
     source: str,
@@ -312,13 +322,13 @@ def test_source_cannot_be_found(
         loading(source)
 
 
-def test_query_that_fails(loading: Loading) -> None:
+def test_a_failing_query_is_an_error(loading: Loading) -> None:
     read = ReadOptions(query="SELECT * FROM nowhere")
     with pytest.raises(SourceError, match="nowhere"):
         loading(loading.dsn, read=read)
 
 
-def test_table_name_of_other_shape(loading: Loading, folder: Path) -> None:
+def test_a_malformed_table_name_is_an_error(loading: Loading, folder: Path) -> None:
     with psycopg.connect(loading.dsn) as connection:
         connection.execute("CREATE EXTENSION vector")
         connection.execute("CREATE TABLE chunks (a int)")
@@ -327,15 +337,15 @@ def test_table_name_of_other_shape(loading: Loading, folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "said"),
+    ("flags", "message"),
     [
         (("--gateway-url", "ftp://x"), "`base_url` must look like"),
         (("--label", "lang"), "must look like KEY=VALUE"),
         (("--workers", "0"), "not in the range"),
     ],
 )
-def test_option_out_of_range_is_bad_usage(flags: tuple[str, ...], said: str) -> None:
+def test_an_option_out_of_range_is_bad_usage(flags: tuple[str, ...], message: str) -> None:
     arguments = ["load", "a.jsonl", "--dsn", "postgresql://nobody@127.0.0.1:1/x", "--table", "t"]
     result = CliRunner().invoke(main, [*arguments, *flags])
     assert result.exit_code == 2
-    assert said in result.output
+    assert message in result.output

@@ -1,4 +1,4 @@
-"""LangChain's and LlamaIndex' own stores open what was loaded, and find what is nearest."""
+"""LangChain's and LlamaIndex's own stores open a loaded table, and find the nearest texts."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def load_all(loading: Loading, sources: list[Path], layout: LayoutName) -> None:
 
 
 def exact(loading: Loading, layout: LayoutName, questions: list[list[float]]) -> list[set[str]]:
-    """Return the texts nearest to each question, by looking at every row."""
+    """Return the texts nearest to each question, comparing every row."""
     known = LAYOUTS[layout]
     query = (
         f"SELECT {known.content} FROM {known.table_prefix}{TABLE} "

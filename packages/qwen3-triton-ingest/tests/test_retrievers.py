@@ -1,4 +1,4 @@
-"""The retrievers, in the frameworks that they are for."""
+"""The retrievers of LangChain and LlamaIndex, run by the frameworks."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _layout(request: pytest.FixtureRequest) -> LayoutName:
 @pytest.fixture(name="langchain")
 def _langchain(library: Library, layout: LayoutName) -> Generator[LangChainRetriever]:
     retriever = LangChainRetriever(
-        dsn=library.dsn,  # pyright: ignore[reportArgumentType] - pydantic makes a secret of it
+        dsn=library.dsn,  # pyright: ignore[reportArgumentType] - pydantic turns it into a secret
         table=library.tables[layout],
         base_url=library.gateway_url,
     )
@@ -72,7 +72,7 @@ class TestLangChainsOwnSuite(RetrieversIntegrationTests):
         return "How do flying mammals find their prey in total darkness?"
 
 
-def test_langchain_gets_documents_with_their_scores(
+def test_langchain_returns_documents_with_their_scores(
     library: Library, langchain: LangChainRetriever
 ) -> None:
     entry = library.entries[9]
@@ -85,7 +85,7 @@ def test_langchain_gets_documents_with_their_scores(
     assert best.metadata["score"] > 0
 
 
-def test_options_of_one_call_win_over_the_fields(langchain: LangChainRetriever) -> None:
+def test_options_of_one_call_override_the_fields(langchain: LangChainRetriever) -> None:
     asked = "How do animals see in the dark?"
     langchain.filter = {"subject": "animals"}
     subjects = {document.metadata["subject"] for document in langchain.invoke(asked)}
@@ -121,7 +121,7 @@ def test_langchain_reads_its_dsn_from_the_environment(
     retriever.close()
 
 
-def test_langchain_refuses_what_is_out_of_range_and_shows_no_secret() -> None:
+def test_langchain_rejects_options_out_of_range_without_showing_a_secret() -> None:
     dsn = f"postgresql://u:{PASSWORD}@localhost/x"
     for wrong in ({"k": 0}, {"mode": "semantic"}, {"candidates": 1}, {"unknown": 1}):
         with pytest.raises(ValidationError) as caught:
@@ -132,7 +132,7 @@ def test_langchain_refuses_what_is_out_of_range_and_shows_no_secret() -> None:
     assert PASSWORD not in retriever.model_dump_json()
 
 
-def test_llamaindex_gets_nodes_with_their_scores(
+def test_llamaindex_returns_nodes_with_their_scores(
     library: Library, llamaindex: LlamaIndexRetriever
 ) -> None:
     entry = library.entries[9]
@@ -161,7 +161,7 @@ def test_llamaindex_retrieves_in_event_loops(
     ]
 
 
-def test_llamaindex_query_engines_take_it(
+def test_llamaindex_query_engines_accept_it(
     library: Library, llamaindex: LlamaIndexRetriever
 ) -> None:
     synthesizer = NoText(llm=MockLLM())
@@ -171,6 +171,6 @@ def test_llamaindex_query_engines_take_it(
     assert str(entry.id) in [node.node.node_id for node in answer.source_nodes]
 
 
-def test_llamaindex_refuses_what_is_out_of_range() -> None:
+def test_llamaindex_rejects_options_out_of_range() -> None:
     with pytest.raises(ValueError, match="`k` must be 1 to 10000, not 0"):
         LlamaIndexRetriever(f"postgresql://u:{PASSWORD}@localhost/x", "t", k=0)

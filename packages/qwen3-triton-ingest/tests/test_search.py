@@ -1,4 +1,4 @@
-"""Searches over real vectors of real text, in each layout, against what Python computes."""
+"""Searches of real vectors of real text, in each layout, compared to Python."""
 
 from __future__ import annotations
 
@@ -48,7 +48,9 @@ def _nearest(library: Library, question: str, k: int) -> list[tuple[str, float]]
     return sorted(distances.items(), key=lambda item: item[1])[:k]
 
 
-def test_the_nearest_are_what_python_computes(library: Library, searcher: Searcher) -> None:
+def test_the_nearest_chunks_are_those_that_python_computes(
+    library: Library, searcher: Searcher
+) -> None:
     for entry in library.entries[::60]:
         hits = searcher.search(entry.question, mode="vector", k=7)
         expected = _nearest(library, entry.question, 7)
@@ -60,7 +62,7 @@ def test_the_nearest_are_what_python_computes(library: Library, searcher: Search
         assert {hit.text_rank for hit in hits} == {None}
 
 
-def test_a_hit_is_the_row_as_it_was_loaded(library: Library, searcher: Searcher) -> None:
+def test_a_hit_has_the_row_as_it_was_loaded(library: Library, searcher: Searcher) -> None:
     entry = library.entries[40]
     hit = searcher.search(entry.question, mode="vector", k=1)[0]
     assert (hit.id, hit.doc_id, hit.seq, hit.text) == (str(entry.id), entry.doc_id, 0, entry.text)
@@ -69,7 +71,9 @@ def test_a_hit_is_the_row_as_it_was_loaded(library: Library, searcher: Searcher)
     assert str(entry.metadata["title"]) not in repr(hit)
 
 
-def test_words_find_the_texts_that_have_any_of_them(library: Library, searcher: Searcher) -> None:
+def test_text_search_finds_texts_with_any_of_the_words(
+    library: Library, searcher: Searcher
+) -> None:
     hits = searcher.search("qwxz lava zzyzx", mode="text", k=20)
     having = {e.doc_id for e in library.entries if "lava" in re.findall(r"\w+", e.text.lower())}
     assert having
@@ -79,7 +83,7 @@ def test_words_find_the_texts_that_have_any_of_them(library: Library, searcher: 
     assert {hit.distance for hit in hits} == {None}
 
 
-def test_titles_are_found_better_by_both_than_by_either_alone(library: Library) -> None:
+def test_hybrid_search_finds_titles_better_than_either_search_alone(library: Library) -> None:
     with Searcher(
         library.dsn,
         library.tables["own"],
@@ -118,7 +122,7 @@ def test_fusion_is_the_sum_of_reciprocal_ranks(own: Searcher, library: Library) 
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_filter_holds_in_every_mode(searcher: Searcher, mode: SearchMode) -> None:
+def test_a_filter_applies_in_every_mode(searcher: Searcher, mode: SearchMode) -> None:
     given = {"subject": {"$in": ["animals", "astronomy"]}, "number": {"$gte": 10}}
     hits = searcher.search("How do animals see in the dark?", mode=mode, k=12, filter=given)
     assert hits
@@ -131,7 +135,7 @@ def test_a_filter_that_nothing_passes_finds_nothing(searcher: Searcher, mode: Se
     assert searcher.search("Why?", mode=mode, filter={"subject": "alchemy"}) == []
 
 
-def test_more_rows_than_there_are_gives_all(own: Searcher, library: Library) -> None:
+def test_asking_for_more_rows_than_exist_returns_all(own: Searcher, library: Library) -> None:
     hits = own.search("water", mode="vector", k=1000)
     assert {hit.id for hit in hits} == {str(entry.id) for entry in library.entries}
 
@@ -144,12 +148,12 @@ def test_any_question_is_safe(own: Searcher, question: str, mode: SearchMode) ->
     try:
         hits = own.search(question, mode=mode, k=3)
     except EmbeddingError:
-        assert mode != "text"  # the gateway refuses to embed nothing
+        assert mode != "text"  # the gateway rejects a blank text
         return
     assert len(hits) == (3 if mode == "vector" else len(hits))
 
 
-def test_words_need_no_gateway(library: Library) -> None:
+def test_text_search_needs_no_gateway(library: Library) -> None:
     table = library.tables["own"]
     assert search(library.dsn, table, "lava", mode="text", gateway=NOWHERE)
     with EmbeddingClient(NOWHERE.url, max_retries=0) as client, pytest.raises(EmbeddingError):
@@ -195,7 +199,7 @@ def test_a_lost_connection_is_replaced(own: Searcher, library: Library) -> None:
     assert own.search("volcano", mode="text") == before
 
 
-def test_a_connection_of_the_caller_is_left_as_it_was(library: Library) -> None:
+def test_a_connection_of_the_caller_is_left_unchanged(library: Library) -> None:
     with psycopg.connect(library.dsn) as connection:
         connection.execute("CREATE TEMP TABLE mine (x int)")
         hits = search(
@@ -209,7 +213,7 @@ def test_a_connection_of_the_caller_is_left_as_it_was(library: Library) -> None:
         connection.execute("SELECT * FROM mine")
 
 
-async def test_a_connection_of_the_caller_is_for_threads(library: Library) -> None:
+async def test_a_connection_of_the_caller_works_in_threads_only(library: Library) -> None:
     with psycopg.connect(library.dsn) as connection:
         searcher = Searcher(connection, library.tables["own"], gateway=NOWHERE)
         with pytest.raises(TypeError, match="`asearch` needs a searcher with a DSN"):
@@ -269,14 +273,14 @@ def test_mistakes_have_plain_errors(library: Library) -> None:
         search(library.dsn, "manuals_own", "x", mode="text", text_backend="paradedb")
 
 
-def test_a_search_that_takes_too_long_says_what_helps(library: Library) -> None:
+def test_a_search_that_takes_too_long_is_an_error_with_remedies(library: Library) -> None:
     slow = f"{library.dsn}?options=-c%20statement_timeout%3D1"
     question = " ".join(entry.text for entry in library.entries)
     with pytest.raises(DatabaseError, match="too long"):
         search(slow, "manuals_own", question, mode="text", k=100)
 
 
-def test_a_role_that_may_only_read_the_table_is_told_what_to_grant(library: Library) -> None:
+def test_a_role_without_access_to_the_ledger_gets_the_grants_to_run(library: Library) -> None:
     table = library.tables["own"]
     with psycopg.connect(library.dsn, autocommit=True) as connection:
         connection.execute("CREATE ROLE reader LOGIN PASSWORD 'reader'")

@@ -1,4 +1,4 @@
-"""Searches through vector indexes: which is used, how well it finds, and what filters do to it."""
+"""Searches with vector indexes: which one is used, its recall, and the effect of filters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from qwen3_triton_ingest.search.queries import (
 from qwen3_triton_ingest.search.steps import Fetch
 from qwen3_triton_ingest.tables.preparation import find_table
 
-# Questions about Python; none of them is in the table.
+# Questions about Python that are not in the table.
 QUESTIONS = (
     "How do I catch several kinds of exceptions at once?",
     "What does the walrus operator do?",
@@ -45,7 +45,7 @@ def _dsn(postgres_uri: str, paragraphs: Corpus) -> Generator[str]:
             connection.execute(
                 "CREATE INDEX ON topics USING hnsw ((embedding::halfvec(1024)) halfvec_cosine_ops)"
             )
-        # Small as the table is, the planner would read all of it.
+        # The table is so small that the planner would read all of it.
         yield f"{dsn}?options=-c%20enable_seqscan%3Doff"
 
 
@@ -67,11 +67,11 @@ def _recall(searcher: Searcher, given: Mapping[str, Any] | None, k: int) -> floa
     return found / wanted
 
 
-def test_the_table_is_large_enough_to_tell(paragraphs: Corpus) -> None:
+def test_the_table_is_large_enough(paragraphs: Corpus) -> None:
     assert len(paragraphs.entries) == 3_000
 
 
-def test_the_index_finds_nearly_all_of_the_nearest(searcher: Searcher) -> None:
+def test_the_index_finds_almost_all_of_the_nearest_rows(searcher: Searcher) -> None:
     assert _recall(searcher, None, 10) >= 0.95
 
 
@@ -84,7 +84,7 @@ def test_the_index_finds_nearly_all_of_the_nearest(searcher: Searcher) -> None:
         ({"$or": [{"one_in_1000": 3}, {"one_in_1000": 4}]}, 6),
     ],
 )
-def test_a_selective_filter_gives_as_many_rows_as_there_are(
+def test_a_selective_filter_returns_every_matching_row(
     searcher: Searcher, paragraphs: Corpus, given: dict[str, Any], k: int
 ) -> None:
     for question in QUESTIONS:
@@ -95,8 +95,8 @@ def test_a_selective_filter_gives_as_many_rows_as_there_are(
     assert _recall(searcher, given, k) >= 0.95
 
 
-def test_where_the_index_gives_up_all_rows_are_read(dsn: str, paragraphs: Corpus) -> None:
-    """With 100 rows looked at, an iterative scan cannot find 3 of 3,000."""
+def test_all_rows_are_read_if_the_index_gives_up(dsn: str, paragraphs: Corpus) -> None:
+    """An iterative scan of 100 rows cannot find 3 of 3,000."""
     impatient = f"{dsn}%20-c%20hnsw.max_scan_tuples%3D100"
     gateway = GatewayOptions(url=paragraphs.gateway_url)
     with Searcher(impatient, "topics", gateway=gateway) as searcher:
@@ -132,10 +132,10 @@ def _plan(dsn: str, paragraphs: Corpus, options: SearchOptions) -> str:
         return "\n".join(row[0] for row in connection.execute(explain, statement.parameters))
 
 
-def test_the_index_is_used_and_its_order_not_trusted(dsn: str, paragraphs: Corpus) -> None:
+def test_the_index_is_used_but_its_order_is_not_trusted(dsn: str, paragraphs: Corpus) -> None:
     plan = _plan(dsn, paragraphs, SearchOptions(mode="vector"))
     assert "Index Scan using topics_embedding_idx" in plan
-    # Between the scan of the candidates and the numbering of their places.
+    # Between the scan for candidates and their ranking.
     above, _, _ = plan.partition("CTE Scan on nearest")
     assert "Sort" in above.rpartition("WindowAgg")[2]
 
@@ -156,7 +156,7 @@ def test_exact_uses_no_vector_index(dsn: str, paragraphs: Corpus) -> None:
         ("hnsw ((binary_quantize(embedding)::bit(1024)) bit_hamming_ops)", False),
     ],
 )
-def test_any_index_of_the_vectors_serves(
+def test_any_index_of_the_vectors_is_used(
     database_url: str, corpus: Corpus, index: str, used: bool
 ) -> None:
     corpus.fill(database_url, "manuals")
@@ -198,7 +198,7 @@ def test_halfvec_columns_are_searched_at_their_own_precision(
             assert [hit.id for hit in hits] == [hit.id for hit in exact]
 
 
-def test_rows_without_a_usable_vector_are_passed_over(database_url: str, corpus: Corpus) -> None:
+def test_rows_without_a_usable_vector_are_skipped(database_url: str, corpus: Corpus) -> None:
     corpus.fill(database_url, "manuals", "llamaindex")
     with psycopg.connect(database_url, autocommit=True) as connection:
         connection.execute("UPDATE data_manuals SET embedding = NULL WHERE id % 3 = 0")

@@ -1,4 +1,4 @@
-"""One embedding space: a question's vector is never compared with another model's."""
+"""The vector of a question is only compared with vectors of its own embedding space."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from qwen3_triton_ingest.config import GatewayOptions
 from qwen3_triton_ingest.errors import FingerprintError, TableError
 from qwen3_triton_ingest.search import Searcher
 
-SHORT = 256  # dimensions; the same model cut shorter is another embedding space
+SHORT = 256  # dimensions; fewer dimensions of the same model are another embedding space
 
 
 @pytest.fixture(name="url")
 def _url(database_url: str, corpus: Corpus) -> str:
-    """A table `manuals`, and beside it the same texts with vectors of another space."""
+    """A table `manuals`, and another one of the same texts with vectors of another space."""
     corpus.fill(database_url, "manuals")
     with EmbeddingClient(corpus.gateway_url, dimensions=SHORT) as client:
         result = client.embed([entry.text for entry in corpus.entries])
@@ -53,7 +53,7 @@ def _say(url: str, fingerprint: str) -> None:
 
 
 def _swap(connection: psycopg.Connection) -> None:
-    """Change both tables' places and what the ledger says, as `--reembed` does."""
+    """Swap both tables and their ledger entries, as `--reembed` does."""
     with connection.transaction():
         connection.execute(
             "LOCK TABLE manuals, beside IN ACCESS EXCLUSIVE MODE;"
@@ -68,7 +68,9 @@ def _swap(connection: psycopg.Connection) -> None:
 
 
 @pytest.mark.parametrize("mode", ["vector", "hybrid"])
-def test_another_model_is_refused(searcher: Searcher, url: str, corpus: Corpus, mode: str) -> None:
+def test_a_question_for_another_model_is_rejected(
+    searcher: Searcher, url: str, corpus: Corpus, mode: str
+) -> None:
     question = corpus.entries[0].question
     _say(url, "of-another-model")
     for _ in range(2):
@@ -80,7 +82,7 @@ def test_another_model_is_refused(searcher: Searcher, url: str, corpus: Corpus, 
     assert searcher.search(question, mode=mode)  # type: ignore[arg-type]
 
 
-def test_what_was_known_of_the_table_is_not_trusted(
+def test_cached_facts_about_the_table_are_checked(
     searcher: Searcher, url: str, corpus: Corpus
 ) -> None:
     assert searcher.search(corpus.entries[0].question)
@@ -89,7 +91,7 @@ def test_what_was_known_of_the_table_is_not_trusted(
         searcher.search(corpus.entries[0].question)
 
 
-async def test_event_loops_are_refused_as_well(
+async def test_a_question_for_another_model_is_rejected_in_event_loops_too(
     searcher: Searcher, url: str, corpus: Corpus
 ) -> None:
     try:
@@ -101,12 +103,12 @@ async def test_event_loops_are_refused_as_well(
         await searcher.aclose()
 
 
-def test_words_are_searched_whatever_the_model(searcher: Searcher, url: str) -> None:
+def test_text_search_works_with_any_model(searcher: Searcher, url: str) -> None:
     _say(url, "of-another-model")
     assert searcher.search("lava", mode="text")
 
 
-def test_a_table_without_a_ledger_is_searched(database_url: str, corpus: Corpus) -> None:
+def test_a_table_without_a_ledger_can_be_searched(database_url: str, corpus: Corpus) -> None:
     corpus.fill(database_url, "theirs", ledger=False)
     gateway = GatewayOptions(url=corpus.gateway_url)
     with Searcher(database_url, "theirs", gateway=gateway) as searcher:
@@ -128,7 +130,7 @@ def test_a_swap_is_followed_to_the_new_dimensions(
 def test_searches_during_swaps_compare_vectors_of_one_space(
     searcher: Searcher, url: str, corpus: Corpus
 ) -> None:
-    """Each answer is that of the one space or of the other, to the last distance."""
+    """Each result is entirely of one space or of the other, down to the last distance."""
     question = corpus.entries[30].question
 
     def answer() -> list[tuple[str, float | None]]:
@@ -154,7 +156,7 @@ def test_searches_during_swaps_compare_vectors_of_one_space(
         while len(answers) < 60:
             try:
                 answers.append(answer())
-            except TableError:  # overtaken by a swap again and again
+            except TableError:  # a swap came first every time
                 refused += 1
     finally:
         ended.set()
@@ -165,10 +167,10 @@ def test_searches_during_swaps_compare_vectors_of_one_space(
     assert refused < 60
 
 
-def test_texts_embedded_as_queries_are_asked_with_their_instruction(
+def test_texts_embedded_as_queries_are_searched_with_their_instruction(
     database_url: str, corpus: Corpus
 ) -> None:
-    """For tasks whose sides are alike, such as finding duplicates."""
+    """For symmetric tasks, such as duplicate detection."""
     instruction = "Find texts on the same subject"
     corpus.fill(database_url, "twins")
     text = corpus.entries[11].text

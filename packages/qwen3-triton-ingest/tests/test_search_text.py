@@ -47,7 +47,7 @@ def _searcher(dsn: str, name: str, corpus: Corpus, backend: TextBackend | None =
 
 
 def _found(searcher: Searcher, corpus: Corpus) -> float:
-    """Return for which part of the titles the text itself is among the first ten."""
+    """Return the fraction of titles for which the text is among the first ten hits."""
     entries = corpus.entries[::4]
     found = 0
     for entry in entries:
@@ -57,7 +57,7 @@ def _found(searcher: Searcher, corpus: Corpus) -> float:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_the_index_of_postgresql_is_made_found_and_used(
+def test_the_index_of_postgresql_is_created_found_and_used(
     database_url: str, corpus: Corpus, layout: LayoutName
 ) -> None:
     table = corpus.fill(database_url, "manuals", layout)
@@ -70,7 +70,7 @@ def test_the_index_of_postgresql_is_made_found_and_used(
         assert detect_text_backend(connection, table) == "tsvector"
         assert find_text_access(connection, table).config == "english"
     with _searcher(dsn, "manuals", corpus) as searcher:
-        assert _found(searcher, corpus) > 0.7  # by stems; of the words alone it finds fewer
+        assert _found(searcher, corpus) > 0.7  # with stemming; fewer without
         hits = searcher.search("volcanoes erupting", mode="text")
         assert any("volcan" in hit.text.lower() for hit in hits)
     with psycopg.connect(database_url, autocommit=True) as connection:
@@ -101,7 +101,7 @@ def test_a_generated_tsvector_column_is_searched_with_its_configuration(
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_paradedbs_queries_are_right_sql(
+def test_the_queries_for_paradedb_are_valid_sql(
     paradedb_url: str, corpus: Corpus, layout: LayoutName
 ) -> None:
     corpus.fill(paradedb_url, "manuals", layout)
@@ -135,7 +135,7 @@ def test_paradedbs_queries_are_right_sql(
         ("llamaindex", "0.25.0", "simple", 'paradedb ("id", "text") WITH (key_field = \'id\')'),
     ],
 )
-def test_paradedbs_index_is_made_as_its_release_wants_it(
+def test_the_index_statement_fits_the_release_of_paradedb(
     layout: LayoutName, version: str, config: str, statement: str
 ) -> None:
     table = Table("public", "t", LAYOUT_TYPES[layout], 1024)
@@ -143,14 +143,16 @@ def test_paradedbs_index_is_made_as_its_release_wants_it(
     assert made == f'CREATE INDEX "t_bm25" ON "public"."t" USING {statement}'
 
 
-def test_a_missing_extension_or_configuration_is_named(database_url: str, corpus: Corpus) -> None:
+def test_a_missing_extension_or_configuration_is_an_error_that_names_it(
+    database_url: str, corpus: Corpus
+) -> None:
     table = corpus.fill(database_url, "manuals")
     with psycopg.connect(database_url) as connection:
         with pytest.raises(TableError, match="CREATE EXTENSION pg_search"):
             create_text_index(connection, table, "paradedb")
         with pytest.raises(TableError, match='configuration "klingon" does not exist'):
             create_text_index(connection, table, "tsvector", "klingon")
-        assert create_text_index(connection, table, "tsvector")  # the transaction goes on
+        assert create_text_index(connection, table, "tsvector")  # the transaction continues
 
 
 def test_other_gin_and_partial_indexes_are_not_taken_for_text_indexes(
