@@ -97,7 +97,7 @@ def test_a_long_text_is_truncated_and_reported(client: TestClient) -> None:
 def test_a_long_text_is_refused_without_truncation(client: TestClient) -> None:
     problem = error(client, 400, texts=["short", "x" * 5000], truncate=False)
     assert problem["param"] == "texts[1]"
-    assert "Text 1 has 5001 tokens; the limit is 1024" in problem["message"]
+    assert "Text 1 has 5001 tokens; the limit is 1024." in problem["message"]
 
 
 @pytest.mark.parametrize("blank", BLANKS)
@@ -152,6 +152,13 @@ def test_an_invalid_request_names_the_field(
     problem = error(client, 400, **body)
     assert problem["param"] == param
     assert words in problem["message"]
+
+
+def test_an_invalid_choice_is_shown_but_a_text_is_not(client: TestClient) -> None:
+    choice = error(client, 400, texts=["a"], input_type="passage")
+    assert choice["message"] == "`input_type` should be 'document' or 'query' (got \"passage\")."
+    text = error(client, 400, texts="private")
+    assert text["message"] == "`texts` should be a valid list (got a string)."
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[]", b'"texts"', b"\xff\xfe", b'{"texts": ["a"'])

@@ -218,11 +218,12 @@ class Embedder:
         if call.truncation != "refuse" or not long:
             return
         count = counts[long[0]]
-        more = f" In all, {len(long)} texts are too long." if long[1:] else ""
         msg = (
             f"Text {long[0]} has {'' if count.exact else 'more than '}{count.total} tokens; the "
-            f"limit is {self._tokenizer.max_length}.{more} Shorten it, or send `truncate: true`."
+            f"limit is {self._tokenizer.max_length}. Shorten it, or send `truncate: true`."
         )
+        if long[1:]:
+            msg += f" In all, {len(long)} texts are too long."
         raise InvalidRequestError(msg, index=long[0], code="text_too_long")
 
     def _collect(

@@ -13,6 +13,9 @@ from .settings import MAX_TEXTS
 
 Body = TypeVar("Body", bound=BaseModel)
 
+MAX_SHOWN_CHARACTERS = 40
+JSON_TYPES: dict[type, str] = {str: "a string", list: "an array", dict: "an object"}
+
 
 class TokenIdsError(ValueError):
     """Token IDs where text is expected."""
@@ -63,7 +66,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
         msg = f"The body is not valid JSON: {error}."
         raise InvalidRequestError(msg, code="malformed_json") from None
     if not isinstance(value, dict):
-        msg = f"The body must be a JSON object (got {type(value).__name__})."
+        msg = f"The body must be a JSON object (got {_shown(value)})."
         raise InvalidRequestError(msg)
     return cast("dict[str, Any]", value)
 
@@ -110,9 +113,10 @@ def _invalid(schema: type[BaseModel], error: dict[str, Any]) -> InvalidRequestEr
             )
             return InvalidRequestError(msg, param=param, code="token_ids")
         case _:
-            value_type = type(error["input"]).__name__
-            msg = describe_invalid_value(param, error["msg"], value_type)
-            return InvalidRequestError(msg, param=param)
+            shown = _shown(error["input"], is_choice=error["type"] == "literal_error")
+            return InvalidRequestError(
+                describe_invalid_value(param, error["msg"], shown), param=param
+            )
 
 
 def _path(schema: type[BaseModel], location: tuple[int | str, ...]) -> str:
@@ -121,3 +125,12 @@ def _path(schema: type[BaseModel], location: tuple[int | str, ...]) -> str:
     if str(field) not in schema.model_fields:
         return str(field)
     return str(field) + "".join(f"[{part}]" for part in rest if isinstance(part, int))
+
+
+def _shown(value: object, *, is_choice: bool = False) -> str:
+    """Write a value as JSON, or its type: texts are private, and clients log error messages."""
+    name = JSON_TYPES.get(type(value))
+    if name is not None and not (is_choice and isinstance(value, str)):
+        return name
+    shown = pydantic_core.to_json(value).decode()
+    return shown if len(shown) <= MAX_SHOWN_CHARACTERS else (name or "a number")

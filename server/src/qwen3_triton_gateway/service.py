@@ -66,7 +66,7 @@ class EmbeddingService:
         self.settings = settings
         self.tokenizer = TextTokenizer(tokenizer_path, max_length=settings.max_length)
         if not self.tokenizer.appends_end_token:
-            logger.warning("The tokenizer file appends no <|endoftext|>, so the gateway does.")
+            logger.warning("The tokenizer file does not append <|endoftext|>; the gateway does.")
         self.backend = backend
         self.metrics = Metrics()
         self.metrics.observe_state(self.state)
@@ -173,7 +173,7 @@ class EmbeddingService:
         """Update `readiness` from the backend and the canary."""
         if self._canary is None:
             return self._readiness
-        was = self._readiness.ready
+        was_ready = self._readiness.ready
         backend_ready = await self.backend.is_ready()
         if backend_ready:
             problem = self._canary.check()
@@ -181,9 +181,9 @@ class EmbeddingService:
             self._canary.distrust()
             problem = f"{self.backend.description} is unavailable"
         self._readiness = Readiness(not problem, backend_ready, problem)
-        if was and problem:
+        if was_ready and problem:
             logger.warning("Not ready: %s.", problem)
-        elif not was and not problem:
+        elif not was_ready and not problem:
             logger.warning("Ready again.")
         return self._readiness
 
