@@ -35,66 +35,41 @@ class Qwen3TritonEmbeddings(BaseModel, Embeddings):
     Queries are embedded with the instruction that the model expects, documents without one. No
     telemetry is sent.
 
-    Setup:
-        Install the package and point it at a running gateway.
-
-        .. code-block:: bash
-
-            pip install -U langchain-qwen3-triton
-            export QWEN3_TRITON_URL="http://localhost:8101"
-            export QWEN3_TRITON_API_KEY="..."  # only if the gateway requires one
-
-    Key init args - embedding params:
-        model: Optional[str]
-            Model name to request. The gateway refuses any other than the one it serves.
-        dimensions: Optional[int]
-            Length of the vectors. Default: the gateway's, 1024.
-        instruction: Optional[str]
-            The task that queries are for, as one English sentence. Default: the gateway's, which
-            is web search.
-        truncate: Optional[bool]
-            Whether texts that are too long are cut (True) or refused (False). Default: the
+    Attributes:
+        base_url: Address of the gateway, without `/embed`. Default: `QWEN3_TRITON_URL`, else
+            `http://localhost:8101`.
+        api_key: Key to send. Default: `QWEN3_TRITON_API_KEY`, else none.
+        model: Model name to request. The gateway refuses any other than the one it serves.
+        dimensions: Length of the vectors. Default: the gateway's, 1024.
+        instruction: The task that queries are for, as one English sentence. Default: the
+            gateway's, which is web search.
+        truncate: Whether texts that are too long are cut (True) or refused (False). Default: the
             gateway's.
+        batch_size: Maximum number of texts per request.
+        max_concurrency: Maximum number of requests in flight, over all threads or over all tasks
+            of an event loop.
+        timeout: Seconds for one try.
+        max_retries: Retries after the first try.
+        show_progress_bar: Whether to show a progress bar for documents; needs
+            `langchain-qwen3-triton[progress]`.
+        http_client: Your own HTTP client for synchronous calls; not pickled.
+        http_async_client: Your own HTTP client for asynchronous calls; not pickled.
 
-    Key init args - client params:
-        base_url: str
-            Address of the gateway. Default: `QWEN3_TRITON_URL`, else `http://localhost:8101`.
-        api_key: Optional[SecretStr]
-            Key to send. Default: `QWEN3_TRITON_API_KEY`, else none.
-        batch_size: int
-            Maximum number of texts per request.
-        max_concurrency: int
-            Maximum number of requests in flight, over all threads or over all tasks of an event
-            loop.
-        timeout: float
-            Seconds for one try.
-        max_retries: int
-            Retries after the first try.
-        show_progress_bar: bool
-            Whether to show a progress bar for documents; needs `langchain-qwen3-triton[progress]`.
+    Examples:
+        ```python
+        from langchain_qwen3_triton import Qwen3TritonEmbeddings
 
-    Instantiate:
-        .. code-block:: python
+        embeddings = Qwen3TritonEmbeddings(base_url="http://localhost:8101", dimensions=1024)
+        vectors = embeddings.embed_documents(["Basalt is a volcanic rock.", "Ice is frozen."])
+        vector = embeddings.embed_query("What is lava made of when it cools?")
+        ```
 
-            from langchain_qwen3_triton import Qwen3TritonEmbeddings
+        Without blocking the event loop:
 
-            embeddings = Qwen3TritonEmbeddings(base_url="http://localhost:8101", dimensions=1024)
-
-    Embed single text:
-        .. code-block:: python
-
-            vector = embeddings.embed_query("What is lava made of when it cools?")
-
-    Embed multiple texts:
-        .. code-block:: python
-
-            vectors = embeddings.embed_documents(["Basalt is a volcanic rock.", "Ice is frozen."])
-
-    Async:
-        .. code-block:: python
-
-            vector = await embeddings.aembed_query("What is lava made of when it cools?")
-            vectors = await embeddings.aembed_documents(["Basalt is a volcanic rock."])
+        ```python
+        vectors = await embeddings.aembed_documents(["Basalt is a volcanic rock."])
+        vector = await embeddings.aembed_query("What is lava made of when it cools?")
+        ```
     """
 
     # Validation errors would otherwise show their input, including the key.
@@ -102,43 +77,24 @@ class Qwen3TritonEmbeddings(BaseModel, Embeddings):
         extra="forbid", arbitrary_types_allowed=True, hide_input_in_errors=True
     )
 
-    base_url: str = Field(
-        default_factory=from_env(BASE_URL_VARIABLE, default=DEFAULT_BASE_URL),
-        description="Address of the gateway, without `/embed`.",
-    )
+    base_url: str = Field(default_factory=from_env(BASE_URL_VARIABLE, default=DEFAULT_BASE_URL))
     api_key: SecretStr | None = Field(
-        default_factory=secret_from_env(API_KEY_VARIABLE, default=None),
-        description="Key to send; None for a gateway that requires none.",
+        default_factory=secret_from_env(API_KEY_VARIABLE, default=None)
     )
-    model: str | None = Field(default=None, description="Model name to request.")
-    dimensions: int | None = Field(default=None, ge=1, description="Length of the vectors.")
-    instruction: str | None = Field(default=None, description="The task that queries are for.")
-    truncate: bool | None = Field(
-        default=None, description="Whether texts that are too long are cut or refused."
-    )
-    batch_size: int = Field(
-        default=ClientSettings.batch_size,
-        ge=1,
-        le=MAX_TEXTS_PER_REQUEST,
-        description="Maximum number of texts per request.",
-    )
-    max_concurrency: int = Field(
-        default=ClientSettings.max_concurrency,
-        ge=1,
-        description="Maximum number of requests in flight.",
-    )
-    timeout: float = Field(default=ClientSettings.timeout, gt=0, description="Seconds for one try.")
-    max_retries: int = Field(
-        default=ClientSettings.max_retries, ge=0, description="Retries after the first try."
-    )
-    show_progress_bar: bool = Field(
-        default=False, description="Whether to show a progress bar for documents."
-    )
+    model: str | None = None
+    dimensions: int | None = Field(default=None, ge=1)
+    instruction: str | None = None
+    truncate: bool | None = None
+    batch_size: int = Field(default=ClientSettings.batch_size, ge=1, le=MAX_TEXTS_PER_REQUEST)
+    max_concurrency: int = Field(default=ClientSettings.max_concurrency, ge=1)
+    timeout: float = Field(default=ClientSettings.timeout, gt=0)
+    max_retries: int = Field(default=ClientSettings.max_retries, ge=0)
+    show_progress_bar: bool = False
     http_client: SkipValidation[httpx2.Client | None] = Field(
-        default=None, exclude=True, repr=False, description="Your own HTTP client; not pickled."
+        default=None, exclude=True, repr=False
     )
     http_async_client: SkipValidation[httpx2.AsyncClient | None] = Field(
-        default=None, exclude=True, repr=False, description="Your own HTTP client; not pickled."
+        default=None, exclude=True, repr=False
     )
 
     _client: EmbeddingClient | None = PrivateAttr(default=None)

@@ -42,6 +42,27 @@ class Qwen3TritonEmbedding(BaseEmbedding):
     `instruction` and `truncate`. So an ingestion cache stays valid when a timeout or the batch size
     changes, and the key is never part of a dump.
 
+    Attributes:
+        base_url: Address of the gateway, without `/embed`. Default: `QWEN3_TRITON_URL`, else
+            `http://localhost:8101`.
+        model_name: Model name to request; empty accepts whatever the gateway serves.
+        dimensions: Length of the vectors. Default: the gateway's, 1024.
+        instruction: The task that queries are for, as one English sentence. Default: the
+            gateway's, which is web search.
+        truncate: Whether texts that are too long are cut (True) or refused (False). Default: the
+            gateway's.
+        api_key: Key to send. Default: `QWEN3_TRITON_API_KEY`, else none. It is pickled, but never
+            serialized.
+        embed_batch_size: Maximum number of texts per request.
+        max_concurrency: Maximum number of requests in flight, over all threads or over all tasks
+            of an event loop.
+        num_workers: LlamaIndex's name for `max_concurrency`, which it overrides.
+        timeout: Seconds for one try.
+        max_retries: Retries after the first try.
+        embeddings_cache: Key-value store for vectors; queries and documents are stored separately.
+        http_client: Your own HTTP client for synchronous calls; not pickled.
+        http_async_client: Your own HTTP client for asynchronous calls; not pickled.
+
     Examples:
         `pip install llama-index-embeddings-qwen3-triton`
 
@@ -61,61 +82,25 @@ class Qwen3TritonEmbedding(BaseEmbedding):
         hide_input_in_errors=True,
     )
 
-    base_url: str = Field(
-        default_factory=_base_url_from_environment,
-        description="Address of the gateway, without `/embed`; default QWEN3_TRITON_URL.",
-    )
-    model_name: str = Field(
-        default="", description="Model name to request; empty accepts whatever the gateway serves."
-    )
-    dimensions: int | None = Field(default=None, ge=1, description="Length of the vectors.")
-    instruction: str | None = Field(default=None, description="The task that queries are for.")
-    truncate: bool | None = Field(
-        default=None, description="Whether texts that are too long are cut or refused."
-    )
-    api_key: SecretStr | None = Field(
-        default_factory=_api_key_from_environment,
-        exclude=True,
-        description="Key to send; default QWEN3_TRITON_API_KEY. Pickled, but never serialized.",
-    )
+    base_url: str = Field(default_factory=_base_url_from_environment)
+    model_name: str = ""
+    dimensions: int | None = Field(default=None, ge=1)
+    instruction: str | None = None
+    truncate: bool | None = None
+    api_key: SecretStr | None = Field(default_factory=_api_key_from_environment, exclude=True)
     embed_batch_size: int = Field(
-        default=ClientSettings.batch_size,
-        gt=0,
-        le=MAX_TEXTS_PER_REQUEST,
-        exclude=True,
-        description="Maximum number of texts per request.",
+        default=ClientSettings.batch_size, gt=0, le=MAX_TEXTS_PER_REQUEST, exclude=True
     )
-    max_concurrency: int = Field(
-        default=ClientSettings.max_concurrency,
-        ge=1,
-        exclude=True,
-        description="Maximum number of requests in flight, over all threads or tasks of a loop.",
-    )
-    num_workers: int | None = Field(
-        default=None,
-        ge=1,
-        exclude=True,
-        description="LlamaIndex's name for `max_concurrency`, which it overrides.",
-    )
-    timeout: float = Field(
-        default=ClientSettings.timeout, gt=0, exclude=True, description="Seconds for one try."
-    )
-    max_retries: int = Field(
-        default=ClientSettings.max_retries,
-        ge=0,
-        exclude=True,
-        description="Retries after the first try.",
-    )
-    embeddings_cache: Any = Field(
-        default=None,
-        exclude=True,
-        description="Key-value store for vectors; queries and documents are stored separately.",
-    )
+    max_concurrency: int = Field(default=ClientSettings.max_concurrency, ge=1, exclude=True)
+    num_workers: int | None = Field(default=None, ge=1, exclude=True)
+    timeout: float = Field(default=ClientSettings.timeout, gt=0, exclude=True)
+    max_retries: int = Field(default=ClientSettings.max_retries, ge=0, exclude=True)
+    embeddings_cache: Any = Field(default=None, exclude=True)
     http_client: SkipValidation[httpx2.Client | None] = Field(
-        default=None, exclude=True, repr=False, description="Your own HTTP client; not pickled."
+        default=None, exclude=True, repr=False
     )
     http_async_client: SkipValidation[httpx2.AsyncClient | None] = Field(
-        default=None, exclude=True, repr=False, description="Your own HTTP client; not pickled."
+        default=None, exclude=True, repr=False
     )
 
     _client: EmbeddingClient | None = PrivateAttr(default=None)
