@@ -1,6 +1,6 @@
-"""The client and both adapters behind a proxy that breaks things, before the real gateway.
+"""The client and both adapters, with a proxy that injects faults in front of the real gateway.
 
-Every text gets its own vector, or the call ends with one error that says what has none.
+Every text gets its own vector, or the call ends with one error that lists the texts without one.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ from qwen3_triton_client import (
 from qwen3_triton_tools.local_triton import LocalTriton
 from tolerances import FLOAT32_COSINE
 
-# Distinct, and of many lengths, so that batches are not what the order of the texts suggests.
+# Distinct and of many lengths, so that batches do not follow the order of the texts.
 TEXTS = [f"{'filler ' * (7 * index % 19)}text number {index}" for index in range(240)]
 FEW = TEXTS[:40]
 BATCH_SIZE = 8
@@ -68,7 +68,7 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(name="gateway_url", scope="module")
 def _gateway_url(triton: LocalTriton) -> Generator[str]:
-    """One that remembers vectors: the tests ask for the same texts many hundred times."""
+    """A gateway with a cache: the tests embed the same texts many hundreds of times."""
     flags = (*triton_flags(triton.http_url), "--cache-bytes", str(CACHE_BYTES))
     with running_gateway(*flags) as gateway:
         yield gateway.url
@@ -82,7 +82,7 @@ def _proxy(gateway_url: str) -> Generator[FaultProxy]:
 
 @pytest.fixture(name="right", scope="module")
 def _right(gateway_url: str) -> Right:
-    """Compare with what the gateway itself says, with nothing between."""
+    """Compare with what the gateway returns without the proxy."""
     known = dict(zip(TEXTS, embed(gateway_url, TEXTS), strict=True))
 
     def right(texts: Sequence[str], vectors: Iterable[Any]) -> bool:
@@ -95,7 +95,7 @@ def _right(gateway_url: str) -> Right:
 
 @pytest.fixture(name="make", params=FACES)
 def _make(request: pytest.FixtureRequest, proxy: FaultProxy) -> MakeFace:
-    """Make one of the client and the adapters, with the options they share."""
+    """Create the client or one of the adapters, with the options that they share."""
 
     def make(**options: Any) -> Face:
         defaults = {"batch_size": BATCH_SIZE, "max_concurrency": BOUND, "max_retries": 3}
@@ -118,11 +118,11 @@ def client_threads() -> list[str]:
     return [name for name in names if name.startswith("qwen3-triton-client")]
 
 
-# Faults that pass
+# Transient faults
 
 
 @pytest.mark.parametrize("fault", [*PASSING.values()], ids=[*PASSING])
-def test_a_fault_that_passes_costs_one_try_of_one_batch(
+def test_a_transient_fault_costs_one_try_of_one_batch(
     make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right, fault: Fault
 ) -> None:
     proxy.rule = first_tries(SOME_TEXT, fault)
@@ -142,7 +142,7 @@ def test_a_slow_answer_is_waited_for(
     assert set(proxy.tries.values()) == {1}
 
 
-def test_a_query_is_tried_again_too(
+def test_a_query_is_retried_too(
     make: MakeFace, asynchronous: bool, proxy: FaultProxy, gateway_url: str
 ) -> None:
     proxy.rule = first_tries(SOME_TEXT, busy(), busy(429))
@@ -153,7 +153,7 @@ def test_a_query_is_tried_again_too(
     assert proxy.tries == {(SOME_TEXT,): 3}
 
 
-def test_answers_in_reverse_order_of_arrival_reach_their_texts(
+def test_responses_in_reverse_order_reach_their_texts(
     make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right
 ) -> None:
     proxy.answer_in_reverse(BOUND)
@@ -163,7 +163,7 @@ def test_answers_in_reverse_order_of_arrival_reach_their_texts(
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_all_faults_at_once_cost_tries_and_no_vector(
+def test_all_faults_at_once_cost_tries_but_no_vector(
     make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right, seed: int
 ) -> None:
     proxy.rule = plan = RandomPlan(seed, [*PASSING.values(), *BEARABLE.values()])
@@ -175,7 +175,7 @@ def test_all_faults_at_once_cost_tries_and_no_vector(
     assert proxy.most_in_flight == 6
 
 
-# Faults that stay
+# Permanent faults
 
 
 @dataclass(frozen=True)
@@ -198,7 +198,7 @@ BROKEN = ["reset", "reset_in_body", "cut_body", "cut_json"]
 
 
 @pytest.mark.parametrize("lasting", [*LASTING.values()], ids=[*LASTING])
-def test_a_fault_that_stays_is_one_typed_error_that_tells_all(
+def test_a_permanent_fault_is_one_typed_error_with_every_detail(
     make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right, lasting: Lasting
 ) -> None:
     proxy.rule = poison([SOME_TEXT], lasting.fault)
@@ -214,7 +214,7 @@ def test_a_fault_that_stays_is_one_typed_error_that_tells_all(
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_an_answer_that_never_arrives_whole_is_a_connection_error(
+def test_a_response_that_never_arrives_completely_is_a_connection_error(
     make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right, kind: Any
 ) -> None:
     proxy.rule = poison([SOME_TEXT], Fault(kind))
@@ -238,7 +238,7 @@ def test_a_vector_with_nan_fails_its_own_text_and_no_other(
     assert proxy.tries[last.texts] == 1
 
 
-def test_a_gateway_that_says_nothing_is_a_timeout_after_all_tries(
+def test_a_gateway_that_never_responds_is_a_timeout_after_all_tries(
     make: MakeFace, asynchronous: bool, proxy: FaultProxy
 ) -> None:
     proxy.rule = poison([SOME_TEXT], Fault("hang"))
@@ -246,20 +246,20 @@ def test_a_gateway_that_says_nothing_is_a_timeout_after_all_tries(
     with pytest.raises(EmbeddingTimeoutError, match="tries: 2"):
         face.run([SOME_TEXT], asynchronous=asynchronous)
     assert proxy.tries == {(SOME_TEXT,): 2}
-    wait_for(lambda: quiet(proxy), "the client hung up")
+    wait_for(lambda: quiet(proxy), "the client disconnects")
 
 
-def test_an_answer_that_trickles_on_without_end_is_a_timeout(
+def test_a_response_that_trickles_forever_is_a_timeout(
     make: MakeFace, asynchronous: bool, proxy: FaultProxy
 ) -> None:
     proxy.rule = poison([SOME_TEXT], Fault("trickle"))
     face = make(timeout=0.3, max_retries=0)
     with pytest.raises(EmbeddingTimeoutError, match="in time"):
         face.run([SOME_TEXT], asynchronous=asynchronous)
-    wait_for(lambda: quiet(proxy), "the client hung up")
+    wait_for(lambda: quiet(proxy), "the client disconnects")
 
 
-# Nothing is left running
+# Nothing keeps running
 
 
 async def test_the_first_error_cancels_what_is_in_flight(make: MakeFace, proxy: FaultProxy) -> None:
@@ -289,7 +289,7 @@ def test_after_the_first_error_no_thread_and_no_request_is_left(
     assert len(proxy.requests) == sent < len(TEXTS) // BATCH_SIZE
 
 
-async def test_a_cancelled_call_hangs_up_and_the_next_one_works(
+async def test_a_cancelled_call_disconnects_and_the_next_one_works(
     make: MakeFace, proxy: FaultProxy, right: Right
 ) -> None:
     proxy.hold(lambda _: True)
@@ -307,7 +307,7 @@ async def test_a_cancelled_call_hangs_up_and_the_next_one_works(
     assert right(FEW, await face.aembed(FEW))
 
 
-async def test_a_call_cancelled_while_it_waits_to_try_again_sends_nothing_more(
+async def test_a_call_cancelled_during_its_backoff_sends_nothing_more(
     make: MakeFace, proxy: FaultProxy
 ) -> None:
     proxy.rule = lambda _: Fault(headers={"Retry-After": "60"})
@@ -323,7 +323,7 @@ async def test_a_call_cancelled_while_it_waits_to_try_again_sends_nothing_more(
     assert len(proxy.requests) == BOUND
 
 
-async def test_a_cancelled_call_of_several_leaves_the_others_right(
+async def test_cancelling_some_of_several_calls_leaves_the_others_correct(
     make: MakeFace, proxy: FaultProxy, right: Right
 ) -> None:
     parts = [TEXTS[start::4] for start in range(4)]
@@ -356,7 +356,7 @@ def test_an_interrupt_ends_a_call_after_what_is_in_flight(
             make().embed(TEXTS)
         pending.result()
     assert client_threads() == []
-    # Each thread may have taken one more batch before the interrupt got through.
+    # Each thread may have taken one more batch before the interrupt arrived.
     assert len(proxy.requests) <= 2 * BOUND
 
 
@@ -364,7 +364,7 @@ def test_an_interrupt_ends_a_call_after_what_is_in_flight(
 
 
 @pytest.mark.parametrize("bound", [1, 2, 5])
-def test_requests_in_flight_reach_the_bound_and_never_pass_it(
+def test_requests_in_flight_reach_the_limit_and_never_exceed_it(
     make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right, bound: int
 ) -> None:
     proxy.rule = RandomPlan(bound, [busy(), Fault("slow")])
@@ -373,7 +373,7 @@ def test_requests_in_flight_reach_the_bound_and_never_pass_it(
     assert proxy.most_in_flight == bound
 
 
-def test_threads_share_one_bound_and_each_gets_its_vectors(
+def test_threads_share_one_limit_and_each_gets_its_vectors(
     make: MakeFace, proxy: FaultProxy, right: Right
 ) -> None:
     parts = [TEXTS[start::6] for start in range(6)]
@@ -387,7 +387,7 @@ def test_threads_share_one_bound_and_each_gets_its_vectors(
     assert proxy.most_in_flight == BOUND
 
 
-async def test_gathered_calls_share_one_bound_and_each_gets_its_vectors(
+async def test_gathered_calls_share_one_limit_and_each_gets_its_vectors(
     make: MakeFace, proxy: FaultProxy, right: Right
 ) -> None:
     parts = [TEXTS[start::12] for start in range(12)]
@@ -400,7 +400,7 @@ async def test_gathered_calls_share_one_bound_and_each_gets_its_vectors(
     assert proxy.most_in_flight == BOUND
 
 
-async def test_a_gathered_call_that_fails_leaves_the_others_right(
+async def test_a_gathered_call_that_fails_leaves_the_others_correct(
     make: MakeFace, proxy: FaultProxy, right: Right
 ) -> None:
     parts = [TEXTS[start::6] for start in range(6)]
@@ -451,7 +451,7 @@ def test_a_copy_pickled_in_the_middle_of_a_call_works_and_so_does_the_call(
 
 
 @pytest.mark.parametrize("status", [400, 500])
-def test_two_poison_texts_among_200_are_set_aside_and_198_get_their_vectors(
+def test_two_poison_texts_among_200_are_isolated_and_198_get_their_vectors(
     proxy: FaultProxy, right: Right, asynchronous: bool, status: int
 ) -> None:
     texts, bad = TEXTS[:200], {37: TEXTS[37], 141: TEXTS[141]}
@@ -473,7 +473,7 @@ def test_two_poison_texts_among_200_are_set_aside_and_198_get_their_vectors(
     }
 
 
-def test_nothing_is_isolated_where_the_gateway_is_away(proxy: FaultProxy) -> None:
+def test_nothing_is_isolated_while_the_gateway_is_unavailable(proxy: FaultProxy) -> None:
     proxy.rule = lambda _: busy(503)
     with (
         EmbeddingClient(proxy.url, max_concurrency=1, max_retries=1) as client,

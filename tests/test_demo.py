@@ -1,4 +1,4 @@
-"""`make demo` as people run it, apart from the set-up."""
+"""`make demo` as people run it, without the installation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ EXAMPLES = Path(__file__).resolve().parents[1] / "examples"
 
 
 def test_the_demo_finds_answers_through_both_frameworks_and_leaves_nothing(tmp_path: Path) -> None:
-    # A temporary folder of its own shows whatever is left behind.
+    # In a temporary folder of its own, anything left behind shows.
     done = subprocess.run(
         [sys.executable, "-m", "demo"],
         cwd=EXAMPLES,

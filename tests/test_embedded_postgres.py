@@ -1,4 +1,4 @@
-"""The throw-away PostgreSQL of the demo, started for real."""
+"""The temporary PostgreSQL of the demo, really started."""
 
 import os
 import random
@@ -67,7 +67,7 @@ def test_it_starts_with_a_current_pgvector_and_answers_from_an_hnsw_index(port: 
         assert connection.execute(query, (vectors[37],)).fetchone() == (37,)
 
 
-def test_two_servers_run_at_once_and_know_nothing_of_each_other():
+def test_two_servers_run_at_once_without_interfering():
     with embedded_postgres(0) as first, embedded_postgres(0) as second:
         with psycopg.connect(first) as connection:
             connection.execute("CREATE TABLE only_here (x int)")
@@ -98,7 +98,7 @@ def test_a_killed_parent_leaves_neither_server_nor_files(
     wait_until(lambda: not directory.exists())
 
 
-def test_leaving_the_block_by_an_error_stops_the_server_and_removes_its_files():
+def test_an_error_in_the_block_stops_the_server_and_removes_its_files():
     seen: list[tuple[Path, int]] = []
 
     def fail_inside_the_block() -> None:
@@ -125,7 +125,7 @@ def test_an_error_shows_the_end_of_the_log_and_what_to_do():
         pass
 
 
-def test_a_port_in_use_is_named_together_with_the_way_out():
+def test_a_port_in_use_is_named_with_a_remedy():
     with socket.socket() as occupant:
         occupant.bind(("127.0.0.1", 0))
         occupant.listen()

@@ -1,4 +1,4 @@
-"""Things break for real: Triton is killed, paused and restarted; the gateway goes on."""
+"""Triton is really killed, paused and restarted; the gateway keeps running."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_paused_triton_is_a_503_or_504_and_service_resumes(
     assert cosines(embed(own_gateway.url, TEXTS), expected).min() >= FLOAT32_COSINE
 
 
-def test_a_dead_triton_of_two_is_left_out_and_comes_back(
+def test_a_dead_triton_of_two_is_excluded_and_comes_back(
     triton: LocalTriton, own_triton: LocalTriton
 ) -> None:
     urls = f"{own_triton.grpc_url},{triton.http_url}"
@@ -109,7 +109,7 @@ def test_a_dead_triton_of_two_is_left_out_and_comes_back(
             embed(gateway.url, TEXTS)
             return _inferences(own_triton) > before
 
-        wait_for(both_work, "the revived Triton at work")
+        wait_for(both_work, "the restarted Triton computes")
 
 
 def test_batches_on_a_paused_triton_of_two_are_run_on_the_other(
@@ -129,16 +129,16 @@ def test_batches_on_a_paused_triton_of_two_are_run_on_the_other(
         assert gateway.metric("qwen3_triton_backend_up") in {1, 2}
 
 
-def test_a_caller_that_goes_away_leaves_the_queue(own_triton: LocalTriton) -> None:
+def test_the_texts_of_a_caller_that_disconnects_leave_the_queue(own_triton: LocalTriton) -> None:
     with running_gateway(*triton_flags(own_triton.grpc_url)) as gateway:
         os.kill(own_triton.pid, signal.SIGSTOP)
         try:
             with pytest.raises(httpx2.ReadTimeout):
-                # Posted before a probe finds that Triton does not answer.
+                # Sent before a probe finds that Triton does not respond.
                 httpx2.post(f"{gateway.url}/embed", json={"texts": TEXTS}, timeout=0.4)
             wait_for(lambda: gateway.metric("qwen3_triton_queue_texts") == 0, "an empty queue")
             assert gateway.metric("qwen3_triton_requests_under_way") == 0
-            # Two batches of eight were with Triton, or one where a slot is kept for queries.
+            # Triton had two batches of eight, or one if a slot is reserved for queries.
             abandoned = gateway.metric("qwen3_triton_abandoned_texts_total")
             assert abandoned in {len(TEXTS) - 16, len(TEXTS) - 8}
             assert "status=499" in gateway.log
@@ -169,13 +169,13 @@ def test_an_overloaded_gateway_refuses_whole_requests_and_answers_the_others(
 
 
 def _inferences(triton: LocalTriton) -> int:
-    """Count what a Triton has computed since its start, by its own metrics."""
+    """Return how many inferences Triton has computed since its start, by its own metrics."""
     lines = httpx2.get(triton.metrics_url).text.splitlines()
     values = [line.rsplit(" ", 1)[1] for line in lines if line.startswith("nv_inference_count{")]
     return sum(int(float(value)) for value in values)
 
 
-def test_a_gateway_started_before_triton_waits_and_says_for_what() -> None:
+def test_a_gateway_started_before_triton_waits_and_names_it() -> None:
     triton = LocalTriton(model_dir=qwen3_nano.model_dir(), model_name=qwen3_nano.MODEL_ID)
     with triton:
         url = triton.http_url
@@ -196,7 +196,7 @@ def test_a_gateway_started_before_triton_waits_and_says_for_what() -> None:
 def test_sigterm_finishes_what_is_in_flight_and_ends_with_0(triton: LocalTriton) -> None:
     with running_gateway(*triton_flags(triton.http_url)) as gateway:
         with ThreadPoolExecutor(1) as pool:
-            # Distinct ones: identical texts are computed once, and then it is over in no time.
+            # Distinct texts: identical ones are computed once, which would take no time.
             texts = [f"{text} of {round_}" for round_ in range(40) for text in TEXTS]
             pending = pool.submit(post, gateway.url, texts=texts)
             wait_for(lambda: _is_busy(gateway), "a request in flight")
@@ -206,7 +206,7 @@ def test_sigterm_finishes_what_is_in_flight_and_ends_with_0(triton: LocalTriton)
 
 
 def test_no_request_is_dropped_by_a_gateway_that_stops(triton: LocalTriton) -> None:
-    """Callers that heed its readiness get every answer; those are what a load balancer sends."""
+    """Callers that respect readiness, as load balancers do, get every response."""
     flags = (*triton_flags(triton.grpc_url), "--shutdown-delay-s", "2")
     with running_gateway(*flags) as gateway, ThreadPoolExecutor(4) as pool:
         callers = [pool.submit(_call_while_ready, gateway.url) for _ in range(4)]
@@ -218,7 +218,7 @@ def test_no_request_is_dropped_by_a_gateway_that_stops(triton: LocalTriton) -> N
 
 
 def _call_while_ready(url: str) -> list[int]:
-    """Send requests on kept connections until the gateway says that it is not ready."""
+    """Send requests on kept-alive connections until the gateway is no longer ready."""
     statuses: list[int] = []
     with httpx2.Client(base_url=url, timeout=60) as client:
         while client.get("/health/ready").status_code == 200:
@@ -230,7 +230,9 @@ def _is_busy(gateway: GatewayProcess) -> bool:
     return httpx2.get(f"{gateway.url}/health").json()["batches_in_flight"] > 0
 
 
-def test_dimensions_that_the_model_lacks_end_the_start_with_a_message(triton: LocalTriton) -> None:
+def test_more_dimensions_than_the_model_has_end_the_start_with_a_message(
+    triton: LocalTriton,
+) -> None:
     gateway = GatewayProcess(*triton_flags(triton.http_url), "--output-dim", "2560")
     assert gateway.process.wait(timeout=60) == 1
     assert "EMBED_OUTPUT_DIM is 2560, but model 'qwen3-nano' has hidden size" in gateway.log
@@ -251,9 +253,7 @@ def test_dimensions_that_the_model_lacks_end_the_start_with_a_message(triton: Lo
         ),
     ],
 )
-def test_what_is_wrong_on_this_machine_ends_the_start_with_a_message(
-    flags: tuple[str, ...], words: str
-) -> None:
+def test_a_wrong_setting_ends_the_start_with_a_message(flags: tuple[str, ...], words: str) -> None:
     gateway = GatewayProcess(*flags)
     assert gateway.process.wait(timeout=60) == 1
     assert words in gateway.log
@@ -276,8 +276,8 @@ def test_a_text_of_ten_megabytes_is_a_413_and_the_next_request_works(
     assert embed(gateway.url, ["next"]).shape == (1, 1024)
 
 
-def test_nothing_is_left_in_the_home_folder(tmp_path: Path) -> None:
-    """ONNX Runtime would put a device id and queued usage events there."""
+def test_nothing_is_written_to_the_home_folder(tmp_path: Path) -> None:
+    """ONNX Runtime would write a device id and queued telemetry events there."""
     environment = {name: value for name, value in os.environ.items() if "TELEMETRY" not in name}
     code = (
         "import asyncio, pathlib, qwen3_nano\n"

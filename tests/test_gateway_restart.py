@@ -1,7 +1,7 @@
-"""The gateway is killed and started again while a framework fills PostgreSQL through it.
+"""The gateway is killed and restarted while a framework fills PostgreSQL through it.
 
-Each test fills two tables at the same time, one in the framework's synchronous and one in its
-asynchronous way, and kills the gateway in the middle of both.
+Each test fills two tables at once, one through the framework's synchronous API and one through its
+asynchronous API, and kills the gateway in the middle of both.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ from qwen3_triton_tools.local_triton import LocalTriton
 from tolerances import FLOAT32_COSINE
 
 DIMENSIONS = 1024
-# Enough for seconds of work, so that the middle is not missed.
+# Enough for seconds of work, so that the kill hits the middle of it.
 TEXTS = [f"{'some words more ' * (7 * number % 19)}and number {number}" for number in range(200)]
 PART = 50
-# As users get it, but for few requests at a time, so that all end soon after the restart.
+# The defaults, except for few requests at a time, so that all end soon after the restart.
 CLIENT: dict[str, Any] = {"max_concurrency": 2}
 SYNC, ASYNC = "filled_sync", "filled_async"
-# What `index()` makes of a document with a modern hash is longer than the default's UUID.
+# With a modern hash, `index()` creates ids that are longer than the default column's UUID.
 TEXT_ID = Column("langchain_id", "TEXT", nullable=False)
 
 
 class MortalGateway:
-    """A gateway that can be killed and that comes back on the same port."""
+    """A gateway that can be killed and restarted on the same port."""
 
     def __init__(self, *flags: str) -> None:
         self._flags = flags
@@ -59,7 +59,7 @@ class MortalGateway:
 
     @property
     def texts(self) -> float:
-        """How many texts it has embedded since its start."""
+        """The number of texts embedded since the start."""
         return self._process.metric("qwen3_triton_texts_total")
 
     def wait_ready(self) -> None:
@@ -68,7 +68,7 @@ class MortalGateway:
     def kill(self) -> None:
         self._process.kill()
 
-    def start_again(self) -> None:
+    def restart(self) -> None:
         self._process = GatewayProcess(*self._flags, "--port", self.url.rsplit(":", 1)[1])
         self._process.wait_ready()
 
@@ -93,7 +93,7 @@ def _mortal(triton: LocalTriton) -> Generator[MortalGateway]:
 
 @pytest.fixture(name="expected", scope="module")
 def _expected(gateway_url: str) -> dict[str, np.ndarray]:
-    """Vectors of another gateway before the same Triton, which nobody kills."""
+    """The vectors of another gateway in front of the same Triton, which is never killed."""
     return dict(zip(TEXTS, embed(gateway_url, TEXTS), strict=True))
 
 
@@ -121,19 +121,21 @@ def run_through_a_restart(
     afill: Callable[[], Awaitable[object]],
     in_the_middle: Callable[[], bool],
 ) -> None:
-    """Run both, kill the gateway in the middle of both, start it again, and wait for their end."""
+    """Run both, kill the gateway in the middle of both, restart it, and wait for both to end."""
 
     async def run_afill() -> None:
         await afill()
 
     with ThreadPoolExecutor(2) as pool:
         pending = [pool.submit(fill), pool.submit(asyncio.run, run_afill())]
-        wait_for(lambda: in_the_middle() or any(p.done() for p in pending), "work in both")
+        wait_for(
+            lambda: in_the_middle() or any(p.done() for p in pending), "both are in the middle"
+        )
         mortal.kill()
         try:
             still_running = [not future.done() for future in pending]
         finally:
-            mortal.start_again()
+            mortal.restart()
         for future in pending:
             future.result()
     assert still_running == [True, True]
@@ -163,7 +165,7 @@ def _engine(database_url: str) -> Generator[PGEngine]:
 
 @asynccontextmanager
 async def running_engine(database_url: str) -> AsyncGenerator[PGEngine]:
-    """Give an engine that works in the running event loop."""
+    """Yield an engine for the running event loop."""
     engine = PGEngine.from_engine(create_async_engine(asyncpg_url(database_url)))
     try:
         yield engine
@@ -262,7 +264,7 @@ def _stores(database_url: str) -> Generator[dict[str, LlamaIndexStore]]:
         for table in (SYNC, ASYNC)
     }
     for store in stores.values():
-        store.get_nodes([])  # makes the table, which two at once would stumble over
+        store.get_nodes([])  # creates the table; two at once would conflict
     yield stores
     asyncio.run(stores[SYNC].close())
 

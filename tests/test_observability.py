@@ -1,4 +1,4 @@
-"""What is seen of a gateway from outside: metrics, logs, headers, traces, pages."""
+"""What a gateway shows to the outside: metrics, logs, headers, traces, pages."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ SECRET_TEXT, SECRET_KEY = "whales sing at night", "key-that-nobody-sees"
 
 @pytest.fixture(name="fresh", scope="module")
 def _fresh() -> Generator[GatewayProcess]:
-    """A gateway of our own, so that its counts are ours."""
+    """A separate gateway, so that its counters count only the tests of this file."""
     with running_gateway("--cache-bytes", "1000000", "--max-length", "64") as gateway:
         yield gateway
 
@@ -62,7 +62,7 @@ def test_metrics_count_what_was_sent(fresh: GatewayProcess) -> None:
     assert 'requests_total{dialect="native",route="/embed",status="200"}' in text
 
 
-def test_unknown_paths_make_no_new_series(fresh: GatewayProcess) -> None:
+def test_unknown_paths_create_no_new_series(fresh: GatewayProcess) -> None:
     for number in range(3):
         assert httpx2.get(f"{fresh.url}/nothing/{number}").status_code == 404
     text = httpx2.get(f"{fresh.url}/metrics").text
@@ -70,7 +70,7 @@ def test_unknown_paths_make_no_new_series(fresh: GatewayProcess) -> None:
     assert "nothing" not in text
 
 
-def test_the_queue_and_the_backend_are_seen_while_triton_hangs() -> None:
+def test_metrics_show_the_queue_and_the_backend_while_triton_hangs() -> None:
     with (
         LocalTriton(
             model_dir=qwen3_nano.model_dir(), model_name=qwen3_nano.MODEL_ID, max_batch_size=8
@@ -80,7 +80,7 @@ def test_the_queue_and_the_backend_are_seen_while_triton_hangs() -> None:
         os.kill(triton.pid, signal.SIGSTOP)
         with ThreadPoolExecutor(1) as pool:
             pending = pool.submit(embed, gateway.url, [f"text {n}" for n in range(40)])
-            # Two batches of eight are with Triton, or one where a slot is kept for queries.
+            # Triton has two batches of eight, or one if a slot is reserved for queries.
             wait_for(lambda: gateway.metric("qwen3_triton_queue_texts") >= 24, "a queue")
             assert gateway.metric("qwen3_triton_queue_tokens") > 24
             assert gateway.metric("qwen3_triton_batches_in_flight") in {1, 2}
@@ -94,7 +94,7 @@ def test_the_queue_and_the_backend_are_seen_while_triton_hangs() -> None:
 
 
 @pytest.mark.parametrize("log_format", ["text", "json"])
-def test_the_log_has_one_line_a_request_and_never_a_text_or_a_key(log_format: str) -> None:
+def test_the_log_has_one_line_per_request_and_never_a_text_or_a_key(log_format: str) -> None:
     with running_gateway("--log-format", log_format, "--api-keys", SECRET_KEY) as gateway:
         headers = {"Authorization": f"Bearer {SECRET_KEY}"}
         with httpx2.Client(base_url=gateway.url, headers=headers) as client:
@@ -109,7 +109,7 @@ def test_the_log_has_one_line_a_request_and_never_a_text_or_a_key(log_format: st
         def request_lines() -> list[str]:
             return [line for line in gateway.log.splitlines() if "request_id" in line]
 
-        wait_for(lambda: len(request_lines()) >= 6, "the line of the last answer")
+        wait_for(lambda: len(request_lines()) >= 6, "the line of the last request")
         lines = request_lines()
         assert len(lines) == 6
         assert SECRET_TEXT not in gateway.log
@@ -127,7 +127,7 @@ def test_the_log_has_one_line_a_request_and_never_a_text_or_a_key(log_format: st
             assert "status=401" in lines[5]
 
 
-def test_headers_tell_the_stages_the_space_and_the_id(fresh: GatewayProcess) -> None:
+def test_headers_carry_the_stages_the_fingerprint_and_the_request_id(fresh: GatewayProcess) -> None:
     body = {"texts": ["a", "word " * 100]}
     answer = httpx2.post(f"{fresh.url}/embed", json=body, headers={"X-Request-ID": "mine"})
     stages = dict(re.findall(r"(\w+);dur=([\d.]+)", answer.headers["Server-Timing"]))
@@ -138,7 +138,7 @@ def test_headers_tell_the_stages_the_space_and_the_id(fresh: GatewayProcess) -> 
 
 
 @pytest.mark.parametrize("path", ["/", "/docs"])
-def test_pages_load_nothing_from_elsewhere(fresh: GatewayProcess, path: str) -> None:
+def test_pages_load_nothing_from_other_hosts(fresh: GatewayProcess, path: str) -> None:
     page = httpx2.get(fresh.url + path)
     assert page.status_code == 200
     loaded = re.findall(r'(?:src|href)="([^"#]+)"', page.text)
@@ -155,7 +155,7 @@ def test_pages_load_nothing_from_elsewhere(fresh: GatewayProcess, path: str) -> 
 
 
 class Collector:
-    """An OTLP collector over HTTP: remembers every span."""
+    """An OTLP collector over HTTP that stores every span."""
 
     def __init__(self) -> None:
         self.spans: list[Span] = []
@@ -197,7 +197,7 @@ def serving(server: ThreadingHTTPServer) -> Generator[None]:
 
 
 def recording_proxy(target: str, seen: list[tuple[str, str]]) -> ThreadingHTTPServer:
-    """Forward to Triton and note each path with the `traceparent` that came along."""
+    """Forward to Triton and record each path with its `traceparent`."""
 
     class Handler(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -227,7 +227,7 @@ def recording_proxy(target: str, seen: list[tuple[str, str]]) -> ThreadingHTTPSe
     return ThreadingHTTPServer(("127.0.0.1", 0), Handler)
 
 
-def test_a_callers_trace_goes_through_the_gateway_to_triton(triton: LocalTriton) -> None:
+def test_a_callers_trace_continues_through_the_gateway_to_triton(triton: LocalTriton) -> None:
     collector, seen = Collector(), list[tuple[str, str]]()
     proxy = recording_proxy(triton.http_url, seen)
     flags = triton_flags(f"http://127.0.0.1:{proxy.server_port}")

@@ -1,4 +1,4 @@
-"""The clients that people have already, unchanged, get the native call's vectors."""
+"""Clients that people already use, unchanged, get the same vectors as the native call."""
 
 from __future__ import annotations
 
@@ -59,14 +59,14 @@ def _client(gateway_url: str) -> Generator[openai.OpenAI]:
 
 
 def same(vectors: Any, expected: np.ndarray) -> bool:
-    """Compare with the native call's; other texts may have shared the batch."""
+    """Compare with the native vectors, in which other texts may have shared the batch."""
     return cosines(np.atleast_2d(np.array(vectors)), expected).min() >= FLOAT32_COSINE
 
 
 # openai
 
 
-def test_openai_asks_for_base64_and_gets_the_native_vectors(gateway_url: str) -> None:
+def test_openai_requests_base64_and_gets_the_native_vectors(gateway_url: str) -> None:
     sent: list[bytes] = []
     hooks = {"request": [lambda request: sent.append(request.read())]}
     with openai.OpenAI(
@@ -86,9 +86,7 @@ async def test_openai_async_gets_many_texts_in_order(gateway_url: str) -> None:
     assert same([item.embedding for item in answer.data], embed(gateway_url, texts))
 
 
-def test_openai_can_ask_for_dimensions_and_for_a_query(
-    client: openai.OpenAI, gateway_url: str
-) -> None:
+def test_openai_can_request_dimensions_and_a_query(client: openai.OpenAI, gateway_url: str) -> None:
     answer = client.embeddings.create(
         model=MODEL,
         input=QUERY,
@@ -150,7 +148,7 @@ def test_openai_raises_its_own_errors_with_code_and_param(
     assert (caught.value.code, caught.value.param) == (code, param)
 
 
-def test_openai_can_have_a_long_text_cut_and_is_told(
+def test_openai_can_have_a_long_text_truncated_and_learns_of_it(
     client: openai.OpenAI, gateway_url: str
 ) -> None:
     answer = client.embeddings.create(model=MODEL, input=["a", LONG], extra_body={"truncate": True})
@@ -160,7 +158,7 @@ def test_openai_can_have_a_long_text_cut_and_is_told(
 
 
 @pytest.mark.parametrize(("suffix", "input_type"), [("-query", "query"), ("-passage", "document")])
-def test_a_nim_model_suffix_says_what_a_text_is(
+def test_the_suffix_of_a_nim_model_sets_the_input_type(
     client: openai.OpenAI, gateway_url: str, suffix: str, input_type: str
 ) -> None:
     answer = client.embeddings.create(model=MODEL + suffix, input=QUERY)
@@ -194,7 +192,7 @@ async def test_huggingface_hub_async_embeds_at_the_root_url(gateway_url: str) ->
     assert same(np.concatenate(vectors), embed(gateway_url, TEXTS))
 
 
-def test_huggingface_hub_prompt_name_and_normalize_mean_what_they_say(gateway_url: str) -> None:
+def test_huggingface_hub_prompt_name_and_normalize_are_respected(gateway_url: str) -> None:
     client = InferenceClient()
     query = client.feature_extraction(QUERY, model=gateway_url, prompt_name="query")
     assert same(query, embed(gateway_url, [QUERY], input_type="query"))
@@ -203,7 +201,7 @@ def test_huggingface_hub_prompt_name_and_normalize_mean_what_they_say(gateway_ur
     assert abs(np.linalg.norm(raw) - 1) > 0.5
 
 
-def test_huggingface_hub_is_refused_a_long_text_where_it_wants_none_cut(gateway_url: str) -> None:
+def test_huggingface_hub_without_truncation_gets_a_400_for_a_long_text(gateway_url: str) -> None:
     with pytest.raises(HfHubHTTPError) as caught:
         InferenceClient().feature_extraction(LONG, model=gateway_url, truncate=False)
     assert caught.value.response.status_code == 400
@@ -226,8 +224,8 @@ async def test_langchain_openai_embeds_with_its_context_check_off(gateway_url: s
     assert same(embeddings.embed_query(TEXTS[0]), expected[:1])
 
 
-def test_langchain_openai_is_told_what_to_set_where_it_sends_token_ids(gateway_url: str) -> None:
-    """Its default needs tiktoken's file, which may not be at hand: this sends what it would."""
+def test_langchain_openai_learns_what_to_set_when_it_sends_token_ids(gateway_url: str) -> None:
+    """Its default needs tiktoken's file, which may not be available: this sends what it would."""
     embeddings = OpenAIEmbeddings(
         base_url=f"{gateway_url}/v1",
         api_key="unused",  # pyright: ignore[reportArgumentType]
@@ -238,13 +236,13 @@ def test_langchain_openai_is_told_what_to_set_where_it_sends_token_ids(gateway_u
         embeddings.client.create(input=[[15339, 1917]], **embeddings._invocation_params)
 
 
-def test_langchain_nvidia_tells_passages_from_queries(gateway_url: str) -> None:
+def test_langchain_nvidia_distinguishes_passages_from_queries(gateway_url: str) -> None:
     embeddings = NVIDIAEmbeddings(base_url=f"{gateway_url}/v1", model=MODEL, api_key="unused")
     assert same(embeddings.embed_documents(TEXTS), embed(gateway_url, TEXTS))
     assert same(embeddings.embed_query(QUERY), embed(gateway_url, [QUERY], input_type="query"))
 
 
-def test_langchain_nvidia_can_have_a_long_text_cut(gateway_url: str) -> None:
+def test_langchain_nvidia_can_have_a_long_text_truncated(gateway_url: str) -> None:
     embeddings = NVIDIAEmbeddings(
         base_url=f"{gateway_url}/v1", model=MODEL, api_key="unused", truncate="END"
     )
@@ -264,7 +262,7 @@ async def test_llama_index_tei_embeds(gateway_url: str) -> None:
     assert same(model.get_query_embedding(TEXTS[0]), expected[:1])
 
 
-def test_llama_index_tei_shows_its_key_without_bearer(keyed_gateway: GatewayProcess) -> None:
+def test_llama_index_tei_sends_its_key_without_bearer(keyed_gateway: GatewayProcess) -> None:
     model = TextEmbeddingsInference(
         base_url=keyed_gateway.url, model_name=MODEL, auth_token=KEY, text_instruction=""
     )

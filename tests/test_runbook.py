@@ -1,4 +1,4 @@
-"""What the runbook promises its readers, asked the way they ask, and its faults gone."""
+"""The calls of the runbook, made as its readers make them, without the faults of its gateway."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _runbook_gateway(runbook_triton: LocalTriton) -> Generator[GatewayProcess]:
 
 
 def call(url: str, body: dict[str, Any] | None = None, *, method: str = "GET") -> tuple[int, Any]:
-    """Do what the runbook does with curl, by the standard library alone."""
+    """Send what the runbook sends with curl, using only the standard library."""
     data = json.dumps(body).encode() if body is not None else None
     headers = {"content-type": "application/json"}
     request = urllib.request.Request(url, data, headers, method=method)
@@ -69,7 +69,7 @@ def test_section_10_triton_is_live_ready_and_lists_the_model(runbook_triton: Loc
     assert metadata["outputs"][0]["name"] == "last_hidden_state"
 
 
-def test_section_13_health_tells_the_model(runbook_gateway: GatewayProcess) -> None:
+def test_section_13_health_describes_the_model(runbook_gateway: GatewayProcess) -> None:
     status, health = call(f"{runbook_gateway.url}/health")
     assert status == 200
     assert health["status"] == "ok"
@@ -80,7 +80,7 @@ def test_section_13_health_tells_the_model(runbook_gateway: GatewayProcess) -> N
     assert health["requires_past_kv"] is False
 
 
-def test_sections_13_and_19_a_request_gives_unit_vectors(runbook_gateway: GatewayProcess) -> None:
+def test_sections_13_and_19_a_request_returns_unit_vectors(runbook_gateway: GatewayProcess) -> None:
     status, answer = embed(runbook_gateway, "hello world", "postgres paradedb retrieval")
     assert status == 200
     assert answer["model"] == MODEL_ID
@@ -90,7 +90,7 @@ def test_sections_13_and_19_a_request_gives_unit_vectors(runbook_gateway: Gatewa
 
 
 def test_a_short_text_in_a_mixed_batch_keeps_its_vector(runbook_gateway: GatewayProcess) -> None:
-    # The runbook's gateway pads left and pools as if padded right: cosine 0.15 here.
+    # The runbook's gateway pads left and pools as if padded right: a cosine of 0.15 here.
     _, alone = embed(runbook_gateway, "tea")
     _, mixed = embed(runbook_gateway, "tea", "a far longer text " * 60)
     cosine = sum(a * b for a, b in zip(alone["embeddings"][0], mixed["embeddings"][0], strict=True))
@@ -104,13 +104,13 @@ def test_more_texts_than_the_models_batch_limit_work(runbook_gateway: GatewayPro
 
 
 def test_a_blank_text_is_refused_by_index(runbook_gateway: GatewayProcess) -> None:
-    # The runbook's gateway drops it, so that every later vector belongs to another text.
+    # The runbook's gateway drops it, which shifts every later vector to the wrong text.
     status, answer = embed(runbook_gateway, "one", " ", "three")
     assert status == 400
     assert "Text 1 is blank" in answer["detail"]
 
 
 def test_an_unknown_model_is_a_404(runbook_gateway: GatewayProcess) -> None:
-    # The runbook's gateway answers with whatever name was asked for.
+    # The runbook's gateway accepts any name.
     status, answer = embed(runbook_gateway, "one", model="gpt-5")
     assert (status, answer["error"]["code"]) == (404, "model_not_found")

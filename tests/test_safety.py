@@ -1,4 +1,4 @@
-"""What a gateway in the open has to withstand: strangers, floods of bytes, malformed requests."""
+"""What an exposed gateway must withstand: strangers, floods of bytes, malformed requests."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def bearer(key: str) -> dict[str, str]:
 
 @pytest.mark.parametrize("key", [*KEYS, FILE_KEY])
 @pytest.mark.parametrize(("path", "body"), BODIES)
-def test_any_of_the_keys_opens_every_dialect(
+def test_every_dialect_accepts_any_of_the_keys(
     guarded: GatewayProcess, path: str, body: dict[str, Any], key: str
 ) -> None:
     assert httpx2.post(guarded.url + path, json=body, headers=bearer(key)).status_code == 200
@@ -56,7 +56,7 @@ def test_any_of_the_keys_opens_every_dialect(
 
 @pytest.mark.parametrize("headers", [{}, bearer("wrong"), bearer(KEYS[0][:-1])])
 @pytest.mark.parametrize(("path", "body"), BODIES)
-def test_without_a_key_every_dialect_refuses_in_its_own_shape(
+def test_without_a_key_every_dialect_answers_401_in_its_own_shape(
     guarded: GatewayProcess, path: str, body: dict[str, Any], headers: dict[str, str]
 ) -> None:
     answer = httpx2.post(guarded.url + path, json=body, headers=headers)
@@ -89,13 +89,13 @@ def test_without_a_key_every_dialect_refuses_in_its_own_shape(
         ("/nothing", 401),
     ],
 )
-def test_health_and_pages_are_open_and_the_rest_is_not(
+def test_only_health_and_pages_are_open_without_a_key(
     guarded: GatewayProcess, path: str, status: int
 ) -> None:
     assert httpx2.get(guarded.url + path).status_code == status
 
 
-def test_a_page_of_an_allowed_origin_may_call_and_another_may_not(guarded: GatewayProcess) -> None:
+def test_only_pages_of_an_allowed_origin_may_call(guarded: GatewayProcess) -> None:
     def preflight(origin: str) -> httpx2.Response:
         headers = {
             "Origin": origin,
@@ -112,7 +112,7 @@ def test_a_page_of_an_allowed_origin_may_call_and_another_may_not(guarded: Gatew
     assert "x-request-id" in answer.headers["access-control-expose-headers"].lower()
 
 
-def test_no_page_of_another_origin_may_call_unless_that_is_set(gateway_url: str) -> None:
+def test_no_page_of_another_origin_may_call_by_default(gateway_url: str) -> None:
     answer = httpx2.get(f"{gateway_url}/health", headers={"Origin": ORIGIN})
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
@@ -212,7 +212,7 @@ def test_with_a_certificate_the_gateway_speaks_https(certificate: tuple[Path, Pa
         assert gateway.stop() == 0
 
 
-def test_a_certificate_that_is_none_ends_the_start_with_a_message(tmp_path: Path) -> None:
+def test_an_invalid_certificate_ends_the_start_with_a_message(tmp_path: Path) -> None:
     (tmp_path / "wrong.pem").write_text("no certificate")
     wrong = str(tmp_path / "wrong.pem")
     gateway = GatewayProcess("--tls-certificate", wrong, "--tls-key", wrong)

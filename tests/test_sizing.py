@@ -1,4 +1,4 @@
-"""The tables of docs/sizing.md are what its own formulas give."""
+"""The tables of docs/sizing.md match its own formulas."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def _formulas() -> dict[str, Any]:
 
 
 def table(name: str) -> tuple[list[str], dict[str, list[str]]]:
-    """Read a table of the page: its columns, and its cells by the model of each row."""
+    """Return the columns of a table of the page, and the cells of each row by its model."""
     found = re.search(rf"<!-- {name} -->\n(.*?)\n<!-- end -->", PAGE, re.DOTALL)
     assert found
     head, _, *rows = (
@@ -33,7 +33,9 @@ def table(name: str) -> tuple[list[str], dict[str, list[str]]]:
     return head[1:], {row[0]: row[1:] for row in rows}
 
 
-def test_tokens_queries_and_hours_are_computed(formulas: dict[str, Any]) -> None:
+def test_the_tables_of_tokens_queries_and_hours_match_the_formulas(
+    formulas: dict[str, Any],
+) -> None:
     computed: dict[str, Callable[[str, str], str]] = {
         "speed": lambda m, c: f"{formulas['tokens_per_second'](m, c, 512) / 1000:,.1f}k",
         "query": lambda m, c: f"{formulas['query_floor_seconds'](m, c) * 1000:.1f}",
@@ -50,7 +52,7 @@ def test_tokens_queries_and_hours_are_computed(formulas: dict[str, Any]) -> None
             assert cells == [cell(model, card) for card in cards], name
 
 
-def test_memory_is_computed(formulas: dict[str, Any]) -> None:
+def test_the_table_of_memory_matches_the_formulas(formulas: dict[str, Any]) -> None:
     (first, *columns), rows = table("memory")
     assert first == "weights"
     assert list(rows) == list(formulas["MODELS"])

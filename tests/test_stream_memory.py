@@ -15,7 +15,7 @@ pytestmark = pytest.mark.stack
 COUNT = 200_000
 DISTINCT = 2_000
 MAX_RESIDENT_KIB = 300_000_000 // 1024
-CACHE_BYTES = 64_000_000  # holds the distinct ones, so that the model is not what is waited for
+CACHE_BYTES = 64_000_000  # holds all distinct texts, so that the model is not the bottleneck
 
 STREAM = """
 import asyncio, re, sys
@@ -47,7 +47,7 @@ async def astream():
 
 stream() if kind == "sync" else asyncio.run(astream())
 assert given == count
-# Not `ru_maxrss`: that of a child begins with its parent's.
+# Not `ru_maxrss`: a child inherits its parent's.
 print(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1])
 """
 

@@ -1,4 +1,4 @@
-"""`qwen3-triton up`: a local Triton and the gateway as one program."""
+"""`qwen3-triton up`: a local Triton and the gateway in one command."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def _stack() -> Generator[GatewayProcess]:
 
 
 def triton_pids(stack: GatewayProcess) -> set[int]:
-    """Find tritonserver among the descendants of the stack's process."""
+    """Return the process ids of tritonserver among the descendants of the stack."""
     found: set[int] = set()
     waiting = [stack.process.pid]
     while waiting:
@@ -45,17 +45,17 @@ def triton_pids(stack: GatewayProcess) -> set[int]:
     return found
 
 
-def test_one_signal_ends_both_with_0(stack: GatewayProcess) -> None:
+def test_one_signal_stops_both_with_exit_code_0(stack: GatewayProcess) -> None:
     (triton,) = triton_pids(stack)
     assert embed(stack.url, ["a"]).shape == (1, 1024)
     assert stack.stop() == 0
     wait_for(lambda: not Path(f"/proc/{triton}").exists(), "Triton's end")
 
 
-def test_a_triton_that_dies_is_started_again(stack: GatewayProcess) -> None:
+def test_a_triton_that_dies_is_restarted(stack: GatewayProcess) -> None:
     (triton,) = triton_pids(stack)
     os.kill(triton, signal.SIGKILL)
-    wait_for(lambda: post(stack.url, texts=["a"]).status_code == 503, "a 503 meanwhile")
+    wait_for(lambda: post(stack.url, texts=["a"]).status_code == 503, "a 503 while Triton is down")
     wait_for(stack.is_ready, "ready again")
     assert embed(stack.url, ["a"]).shape == (1, 1024)
     assert triton_pids(stack) != {triton}

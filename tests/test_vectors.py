@@ -1,4 +1,4 @@
-"""The promise of right vectors, on every kind of gateway and on a real Triton."""
+"""Vectors match the reference implementation on every kind of gateway and on a real Triton."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def test_the_golden_texts_span_one_to_1024_tokens() -> None:
     assert counts.max() == 1024
 
 
-def test_vectors_are_the_reference_implementations(any_gateway: GatewayProcess) -> None:
+def test_vectors_match_the_reference_implementation(any_gateway: GatewayProcess) -> None:
     vectors = embed(any_gateway.url, TEXTS, dimensions=HIDDEN_SIZE)
     assert cosines(vectors, GOLDEN["vectors"]).min() >= FLOAT32_COSINE
 
 
 @pytest.fixture(name="float16_dir", scope="module")
 def _float16_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The nano model exported with float16 hidden states, as most exports of the family are."""
+    """The nano model exported with float16 hidden states, like most exports of the family."""
     folder = tmp_path_factory.mktemp("float16")
     weights = load_weights(qwen3_nano.model_dir() / "model.onnx")
     onnx.save(build_graph(weights, float16_output=True), folder / "model.onnx")
@@ -46,7 +46,7 @@ def _float16_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.stack
-def test_float16_vectors_are_the_reference_implementations(float16_dir: Path) -> None:
+def test_float16_vectors_match_the_reference_implementation(float16_dir: Path) -> None:
     with (
         LocalTriton(model_dir=float16_dir, model_name="float16") as triton,
         running_gateway(*triton_flags(triton.http_url, "float16")) as through_triton,
@@ -57,14 +57,16 @@ def test_float16_vectors_are_the_reference_implementations(float16_dir: Path) ->
             assert cosines(vectors, GOLDEN["vectors"]).min() >= FLOAT16_COSINE
 
 
-def test_cut_vectors_are_the_reference_implementations_cut(any_gateway: GatewayProcess) -> None:
+def test_vectors_of_fewer_dimensions_match_the_truncated_reference(
+    any_gateway: GatewayProcess,
+) -> None:
     vectors = embed(any_gateway.url, TEXTS)
     assert vectors.shape == (len(TEXTS), 1024)
     assert cosines(vectors, GOLDEN["vectors"][:, :1024]).min() >= FLOAT32_COSINE
     assert np.abs(np.linalg.norm(vectors.astype(np.float64), axis=1) - 1).max() <= UNIT_NORM
 
 
-def test_token_counts_are_the_reference_tokenizers(in_process_gateway: GatewayProcess) -> None:
+def test_token_counts_match_the_reference_tokenizer(in_process_gateway: GatewayProcess) -> None:
     for text, count in zip(TEXTS, GOLDEN["token_counts"].tolist(), strict=True):
         usage = post(in_process_gateway.url, texts=[text]).json()["usage"]
         assert usage["prompt_tokens"] == count
@@ -106,7 +108,7 @@ def test_a_query_equals_the_instruction_written_by_hand(any_gateway: GatewayProc
     assert cosines(query, embed(any_gateway.url, [by_hand])).min() >= FLOAT32_COSINE
 
 
-def test_all_kinds_of_gateway_give_the_same_vectors_and_fingerprint(
+def test_all_kinds_of_gateway_return_the_same_vectors_and_fingerprint(
     gateway: GatewayProcess, grpc_gateway: GatewayProcess, in_process_gateway: GatewayProcess
 ) -> None:
     expected = embed(gateway.url, TEXTS)

@@ -1,4 +1,4 @@
-"""The product as users run it: a child process of its own environment, asked over HTTP."""
+"""The product as users run it: a child process in its own environment, called over HTTP."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Vectors = NDArray[np.float32]
 
 @contextmanager
 def running(command: str, *flags: str | Path, log: Path) -> Generator[str]:
-    """Run `qwen3-triton up` or `serve` on free ports; the address of the gateway."""
+    """Run `qwen3-triton up` or `serve` on free ports and yield the URL of the gateway."""
     ports = ["--port"]
     if command == "up":
         ports += ["--http-port", "--grpc-port", "--metrics-port"]
@@ -56,7 +56,7 @@ def _wait_ready(process: subprocess.Popen[bytes], log: Path) -> str:
 
 
 def embed(url: str, texts: list[str], **fields: Any) -> Vectors:
-    """Embed texts by the running product."""
+    """Embed texts through the running product."""
     body = json.dumps({"texts": texts, "encoding_format": "base64", **fields}).encode()
     request = urllib.request.Request(f"{url}/embed", body, {"content-type": "application/json"})
     with urllib.request.urlopen(request, timeout=120) as response:

@@ -1,4 +1,4 @@
-"""Exports that torch makes of transformers' own Qwen3: inspected, pooled and served by the product.
+"""Exports by torch of transformers' Qwen3, inspected, pooled and served by the product.
 
 Random weights in the layer shapes of Qwen3-Embedding-0.6B, with fewer layers and the nano model's
 vocabulary. The export and the reference run here; the product runs in its own environment.
@@ -30,12 +30,12 @@ import qwen3_nano
 ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / ".venv" / "bin"
 
-# config.json of Qwen/Qwen3-Embedding-0.6B, but for layers and vocabulary: what two cores bear.
+# config.json of Qwen/Qwen3-Embedding-0.6B with fewer layers and tokens, for two cores.
 HIDDEN_SIZE, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE_SIZE = 1024, 2, 16, 8, 128, 3072
 VOCABULARY = 24_000
-# Equal weights in float32 on both sides; what differs is the order of summation.
+# With equal float32 weights on both sides, only the order of summation differs.
 FLOAT32_COSINE = 0.99999
-# Ten bits of mantissa through two layers, on both sides by other kernels.
+# Ten bits of mantissa through two layers, with different kernels on each side.
 FLOAT16_COSINE = 0.999
 PADDINGS = ("right", "left", "mixed")
 TEXTS = [
@@ -48,7 +48,7 @@ TEXTS = [
 
 
 class Plain(torch.nn.Module):
-    """The graph of optimum's task feature-extraction: three inputs, no cache."""
+    """The graph of optimum's feature-extraction task: three inputs, no cache."""
 
     def __init__(self, model: Qwen3Model) -> None:
         super().__init__()
@@ -60,7 +60,7 @@ class Plain(torch.nn.Module):
 
 
 class WithPast(Plain):
-    """The graph of onnx-community: a past for each layer among the inputs, a present given back."""
+    """The graph of onnx-community: a past per layer as input, a present per layer as output."""
 
     def forward(self, input_ids: Any, attention_mask: Any, position_ids: Any, *past: Any) -> Any:
         cache = DynamicCache(config=self.model.config)
@@ -79,7 +79,7 @@ class WithPast(Plain):
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """One export: its folder, the model that it was made of, and what it may be off by."""
+    """An export: its folder, the model it was made from, and its tolerance."""
 
     folder: Path
     model: Qwen3Model
@@ -105,7 +105,7 @@ def make_model() -> Qwen3Model:
 
 
 def export_onnx(model: Qwen3Model, folder: Path, *, past: bool) -> None:
-    """Export by torch's TorchScript exporter, as optimum does, with the weights beside the file."""
+    """Export with torch's TorchScript exporter, as optimum does, with external weights."""
     length, past_length = 7, 3
     total = length + past_length if past else length
     tokens = {0: "batch", 1: "sequence"}
@@ -179,7 +179,7 @@ def product(*arguments: str) -> Any:
 
 
 def padded(padding: str) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Random rows of 1 to 40 tokens, padded on one side or on either in turn."""
+    """Random rows of 1 to 40 tokens, padded on one side or alternately on both."""
     random = np.random.default_rng(5)
     width, counts = 40, (40, 1, 17, 5)
     ids = random.integers(1, VOCABULARY, (len(counts), width))
@@ -192,7 +192,7 @@ def padded(padding: str) -> tuple[NDArray[Any], NDArray[Any]]:
 
 
 def run_onnx(path: Path, batches: dict[str, tuple[NDArray[Any], NDArray[Any]]]) -> Any:
-    """Run `sentence_embedding` by ONNX Runtime, in the product's environment."""
+    """Run `sentence_embedding` with ONNX Runtime, in the product's environment."""
     script = """
 import sys
 import numpy as np, onnxruntime
@@ -222,7 +222,7 @@ np.savez(results, **pooled)
 
 @torch.inference_mode()
 def reference_states(model: Qwen3Model, ids: NDArray[Any], mask: NDArray[Any]) -> Vectors:
-    """Transformers' own states of each row's last token, each row run alone and unpadded."""
+    """Return transformers' state of the last token of each row, run alone and unpadded."""
     rows: list[Vectors] = []
     for row, real in zip(ids, mask, strict=True):
         tokens = torch.from_numpy(row[real == 1])[None]
@@ -244,7 +244,7 @@ def serving(folder: Path) -> AbstractContextManager[str]:
 
 
 def sentence_transformer(model: Qwen3Model, folder: Path) -> Any:
-    """Load the same weights by sentence-transformers, pooled at the last token."""
+    """Load the same weights with sentence-transformers, pooled at the last token."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
@@ -261,7 +261,7 @@ def sentence_transformer(model: Qwen3Model, folder: Path) -> Any:
     return SentenceTransformer(modules=[transformer, pooling], device="cpu")
 
 
-def test_an_export_is_seen_as_what_it_is(export: Export) -> None:
+def test_an_export_is_inspected_correctly(export: Export) -> None:
     document = product("model", "inspect", str(export.folder), "--json")
     float16 = export.model.dtype == torch.float16
     assert document["servable"] is True
@@ -278,7 +278,9 @@ def test_an_export_is_seen_as_what_it_is(export: Export) -> None:
     assert not [found for found in document["findings"] if found["severity"] != "note"]
 
 
-def test_the_pooled_graph_gives_transformers_last_state(export: Export, pooled: Path) -> None:
+def test_the_pooled_graph_returns_the_last_state_of_transformers(
+    export: Export, pooled: Path
+) -> None:
     batches = {padding: padded(padding) for padding in PADDINGS}
     vectors = run_onnx(pooled / "model.onnx", batches)
     for padding, (ids, mask) in batches.items():
@@ -287,7 +289,7 @@ def test_the_pooled_graph_gives_transformers_last_state(export: Export, pooled: 
         assert worst_cosine(vectors[padding], expected) >= export.min_cosine, padding
 
 
-def test_through_a_real_triton_the_vectors_are_those_of_sentence_transformers(
+def test_vectors_through_a_real_triton_match_sentence_transformers(
     export: Export, pooled: Path, tmp_path: Path
 ) -> None:
     encoder = sentence_transformer(export.model, tmp_path)

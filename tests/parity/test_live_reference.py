@@ -1,4 +1,4 @@
-"""The vectors of the running product beside those of the reference implementation, live.
+"""The vectors of the running product compared with the reference implementation, live.
 
 Runs by `make parity`, in an environment of its own with torch, transformers and
 sentence-transformers; the product runs as users run it, as child processes of its own environment.
@@ -24,9 +24,9 @@ sys.path.append(str(ROOT / "packages" / "qwen3-nano" / "training"))
 
 import reference  # noqa: E402  (a script of the training folder, not a package)
 
-# Equal weights in float32 on both sides; what differs is the order of summation.
+# With equal float32 weights on both sides, only the order of summation differs.
 FLOAT32_COSINE = 0.99999
-# The committed vectors were made by the same code, perhaps by another release on another CPU.
+# The committed vectors were computed by the same code, perhaps in another release on another CPU.
 GOLDEN_COSINE = 0.999999
 QUERY = (
     "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
@@ -35,7 +35,7 @@ ALPHABETS = ["abc deé", "日本語漢字", "привет ", "مرحبا ", "�
 
 
 def random_texts(count: int) -> list[str]:
-    """Texts that nobody has seen: random characters of several scripts, 1 to some 900 tokens."""
+    """Random characters of several scripts: texts of 1 to about 900 tokens."""
     random = np.random.default_rng()
     texts: list[str] = []
     for _ in range(count):
@@ -74,25 +74,25 @@ def worst_cosine(left: Vectors, right: Vectors) -> float:
     return float(cosines.min())
 
 
-def test_the_committed_golden_vectors_are_what_transformers_gives(model: Any) -> None:
+def test_the_committed_golden_vectors_match_transformers(model: Any) -> None:
     golden = np.load(qwen3_nano.golden_path(), allow_pickle=False)
     tokenizer = Tokenizer.from_file(str(qwen3_nano.model_dir() / "tokenizer.json"))
     live = reference.reference_vectors(model, tokenizer, golden["texts"].tolist())
     assert worst_cosine(live, golden["vectors"]) >= GOLDEN_COSINE
 
 
-def test_texts_that_nobody_has_seen_get_transformers_vectors(url: str, expected: Vectors) -> None:
+def test_vectors_of_random_texts_match_transformers(url: str, expected: Vectors) -> None:
     got = embed(url, TEXTS, dimensions=expected.shape[1])
     assert worst_cosine(got, expected) >= FLOAT32_COSINE
 
 
-def test_the_default_1024_dimensions_are_the_head_of_transformers(
+def test_the_default_1024_dimensions_are_the_first_of_transformers(
     url: str, expected: Vectors
 ) -> None:
     assert worst_cosine(embed(url, TEXTS), expected[:, :1024]) >= FLOAT32_COSINE
 
 
-def test_documents_and_queries_are_those_of_sentence_transformers(
+def test_documents_and_queries_match_sentence_transformers(
     url: str, model: Any, tmp_path: Path
 ) -> None:
     encoder = sentence_transformer(model, tmp_path)
@@ -103,7 +103,7 @@ def test_documents_and_queries_are_those_of_sentence_transformers(
 
 
 def sentence_transformer(model: Any, folder: Path) -> Any:
-    """Load the same weights by sentence-transformers, pooled at the last token."""
+    """Load the same weights with sentence-transformers, pooled at the last token."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     from sentence_transformers import SentenceTransformer
     from sentence_transformers.sentence_transformer.modules import Pooling, Transformer

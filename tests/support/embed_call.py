@@ -1,4 +1,4 @@
-"""`POST /embed` as a caller without our client makes it."""
+"""`POST /embed` as called without our client."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def post(url: str, **body: Any) -> httpx2.Response:
 
 
 def embed(url: str, texts: Sequence[str], **body: Any) -> Float32Matrix:
-    """Embed texts into float32 rows; any answer but 200 fails the test with its message."""
+    """Embed texts into float32 rows; fail with the message of any status other than 200."""
     response = post(url, texts=list(texts), encoding_format="base64", **body)
     assert response.status_code == 200, response.text
     rows = [base64.b64decode(row) for row in response.json()["embeddings"]]
@@ -27,7 +27,7 @@ def embed(url: str, texts: Sequence[str], **body: Any) -> Float32Matrix:
 
 
 def cosines(left: Float32Matrix, right: Float32Matrix) -> Float32Matrix:
-    """Compare rows pairwise, in float64, whatever their norms."""
+    """Return the cosine of each pair of rows, in float64, whatever their norms."""
     a, b = left.astype(np.float64), right.astype(np.float64)
     products = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
     return (a * b).sum(axis=1) / products

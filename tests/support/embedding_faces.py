@@ -1,4 +1,4 @@
-"""The client and the two framework adapters, asked for vectors in one way."""
+"""The client and the two framework adapters behind one interface."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Vectors = list[list[float]]
 
 
 class Face(ABC):
-    """One of the three; pickled and shared by threads and event loops as what it holds is."""
+    """One of the three; can be pickled and shared among threads and event loops like its model."""
 
     model: Any
 
@@ -37,7 +37,7 @@ class Face(ABC):
 
 
 class ClientFace(Face):
-    """Tries again at once, which the adapters cannot be told."""
+    """The client, which retries without a backoff; the adapters have no option for that."""
 
     def __init__(self, url: str, **options: Any) -> None:
         self.model = EmbeddingClient(url, **{"backoff_seconds": 0.0, **options})

@@ -64,11 +64,11 @@ class Fault:
 
 
 def busy(status: int = 503) -> Fault:
-    """A refusal after which a client may come back at once."""
+    """Return a refusal after which a client may retry at once."""
     return Fault(status=status, headers={"Retry-After-Ms": "0"})
 
 
-# Faults that pass: a client that tries again gets its vectors. Nothing here makes it wait long.
+# Transient faults: a client that retries gets its vectors, without waiting long.
 PASSING: dict[str, Fault] = {
     "503": Fault(headers={"Retry-After": "0"}),
     "429-seconds": Fault(status=429, headers={"Retry-After": "0"}),
@@ -80,26 +80,26 @@ PASSING: dict[str, Fault] = {
     "cut-body": Fault("cut_body"),
     "cut-json": Fault("cut_json"),
 }
-# Answers that are right, and uncomfortable.
+# Correct responses that are difficult to receive.
 BEARABLE: dict[str, Fault] = {"slow": Fault("slow"), "drip": Fault("drip")}
 
 
 @dataclass(eq=False)
 class Recorded:
-    """One request, and what became of it."""
+    """A request and its outcome."""
 
     texts: Batch
     body: dict[str, Any]
     try_number: int
-    """1 for the first time that this batch came."""
+    """1 for the first request with this batch."""
     started: float
     fault: Fault | None = None
     status: int | None = None
-    """What was answered; None where nothing was."""
+    """Status of the response; None if there was none."""
     request_id: str = ""
     ended: float = math.nan
     hung_up: bool = False
-    """Whether the client went away before its answer was complete."""
+    """Whether the client disconnected before its response was complete."""
 
     @property
     def seconds_in_flight(self) -> float:
@@ -110,18 +110,18 @@ Rule = Callable[[Recorded], Fault | None]
 
 
 def forward(_: Recorded) -> Fault | None:
-    """Break nothing."""
+    """Inject no fault."""
     return None
 
 
 def poison(texts: Collection[str], fault: Fault) -> Rule:
-    """Break, for ever, every batch that holds one of these texts."""
+    """Fail every batch that contains one of these texts, forever."""
     bad = frozenset(texts)
     return lambda request: None if bad.isdisjoint(request.texts) else fault
 
 
 def first_tries(text: str, *faults: Fault) -> Rule:
-    """Break the first tries of the batch that holds a text, one fault each."""
+    """Fail the first tries of the batch that contains a text, with one fault each."""
 
     def rule(request: Recorded) -> Fault | None:
         broken = text in request.texts and request.try_number <= len(faults)
@@ -132,13 +132,13 @@ def first_tries(text: str, *faults: Fault) -> Rule:
 
 @dataclass(frozen=True)
 class RandomPlan:
-    """Break what a seed says, the same for a batch and try whenever it comes."""
+    """Random faults from a seed, always the same for a batch and its try."""
 
     seed: int
     faults: Sequence[Fault]
     probability: float = 0.5
     most_tries: int = 4
-    """The try that is never refused, so that a client with as many tries gets through."""
+    """The try that never fails, so that a client with as many tries succeeds."""
 
     def __call__(self, request: Recorded) -> Fault | None:
         return self.fault(request.texts, request.try_number)
@@ -171,7 +171,7 @@ class FaultProxy:
         self.rule: Rule = forward
         self.requests: list[Recorded] = []
         self.tries: Counter[Batch] = Counter()
-        """How often each batch came."""
+        """The number of requests for each batch."""
         self.in_flight = 0
         self.most_in_flight = 0
         self.connections = 0
@@ -183,23 +183,23 @@ class FaultProxy:
         self._ready = threading.Event()
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
         self._thread.start()
-        assert self._ready.wait(HUNG_SECONDS), "the proxy does not listen"
+        assert self._ready.wait(HUNG_SECONDS), "The proxy does not listen."
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self._port}"
 
     def answered(self) -> set[str]:
-        """Give the texts whose vectors went back whole."""
+        """Return the texts whose vectors were returned completely."""
         whole = [request for request in self.requests if request.status == 200]
         return {text for request in whole for text in request.texts if not request.hung_up}
 
     def answer_in_reverse(self, count: int) -> None:
-        """Hold requests until `count` are there, then answer the last of them first."""
+        """Hold requests until `count` have arrived, then answer the last one first."""
         self._expected = count
 
     def hold(self, which: Callable[[Recorded], bool]) -> None:
-        """Keep the requests for which `which` is true waiting until `release`."""
+        """Hold the requests for which `which` is true until `release` is called."""
         self._held = which
 
     def release(self) -> None:
@@ -210,7 +210,7 @@ class FaultProxy:
         self._loop.call_soon_threadsafe(self._stop.set)
         self._thread.join()
 
-    # What follows runs in the proxy's own event loop.
+    # The rest runs in the proxy's own event loop.
 
     async def _run(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -241,7 +241,7 @@ class FaultProxy:
             while True:
                 message = await _read_message(reader, first)
                 answer = asyncio.create_task(self._answer(message, writer))
-                # Anything but silence in the meantime means that the client hung up.
+                # Anything but silence until then means that the client has disconnected.
                 silence = asyncio.create_task(reader.read(1))
                 try:
                     await asyncio.wait({answer, silence}, return_when=asyncio.FIRST_COMPLETED)
@@ -262,7 +262,7 @@ class FaultProxy:
                 await writer.wait_closed()
 
     async def _answer(self, message: _Message, writer: asyncio.StreamWriter) -> bool:
-        """Answer a request; False where the connection ends with it."""
+        """Answer a request; return False if the connection ends with it."""
         if not message.content:
             return await self._pass_on(message, writer)
         request = self._record(message.content)
@@ -285,7 +285,7 @@ class FaultProxy:
             await self._notify()
 
     async def _pass_on(self, message: _Message, writer: asyncio.StreamWriter) -> bool:
-        """Answer what is no request for vectors as the gateway does."""
+        """Pass on requests that are not for vectors."""
         reply = await self._http.get(self._upstream + message.path, headers=message.headers)
         return await _send(reply, Recorded((), {}, 1, time.monotonic()), writer)
 
@@ -351,7 +351,7 @@ async def _read_message(reader: asyncio.StreamReader, first: bytes) -> _Message:
 
 
 async def _send(reply: httpx2.Response, request: Recorded, writer: asyncio.StreamWriter) -> bool:
-    """Write an answer as the fault wants it; False where the connection ends with it."""
+    """Write a response as the fault demands; return False if the connection ends with it."""
     kind = request.fault.kind if request.fault else None
     if kind == "reset":
         _reset(writer)
@@ -368,7 +368,7 @@ async def _send(reply: httpx2.Response, request: Recorded, writer: asyncio.Strea
     for piece in _pieces(sent, sizes.get(kind or "", len(sent))):
         if kind in pauses:
             await asyncio.sleep(pauses[kind])
-        # No pause after the last piece: a client that has it all may send its next request.
+        # No pause after the last piece: a client that has everything may send the next request.
         writer.write(piece)
         await writer.drain()
     if kind == "reset_in_body":
@@ -395,7 +395,7 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 
 
 def _spoiled(reply: httpx2.Response, fault: Fault | None) -> httpx2.Response:
-    """Take a vector from an answer, or put NaN into one."""
+    """Remove a vector from a response, or put NaN into one."""
     if fault is None or fault.kind not in {"drop_vector", "nan"}:
         return reply
     answer = reply.json()

@@ -1,4 +1,4 @@
-"""A corpus of real text with its vectors, and tables filled with it as the loader fills them."""
+"""A corpus of real text with its vectors, and tables filled with it by the loader's own code."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LAYOUTS: tuple[LayoutName, ...] = ("own", "langchain", "llamaindex")
 
 @dataclass(frozen=True)
 class Entry:
-    """A document that is one chunk, and a question that it answers in other words."""
+    """A document of one chunk, and a question that it answers in other words."""
 
     id: uuid.UUID
     doc_id: str
@@ -37,7 +37,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Corpus:
-    """Texts with their vectors, and the gateway that made these."""
+    """Texts with their vectors, and the gateway that computed these."""
 
     gateway_url: str
     entries: Sequence[Entry]
@@ -47,7 +47,7 @@ class Corpus:
     def fill(
         self, dsn: str, name: str, layout: LayoutName = "own", *, ledger: bool = True
     ) -> Table:
-        """Create a table and load all of it, as the loader does."""
+        """Create a table and write the corpus to it, as the loader does."""
         with psycopg.connect(dsn) as connection:
             table = prepare_table(connection, name, layout, self.space.dimensions)
             if ledger:
@@ -61,7 +61,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Library:
-    """A database with the corpus in a table of each layout, `manuals_own` and so on."""
+    """A database with the corpus in one table per layout: `manuals_own` and so on."""
 
     dsn: str
     corpus: Corpus

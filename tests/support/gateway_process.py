@@ -20,13 +20,13 @@ import qwen3_nano
 
 LISTENING = re.compile(r"running on (http://[\d.]+:\d+)")
 START_SECONDS = 60.0
-# Nobody else knows these gateways: they need not go on listening when they are told to stop.
+# These gateways have no other callers, so they need not keep listening after SIGTERM.
 DEFAULTS = ("--port", "0", "--shutdown-delay-s", "0")
 TOKENIZER = ("--tokenizer-path", str(qwen3_nano.model_dir()))
 
 
 def triton_flags(url: str, model: str = qwen3_nano.MODEL_ID) -> tuple[str, ...]:
-    """Point a gateway at a model of a Triton."""
+    """Return the flags that point a gateway at a model of a Triton."""
     return ("--triton-url", url, "--triton-model", model, "--model-id", model, *TOKENIZER)
 
 
@@ -74,7 +74,7 @@ class GatewayProcess:
         )
 
     def stop(self) -> int:
-        """Ask for a clean end, insist where it does not come, and give the exit code."""
+        """Stop cleanly, or by force after a while, and return the exit code."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
@@ -86,7 +86,7 @@ class GatewayProcess:
             self.log_path.unlink(missing_ok=True)
 
     def kill(self) -> None:
-        """End it as a crash does: nothing is finished."""
+        """Kill it, as a crash would: nothing is finished."""
         self.process.kill()
         self.process.wait()
         self.log_path.unlink(missing_ok=True)
@@ -102,13 +102,13 @@ class GatewayProcess:
         end = time.monotonic() + START_SECONDS
         while not condition():
             if self.process.poll() is not None or time.monotonic() > end:
-                raise AssertionError(f"The gateway did not get there:\n{self.log[-3000:]}")
+                raise AssertionError(f"The gateway did not become ready:\n{self.log[-3000:]}")
             time.sleep(0.05)
 
 
 @contextmanager
 def running_gateway(*flags: str) -> Generator[GatewayProcess]:
-    """Start a gateway with these flags, wait until it is ready, and stop it in the end."""
+    """Run a gateway with these flags for the length of a `with` block, ready from its start."""
     gateway = GatewayProcess(*flags)
     try:
         gateway.wait_ready()
@@ -118,5 +118,5 @@ def running_gateway(*flags: str) -> Generator[GatewayProcess]:
 
 
 def _is_setting(name: str) -> bool:
-    """Tell the gateway's variables, so that the caller's own do not change what is tested."""
+    """Return whether a variable is a setting: those of the caller must not affect the tests."""
     return name.startswith(("EMBED_", "TRITON_")) or name == "TOKENIZER_PATH"

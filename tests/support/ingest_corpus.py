@@ -1,4 +1,4 @@
-"""A corpus of real sentences in many files, and what a table loaded from it must hold."""
+"""A corpus of real sentences in many files, and checks of a table loaded from it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SENTENCES = [
 
 
 def write_corpus(folder: Path, *, files: int, documents: int, seed: int = 0) -> Path:
-    """Write JSONL files of some short documents each; the same for the same seed."""
+    """Write JSONL files of short documents; the same for the same seed."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = random.Random(seed)
     for number in range(files):
@@ -45,7 +45,7 @@ def write_corpus(folder: Path, *, files: int, documents: int, seed: int = 0) -> 
 
 @dataclass(frozen=True, slots=True)
 class LoadedRow:
-    """Hold one row of a table in the loader's own layout."""
+    """A row of a table in the loader's own layout."""
 
     doc_id: str
     seq: int
@@ -71,7 +71,7 @@ def rows_of(dsn: str, table: str) -> dict[str, LoadedRow]:
 
 
 def assert_same_rows(found: dict[str, LoadedRow], expected: dict[str, LoadedRow]) -> None:
-    """Compare two tables: ids, texts, metadata, and vectors up to the shape of their batches."""
+    """Compare two tables: ids, texts, metadata, and vectors within what batch shapes change."""
     missing, foreign = expected.keys() - found.keys(), found.keys() - expected.keys()
     assert not missing, f"{len(missing)} chunks are lost"
     assert not foreign, f"{len(foreign)} rows should not be there"
@@ -88,7 +88,7 @@ def assert_same_rows(found: dict[str, LoadedRow], expected: dict[str, LoadedRow]
 
 
 def assert_true_ledger(dsn: str, table: str, *, documents: int) -> None:
-    """Hold what the ledger says against the table, and against what there was to do."""
+    """Compare the ledger with the table, and with the documents that were to be loaded."""
     with psycopg.connect(dsn) as connection:
 
         def query(statement: str) -> list[tuple[object, ...]]:

@@ -1,4 +1,4 @@
-"""Load into one table of one database, and look at what came of it."""
+"""Loads into one table of one database, and queries of the result."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from qwen3_triton_ingest.load import LoadReport, load
 from qwen3_triton_ingest.status import status
 
 TABLE = "chunks"
-# More tokens than the model takes.
+# More tokens than the model accepts.
 POISON = "word " * 40_000
 
 
 @dataclass(frozen=True, slots=True)
 class Loading:
-    """Load with these options, changed by what a call names."""
+    """Loads with these options, overridden by those of a call."""
 
     dsn: str
     gateway: GatewayProcess
@@ -47,7 +47,7 @@ class Loading:
         )
 
     def texts(self) -> float:
-        """Count the documents' texts that were embedded; the gateway's canary is a query."""
+        """Count the embedded texts of documents; the gateway's canary is a query."""
         return self.gateway.metric("qwen3_triton_texts_total", input_type="document")
 
     def query(self, statement: str, *parameters: Any) -> list[tuple[Any, ...]]:
@@ -66,7 +66,7 @@ class Loading:
         return [row[0] for row in self.query(f"SELECT DISTINCT doc_id FROM {TABLE} ORDER BY 1")]
 
     def versions(self, doc_id: str) -> dict[str, Any]:
-        """Return what changes whenever a row is written, by id."""
+        """Return the versions of the rows by id; a version changes whenever its row is written."""
         rows = self.query(f"SELECT id::text, xmin::text FROM {TABLE} WHERE doc_id = %s", doc_id)
         return dict(rows)
 
@@ -74,7 +74,7 @@ class Loading:
         return list(status(self.dsn, TABLE).latest_dead_letters)
 
     def assert_ledger_agrees(self) -> None:
-        """Hold the ids of the ledger against those of the table."""
+        """Compare the ids in the ledger with those in the table."""
         noted = self.query(
             "SELECT doc_id, chunk, seq - 1 FROM qwen3_ingest.documents, "
             "unnest(chunk_ids) WITH ORDINALITY AS c (chunk, seq) ORDER BY 1, 3"
@@ -84,7 +84,7 @@ class Loading:
 
 
 def quick_loading(dsn: str, gateway: GatewayProcess) -> Loading:
-    """Load small chunks, without an index, and without waiting long for anything."""
+    """Options for small chunks, no index, and short waits."""
     options = LoadOptions(
         split=SplitOptions(chunk_tokens=48, overlap_tokens=0),
         gateway=GatewayOptions(url=gateway.url),
@@ -100,5 +100,5 @@ def write_jsonl(path: Path, records: Sequence[Mapping[str, Any]]) -> Path:
 
 
 def notes(count: int) -> list[dict[str, Any]]:
-    """Return records of a sentence each."""
+    """Return records of one sentence each."""
     return [{"id": f"n{n}", "text": SENTENCES[n], "shelf": n} for n in range(count)]

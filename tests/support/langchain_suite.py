@@ -1,4 +1,4 @@
-"""LangChain's standard suites, run by `test_packaging.py` where only the built wheels are."""
+"""LangChain's standard suites, run by `test_packaging.py` with only the built wheels installed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What LlamaIndex asks of an integration, run by `test_packaging.py` with only the built wheels."""
+"""What LlamaIndex requires of an integration; `test_packaging.py` runs it on the built wheels."""
 
 from __future__ import annotations
 

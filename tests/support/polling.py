@@ -1,4 +1,4 @@
-"""Waiting for what a test cannot force."""
+"""Waiting for what a test cannot trigger itself."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ PATIENCE_SECONDS = 60.0
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
-    """Poll until `condition` holds; the bound only ends a test that hangs."""
+    """Poll until `condition` holds; the limit only ends a test that hangs."""
     end = time.monotonic() + PATIENCE_SECONDS
     while not condition():
-        assert time.monotonic() < end, f"never happened: {what}"
+        assert time.monotonic() < end, f"Never happened: {what}."
         time.sleep(0.02)

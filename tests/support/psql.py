@@ -1,4 +1,4 @@
-"""SQL as its readers run it: by psql, with `:'name'` and `:"name"` for variables."""
+"""SQL as its readers run it: with psql, with `:'name'` and `:"name"` for variables."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 VARIABLE = re.compile(r""":(?:'(\w+)'|"(\w+)")""")
-# What only ParadeDB can run; all else in a script must go through.
+# What only ParadeDB can run; everything else in a script must succeed.
 NEEDS_PG_SEARCH = re.compile(r"\bUSING (bm25|paradedb)\b")
 PARADEDB_SHIM = Path(__file__).with_name("paradedb_shim.sql")
 
 
 def psql(uri: str, script: str, variables: Mapping[str, Any]) -> str:
-    """Run a script statement by statement, expect no error but from ParadeDB's indexes."""
+    """Run a script statement by statement; only ParadeDB's indexes may fail."""
     wanted = {first or second for first, second in VARIABLE.findall(script)}
     settings = [f"--set={name}={variables[name]}" for name in sorted(wanted)]
     done = subprocess.run(

@@ -1,4 +1,4 @@
-"""Files of records to write, and what the loader's sources read of them."""
+"""Writes files of records and reads them through the loader's sources."""
 
 from __future__ import annotations
 

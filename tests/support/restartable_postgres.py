@@ -1,4 +1,4 @@
-"""A PostgreSQL that can be killed and started again on the same data, as a real server may be."""
+"""A PostgreSQL that can be killed and restarted on the same data, like a real server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from demo.supervised import Supervised, free_ports, start_supervised
 from demo.unprivileged import unprivileged
 
 START_SECONDS = 60.0
-# What production has, and what the throw-away servers of other tests switch off.
+# As in production; the temporary servers of other tests switch these off.
 DURABLE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
 
 
@@ -52,16 +52,16 @@ class RestartablePostgres:
         return int((self._data / "postmaster.pid").read_text().split()[0])
 
     def kill(self) -> None:
-        """End the server alone; its backends follow as soon as they look up from their work."""
+        """Kill the server process alone; its backends end at their next check for it."""
         os.kill(self.postmaster, signal.SIGKILL)
         self._server.supervisor.wait()
         self._server.stop()
 
     def cut_power(self) -> None:
-        """End the server and its backends at once.
+        """Kill the server and its backends at once.
 
-        A backend that builds an index does not look up for as long as that takes, and until then
-        no other server can take its place.
+        A backend that builds an index checks for the server only when it is done, and until then
+        no new server can start on the same data.
         """
         backends = psutil.Process(self.postmaster).children(recursive=True)
         self.kill()
@@ -75,7 +75,7 @@ class RestartablePostgres:
         self._wait()
 
     def kill_backend(self, pid: int) -> bool:
-        """End one backend, if it is there; the server then ends all others and recovers."""
+        """Kill a backend if it exists; the server then ends all others and recovers."""
         try:
             os.kill(pid, signal.SIGKILL)
         except ProcessLookupError:
@@ -83,11 +83,11 @@ class RestartablePostgres:
         return True
 
     def wait(self) -> None:
-        """Wait until connections are accepted, as after a recovery."""
+        """Wait until the server accepts connections, for instance after a recovery."""
         self._wait()
 
     def close(self) -> None:
-        """End the server and remove its data."""
+        """Stop the server and remove its data."""
         server = getattr(self, "_server", None)
         if server is not None:
             server.stop()
@@ -127,9 +127,9 @@ class RestartablePostgres:
     def _wait(self) -> None:
         end = time.monotonic() + START_SECONDS
         while not self._answers():
-            assert time.monotonic() < end, f"PostgreSQL never came up:\n{self._server.log_tail()}"
+            assert time.monotonic() < end, f"PostgreSQL did not start:\n{self._server.log_tail()}"
             if self._server.has_ended():
-                # Backends of the killed server are still on their way out.
+                # Backends of the killed server have not ended yet.
                 log = self._server.log_tail()
                 self._server.stop()
                 assert "still in use" in log or "is running" in log, log
@@ -147,7 +147,7 @@ class RestartablePostgres:
 
 @contextmanager
 def restartable_postgres() -> Generator[RestartablePostgres]:
-    """Run such a server for the length of a `with` block."""
+    """Run a server for the length of a `with` block."""
     server = RestartablePostgres()
     try:
         yield server

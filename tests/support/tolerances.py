@@ -1,7 +1,7 @@
-"""How far vectors may lie apart, and why; one place."""
+"""How much vectors may differ, and why."""
 
-# Equal weights in float32: what is left is the order of summation in differently shaped kernels,
-# about 1e-7 a component.
+# With equal float32 weights, only the order of summation differs between kernels of different
+# shapes: about 1e-7 per component.
 FLOAT32_COSINE = 0.99999
 # A float16 output rounds each component to 11 bits, about 5e-4 of it.
 FLOAT16_COSINE = 0.999

@@ -1,4 +1,4 @@
-"""A small gateway of its own around the nano model, right unless one of its stages is replaced.
+"""A minimal gateway around the nano model, correct unless one of its stages is replaced.
 
 It shares no code with the product: http.server, ONNX Runtime and a tokenizer. Each replacement
 below is a mistake that somebody's deployment has made.
@@ -25,7 +25,7 @@ END_ID = 0  # `<|endoftext|>` in the nano model's vocabulary, its pad token too
 IMPORT_ID = 7644  # `import`
 DEFAULT_DIMENSIONS = 1024
 DEFAULT_INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
-# Short, so that filling it and the golden texts below it cost little.
+# Short, so that texts of that length, and the golden texts below it, cost little.
 MAX_LENGTH = 56
 SHIFT = 1000
 
@@ -51,7 +51,7 @@ def token_ids(text: str) -> Ids:
 
 
 def shifted_token_ids(text: str) -> Ids:
-    """Another vocabulary: the same pieces under other numbers."""
+    """Tokenize with another vocabulary: the same tokens under other ids."""
     size = tokenizer().get_vocab_size()
     return [(token - 1 + SHIFT) % (size - 1) + 1 if token else token for token in token_ids(text)]
 
@@ -73,7 +73,7 @@ def pool_right(rows: Sequence[Ids]) -> Array:
 
 
 def pool_left_as_if_right(rows: Sequence[Ids]) -> Array:
-    """The runbook's: padded left, and pooled at the number of tokens less one."""
+    """Pool as the runbook does: padded left, at the number of tokens minus one."""
     return _pool(rows, left=True)
 
 
@@ -91,7 +91,7 @@ def _pool(rows: Sequence[Ids], *, left: bool) -> Array:
 
 
 def overflow(pooled: Array, rows: Sequence[Ids]) -> Array:
-    """Activations that leave float16 on texts which begin with `import`, as the 8B model's do."""
+    """Overflow float16 for texts that begin with `import`, as the 8B model does."""
     huge = np.array([[1e6 if row[:1] == [IMPORT_ID] else 1.0] for row in rows])
     with np.errstate(over="ignore", invalid="ignore"):
         return (pooled * huge).astype(np.float16).astype(np.float32)
@@ -186,7 +186,7 @@ class Stack:
         return 200, answer
 
     def list_tokens(self, body: dict[str, Any]) -> tuple[int, Any]:
-        # It says what it should send, as servers do that list tokens and embed in two places.
+        # It lists the correct tokens, like servers that list tokens and embed in separate code.
         return 200, [
             [{"id": token} for token in with_end_token(self.tokenize(text))]
             for text in body["inputs"]
@@ -198,7 +198,7 @@ class Stack:
 
 
 RIGHT = Stack()
-# Each with the check that must fail, and words of the cause that must be named.
+# Each with the check that must fail, and words that its cause must contain.
 WRONG: dict[str, tuple[Stack, str, str]] = {
     "left-padding": (replace(RIGHT, pool=pool_left_as_if_right), "batch invariance", "padded left"),
     "no-end-token": (replace(RIGHT, close=without_end_token), "end token", "<|endoftext|>"),
@@ -235,7 +235,7 @@ WRONG: dict[str, tuple[Stack, str, str]] = {
 
 @contextmanager
 def serving(stack: Stack, *, api_key: str = "") -> Generator[str]:
-    """Serve a stack on a free port, and give its URL."""
+    """Serve a stack on a free port for the length of a `with` block and yield its URL."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -260,7 +260,7 @@ def serving(stack: Stack, *, api_key: str = "") -> Generator[str]:
             self.wfile.write(data)
 
         def log_message(self, *_: Any) -> None:
-            """Keep the tests' output clean."""
+            """Log nothing."""
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
