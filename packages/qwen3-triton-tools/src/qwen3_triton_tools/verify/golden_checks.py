@@ -40,7 +40,7 @@ REMEDY = (
 
 
 def check_scores(probe: Probe) -> Finding:
-    """Queries and documents of the model card have the similarities on the card."""
+    """Check that queries and documents of the model card have its similarities."""
     card = probe.card
     if card is None or (card.scores is None and card.vectors is None):
         return skipped(probe.no_card_reason)
@@ -65,7 +65,7 @@ def check_scores(probe: Probe) -> Finding:
 
 
 def check_tei_vector(probe: Probe) -> Finding:
-    """A sentence has the 0.6B model's vector in text-embeddings-inference."""
+    """Check that a sentence has the 0.6B model's vector in text-embeddings-inference."""
     if probe.card is None:
         return skipped(probe.no_card_reason)
     if probe.card.name != "0.6b":
@@ -81,7 +81,7 @@ def check_tei_vector(probe: Probe) -> Finding:
 
 
 def check_golden_vectors(probe: Probe) -> Finding:
-    """Texts have the vectors of the reference implementation."""
+    """Check that texts have the vectors of the reference implementation."""
     if probe.card is None or (probe.card.scores is None and probe.card.vectors is None):
         return skipped(probe.no_card_reason)
     if probe.card.vectors is None:

@@ -24,12 +24,12 @@ BAD_REQUEST_STATUSES = (400, 413, 422)
 
 
 def check_instruction(probe: Probe) -> Finding:
-    """A query has the vector of `Instruct: {instruction}\\nQuery:{text}` as a document."""
+    """Check that a query is embedded as `Instruct: {instruction}\\nQuery:{text}`."""
     return _check_prompt(probe, None)
 
 
 def check_other_instruction(probe: Probe) -> Finding:
-    """The caller's instruction replaces the default one."""
+    """Check that the caller's instruction replaces the default one."""
     return _check_prompt(probe, OTHER_INSTRUCTION)
 
 
@@ -70,7 +70,7 @@ def _prompt_cause(probe: Probe, query: Float64Matrix, instruction: str | None) -
 
 
 def check_end_token(probe: Probe) -> Finding:
-    """The model sees `<|endoftext|>` after a text, and its state there is the vector."""
+    """Check that `<|endoftext|>` follows every text, and that its state is the vector."""
     count = probe.embed_together([_words(FEW_WORDS)]).prompt_tokens
     allowed = f"the last token is {END_TOKEN}"
     wrong = {
@@ -95,7 +95,7 @@ def check_end_token(probe: Probe) -> Finding:
 
 
 def check_long_text(probe: Probe) -> Finding:
-    """A text that is too long is truncated before the end token, and this is reported."""
+    """Check that a text that is too long is truncated before the end token, and reported."""
     length, reason = _length_to_fill(probe)
     if length is None:
         return skipped(reason)
@@ -133,7 +133,7 @@ def check_long_text(probe: Probe) -> Finding:
 
 
 def check_tokenizer(probe: Probe) -> Finding:
-    """A sentence has the token ids of the model's vocabulary."""
+    """Check that a sentence has the token ids of the model's vocabulary."""
     if probe.card is None or probe.card.probe_ids is None:
         return skipped(probe.no_card_reason)
     expected = probe.card.probe_ids

@@ -46,7 +46,7 @@ MIXED_LENGTHS = (
 
 
 def check_hidden_size(probe: Probe) -> Finding:
-    """The served model is as wide as the one that its name promises."""
+    """Check that the served model is as wide as the one that its name promises."""
     if probe.card is None:
         return skipped(probe.no_card_reason)
     size, expected = probe.served.hidden_size, probe.card.hidden_size
@@ -63,7 +63,7 @@ def check_hidden_size(probe: Probe) -> Finding:
 
 
 def check_norm(probe: Probe) -> Finding:
-    """Every vector has norm 1."""
+    """Check that every vector has norm 1."""
     vectors = probe.embed_together(MIXED_LENGTHS, shorter_by=1).vectors
     error = np.abs(np.linalg.norm(vectors, axis=1) - 1)
     measured = f"norms within {np.max(error):.1e} of 1"
@@ -80,7 +80,7 @@ def check_norm(probe: Probe) -> Finding:
 
 
 def check_dimensions(probe: Probe) -> Finding:
-    """A vector has the reported dimensions, and a shorter one is its head (Matryoshka)."""
+    """Check that a vector has the reported dimensions, and a shorter one is its head."""
     expected = probe.served.dimensions or DEFAULT_DIMENSIONS
     text = MIXED_LENGTHS[4]
     full = probe.embed_alone([text])
@@ -117,7 +117,7 @@ def check_dimensions(probe: Probe) -> Finding:
 
 
 def check_batch_invariance(probe: Probe) -> Finding:
-    """A text has the same vector alone and among longer ones, whatever their order."""
+    """Check that a text has the same vector alone and among longer ones, in any order."""
     alone = probe.embed_alone(MIXED_LENGTHS)
     backwards = MIXED_LENGTHS[::-1]
     # The best over all rows: a wrong order is for another check to find.
@@ -142,7 +142,7 @@ def check_batch_invariance(probe: Probe) -> Finding:
 
 
 def check_order(probe: Probe) -> Finding:
-    """The i-th vector belongs to the i-th text, whatever the order of the texts."""
+    """Check that the i-th vector belongs to the i-th text, whatever their order."""
     alone = probe.embed_alone(MIXED_LENGTHS)
     rotated = [*range(3, len(MIXED_LENGTHS)), *range(3)]
     misplaced = 0
@@ -165,7 +165,7 @@ def check_order(probe: Probe) -> Finding:
 
 
 def check_duplicates(probe: Probe) -> Finding:
-    """Equal texts in one request get equal vectors."""
+    """Check that equal texts in one request get equal vectors."""
     twice = probe.embed_together([*MIXED_LENGTHS[:4], MIXED_LENGTHS[1], MIXED_LENGTHS[0]]).vectors
     pairs = min(cosine(twice[1:2], twice[4:5]), cosine(twice[0:1], twice[5:6]))
     return compare(
@@ -176,7 +176,7 @@ def check_duplicates(probe: Probe) -> Finding:
 
 
 def check_determinism(probe: Probe) -> Finding:
-    """The same request gives the same vectors again."""
+    """Check that a repeated request gives the same vectors."""
     first, second = (probe.embed_together(MIXED_LENGTHS[3:]).vectors for _ in range(2))
     return compare(
         float(cosines(first, second).diagonal().min()),
@@ -186,7 +186,7 @@ def check_determinism(probe: Probe) -> Finding:
 
 
 def check_overflow(probe: Probe) -> Finding:
-    """Texts known to overflow float16 have finite vectors with a direction."""
+    """Check that texts known to overflow float16 have finite vectors with a direction."""
     problems = [
         f"{quote_start(text)} {problem}"
         for text in OVERFLOWING_TEXTS
