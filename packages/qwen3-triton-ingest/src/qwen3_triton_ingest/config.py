@@ -118,12 +118,12 @@ class ReadOptions:
     encoding: str = option("utf-8", "Encoding of text files.", metavar="NAME")
     replace_nul: bool = option(
         False,
-        "Replace NUL characters, which PostgreSQL cannot store, with U+FFFD, instead of rejecting "
+        "Replace NUL characters, which PostgreSQL cannot store, with U+FFFD, instead of skipping "
         "the document.",
     )
     max_document_bytes: int = option(
         32 * MIB,
-        "Largest document to load; larger ones are rejected.",
+        "Largest document to load; larger ones are skipped.",
         flag="--max-document-mib",
         metavar="MIB",
         minimum=0,
@@ -189,7 +189,8 @@ class GatewayOptions:
         None, "Dimensions of the vectors. Default: the gateway's.", minimum=1
     )
     truncate: bool = option(
-        False, "Truncate chunks that are too long for the model, instead of rejecting them."
+        False,
+        "Truncate chunks that are too long for the model, instead of skipping their documents.",
     )
 
 

@@ -102,8 +102,8 @@ def load(
 ) -> LoadReport:
     """Load sources into a table of PostgreSQL: read, split, embed, write, index.
 
-    Run it again at any time: documents that are already in the table are skipped, changed ones are
-    replaced, and an interrupted load resumes where it stopped.
+    Run it again at any time: unchanged documents are left alone, changed ones are replaced, and an
+    interrupted load resumes where it stopped.
 
     Args:
         sources: Files, folders, globs; or, with `options.read.query`, URIs of databases.

@@ -25,7 +25,7 @@ class TableStatus:
         run: The latest one.
         counts: Of the latest run.
         shards_done: In the latest run.
-        dead_letters: Number of documents that were rejected.
+        dead_letters: Number of documents that were skipped.
         indexes: Vector indexes.
         index_progress: Of an index build that is in progress.
     """

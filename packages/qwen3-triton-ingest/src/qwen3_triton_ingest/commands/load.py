@@ -41,9 +41,8 @@ def load(
     """Load documents into a table of pgvector or ParadeDB.
 
     SOURCE is a file, a folder or a glob: JSONL, CSV, Parquet, text, Markdown, HTML, PDF; or the
-    URI of a database, with --query. Run the same command again at any time: documents that are
-    already in the table are skipped, changed ones are replaced, and an interrupted load resumes
-    where it stopped.
+    URI of a database, with --query. Run the same command again at any time: unchanged documents
+    are left alone, changed ones are replaced, and an interrupted load resumes where it stopped.
 
     \b
     Examples:
@@ -171,7 +170,7 @@ def _describe(progress: LoadProgress) -> str:
         f"{counts.documents:,} documents",
         f"{counts.unchanged:,} unchanged" if counts.unchanged else "",
         f"{counts.chunks_written:,} chunks ({rate:,.0f}/s)",
-        f"{counts.failed:,} rejected" if counts.failed else "",
+        f"{counts.failed:,} skipped" if counts.failed else "",
     ]
     what = "Removing vanished documents" if progress.phase == "vanished" else "Loading"
     return f"{what}: " + ", ".join(filter(None, parts))
@@ -196,14 +195,14 @@ def _print_load_report(report: LoadReport) -> None:
         click.echo(f"Files of other formats, not loaded: {kinds}")
     if counts.failed:
         click.echo(
-            f"{counts.failed:,} documents were rejected. For the reasons, run: "
+            f"{counts.failed:,} documents were skipped. For the reasons, run: "
             f"qwen3-triton-ingest status --table {report.table}"
         )
 
 
 def _vanished(vanished: VanishedCount) -> str:
     why = (
-        f"{vanished.nameless:,} records had no readable id, so nothing can be said for certain"
+        f"{vanished.nameless:,} records had no readable id, and could be these"
         if vanished.nameless
         else "that may be a mistake. --max-vanished 1 deletes them, --vanished keep never does"
     )

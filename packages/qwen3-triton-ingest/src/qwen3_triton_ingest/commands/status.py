@@ -22,11 +22,11 @@ _MIB = 1024 * 1024
     type=click.IntRange(min=0),
     default=20,
     show_default=True,
-    help="Rejected documents to show.",
+    help="Skipped documents to show.",
 )
 @json_option
 def status(*, dsn: str, table: str, max_dead_letters: int, as_json: bool) -> None:
-    """Show the state of a table: the latest run, its indexes, the documents that were rejected.
+    """Show the state of a table: the latest run, its indexes, the documents that were skipped.
 
     Works from any machine, also during a load, whichever engine runs it.
 
@@ -79,7 +79,7 @@ def _print_run(status: TableStatus) -> None:
         when = f"{run.started_at:%Y-%m-%d %H:%M} to {run.finished_at:%H:%M}"
     click.echo(
         f"Latest run: {run.state}, {when}; {counts.documents:,} documents written, "
-        f"{counts.unchanged:,} unchanged, {run.removed:,} removed, {counts.failed:,} rejected; "
+        f"{counts.unchanged:,} unchanged, {run.removed:,} removed, {counts.failed:,} skipped; "
         f"{counts.chunks_written:,} chunks written; shards done: {status.shards_done:,}"
     )
 
@@ -87,7 +87,7 @@ def _print_run(status: TableStatus) -> None:
 def _print_dead_letters(status: TableStatus) -> None:
     if not status.dead_letters:
         return
-    click.echo(f"{status.dead_letters:,} documents rejected:")
+    click.echo(f"{status.dead_letters:,} documents skipped:")
     for letter in status.latest_dead_letters:
         name = f" ({letter.doc_id})" if letter.doc_id else ""
         click.echo(f"  {letter.origin}{name}: {letter.stage}: {letter.reason}")
