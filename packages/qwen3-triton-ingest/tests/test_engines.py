@@ -114,7 +114,7 @@ def test_an_error_in_a_shard_keeps_its_message(
     arguments = (database_url, "--query", "SELECT 1/0 AS id, 'a' AS text", "--engine", engine)
     code, output = run(database_url, in_process_gateway.url, *arguments)
     assert code == 1, output
-    assert output.strip().splitlines()[-1].startswith("Error: the query of "), output
+    assert output.strip().splitlines()[-1].startswith("Error: The query on "), output
     assert "division by zero" in output
     assert "Traceback" not in output
 
