@@ -94,18 +94,11 @@ def _connection_error(error: psycopg.OperationalError) -> Exception:
     return DatabaseError(f"PostgreSQL refused the connection: {explain(error)}.")
 
 
-def server_name(dsn: str) -> str:
-    """Return host, port and database of a DSN, for messages."""
-    parts = conninfo_to_dict(dsn)
-    host, port = parts.get("host") or "localhost", parts.get("port") or 5432
-    return f"{host}:{port}/{parts.get('dbname') or ''}"
-
-
 def explain(error: psycopg.Error) -> str:
-    """Return PostgreSQL's message, detail and hint on one line."""
+    """Return PostgreSQL's message, detail and hint on one line, without a mark at the end."""
     primary = error.diag.message_primary or str(error)
     parts = [primary, error.diag.message_detail, error.diag.message_hint]
-    return "; ".join(" ".join(part.split()) for part in parts if part)
+    return "; ".join(" ".join(part.split()).rstrip(".?") for part in parts if part)
 
 
 def is_transient(error: BaseException) -> bool:

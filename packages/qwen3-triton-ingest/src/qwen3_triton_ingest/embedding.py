@@ -126,5 +126,5 @@ def _client_for(gateway: GatewayOptions, fingerprint: str) -> EmbeddingClient:
 
 
 def _bad_record(item: PreparedDocument, at: int, error: EmbeddingError) -> BadRecord:
-    chunk = f"chunk {at + 1} of {len(item.chunks)}: " if len(item.chunks) > 1 else ""
+    chunk = f"Chunk {at + 1} of {len(item.chunks)}: " if len(item.chunks) > 1 else ""
     return BadRecord(item.entry.origin, f"{chunk}{error.message}", "embed", item.entry.doc_id)

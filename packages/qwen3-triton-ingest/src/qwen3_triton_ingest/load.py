@@ -218,7 +218,7 @@ class _Load:
             prepare_ledger(connection)
             record = claim_table(connection, table, space, adopt=self._options.adopt)
         except psycopg.errors.InsufficientPrivilege as error:
-            raise TableError(f"PostgreSQL denied access: {explain(error)}") from None
+            raise TableError(f"PostgreSQL denied access: {explain(error)}.") from None
         return table, record
 
     def _splitter_version(self) -> str:

@@ -116,13 +116,6 @@ WHERE p.datname = current_database() AND n.nspname = %s AND c.relname = %s
 LIMIT 1
 """
 
-# reembed.old_table: columns whose values are copied.
-COPIED_COLUMNS = """
-SELECT attname FROM pg_attribute
-WHERE attrelid = %s AND attnum > 0 AND NOT attisdropped AND attgenerated = ''
-ORDER BY attnum
-"""
-
 # reembed.old_table
 PRIMARY_KEY = """
 SELECT a.attname, format_type(a.atttypid, a.atttypmod)

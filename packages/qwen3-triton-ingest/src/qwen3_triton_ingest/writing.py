@@ -9,7 +9,7 @@ import psycopg
 from .database import Connection, Session, explain
 from .documents import BadRecord
 from .layouts import Table
-from .ledger.documents import insert_documents, lock_documents, update_documents
+from .ledger.documents import insert_documents, known_documents, update_documents
 from .ledger.runs import Counts, add_counts, add_dead_letters, clear_dead_letters
 from .preparing import PreparedDocument
 from .rows.chunks import copy_chunks, delete_chunks, update_chunks, upsert_chunks
@@ -87,9 +87,9 @@ class GroupWriter:
         for item in group:
             firsts.setdefault(item.entry.doc_id, item)
         changed = [item.entry.doc_id for item in firsts.values() if item.base is not None]
-        locked = lock_documents(connection, self._table_id, changed) if changed else {}
+        locked = known_documents(connection, self._table_id, changed, lock=True)
         new = [item.entry for item in firsts.values() if item.base is None]
-        inserted = insert_documents(connection, self._table_id, self._run_id, new) if new else ()
+        inserted = insert_documents(connection, self._table_id, self._run_id, new)
         current: list[PreparedDocument] = []
         stale: list[PreparedDocument] = []
         for item in group:
@@ -116,6 +116,8 @@ class GroupWriter:
 
 
 def _bad_record(item: PreparedDocument, error: Exception) -> BadRecord:
-    message = explain(error) if isinstance(error, psycopg.Error) else str(error)
-    reason = f"PostgreSQL refused it: {message}"
+    if isinstance(error, psycopg.Error):
+        reason = f"PostgreSQL refused it: {explain(error)}."
+    else:
+        reason = f"It cannot be written: {error}"
     return BadRecord(item.entry.origin, reason, "write", item.entry.doc_id)

@@ -31,7 +31,7 @@ def plain_errors(*others: type[Exception]) -> Generator[None]:
     try:
         yield
     except psycopg.Error as error:
-        click.echo(f"Error: PostgreSQL: {explain(error)}", err=True)
+        click.echo(f"Error: PostgreSQL: {explain(error)}.", err=True)
         sys.exit(1)
     except (IngestError, EmbeddingError, *others) as error:
         click.echo(f"Error: {error}", err=True)

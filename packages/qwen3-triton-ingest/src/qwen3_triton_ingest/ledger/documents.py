@@ -73,24 +73,16 @@ _FIELDS = (
 
 
 def known_documents(
-    connection: Connection, table_id: int, doc_ids: Sequence[str]
+    connection: Connection, table_id: int, doc_ids: Sequence[str], *, lock: bool = False
 ) -> dict[str, KnownDocument]:
-    """Return the ledger's rows of those documents that it has, by id."""
-    rows = connection.execute(
-        f"SELECT {_COLUMNS} FROM qwen3_ingest.documents WHERE table_id = %s AND doc_id = ANY(%s)",
-        (table_id, list(doc_ids)),
-        binary=True,
-    )
-    return {row[0]: _known_document(row) for row in rows}
+    """Return the ledger's rows of those documents that it has, by id.
 
-
-def lock_documents(
-    connection: Connection, table_id: int, doc_ids: Sequence[str]
-) -> dict[str, KnownDocument]:
-    """Lock and return the ledger's rows of those documents that it has, by id."""
+    With `lock`, other workers cannot write them until the transaction ends.
+    """
+    # Locked in the same order everywhere, or workers could deadlock.
     rows = connection.execute(
         f"SELECT {_COLUMNS} FROM qwen3_ingest.documents WHERE table_id = %s AND doc_id = ANY(%s) "
-        "ORDER BY doc_id FOR UPDATE",  # in the same order everywhere, or workers could deadlock
+        f"ORDER BY doc_id {'FOR UPDATE' if lock else ''}",
         (table_id, list(doc_ids)),
         binary=True,
     )

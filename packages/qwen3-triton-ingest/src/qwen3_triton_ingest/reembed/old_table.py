@@ -13,7 +13,7 @@ from ..database import Connection
 from ..errors import TableError
 from ..index.plan import BuildStatement
 from ..layouts import Table
-from ..tables.catalog import current_user
+from ..tables.catalog import Relation, columns_of, current_user
 from .state import TRIGGERS
 
 MAX_INDEXED_DIMENSIONS = {"vector": 2000, "halfvec": 4000, "bit": 64000}
@@ -76,13 +76,17 @@ def examine(connection: Connection, table: Table, dimensions: int) -> OldTable:
         raise TableError(msg)
     _check_obstacles(connection, table, oid)
     key, key_type = _key(connection, table, oid)
-    columns = [row[0] for row in connection.execute(queries.COPIED_COLUMNS, (oid,))]
+    columns = columns_of(connection, Relation(oid, table.schema, table.name, "r")).values()
     indexes = connection.execute(queries.INDEX_DEFINITIONS, (oid,))
     return OldTable(
         oid,
         key,
         _server_text(key_type),
-        tuple(name for name in columns if name != table.layout.embedding),
+        tuple(
+            column.name
+            for column in columns
+            if not column.is_generated and column.name != table.layout.embedding
+        ),
         tuple(_old_index(table, index, dimensions) for index in indexes),
         size_bytes,
     )

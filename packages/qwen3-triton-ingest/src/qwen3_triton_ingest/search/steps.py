@@ -189,7 +189,7 @@ def translated(error: psycopg.Error) -> IngestError:
     """Return what an error of PostgreSQL means for a search."""
     reason = explain(error)
     if is_transient(error):
-        return DatabaseError(f"PostgreSQL cannot be reached: {reason}")
+        return DatabaseError(f"PostgreSQL cannot be reached: {reason}.")
     if isinstance(error, _MISSING):
         return TableError(
             f"The search needs an extension that this database does not have ({reason}). The text "

@@ -152,7 +152,7 @@ def create_text_index(
         with connection.transaction():
             connection.execute(statement)
     except psycopg.errors.DatabaseError as error:
-        msg = f"The text index of {chosen} on {table} cannot be created: {explain(error)}"
+        msg = f"The text index of {chosen} on {table} cannot be created: {explain(error)}."
         raise TableError(msg) from None
     created = _of_backend(connection, table, chosen)
     assert created is not None

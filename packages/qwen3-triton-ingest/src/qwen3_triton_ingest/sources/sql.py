@@ -58,5 +58,5 @@ def read_sql(
                     record = {name: as_json(value) for name, value in row.items()}
                     yield reader.read(record, Origin(shard.source, path, number))
     except psycopg.Error as error:
-        msg = f"The query on {shard.source} failed: {explain(error)}"
+        msg = f"The query on {shard.source} failed: {explain(error)}."
         raise SourceError(msg) from None
