@@ -143,23 +143,54 @@ def check_distributions(root: Path, target: Path) -> None:
     Raises:
         ReleaseError: A file fails a check.
     """
-    wheels = sorted(target.glob("*.whl"))
-    _run(sys.executable, "-m", "twine", "check", "--strict", *wheels, *target.glob("*.tar.gz"))
-    for wheel in wheels:
+    check_metadata(target)
+    for wheel in sorted(target.glob("*.whl")):
         with tempfile.TemporaryDirectory() as folder:
-            _check_alone(root, wheel, Path(folder))
+            check_installed(install(root, target, Path(folder), wheel), wheel)
 
 
-def _check_alone(root: Path, wheel: Path, folder: Path) -> None:
-    """Install a wheel with its declared dependencies in an empty environment, and run it."""
-    name, version = wheel.name.split("-")[:2]
+def check_metadata(target: Path) -> None:
+    """Check that the package index would accept and render the metadata of built files.
+
+    Raises:
+        ReleaseError: It would not.
+    """
+    files = [*target.glob("*.whl"), *target.glob("*.tar.gz")]
+    _run(sys.executable, "-m", "twine", "check", "--strict", *files)
+
+
+def install(root: Path, target: Path, folder: Path, *requirements: str | Path) -> Path:
+    """Install requirements, and what they declare, in an empty environment.
+
+    Args:
+        root: The checkout, whose locked versions are used.
+        target: Folder of built wheels, preferred to the index.
+        folder: Folder for the environment.
+        requirements: Wheels, or requirements as pip takes them.
+
+    Returns:
+        The environment's Python.
+
+    Raises:
+        ReleaseError: The requirements cannot be installed.
+    """
     python = folder / "bin" / "python"
     _run(sys.executable, "-m", "uv", "venv", "--quiet", "--python", sys.executable, folder)
     _run(
         *(sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python),
-        *("--no-sources", "--no-verify-hashes", "--find-links", wheel.parent),
-        *("--constraint", root / "requirements" / "dev.txt", wheel),
+        *("--no-sources", "--no-verify-hashes", "--find-links", target),
+        *("--constraint", root / "requirements" / "dev.txt", *requirements),
     )
+    return python
+
+
+def check_installed(python: Path, wheel: Path) -> None:
+    """Import and run what an installed wheel holds.
+
+    Raises:
+        ReleaseError: A module, an entry point or a command fails, or the version is another.
+    """
+    name, version = wheel.name.split("-")[:2]
     reported = _run(python, "-I", "-c", PROBE, name, *_modules(wheel)).strip()
     if reported != version:
         raise ReleaseError(f"{wheel.name} reports version {reported}.")

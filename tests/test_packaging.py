@@ -100,14 +100,7 @@ def _install(wheels: Path, tmp_path_factory: pytest.TempPathFactory) -> Install:
     @cache
     def install(distribution: str, *tools: str) -> Path:
         folder = tmp_path_factory.mktemp("env")
-        python = folder / "bin" / "python"
-        run(sys.executable, "-m", "uv", "venv", "--quiet", "--python", sys.executable, folder)
-        run(
-            *(sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", python),
-            *("--no-sources", "--no-verify-hashes", "--find-links", wheels),
-            *("--constraint", ROOT / "requirements" / "dev.txt", distribution, *tools),
-        )
-        return python
+        return release.install(ROOT, wheels, folder, distribution, *tools)
 
     return install
 
@@ -250,8 +243,16 @@ def _from_the_wheels(
     return from_the_wheels
 
 
-def test_every_wheel_passes_the_checks_of_a_release(wheels: Path) -> None:
-    release.check_distributions(ROOT, wheels)
+def test_the_metadata_of_all_distributions_is_valid(wheels: Path) -> None:
+    release.check_metadata(wheels)
+
+
+@pytest.mark.parametrize("distribution", FOLDERS)
+def test_a_wheel_runs_alone_with_all_its_entry_points(
+    distribution: str, wheels: Path, install: Install
+) -> None:
+    (wheel,) = wheels.glob(f"{distribution.replace('-', '_')}-*.whl")
+    release.check_installed(install(distribution), wheel)
 
 
 @pytest.mark.parametrize("distribution", FOLDERS)
