@@ -25,8 +25,12 @@ from qwen3_nano.weights import load_weights
 from qwen3_triton_gateway.cli import main
 from qwen3_triton_tools.local_triton import LocalTriton, ensure_runtime, write_repository
 from qwen3_triton_tools.local_triton.launch import answers_ok
-from qwen3_triton_tools.local_triton.ports import Ports, choose_ports
-from qwen3_triton_tools.local_triton.process import TritonProcess, server_command
+from qwen3_triton_tools.local_triton.process import (
+    Ports,
+    TritonProcess,
+    choose_ports,
+    server_command,
+)
 from qwen3_triton_tools.local_triton.repository import MODEL_SOURCE
 
 pytestmark = pytest.mark.stack

@@ -21,7 +21,6 @@ from qwen3_triton_gateway.backends.onnx import OnnxBackend
 from qwen3_triton_gateway.cli import main
 from qwen3_triton_gateway.tensors import HiddenStates, PooledStates, TokenBatch
 from qwen3_triton_tools.verify.cards import DOCUMENTS, QUERIES, SCORES, choose_card, qwen_card
-from qwen3_triton_tools.verify.gateway_client import ServedModel
 from qwen3_triton_tools.verify.local_gateway import folder_settings, local_gateway
 from wrong_stack import (
     IMPORT_ID,
@@ -211,19 +210,19 @@ def test_what_cannot_be_checked_exits_with_1_and_an_explanation(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("served", "card"),
     [
-        (ServedModel("Qwen/Qwen3-Embedding-4B", 2560), "4b"),
-        (ServedModel("onnx-community/Qwen3-Embedding-0.6B-ONNX", None), "0.6b"),
-        (ServedModel("qwen3_embed_8b_onnx", None), "8b"),
-        (ServedModel("qwen3-nano", 1152), "nano"),
-        (ServedModel("mine", 4096), "8b"),
-        (ServedModel("mine", 77), None),
-        (ServedModel(), None),
+        (("Qwen/Qwen3-Embedding-4B", 2560), "4b"),
+        (("onnx-community/Qwen3-Embedding-0.6B-ONNX", None), "0.6b"),
+        (("qwen3_embed_8b_onnx", None), "8b"),
+        (("qwen3-nano", 1152), "nano"),
+        (("mine", 4096), "8b"),
+        (("mine", 77), None),
+        ((None, None), None),
     ],
 )
 def test_a_card_is_chosen_by_the_models_name_or_its_hidden_size(
-    served: ServedModel, card: str | None
+    served: tuple[str | None, int | None], card: str | None
 ) -> None:
-    chosen = choose_card(None, served)
+    chosen = choose_card(None, *served)
     assert (chosen.name if chosen else None) == card
 
 

@@ -1,1 +1,60 @@
-"""The commands, one file each; what they do is in the packages next to this one."""
+"""The commands, one file each, and the options and output that they share."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+
+import click
+import orjson
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+def json_option(command: Command) -> Command:
+    """Add `--json`, passed as `as_json`."""
+    return click.option("--json", "as_json", is_flag=True, help="Print JSON for scripts.")(command)
+
+
+def endpoint_option(command: Command) -> Command:
+    """Add `--endpoint`, the address of the hub."""
+    return click.option(
+        "--endpoint",
+        envvar="HF_ENDPOINT",
+        show_envvar=True,
+        metavar="URL",
+        help="A hub other than https://huggingface.co.",
+    )(command)
+
+
+def tool_errors() -> AbstractContextManager[None]:
+    """Print an error of the tools, or of the gateway at its start, without a traceback; exit 1."""
+    from qwen3_triton_gateway.cli import plain_errors
+    from qwen3_triton_gateway.errors import StartupError
+
+    from ..errors import ToolError
+
+    return plain_errors(StartupError, ToolError)
+
+
+def print_json(document: object) -> None:
+    """Print a document as indented JSON."""
+    click.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
+
+
+def print_lines(lines: Iterable[tuple[str, str | None]]) -> None:
+    """Print lines, each with its color on a terminal."""
+    for line, color in lines:
+        click.secho(line, fg=color)
+
+
+def report_progress(sentence: str) -> None:
+    """Print what a command is doing to standard error."""
+    click.echo(sentence, err=True)
+
+
+def is_terminal() -> bool:
+    """Return whether a progress bar may be shown."""
+    return sys.stderr.isatty()

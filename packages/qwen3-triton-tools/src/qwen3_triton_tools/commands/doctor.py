@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from qwen3_triton_gateway.settings import Settings
 
-from .output import json_option, print_json, print_lines
+from . import json_option, print_json, print_lines
 
 if TYPE_CHECKING:
     from ..doctor import Target

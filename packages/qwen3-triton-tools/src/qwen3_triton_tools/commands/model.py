@@ -10,8 +10,7 @@ from pathlib import Path
 
 import click
 
-from .model_repository import repository
-from .output import (
+from . import (
     endpoint_option,
     is_terminal,
     json_option,
@@ -20,6 +19,7 @@ from .output import (
     report_progress,
     tool_errors,
 )
+from .model_repository import repository
 
 CARDS = ("0.6b", "4b", "8b", "nano", "none")
 # Reading and writing larger files takes long enough to say so.
@@ -254,7 +254,7 @@ def verify(
     """
     from .. import verify as verification
     from ..findings import render_findings, summarize
-    from ..verify.gateway_client import GatewayClient
+    from ..verify.probe import GatewayClient
 
     with tool_errors(), _served(target) as url:
         client = GatewayClient(url, api_key=api_key, timeout_seconds=timeout_seconds)

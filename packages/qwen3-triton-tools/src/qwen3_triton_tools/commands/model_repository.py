@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from .output import is_terminal, json_option, print_json, tool_errors
+from . import is_terminal, json_option, print_json, tool_errors
 
 if TYPE_CHECKING:
     from ..model.triton_repository import WrittenRepository

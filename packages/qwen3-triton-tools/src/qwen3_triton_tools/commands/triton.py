@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,10 +14,17 @@ import click
 
 from qwen3_triton_gateway.cli import read_settings, setting_options
 
-from .output import report_progress, tool_errors
+from ..errors import LocalTritonError
+from . import report_progress, tool_errors
 
 if TYPE_CHECKING:
+    from qwen3_triton_gateway.settings import Settings
+
     from ..local_triton import LocalTriton
+
+logger = logging.getLogger(__name__)
+
+_WATCH_SECONDS = 0.5
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -94,7 +104,6 @@ def up(**flags: Any) -> None:
     from qwen3_triton_gateway.backends import with_bundled_model
     from qwen3_triton_gateway.server import run_gateway
 
-    from ..local_stack import run_stack
     from ..local_triton import unsupported_reason
 
     triton_flags = {name: flags.pop(name) for name in (*TRITON_FLAGS, "model_name", "threads")}
@@ -109,7 +118,7 @@ def up(**flags: Any) -> None:
             run_gateway(settings)
         else:
             server = _local_triton(settings.model_dir, None, **triton_flags)
-            run_stack(with_bundled_model(settings), server)
+            _run_stack(with_bundled_model(settings), server)
 
 
 def _local_triton(
@@ -135,6 +144,61 @@ def _local_triton(
         runtime=ensure_runtime(report_progress),
         **options,
     )
+
+
+def _run_stack(settings: Settings, triton: LocalTriton) -> None:
+    """Serve `settings` in front of `triton` until SIGTERM or SIGINT, then stop both.
+
+    A Triton that dies is restarted; until it is back, the gateway answers 503.
+
+    Raises:
+        LocalTritonError: Triton does not start.
+        StartupError: The gateway does not start.
+    """
+    from qwen3_triton_gateway.server import configure_logging
+
+    configure_logging(settings)
+    with triton:
+        logger.info(
+            "Triton serves %s at %s and %s, metrics at %s.",
+            triton.model_name,
+            triton.http_url,
+            triton.grpc_url,
+            triton.metrics_url,
+        )
+        update = {
+            # gRPC has a little less overhead per call than HTTP (`bench/README.md`).
+            "triton_url": [triton.grpc_url],
+            "triton_model": triton.model_name,
+            "tokenizer_path": settings.tokenizer_path or settings.model_dir,
+            "model_dir": None,
+        }
+        asyncio.run(_serve_both(settings.model_copy(update=update), triton))
+
+
+async def _serve_both(settings: Settings, triton: LocalTriton) -> None:
+    from qwen3_triton_gateway.server import serve
+
+    watcher = asyncio.create_task(_keep_running(triton))
+    try:
+        await serve(settings)
+    finally:
+        watcher.cancel()
+        with suppress(asyncio.CancelledError):
+            await watcher
+
+
+async def _keep_running(triton: LocalTriton) -> None:
+    while True:
+        await asyncio.sleep(_WATCH_SECONDS)
+        status = triton.poll()
+        if status is None:
+            continue
+        logger.warning("Triton ended with status %d; restarting it.", status)
+        try:
+            await asyncio.to_thread(triton.start)
+        except LocalTritonError as error:
+            logger.error("Triton does not start: %s", error)
 
 
 def _show_addresses(triton: LocalTriton) -> None:

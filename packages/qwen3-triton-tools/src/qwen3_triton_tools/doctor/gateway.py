@@ -10,7 +10,7 @@ from ..errors import HttpError, UnreachableError
 from ..findings import Finding, failure, missing, ok
 from ..http import Reply, request
 from ..verify import QUICK_CHECKS, verify
-from ..verify.gateway_client import GatewayClient
+from ..verify.probe import GatewayClient
 from .error_patterns import find_known_error
 
 RUNBOOK_FIELDS = {"status", "triton_status", "triton_model", "tokenizer_path", "embed_output_dim"}

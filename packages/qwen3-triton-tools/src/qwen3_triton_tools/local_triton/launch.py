@@ -14,8 +14,7 @@ from typing import Self
 
 from ..errors import LaunchError, ModelFolderError, UnreachableError
 from ..http import request
-from .ports import Ports, choose_ports, is_port_clash
-from .process import TritonProcess, server_command
+from .process import Ports, TritonProcess, choose_ports, is_port_clash, server_command
 from .repository import write_repository
 from .runtime import TritonRuntime, ensure_runtime
 

@@ -14,8 +14,7 @@ from ..errors import HttpError, InvalidAnswerError, UnreachableError
 from ..findings import Finding, has_errors
 from . import golden_checks, text_checks, vector_checks
 from .cards import Card, choose_card
-from .gateway_client import GatewayClient, ServedModel
-from .probe import Check, Probe, failed
+from .probe import Check, GatewayClient, Probe, ServedModel, failed
 
 NO_CARD = "none"
 
@@ -86,7 +85,11 @@ def verify(
         HttpError: The server cannot be reached, rejects the key, or is not ready.
     """
     served = client.describe()
-    card = None if card_name == NO_CARD else choose_card(card_name, served)
+    card = (
+        None
+        if card_name == NO_CARD
+        else choose_card(card_name, served.model_id, served.hidden_size)
+    )
     probe = Probe(client, served, card)
     findings: list[Finding] = []
     for name, check in CHECKS.items():

@@ -22,8 +22,7 @@ import numpy as np
 from qwen3_triton_gateway.backends import NANO_MODEL_ID
 from qwen3_triton_gateway.tokenization import TextTokenizer
 
-from .gateway_client import Float64Matrix, ServedModel
-
+Float64Matrix: TypeAlias = np.ndarray[tuple[int, int], np.dtype[np.float64]]
 CardName: TypeAlias = Literal["0.6b", "4b", "8b", "nano"]
 
 # Model cards of Qwen3-Embedding, and `config.json` of the nano model. No other embedding model of
@@ -97,14 +96,12 @@ class Card:
     missing: str = ""
 
 
-def choose_card(name: str | None, served: ServedModel) -> Card | None:
+def choose_card(name: str | None, model_id: str | None, hidden_size: int | None) -> Card | None:
     """Return the named card, else the one of the model's id, else the one of its hidden size.
 
     None if neither is known: an export without published values.
     """
-    card_name = _by_name(name or served.model_id or "") or (
-        None if name else _by_size(served.hidden_size)
-    )
+    card_name = _by_name(name or model_id or "") or (None if name else _by_size(hidden_size))
     if card_name is None:
         return None
     return nano_card() if card_name == "nano" else qwen_card(card_name)

@@ -14,9 +14,9 @@ from .cards import (
     TEI_HEAD,
     TEI_NEIGHBOR,
     TEI_TEXT,
+    Float64Matrix,
     GoldenVectors,
 )
-from .gateway_client import Float64Matrix
 from .probe import Check, Probe, cosines, failed, passed, skipped
 
 # How far an engine in bfloat16 or float16 drifts from the cards: vLLM's README has [[0.7620,

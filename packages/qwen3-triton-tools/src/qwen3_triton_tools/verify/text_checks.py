@@ -12,9 +12,8 @@ from qwen3_triton_gateway.tokenization import DEFAULT_INSTRUCTION, END_TOKEN, fo
 
 from ..errors import RefusedError
 from ..findings import Finding
-from .cards import QUERIES, TOKEN_PROBE
-from .gateway_client import Answer, Float64Matrix
-from .probe import MIN_SAME_COSINE, SAME, Check, Probe, cosine, failed, passed, skipped
+from .cards import QUERIES, TOKEN_PROBE, Float64Matrix
+from .probe import MIN_SAME_COSINE, SAME, Answer, Check, Probe, cosine, failed, passed, skipped
 
 OTHER_INSTRUCTION = "Given a question about cooking, find the recipe that answers it best"
 FEW_WORDS = 10

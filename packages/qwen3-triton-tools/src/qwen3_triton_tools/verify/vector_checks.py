@@ -9,8 +9,7 @@ from qwen3_triton_gateway.settings import MIN_DIMENSIONS
 
 from ..errors import RefusedError
 from ..findings import Finding
-from .cards import OVERFLOWING_TEXTS
-from .gateway_client import Float64Matrix
+from .cards import OVERFLOWING_TEXTS, Float64Matrix
 from .probe import (
     MIN_SAME_COSINE,
     SAME,
