@@ -15,12 +15,14 @@ from llama_index.core.schema import (
     TextNode,
 )
 from llama_index.core.vector_stores import MetadataFilter, MetadataFilters, VectorStoreQuery
+from llama_index.core.vector_stores.utils import node_to_metadata_dict
 from llama_index.vector_stores.postgres import PGVectorStore
 from sqlalchemy import create_engine
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import create_async_engine
 
 from qwen3_triton_ingest.errors import TableError
+from qwen3_triton_ingest.layouts import NODE_CONTENT, NODE_TYPE
 from qwen3_triton_ingest.llamaindex import BulkPGVectorStore
 from qwen3_triton_ingest.llamaindex import store as llamaindex_store
 from qwen3_triton_ingest.llamaindex.store import CHECKED_RELEASE, PRIVATE_ENGINE
@@ -229,6 +231,15 @@ def test_the_private_name_of_llamaindex_exists(make: MakeStore) -> None:
         f"llamaindex/store.py uses; {CHECKED_RELEASE} had it. Find what `PGVectorStore.async_add` "
         "uses instead, update `PRIVATE_ENGINE` and `CHECKED_RELEASE` at the top of that file, and "
         "raise the lower bound in pyproject.toml. If nothing replaces it, cap the version there."
+    )
+
+
+def test_the_private_keys_of_llamaindex_exist() -> None:
+    written = node_to_metadata_dict(TextNode(text="a text"), remove_text=True)
+    assert {NODE_CONTENT, NODE_TYPE} <= written.keys(), (
+        f"llama-index-core {version('llama-index-core')} writes {sorted(written)}. Update "
+        "`NODE_CONTENT` and `NODE_TYPE` in layouts.py and what rows/binary.py writes to them, and "
+        "raise the lower bound in pyproject.toml."
     )
 
 

@@ -68,6 +68,9 @@ LANGCHAIN = Layout(
     seq="(langchain_metadata->>'seq')::integer",
     own_metadata_keys=("doc_id", "seq"),
 )
+# Keys that LlamaIndex writes for itself (`node_to_metadata_dict` of llama-index-core 0.14).
+# `test_the_private_keys_of_llamaindex_exist` says what to do when they change.
+NODE_CONTENT, NODE_TYPE = "_node_content", "_node_type"
 # Names from `get_data_model` in llama-index-vector-stores-postgres 0.9.
 LLAMAINDEX = Layout(
     name="llamaindex",
@@ -81,8 +84,8 @@ LLAMAINDEX = Layout(
     doc_id="metadata_->>'ref_doc_id'",
     seq="(metadata_->>'seq')::integer",
     own_metadata_keys=(
-        "_node_content",
-        "_node_type",
+        NODE_CONTENT,
+        NODE_TYPE,
         "document_id",
         "doc_id",
         "ref_doc_id",

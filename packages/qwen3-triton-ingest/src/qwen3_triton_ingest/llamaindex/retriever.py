@@ -20,7 +20,7 @@ from llama_index.core.vector_stores.utils import (
 )
 
 from ..config import GatewayOptions
-from ..layouts import LayoutName
+from ..layouts import NODE_CONTENT, LayoutName
 from ..search import Hit, Searcher, SearchOptions, TextBackendChoice
 from ..search.options import SearchKeywords
 
@@ -106,7 +106,7 @@ def _scored(hit: Hit) -> NodeWithScore:
 
 
 def _node(hit: Hit, stored: Mapping[str, Any]) -> BaseNode:
-    if "_node_content" in stored:  # the whole node, with all its relationships
+    if NODE_CONTENT in stored:  # the whole node, with all its relationships
         return metadata_dict_to_node(dict(stored), text=hit.text)
     source = RelatedNodeInfo(node_id=hit.doc_id or hit.id)
     return TextNode(

@@ -20,7 +20,7 @@ from psycopg.adapt import Dumper
 from qwen3_triton_client import Vector
 
 from ..documents import Chunk, EmbeddedChunk
-from ..layouts import Table
+from ..layouts import NODE_CONTENT, NODE_TYPE, Table
 
 _HEADER = b"PGCOPY\n\xff\r\n\0" + struct.pack("!ii", 0, 0)  # signature, flags, no extension
 _TRAILER = struct.pack("!h", -1)
@@ -190,8 +190,8 @@ def _node_metadata(chunk: Chunk) -> dict[str, Any]:
     }
     return {
         **user,
-        "_node_content": orjson.dumps(node).decode(),
-        "_node_type": "TextNode",
+        NODE_CONTENT: orjson.dumps(node).decode(),
+        NODE_TYPE: "TextNode",
         "document_id": chunk.doc_id,
         "doc_id": chunk.doc_id,
         "ref_doc_id": chunk.doc_id,
