@@ -108,6 +108,16 @@ def test_an_interrupted_re_embedding_continues_on_a_migrated_ledger(
     assert (report.swapped, report.rows, report.embedded) == (True, 4, 0)
 
 
+def test_readers_use_a_ledger_that_is_not_migrated_yet(
+    old_ledger: Callable[[int], Loading],
+) -> None:
+    loading = old_ledger(4)
+    assert status(loading.dsn, "notes").documents == 4
+    assert search(loading.dsn, "notes", "Moon", gateway=loading.options.gateway, k=4)
+    with connect(loading.dsn) as connection:
+        assert ledger_version(connection) == 0
+
+
 def test_a_migrated_ledger_has_the_columns_of_a_new_one(
     old_ledger: Callable[[int], Loading], postgres_uri: str
 ) -> None:

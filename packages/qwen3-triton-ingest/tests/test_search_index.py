@@ -12,7 +12,7 @@ from filled_tables import Corpus, create_database
 from qwen3_triton_client import EmbeddingClient
 from qwen3_triton_ingest.config import GatewayOptions
 from qwen3_triton_ingest.index.catalog import find_vector_indexes
-from qwen3_triton_ingest.rows.binary import Packed, PackedDumper, pack_vector
+from qwen3_triton_ingest.rows.binary import BinaryDumper, BinaryValue, pack_vector
 from qwen3_triton_ingest.search import Searcher
 from qwen3_triton_ingest.search.connections import fetch
 from qwen3_triton_ingest.search.options import SearchOptions
@@ -123,8 +123,8 @@ def _plan(dsn: str, paragraphs: Corpus, options: SearchOptions) -> str:
         vectors = vector_access(table, find_vector_indexes(connection, table))
         statement = search_statement(table, options, vectors=vectors, texts=None)
         vector = client.embed([QUESTIONS[0]], input_type="query").vectors[0]
-        statement.parameters["vector"] = Packed(pack_vector(vector))
-        connection.adapters.register_dumper(Packed, PackedDumper)
+        statement.parameters["vector"] = BinaryValue(pack_vector(vector))
+        connection.adapters.register_dumper(BinaryValue, BinaryDumper)
         settings = settings_statement(options, vectors)
         if settings:
             connection.execute(settings.query)
@@ -217,7 +217,7 @@ def test_one_search_is_one_transaction_with_its_fingerprint(dsn: str, paragraphs
         vectors = vector_access(table, find_vector_indexes(connection, table))
         options = SearchOptions(mode="vector", k=2)
         statement = search_statement(table, options, vectors=vectors, texts=None)
-        statement.parameters["vector"] = Packed(pack_vector(paragraphs.chunks[0].vector))
+        statement.parameters["vector"] = BinaryValue(pack_vector(paragraphs.chunks[0].vector))
         fetched = fetch(connection, Fetch([], statement, None))
     assert fetched.fingerprint is None
     assert fetched.rows[0][0] == str(paragraphs.entries[0].id)

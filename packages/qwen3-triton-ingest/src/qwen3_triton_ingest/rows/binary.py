@@ -80,14 +80,14 @@ def copy_stream(rows: Iterable[Sequence[bytes | None]]) -> Iterator[bytes]:
     yield b"".join(parts)
 
 
-class Packed(bytes):
-    """A parameter in its binary format; `PackedDumper` must be registered for it."""
+class BinaryValue(bytes):
+    """A parameter in its binary format; `BinaryDumper` must be registered for it."""
 
     def __repr__(self) -> str:
-        return f"Packed({len(self)} bytes)"
+        return f"BinaryValue({len(self)} bytes)"
 
 
-class PackedDumper(Dumper):
+class BinaryDumper(Dumper):
     """Sends a parameter as it is: PostgreSQL infers its type from the statement."""
 
     format = pq.Format.BINARY

@@ -17,8 +17,8 @@ from ..database import Connection
 from ..documents import Chunk, EmbeddedChunk
 from ..layouts import Table
 from .binary import (
-    Packed,
-    PackedDumper,
+    BinaryDumper,
+    BinaryValue,
     column_types,
     copy_stream,
     embedded_fields,
@@ -74,11 +74,11 @@ def upsert_chunks(connection: Connection, table: Table, chunks: Iterable[Embedde
 def update_chunks(connection: Connection, table: Table, chunks: Sequence[Chunk]) -> None:
     """Give existing rows the chunks' metadata and places; texts and vectors stay."""
 
-    def parameters() -> Iterator[list[Packed]]:
+    def parameters() -> Iterator[list[BinaryValue]]:
         for chunk in chunks:
             seq = [chunk.seq.to_bytes(4, "big")] if table.layout.name == "own" else []
             fields = [*seq, *metadata_fields(table, chunk), pack_id(table, chunk.id)]
-            yield [Packed(field) for field in fields]
+            yield [BinaryValue(field) for field in fields]
 
     _run_many(connection, update_statement(table), parameters())
 
@@ -101,13 +101,13 @@ def _insert(
 ) -> int:
     # Pipelined and prepared, one INSERT per row is as fast as COPY into a temporary table and one
     # INSERT from there, and needs no right to create temporary tables.
-    parameters = ([Packed(field) for field in embedded_fields(table, each)] for each in chunks)
+    parameters = ([BinaryValue(field) for field in embedded_fields(table, each)] for each in chunks)
     return _run_many(connection, insert_statement(table, upsert=upsert), parameters)
 
 
 def _run_many(connection: Connection, statement: Any, parameters: Iterable[Any]) -> int:
     with connection.cursor() as cursor:
-        cursor.adapters.register_dumper(Packed, PackedDumper)
+        cursor.adapters.register_dumper(BinaryValue, BinaryDumper)
         cursor.executemany(statement, parameters)
         return max(0, cursor.rowcount)
 

@@ -20,7 +20,7 @@ from psycopg.rows import tuple_row
 from qwen3_triton_client import PerEventLoop
 
 from ..database import AsyncConnection, Connection, connect, connect_async, is_transient
-from ..rows.binary import Packed, PackedDumper
+from ..rows.binary import BinaryDumper, BinaryValue
 from .steps import Fetch, Fetched
 
 Result = TypeVar("Result")
@@ -147,7 +147,7 @@ def fetch(connection: Connection, wanted: Fetch) -> Fetched:
         for statement in wanted.settings:
             connection.execute(statement.query, statement.parameters)
         found = connection.cursor(row_factory=tuple_row)
-        found.adapters.register_dumper(Packed, PackedDumper)
+        found.adapters.register_dumper(BinaryValue, BinaryDumper)
         found.execute(wanted.search.query, wanted.search.parameters)
         space = connection.cursor(row_factory=tuple_row)
         if wanted.space:
@@ -161,7 +161,7 @@ async def afetch(connection: AsyncConnection, wanted: Fetch) -> Fetched:
         for statement in wanted.settings:
             await connection.execute(statement.query, statement.parameters)
         found = connection.cursor(row_factory=tuple_row)
-        found.adapters.register_dumper(Packed, PackedDumper)
+        found.adapters.register_dumper(BinaryValue, BinaryDumper)
         await found.execute(wanted.search.query, wanted.search.parameters)
         space = connection.cursor(row_factory=tuple_row)
         if wanted.space:

@@ -12,7 +12,7 @@ from qwen3_triton_client import FingerprintChangedError, Vector
 
 from ..database import explain, is_transient
 from ..errors import DatabaseError, FingerprintError, IngestError, TableError
-from ..rows.binary import Packed, pack_vector
+from ..rows.binary import BinaryValue, pack_vector
 from .options import Hit, SearchOptions, read_hits
 from .queries import Statement, search_statement, settings_statement
 from .target import Target, space_statement
@@ -151,7 +151,7 @@ def _fetch(
     search.parameters["question"] = question.replace("\0", " ")
     space: Statement | None = None
     if embedded:
-        search.parameters["vector"] = Packed(pack_vector(embedded.vector))
+        search.parameters["vector"] = BinaryValue(pack_vector(embedded.vector))
         if target.has_ledger:
             space = space_statement(target.table)
     settings = (target.path_statement, settings_statement(options, target.vectors))
