@@ -126,10 +126,13 @@ def test_a_huge_line_is_reported(loading: Loading, folder: Path) -> None:
     assert any("max_document_bytes" in letter.reason for letter in loading.letters())
 
 
-def test_a_document_of_ten_megabytes_is_loaded(loading: Loading, folder: Path) -> None:
-    text = "\n\n".join(" ".join(SENTENCES[n % 900 : n % 900 + 4]) for n in range(30_000))
-    text = text[: 10 << 20]
-    assert len(text.encode()) >= 10 << 20
+@pytest.mark.parametrize(
+    "megabytes", [pytest.param(1), pytest.param(10, marks=pytest.mark.campaign)]
+)
+def test_a_large_document_is_loaded(loading: Loading, folder: Path, megabytes: int) -> None:
+    text = "\n\n".join(" ".join(SENTENCES[n % 900 : n % 900 + 4]) for n in range(megabytes * 3_000))
+    text = text[: megabytes << 20]
+    assert len(text.encode()) >= megabytes << 20
     (folder / "big.txt").write_text(text, encoding="utf-8")
     # Large chunks, most of which the model truncates: this tests the loader, not the model.
     with running_gateway("--max-length", "32") as gateway:

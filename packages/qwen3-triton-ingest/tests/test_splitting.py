@@ -130,11 +130,13 @@ def test_a_megabyte_without_any_boundary_takes_seconds(text: str, markup: Markup
     assert max(map(tokens, chunks)) <= 512
 
 
-@pytest.mark.slow
-def test_a_document_of_ten_megabytes_is_split_without_loss() -> None:
+@pytest.mark.parametrize(
+    "megabytes", [pytest.param(1), pytest.param(10, marks=pytest.mark.campaign)]
+)
+def test_a_large_document_is_split_without_loss(megabytes: int) -> None:
     paragraph = "Paragraph {}: the pump loses pressure. Check the seal, then the valve.\n\n"
-    text = "".join(paragraph.format(number) for number in range(140_000))
-    assert len(text) > 10_000_000
+    text = "".join(paragraph.format(number) for number in range(megabytes * 14_000))
+    assert len(text) > megabytes * 1_000_000
     splitter = Splitter(SplitOptions(chunk_tokens=512, overlap_tokens=0), TOKENIZER_JSON)
     chunks = splitter.split(document(text))
     assert without_space("".join(chunks)) == without_space(text)
