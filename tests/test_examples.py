@@ -259,7 +259,8 @@ def test_the_paradedb_script_says_what_is_missing_in_a_plain_postgresql(
 ) -> None:
     documents.write_text(LINES[0])
     output = runner.run("paradedb_hybrid.py", "--documents", documents, code=1)
-    assert 'lacks (schema "pdb" does not exist): pg_search' in output
+    assert 'schema "pdb" does not exist' in output
+    assert "The text backend paradedb needs pg_search" in output
     assert only(database, "SELECT count(*) FROM passages") == 1
 
 
@@ -301,7 +302,7 @@ def test_the_folder_script_loads_what_is_new_and_answers(runner: Runner, databas
 
     first = runner.run("load_folder.py", *flags)
     assert f"Documents: {count} written, 0 unchanged" in first
-    assert "Skipped: notes/blank.txt: the text is empty or blank" in first
+    assert "Skipped: notes/blank.txt: The text is empty or blank." in first
     assert found(r"Hit: (.*?),", first) == f"notes/{BAT}.txt"
     assert only(database, "SELECT count(*) FROM notes") == count
 
