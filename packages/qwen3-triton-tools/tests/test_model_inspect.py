@@ -226,6 +226,16 @@ def test_weights_outside_of_the_folder_are_refused(tmp_path: Path) -> None:
     assert "outside of the model's folder" in error.message
 
 
+def test_an_offset_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
+    path = write_export(tmp_path)
+    model = onnx.load(path, load_external_data=False)
+    tensor = next(tensor for tensor in model.graph.initializer if tensor.external_data)
+    next(entry for entry in tensor.external_data if entry.key == "offset").value = "first"
+    onnx.save(model, path)
+    with pytest.raises(ModelError, match="invalid offset or length of external weights"):
+        inspect_model(path)
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [

@@ -148,9 +148,13 @@ def read_model(path: Path) -> OnnxModel:
     proto = _load(path)
     nodes: list[onnx.NodeProto] = []
     weights: list[Weight] = []
-    _collect(proto.graph.node, proto.graph.initializer, nodes, weights)
-    for function in proto.functions:
-        _collect(function.node, (), nodes, weights)
+    try:
+        _collect(proto.graph.node, proto.graph.initializer, nodes, weights)
+        for function in proto.functions:
+            _collect(function.node, (), nodes, weights)
+    except ValueError as error:
+        msg = f"{path} has an invalid offset or length of external weights ({error})."
+        raise ModelError(f"{msg} Export it again.") from error
     initializers = {tensor.name for tensor in proto.graph.initializer}
     return OnnxModel(
         path=path,

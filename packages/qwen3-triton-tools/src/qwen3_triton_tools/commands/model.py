@@ -74,7 +74,7 @@ def inspect_command(
         source = fetched_outline(str(path), revision=revision, variant=variant, endpoint=endpoint)
     with tool_errors(), source as local_path:
         model_path = find_model(local_path)
-        _report_reading(model_path)
+        _report_size(model_path, "Reading")
         inspection = inspect_model(model_path)
     if as_json:
         print_json(as_document(inspection))
@@ -135,7 +135,7 @@ def pool(
 
     with tool_errors():
         model_path = find_model(path)
-        _report_reading(model_path)
+        _report_size(model_path, "Reading and writing")
         pooled = pool_model(
             model_path,
             out,
@@ -271,10 +271,10 @@ def verify(
     sys.exit(0 if result.ok else 1)
 
 
-def _report_reading(model_path: Path) -> None:
+def _report_size(model_path: Path, activity: str) -> None:
     size = model_path.stat().st_size
     if size > LARGE_FILE_BYTES:
-        report_progress(f"Reading {model_path}, {size / 1e9:.1f} GB with its weights.")
+        report_progress(f"{activity} {model_path}, {size / 1e9:.1f} GB with its weights.")
 
 
 def _served(target: str) -> AbstractContextManager[str]:

@@ -118,7 +118,7 @@ def pool_model(
 
 
 def _check_size(model_path: Path) -> None:
-    if model_path.stat().st_size > MAX_FILE_BYTES - _ADDED_BYTES:
+    if model_path.is_file() and model_path.stat().st_size > MAX_FILE_BYTES - _ADDED_BYTES:
         msg = (
             f"{model_path} would be larger than 2 GiB, which no ONNX reader accepts. Save it with "
             "its weights as external data first: "
