@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +106,11 @@ def _check_model(
         # The tokenizer is checked on its own: in a repository it is in another folder.
         if finding.name == "tokenizer" or finding.severity == "note":
             continue
-        if is_served and finding.severity == "warning" and finding.name.startswith("weights "):
-            finding = failure(finding.name, finding.message, finding.remedy)  # noqa: PLW2901
-        report.findings.append(finding)
+        # A linked file works for some versions of ONNX Runtime only; Triton's may refuse it.
+        is_fatal = (
+            is_served and finding.severity == "warning" and finding.name.startswith("weights ")
+        )
+        report.findings.append(replace(finding, severity="error") if is_fatal else finding)
     external = (model_path.parent / file.location for file in inspection.external_files)
     files = [path for path in (model_path, *external) if path.exists()]
     user_id = os.geteuid() if hasattr(os, "geteuid") else 0

@@ -45,10 +45,11 @@ class TritonRuntime:
 
     @property
     def _triton(self) -> Path:
-        return self._packages / "pytriton" / "tritonserver"
+        return self.packages / "pytriton" / "tritonserver"
 
     @property
-    def _packages(self) -> Path:
+    def packages(self) -> Path:
+        """The folder of its Python packages."""
         return self.folder / "lib" / f"python{_PYTHON}" / "site-packages"
 
     @property
@@ -144,7 +145,7 @@ def _create(runtime: TritonRuntime, progress: Callable[[str], None]) -> None:
 
 
 def _fill(runtime: TritonRuntime, scratch: Path) -> None:
-    packages = runtime._packages  # pyright: ignore[reportPrivateUsage]
+    packages = runtime.packages
     packages.mkdir(parents=True)
     _install_locked(REQUIREMENTS, packages, scratch)
     stubs = packages / "pytriton" / "tritonserver" / "python_backend_stubs"

@@ -33,6 +33,7 @@ TOKENIZER_FILES = (
 )
 # `triton-server` of NVIDIA's image, and its group; also in KServe and in Helm charts.
 TRITON_USER = 1000
+_KILO = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,9 +240,9 @@ def format_bytes(count: int) -> str:
     """Format a number of bytes in powers of 1000, as disks are sold."""
     size = float(count)
     for unit in ("bytes", "kB", "MB"):
-        if size < 1000:  # noqa: PLR2004
+        if size < _KILO:
             return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
+        size /= _KILO
     return f"{size:.2f} GB"
 
 

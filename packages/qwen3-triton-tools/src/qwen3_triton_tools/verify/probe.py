@@ -269,8 +269,11 @@ def _error_message(body: bytes) -> str:
     text = body.decode(errors="replace").strip()
     try:
         content: Any = json.loads(text)
-        error: Any = content.get("error", content.get("detail", content))
-        text = str(error.get("message", error) if isinstance(error, dict) else error)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+        error: object = content.get("error", content.get("detail", content))
+        if isinstance(error, dict):
+            fields = cast("dict[str, object]", error)
+            error = fields.get("message", fields)
+        text = str(error)
     except (ValueError, AttributeError):
         pass
     return text[:MAX_MESSAGE_CHARACTERS] or "no message"
