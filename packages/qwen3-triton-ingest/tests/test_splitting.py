@@ -229,7 +229,7 @@ def test_a_gateway_with_keys_requires_one() -> None:
             load_tokenizer(SMALL, GatewayOptions(url=gateway.url, api_key="wrong-key"))
         assert "wrong-key" not in str(caught.value)
         prefixed = GatewayOptions(url=f"{gateway.url}/elsewhere", api_key="secret-key")
-        with pytest.raises(IngestError, match=r"answered 404: .* by `--tokenizer`"):
+        with pytest.raises(IngestError, match=r"answered 404: .* set `--tokenizer`"):
             load_tokenizer(SMALL, prefixed)
 
 
