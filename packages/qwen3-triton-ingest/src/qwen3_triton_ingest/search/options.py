@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, TypeAlias, TypedDict, get_args
 
 from ..config import documented, option, option_of
 from ..documents import Metadata
@@ -14,7 +14,7 @@ from ..layouts import Table
 from .filters import Filter
 
 SearchMode: TypeAlias = Literal["vector", "text", "hybrid"]
-MODES: tuple[SearchMode, ...] = ("vector", "text", "hybrid")
+MODES: tuple[SearchMode, ...] = get_args(SearchMode)
 
 MAX_EF_SEARCH = 1000  # pgvector's limit
 MAX_ROWS = 10_000

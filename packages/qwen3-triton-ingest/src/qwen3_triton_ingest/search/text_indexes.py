@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import psycopg
 from psycopg import sql
@@ -18,7 +18,7 @@ from ..layouts import Table, fit_name
 TextBackend: TypeAlias = Literal["tsvector", "paradedb"]
 TextBackendChoice: TypeAlias = TextBackend | Literal["auto"]
 
-BACKENDS: tuple[TextBackendChoice, ...] = ("auto", "tsvector", "paradedb")
+BACKENDS: tuple[TextBackendChoice, ...] = ("auto", *get_args(TextBackend))
 DEFAULT_CONFIG = IndexOptions().text_search_config
 PARADEDB_EXTENSION = "pg_search"
 # Stemmers of ParadeDB with the same name as a text search configuration of PostgreSQL.
