@@ -73,8 +73,8 @@ def option_of(cls: type[Any], name: str) -> Option:
 
 def documented(cls: type[_Class]) -> type[_Class]:
     """List the options of a dataclass in its docstring."""
-    known = [each for each in fields(cast("Any", cls)) if "option" in each.metadata]
-    lines = "".join(f"\n        {each.name}: {_description(each)}" for each in known)
+    options = [each for each in fields(cast("Any", cls)) if "option" in each.metadata]
+    lines = "".join(f"\n        {each.name}: {_description(each)}" for each in options)
     cls.__doc__ = f"{cls.__doc__}\n\n    Attributes:{lines}\n    "
     return cls
 

@@ -29,7 +29,7 @@ from .text_indexes import (
 
 # On 312 questions that paraphrase a text, `ts_rank` ranks the text higher than `ts_rank_cd` (mean
 # reciprocal rank 0.37 against 0.32; BM25: 0.43). 1 divides by the logarithm of the length.
-_RANK = "ts_rank({vector}, asked.words, 1)"
+_RANK = "ts_rank({vector}, query.words, 1)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,16 +125,16 @@ def _vector(key: str, columns: Mapping[str, str | None]) -> sql.Composable:
 def _tsvector(table: Table, access: TextAccess) -> TextArm:
     vector = access.vector or tsvector_expression(table, access.config)
     # `plainto_tsquery` joins the words, stemmed and without stop words, with AND.
-    asked = sql.SQL(
+    query = sql.SQL(
         ",\n        (SELECT replace(plainto_tsquery({}, {})::text, ' & ', ' | ')::tsquery)"
-        " AS asked (words)"
+        " AS query (words)"
     ).format(regconfig(access.config), sql.Placeholder("question"))
     key = sql.Identifier(ROW, table.layout.primary_key)
     return TextArm(
         score=sql.SQL(_RANK).format(vector=vector),
         order=sql.SQL("text_score DESC, {}").format(key),
-        condition=sql.SQL("{} @@ asked.words").format(vector),
-        source=asked,
+        condition=sql.SQL("{} @@ query.words").format(vector),
+        source=query,
     )
 
 

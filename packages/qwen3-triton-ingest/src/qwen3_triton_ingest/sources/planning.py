@@ -101,11 +101,11 @@ def _check(source: str, options: ReadOptions) -> None:
 
 
 def _unknown_format(path: str) -> SourceError:
-    known = ", ".join(EXTENSIONS)
+    extensions = ", ".join(EXTENSIONS)
     which = f"the unknown extension {extension(path)!r}" if extension(path) else "no extension"
     return SourceError(
         f"`{shown(path)}` has {which}. Set its format with `--format` ({', '.join(FORMATS)}), or "
-        f"use one of the extensions {known}."
+        f"use one of the extensions {extensions}."
     )
 
 

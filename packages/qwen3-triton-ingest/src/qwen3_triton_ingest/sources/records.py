@@ -110,8 +110,10 @@ def missing_column(what: str, column: str, columns: list[str]) -> str:
     """Return the message for a column that does not exist, with those that do."""
     names = ", ".join(repr(name) for name in columns[:_SHOWN_COLUMNS])
     names += f" and {len(columns) - _SHOWN_COLUMNS:,} more" if len(columns) > _SHOWN_COLUMNS else ""
-    known = f"The columns are {names}." if columns else "There are no columns."
-    return f"There is no {what} column {column!r}. {known} Choose one with `--{what}-column`."
+    columns_text = f"The columns are {names}." if columns else "There are no columns."
+    return (
+        f"There is no {what} column {column!r}. {columns_text} Choose one with `--{what}-column`."
+    )
 
 
 def _look_up(record: Mapping[str, Any], column: str) -> Any:
