@@ -203,7 +203,7 @@ def test_a_table_with_duplicate_nodes_is_refused_with_a_remedy(make: MakeStore, 
     theirs.add(nodes()[:2])
     ours = make(BulkPGVectorStore, "docs")
     for _ in range(2):
-        with pytest.raises(TableError, match=r"several rows of public\.data_docs") as caught:
+        with pytest.raises(TableError, match=r"Several rows of public\.data_docs") as caught:
             ours.add(nodes())
     with psycopg.connect(database_url) as connection:
         connection.execute(str(caught.value).partition("with: ")[2].encode())
@@ -214,7 +214,7 @@ def test_a_table_with_duplicate_nodes_is_refused_with_a_remedy(make: MakeStore, 
 def test_without_setup_a_table_is_not_changed(make: MakeStore, database_url: str):
     make(PGVectorStore, "docs").add(nodes())
     ours = make(BulkPGVectorStore, "docs", perform_setup=False)
-    with pytest.raises(TableError, match="its owner must run: CREATE UNIQUE INDEX") as caught:
+    with pytest.raises(TableError, match="Its owner must run: CREATE UNIQUE INDEX") as caught:
         ours.add(nodes())
     with psycopg.connect(database_url) as connection:
         connection.execute(str(caught.value).partition("must run: ")[2].encode())
