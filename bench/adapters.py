@@ -239,9 +239,9 @@ def main(rounds: int, only: str, markdown: Path | None) -> None:
         if "model" in parts:
             with running_gateway() as gateway:
                 rows += speed(gateway.url, "nano model", runner, rounds, warm=False)
-    show(rows, Console(), header=("", "ours", "beside it"))
+    show(rows, Console(), header=("", "ours", "compared with"))
     if markdown:
-        write_markdown(rows, markdown, header=("", "ours", "beside it"))
+        write_markdown(rows, markdown, header=("", "ours", "compared with"))
 
 
 if __name__ == "__main__":

@@ -56,7 +56,7 @@ pq: Any = parquet
 BUSY_TARGET = 0.9
 MEMORY_TARGET_MIB = 500
 GROUP_ROWS = 5000
-HEADER = ("", "the loader", "beside it")
+HEADER = ("", "the loader", "compared with")
 # Prints its own peak memory: `ru_maxrss` of a child would inherit the parent's.
 PEAK = """
 import sys

@@ -157,7 +157,7 @@ def main(rows: int, rounds: int, markdown: Path | None) -> None:
         rates = with_index(connection, indexed, rounds, max(1, rows // 10))
         results += compare(rates, indexed_pairs())
         engine._run_as_sync(engine.close())  # pyright: ignore[reportPrivateUsage]
-    header = ("", "ours", "beside it")
+    header = ("", "ours", "compared with")
     show(results, Console(), header=header)
     if markdown:
         write_markdown(results, markdown, header=header)

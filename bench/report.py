@@ -39,7 +39,7 @@ def spread(values: Sequence[float], digits: int = 2) -> str:
     return f"{middle:.{digits}f} ({low:.{digits}f} to {high:.{digits}f})"
 
 
-SIDES = ("", "the gateway", "beside it")
+SIDES = ("", "the gateway", "compared with")
 RESULT = ("measured", "target", "")
 
 

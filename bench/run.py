@@ -161,7 +161,7 @@ async def lanes(stack: Stack) -> list[Row]:
     """Measure queries during a bulk load that fills the queue, and what they cost it."""
     requests = chunks(mixed_texts(LARGE_TEXTS), 256)
     alone: list[float] = []
-    beside: list[float] = []
+    with_queries: list[float] = []
     queries = Report()
     batch_ms: list[float] = []
     async with LoadClient(stack.gateway_url) as client:
@@ -174,11 +174,11 @@ async def lanes(stack: Stack) -> list[Row]:
             batch_ms.append((after[0] - before[0]) / (after[1] - before[1]) / 2 * 1000)
             load = closed_loop(client, until(LANE_SECONDS, requests), 4, encoding_format="base64")
             bulk, seen = await asyncio.gather(load, open_loop(client, QUERY_RATE, LANE_SECONDS))
-            beside.append(bulk.texts_per_second)
+            with_queries.append(bulk.texts_per_second)
             queries.latencies_seconds += seen.latencies_seconds
             queries.statuses += seen.statuses
     service, p99 = statistics.median(batch_ms), queries.percentile_ms(99)
-    kept = [with_ / without for with_, without in zip(beside, alone, strict=True)]
+    kept = [with_ / without for with_, without in zip(with_queries, alone, strict=True)]
     return [
         Row(
             f"{stack.model}: queries during a bulk load, {QUERY_RATE:g} a second",
@@ -191,7 +191,7 @@ async def lanes(stack: Stack) -> list[Row]:
         ),
         Row(
             f"{stack.model}: the bulk load during those queries",
-            f"{statistics.median(beside):.0f} texts/s",
+            f"{statistics.median(with_queries):.0f} texts/s",
             f"without queries: {statistics.median(alone):.0f} texts/s",
             spread(kept),
             "at least 0.85",

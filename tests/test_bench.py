@@ -60,5 +60,5 @@ SCRIPTS = (
 
 @pytest.mark.parametrize("script", SCRIPTS)
 @pytest.mark.slow
-def test_each_script_says_what_it_does(script: str) -> None:
+def test_each_script_has_help(script: str) -> None:
     assert "--help" in run_script(script, "--help")
