@@ -462,6 +462,15 @@ def test_weights_that_are_missing_truncated_or_linked_are_an_error(repository: P
     assert (code, "link to nothing" in checks[name]["seen"]) == (1, True)
 
 
+def test_a_tokenizer_that_the_gateway_cannot_load_is_an_error(model_dir: Path) -> None:
+    file = model_dir / "tokenizer.json"
+    document = json.loads(file.read_text())
+    file.write_text(json.dumps(document | {"post_processor": {"type": "Unheard of"}}))
+    code, checks, _ = doctor("--model-dir", str(model_dir))
+    assert code == 1
+    assert "is not a tokenizer file" in checks["tokenizer"]["seen"]
+
+
 def test_a_folder_without_model_or_tokenizer_is_an_error(tmp_path: Path) -> None:
     code, checks, _ = doctor("--model-dir", str(tmp_path))
     assert code == 1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -262,15 +261,6 @@ def test_a_hub_that_cannot_be_reached_is_named(tmp_path: Path) -> None:
     huggingface_hub.close_session()
     assert result.exit_code == 1
     assert f"Fetching {PLAIN} failed" in result.output
-
-
-def test_a_missing_library_is_answered_by_how_to_install_it(
-    hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    result = pull(hub, PLAIN, "--to", str(tmp_path / "model"))
-    assert result.exit_code == 1
-    assert 'pip install "qwen3-triton-gateway[tools]"' in result.output
 
 
 def inspect(hub: FakeHub, *arguments: str) -> Result:

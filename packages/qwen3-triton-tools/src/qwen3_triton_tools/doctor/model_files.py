@@ -11,6 +11,9 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from qwen3_triton_gateway.errors import StartupError
+from qwen3_triton_gateway.tokenization import TextTokenizer
+
 from ..errors import ModelError
 from ..findings import Finding, failure, ok, skipped, warning
 from ..model.files import TRITON_USER, find_model, is_readable_by_triton
@@ -19,6 +22,7 @@ from ..model.tokenizer_file import inspect_tokenizer
 from ..onnx_model import OnnxModel, TensorInfo
 
 CONFIG = "config.pbtxt"
+TOKENIZER_MAX_LENGTH = 1024  # the gateway's default; any length loads the file
 CONFIG_REMEDY = "Write the values of the ONNX file into config.pbtxt, then restart Triton."
 # Optional in protobuf's own types, and absent from its stubs.
 pb: Any = model_config_pb2
@@ -126,7 +130,12 @@ def _check_tokenizer(path: Path | None, report: ModelFilesReport) -> list[Findin
         remedy = "Fetch the tokenizer.json of the model, and pass its folder."
         return [failure("tokenizer", f"No tokenizer at {file}.", remedy)]
     rows = report.inspections[0].embedding_rows if report.inspections else None
-    _, findings = inspect_tokenizer(file, rows)
+    tokenizer, findings = inspect_tokenizer(file, rows)
+    if tokenizer is not None:
+        try:
+            TextTokenizer(path, max_length=TOKENIZER_MAX_LENGTH)
+        except StartupError as error:  # JSON with the right fields, yet not what the gateway loads
+            return [failure("tokenizer", str(error))]
     return [finding for finding in findings if finding.severity != "note"]
 
 

@@ -20,10 +20,6 @@ KNOWN_REPOS = (
     "onnx-community/Qwen3-Embedding-8B-ONNX",
     "Qdrant/Qwen3-Embedding-0.6B-onnx",
 )
-MISSING_LIBRARY = (
-    "Fetching from the hub needs the library huggingface_hub: "
-    'pip install "qwen3-triton-gateway[tools]".'
-)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,11 +143,9 @@ def _git_blob_id(path: Path) -> str:
 @contextmanager
 def _hub_errors(repo: str, revision: str | None) -> Generator[Any]:
     """Yield the library, and turn its errors into messages that say what to do."""
-    try:
-        import huggingface_hub as hub
-        from huggingface_hub import errors
-    except ImportError as error:
-        raise ModelError(MISSING_LIBRARY) from error
+    import huggingface_hub as hub
+    from huggingface_hub import errors
+
     try:
         yield hub
     except errors.HFValidationError as error:
