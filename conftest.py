@@ -38,17 +38,18 @@ MARK_OF_FIXTURE = {
     "postgres_uri": "stack",
     "wheels": "slow",
 }
+CAMPAIGN_SECONDS = 900
 
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark tests by their fixtures; a test that starts a server by itself carries its own mark."""
     for item in items:
-        if isinstance(item, pytest.Function):
-            for mark in {
-                MARK_OF_FIXTURE[name] for name in item.fixturenames if name in MARK_OF_FIXTURE
-            }:
-                item.add_marker(mark)
+        fixtures = item.fixturenames if isinstance(item, pytest.Function) else []
+        for mark in {MARK_OF_FIXTURE[name] for name in fixtures if name in MARK_OF_FIXTURE}:
+            item.add_marker(mark)
+        if item.get_closest_marker("campaign"):
+            item.add_marker(pytest.mark.timeout(CAMPAIGN_SECONDS))
 
 
 @pytest.fixture(name="triton", scope="session")
