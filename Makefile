@@ -32,7 +32,7 @@ help: ## Show this list
 
 # pip is the fallback for machines where only pip is configured with a package index.
 sync = $(BIN)/uv pip sync --quiet --python $(1)/bin/python --require-hashes $(2) \
-	|| $(1)/bin/python -m pip install --disable-pip-version-check --require-hashes -r $(2)
+	|| $(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --require-hashes -r $(2)
 editable = $(BIN)/uv pip install --quiet --python $(1)/bin/python --offline --no-sources --no-deps \
 	--no-build-isolation $(addprefix --editable ,$(2))
 
