@@ -23,6 +23,7 @@ import psutil
 import psycopg
 import pytest
 
+from filled_tables import create_database
 from gateway_process import GatewayProcess
 from ingest_corpus import LoadedRow, assert_same_rows, assert_true_ledger, rows_of, write_corpus
 from qwen3_triton_ingest.config import GatewayOptions, IndexOptions, LoadOptions, SplitOptions
@@ -47,16 +48,17 @@ def _corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(name="expected", scope="module")
 def _expected(
     corpus: Path, postgres_uri: str, in_process_gateway: GatewayProcess
-) -> dict[str, LoadedRow]:
+) -> Generator[dict[str, LoadedRow]]:
     """The rows of an undisturbed load."""
     options = LoadOptions(
         split=SplitOptions(chunk_tokens=CHUNK_TOKENS, overlap_tokens=OVERLAP_TOKENS),
         gateway=GatewayOptions(url=in_process_gateway.url),
         index=IndexOptions(policy="none", text="none"),
     )
-    load([corpus], dsn=postgres_uri, table="undisturbed", options=options)
-    assert_true_ledger(postgres_uri, "undisturbed", documents=FILES * DOCUMENTS)
-    return rows_of(postgres_uri, "undisturbed")
+    for dsn in create_database(postgres_uri):
+        load([corpus], dsn=dsn, table="undisturbed", options=options)
+        assert_true_ledger(dsn, "undisturbed", documents=FILES * DOCUMENTS)
+        yield rows_of(dsn, "undisturbed")
 
 
 @dataclass

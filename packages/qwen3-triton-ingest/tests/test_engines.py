@@ -16,6 +16,7 @@ import psycopg
 import pytest
 
 from fault_proxy import Fault, FaultProxy
+from filled_tables import create_database
 from gateway_process import GatewayProcess
 from ingest_corpus import LoadedRow, assert_same_rows, assert_true_ledger, rows_of, write_corpus
 from polling import wait_for
@@ -69,10 +70,11 @@ def run(dsn: str, gateway_url: str, *arguments: str, **options: tuple[str, ...])
 @pytest.fixture(name="expected", scope="module")
 def _expected(
     corpus: Path, postgres_uri: str, in_process_gateway: GatewayProcess
-) -> dict[str, LoadedRow]:
-    code, output = run(postgres_uri, in_process_gateway.url, str(corpus), "--workers", "1")
-    assert code == 0, output
-    return rows_of(postgres_uri, "chunks")
+) -> Generator[dict[str, LoadedRow]]:
+    for dsn in create_database(postgres_uri):
+        code, output = run(dsn, in_process_gateway.url, str(corpus), "--workers", "1")
+        assert code == 0, output
+        yield rows_of(dsn, "chunks")
 
 
 @pytest.mark.parametrize("engine", ENGINES)
