@@ -65,6 +65,22 @@ def test_the_resource_of_another_loop_is_not_current() -> None:
     assert not asyncio.run(is_current())
 
 
+def test_an_owner_collected_just_before_its_loop_ends_leaves_nothing_open() -> None:
+    async def close_slowly(pool: Pool) -> None:
+        for _ in range(20):  # more turns than a loop takes to shut down
+            await asyncio.sleep(0)
+        pool.closed.set()
+
+    async def open_and_drop() -> Pool:
+        pools = PerEventLoop(Pool, close_slowly)
+        return await pools.get()
+
+    with asyncio.Runner() as runner:
+        pool = runner.run(open_and_drop())
+        gc.collect()
+    assert pool.closed.is_set()
+
+
 def test_a_resource_is_closed_in_its_loop_when_its_owner_is_collected_elsewhere() -> None:
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever)

@@ -10,7 +10,7 @@ import threading
 import time
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -203,44 +203,75 @@ class PerEventLoop(Generic[Resource]):
 
     def _open_in(self, loop: asyncio.AbstractEventLoop) -> _LoopState[Resource]:
         resource = self._create()
-        closed = threading.Event()
-        closer = _closed_with_loop(resource, self._close, closed)
-        finalizer = weakref.finalize(self, _close_in, loop, closer)
+        closing = _Closing(resource, self._close)
+        closer = _closed_with_loop(closing)
+        finalizer = weakref.finalize(self, _close_in, loop, closer, closing)
         finalizer.atexit = False
-        return _LoopState(resource, closed, closer, finalizer)
+        return _LoopState(resource, closing, closer, finalizer)
+
+
+class _Closing(Generic[Resource]):
+    """The task that closes a resource, started once by whoever asks first.
+
+    Both the end of the event loop and the garbage collector may ask, at the same time. Each has to
+    wait for the one task: the loop must not be closed while connections are still being closed.
+    """
+
+    def __init__(self, resource: Resource, close: Callable[[Resource], Awaitable[None]]) -> None:
+        self._resource = resource
+        self._close = close
+        self._task: asyncio.Task[None] | None = None
+
+    @property
+    def has_started(self) -> bool:
+        return self._task is not None
+
+    def start(self) -> asyncio.Task[None]:
+        if self._task is None:
+            self._task = asyncio.get_running_loop().create_task(self._run())
+        return self._task
+
+    async def _run(self) -> None:
+        await self._close(self._resource)
 
 
 @dataclass(frozen=True, slots=True)
 class _LoopState(Generic[Resource]):
     resource: Resource
-    closed: threading.Event
+    closing: _Closing[Resource]
     closer: AsyncGenerator[None]
     finalizer: weakref.finalize[..., Any]
 
     @property
     def is_open(self) -> bool:
-        return not self.closed.is_set()
+        return not self.closing.has_started
 
 
-async def _closed_with_loop(
-    resource: Resource, close: Callable[[Resource], Awaitable[None]], closed: threading.Event
-) -> AsyncGenerator[None]:
+async def _closed_with_loop(closing: _Closing[Any]) -> AsyncGenerator[None]:
     """Close a resource when the event loop shuts down its asynchronous generators."""
     try:
         yield
     finally:
-        closed.set()
-        await close(resource)
+        await closing.start()
 
 
-def _close_in(loop: asyncio.AbstractEventLoop, closer: AsyncGenerator[None]) -> None:
+def _close_in(
+    loop: asyncio.AbstractEventLoop, closer: AsyncGenerator[None], closing: _Closing[Any]
+) -> None:
     """Close a resource whose owner was garbage-collected, perhaps by another thread."""
     if not loop.is_closed():
-        loop.call_soon_threadsafe(lambda: loop.create_task(_aclose(closer)))
+        loop.call_soon_threadsafe(_close_uncollected, closer, closing)
 
 
-async def _aclose(closer: AsyncGenerator[None]) -> None:
-    await closer.aclose()
+def _close_uncollected(closer: AsyncGenerator[None], closing: _Closing[Any]) -> None:
+    # The reference to `closer` matters: if the loop is shutting down, it waits for the generators
+    # that it can find, and through this one for the task.
+    closing.start().add_done_callback(lambda task: task.get_loop().create_task(_finish(closer)))
+
+
+async def _finish(closer: AsyncGenerator[None]) -> None:
+    with suppress(RuntimeError):  # the loop's shutdown is finishing the generator already
+        await closer.aclose()
 
 
 class _ForkAware(Protocol):
