@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from pydantic.json_schema import WithJsonSchema
 
 from .errors import InvalidRequestError, describe_invalid_value
-from .settings import MAX_TEXTS
+from .settings import MAX_TEXTS, MIN_DIMENSIONS
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -33,7 +33,13 @@ def _texts(value: object) -> object:
     return value
 
 
-Texts: TypeAlias = Annotated[list[str], Field(min_length=1, max_length=MAX_TEXTS)]
+# For the OpenAPI document: `Embedder` refuses blank texts, by their index, and bounds dimensions.
+TEXT_SCHEMA: dict[str, Any] = {"type": "string", "pattern": r"\S"}
+Text: TypeAlias = Annotated[str, WithJsonSchema(TEXT_SCHEMA)]
+Texts: TypeAlias = Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
+Dimensions: TypeAlias = Annotated[
+    int, WithJsonSchema({"type": "integer", "minimum": MIN_DIMENSIONS})
+]
 # OpenAI's and TEI's clients send a single text as a string.
 OneOrMoreTexts: TypeAlias = Annotated[
     Texts,
@@ -41,8 +47,8 @@ OneOrMoreTexts: TypeAlias = Annotated[
     WithJsonSchema(
         {
             "anyOf": [
-                {"type": "string"},
-                {"type": "array", "items": {"type": "string"}, "maxItems": MAX_TEXTS},
+                TEXT_SCHEMA,
+                {"type": "array", "items": TEXT_SCHEMA, "minItems": 1, "maxItems": MAX_TEXTS},
             ]
         }
     ),

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict
 
 from ..embedder import EmbedCall, Truncation
 from ..responses import Dialect, EncodingFormat, JsonResponse, TeiErrorResponse
-from ..schemas import OneOrMoreTexts, validate
+from ..schemas import Dimensions, OneOrMoreTexts, validate
 from ..tokenization import InputType, Token, format_inputs
 from .exchange import Exchange, ServiceDep, describe_call, open_exchange
 
 router = APIRouter(tags=["text-embeddings-inference"])
+
+Vectors: TypeAlias = list[list[float]] | list[str]
 
 
 class TeiEmbedRequest(BaseModel):
@@ -28,7 +30,7 @@ class TeiEmbedRequest(BaseModel):
     truncation_direction: Literal["left", "right", "Left", "Right"] | None = None
     normalize: bool | None = None
     prompt_name: InputType | None = None
-    dimensions: int | None = None
+    dimensions: Dimensions | None = None
     encoding_format: EncodingFormat | None = None
 
 
@@ -44,7 +46,7 @@ class TokenizeRequest(BaseModel):
 
 @router.post(
     "/",
-    response_model=list[list[float]],
+    response_model=Vectors,
     **describe_call(TeiEmbedRequest, errors=TeiErrorResponse),
 )
 async def embed(request: Request, service: ServiceDep) -> Response:
