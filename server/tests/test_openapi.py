@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import orjson
+from starlette.testclient import TestClient
 
 import qwen3_nano
 from fake_backend import FakeBackend
@@ -69,6 +70,21 @@ def test_embed_describes_the_answers_of_both_of_its_dialects() -> None:
 def test_an_unknown_model_is_described_wherever_a_call_names_one() -> None:
     for call in (("/embed", "post"), ("/v1/embeddings", "post"), ("/v1/models/{name}", "get")):
         assert "404" in operations()[call]["responses"]
+
+
+def test_a_running_gateway_states_the_dimensions_of_its_model(client: TestClient) -> None:
+    body = client.get("/openapi.json").json()["paths"]["/v1/embeddings"]["post"]["requestBody"]
+    schema = body["content"]["application/json"]["schema"]["properties"]["dimensions"]
+    assert schema["anyOf"][0] == {"type": "integer", "minimum": 32, "maximum": 1280}
+
+
+def test_dimensions_without_a_fraction_are_an_integer_as_in_json_schema(
+    client: TestClient,
+) -> None:
+    body = {"texts": ["a"], "dimensions": 64.0}
+    assert client.post("/embed", json=body).json()["dimensions"] == 64
+    for wrong in (64.5, "64", True):
+        assert client.post("/embed", json=body | {"dimensions": wrong}).status_code == 400
 
 
 if __name__ == "__main__":

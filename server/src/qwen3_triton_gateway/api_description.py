@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, cast
 
 from fastapi import FastAPI
 
 from .auth import is_open
+from .service import EmbeddingService
 
 UNAUTHORIZED = {
     "description": "The API key is missing or wrong.",
@@ -34,4 +36,28 @@ def describe(app: FastAPI) -> dict[str, Any]:
                 operation["security"] = []
             else:
                 operation["responses"].setdefault("401", UNAUTHORIZED)
+            _limit_dimensions(operation.get("requestBody"), app.state.service)
     return schema
+
+
+def _limit_dimensions(body: object, service: EmbeddingService) -> None:
+    """State the model's hidden size as the maximum, once the model is known."""
+    if service.spec is None:
+        return
+    for schema in _named("dimensions", body):
+        for choice in schema["anyOf"]:
+            if choice["type"] == "integer":
+                choice["maximum"] = service.spec.hidden_size
+
+
+def _named(name: str, node: object) -> Iterator[dict[str, Any]]:
+    """Find the schemas of every property of this name."""
+    if isinstance(node, list):
+        for item in cast("list[object]", node):
+            yield from _named(name, item)
+    elif isinstance(node, dict):
+        fields = cast("dict[str, Any]", node)
+        if isinstance(fields.get("properties"), dict) and name in fields["properties"]:
+            yield fields["properties"][name]
+        for value in fields.values():
+            yield from _named(name, value)

@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict
 from ..embedder import EmbedCall
 from ..errors import InvalidRequestError
 from ..responses import Dialect, EncodingFormat, ErrorResponse, TeiErrorResponse
-from ..schemas import Dimensions, Texts, Usage, validate
+from ..schemas import INSTRUCTION_NEEDS_QUERY, Dimensions, Texts, Usage, validate
 from ..tokenization import InputType
 from . import tei
 from .exchange import Exchange, ServiceDep, describe_call, open_exchange
@@ -19,7 +19,9 @@ router = APIRouter(tags=["native"])
 class EmbedRequest(BaseModel):
     """The body of `POST /embed`. Unknown fields are refused."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra=INSTRUCTION_NEEDS_QUERY
+    )
 
     texts: Texts
     model: str | None = None

@@ -11,7 +11,14 @@ from pydantic import BaseModel, ConfigDict
 from ..embedder import EmbedCall, Truncation
 from ..errors import InvalidRequestError
 from ..responses import EncodingFormat, JsonResponse, OpenAIErrorResponse
-from ..schemas import Dimensions, OneOrMoreTexts, Usage, validate
+from ..schemas import (
+    INSTRUCTION_NEEDS_QUERY,
+    Dimensions,
+    OneOrMoreTexts,
+    Usage,
+    never_together,
+    validate,
+)
 from ..service import EmbeddingService
 from ..tokenization import InputType
 from .exchange import ServiceDep, describe_call, describe_errors, open_exchange
@@ -38,7 +45,13 @@ class OpenAIEmbedRequest(BaseModel):
     `-passage`, NIM's convention for clients that cannot send `input_type`.
     """
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(
+        extra="ignore",
+        strict=True,
+        json_schema_extra=INSTRUCTION_NEEDS_QUERY
+        # Truncating the start of a query would remove its instruction.
+        | never_together(truncate={"const": "START"}, input_type={"const": "query"}),
+    )
 
     input: OneOrMoreTexts
     model: str | None = None

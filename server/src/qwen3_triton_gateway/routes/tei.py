@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ..embedder import EmbedCall, Truncation
 from ..responses import Dialect, EncodingFormat, JsonResponse, TeiErrorResponse
-from ..schemas import Dimensions, OneOrMoreTexts, validate
+from ..schemas import Dimensions, OneOrMoreTexts, TokenizableTexts, never_together, validate
 from ..tokenization import InputType, Token, format_inputs
 from .exchange import Exchange, ServiceDep, describe_call, open_exchange
 
@@ -23,7 +23,16 @@ Vectors: TypeAlias = list[list[float]] | list[str]
 class TeiEmbedRequest(BaseModel):
     """The body of `POST /` and of TEI's `POST /embed`. Unknown fields are ignored."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(
+        extra="ignore",
+        strict=True,
+        # Truncating the start of a query would remove its instruction.
+        json_schema_extra=never_together(
+            {"truncate": {"enum": [True, None]}},
+            truncation_direction={"enum": ["left", "Left"]},
+            prompt_name={"const": "query"},
+        ),
+    )
 
     inputs: OneOrMoreTexts
     truncate: bool | None = None
@@ -39,7 +48,7 @@ class TokenizeRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    inputs: OneOrMoreTexts
+    inputs: TokenizableTexts
     add_special_tokens: bool = True
     prompt_name: InputType | None = None
 
