@@ -18,6 +18,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from qwen3_triton_gateway import __version__, server, service
+from qwen3_triton_gateway.auth import read_api_keys
 from qwen3_triton_gateway.settings import Settings
 
 DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
@@ -174,7 +175,7 @@ def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> N
     for name in SERVICES["gateway"]["environment"]:
         monkeypatch.setenv(name, "")
     settings = Settings()
-    assert settings.all_api_keys() == []
+    assert read_api_keys(settings) == []
     assert settings.model_id is None
     assert settings.output_dim == 1024
 
@@ -263,9 +264,9 @@ def test_prepare_creates_what_compose_needs_and_keeps_existing_files(tmp_path: P
     files = {deploy / secret["file"] for secret in COMPOSE["secrets"].values()}
     assert files == {path for path in first if path.parent.name == "secrets"}
     assert stat.S_IMODE((deploy / "secrets").stat().st_mode) == 0o700
-    keys = Settings.model_validate(
-        {"EMBED_API_KEYS_FILE": deploy / "secrets" / "api_keys"}
-    ).all_api_keys()
+    keys = read_api_keys(
+        Settings.model_validate({"EMBED_API_KEYS_FILE": deploy / "secrets" / "api_keys"})
+    )
     assert len(set(keys)) == 2
     assert all(len(key) == 48 for key in keys)
     assert first[deploy / "secrets" / "metrics_key"] == keys[1]

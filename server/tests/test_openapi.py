@@ -1,8 +1,10 @@
 """The OpenAPI document: what clients build on does not change by accident."""
 
 from pathlib import Path
+from typing import Any
 
 import orjson
+from starlette.testclient import TestClient
 
 import qwen3_nano
 from fake_backend import FakeBackend
@@ -30,6 +32,59 @@ def test_every_embedding_call_describes_its_body_and_its_errors() -> None:
         call = paths[path]["post"]
         assert call["requestBody"]["content"]["application/json"]["schema"]
         assert set(call["responses"]) >= {"200", "400", "401", "413", "429", "502", "503", "504"}
+
+
+def operations() -> dict[tuple[str, str], dict[str, Any]]:
+    paths = orjson.loads(describe())["paths"]
+    return {(path, method): call for path, calls in paths.items() for method, call in calls.items()}
+
+
+def test_exactly_the_open_routes_are_marked_as_open() -> None:
+    marked = {path for (path, _), call in operations().items() if call.get("security") == []}
+    health = {"/health", "/health/live", "/health/ready", "/v1/health/live", "/v1/health/ready"}
+    assert marked == health | {"/", "/docs"}
+    assert "security" not in operations()["/", "post"]
+
+
+def test_a_status_that_cannot_come_is_not_listed() -> None:
+    document = describe().decode()
+    assert '"422"' not in document
+    assert "ValidationError" not in document
+
+
+def test_every_route_that_needs_a_key_lists_401() -> None:
+    for call in operations().values():
+        assert ("401" in call["responses"]) == ("security" not in call)
+
+
+def test_embed_describes_the_answers_of_both_of_its_dialects() -> None:
+    responses = operations()["/embed", "post"]["responses"]
+    for status in ("400", "404", "429"):
+        shapes = responses[status]["content"]["application/json"]["schema"]["anyOf"]
+        names = {shape["$ref"].rpartition("/")[2] for shape in shapes}
+        assert names == {"ErrorResponse", "TeiErrorResponse"}
+    vectors = responses["200"]["content"]["application/json"]["schema"]["anyOf"]
+    assert {shape.get("type") for shape in vectors} == {None, "array"}
+
+
+def test_an_unknown_model_is_described_wherever_a_call_names_one() -> None:
+    for call in (("/embed", "post"), ("/v1/embeddings", "post"), ("/v1/models/{name}", "get")):
+        assert "404" in operations()[call]["responses"]
+
+
+def test_a_running_gateway_states_the_dimensions_of_its_model(client: TestClient) -> None:
+    body = client.get("/openapi.json").json()["paths"]["/v1/embeddings"]["post"]["requestBody"]
+    schema = body["content"]["application/json"]["schema"]["properties"]["dimensions"]
+    assert schema["anyOf"][0] == {"type": "integer", "minimum": 32, "maximum": 1280}
+
+
+def test_dimensions_without_a_fraction_are_an_integer_as_in_json_schema(
+    client: TestClient,
+) -> None:
+    body = {"texts": ["a"], "dimensions": 64.0}
+    assert client.post("/embed", json=body).json()["dimensions"] == 64
+    for wrong in (64.5, "64", True):
+        assert client.post("/embed", json=body | {"dimensions": wrong}).status_code == 400
 
 
 if __name__ == "__main__":

@@ -7,16 +7,19 @@ import logging
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any
+from http import HTTPStatus
 
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.routing import BaseRoute, Match, Mount, Route
 
 from . import __version__
-from .errors import INTERNAL_ERROR, EmbeddingServerError, InvalidRequestError, StartupError
-from .middleware import Guard, RequestLog
+from .api_description import describe
+from .auth import ApiKeys, read_api_keys, warn_about_keys
+from .errors import INTERNAL_ERROR, EmbeddingServerError, InvalidRequestError, StartupError, shorten
+from .middleware import Guard, HeadRequests, RequestLog
 from .responses import dialect_of, error_response
 from .routes import native, openai, ops, pages, tei
 from .service import EmbeddingService
@@ -26,6 +29,8 @@ logger = logging.getLogger(__name__)
 
 # nginx's status for a caller that disconnected. No caller reads it; the log line and metrics do.
 CLIENT_CLOSED_REQUEST = 499
+HTTP_ERROR_CODES = {404: "not_found", 405: "method_not_allowed"}
+DIALECTS = (native, openai, tei, ops, pages)
 EXPOSED_HEADERS = [
     "retry-after",
     "server-timing",
@@ -74,31 +79,25 @@ def create_app(service: EmbeddingService, *, on_fatal: Callable[[str], None]) ->
         },
     )
     app.state.service = service
-    for routes in (native, openai, tei, ops, pages):
-        app.include_router(routes.router)
+    for module in DIALECTS:
+        app.include_router(module.router)
     app.mount(pages.SWAGGER_PATH, pages.swagger_files())
     _add_middleware(app, service)
-    app.openapi = partial(_describe_with_key, app)  # FastAPI's documented way to extend it
+    app.openapi = partial(describe, app)  # FastAPI's documented way to extend it
     return app
 
 
-def _describe_with_key(app: FastAPI) -> dict[str, Any]:
-    """Add the API key to the OpenAPI document: `Guard` checks it before any route does."""
-    schema = FastAPI.openapi(app)
-    schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-    schema["security"] = [{"key": []}]
-    return schema
-
-
 def _add_middleware(app: FastAPI, service: EmbeddingService) -> None:
-    """Wrap the application; the middleware that is added last sees a request first."""
+    """Wrap the application; the middleware that is added last sees a request first.
+
+    Raises:
+        StartupError: The API keys cannot be read, or cannot match.
+    """
     settings = service.settings
-    try:
-        app.add_middleware(
-            Guard, keys=settings.all_api_keys(), max_body_bytes=settings.max_body_bytes
-        )
-    except ValueError as error:
-        raise StartupError(str(error)) from error
+    keys = read_api_keys(settings)
+    warn_about_keys(settings, keys)
+    app.add_middleware(Guard, keys=ApiKeys(keys), max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(HeadRequests)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -107,7 +106,13 @@ def _add_middleware(app: FastAPI, service: EmbeddingService) -> None:
             allow_headers=["authorization", "content-type", "x-request-id", "traceparent"],
             expose_headers=EXPOSED_HEADERS,
         )
-    app.add_middleware(RequestLog, service=service)
+    app.add_middleware(RequestLog, service=service, routes=_routes(app))
+
+
+def _routes(app: FastAPI) -> list[BaseRoute]:
+    """Return every route; FastAPI keeps those of included routers behind their router."""
+    own = [route for route in app.routes if isinstance(route, (Route, Mount))]
+    return [route for module in DIALECTS for route in module.router.routes] + own
 
 
 async def _run(service: EmbeddingService, on_fatal: Callable[[str], None]) -> None:
@@ -129,12 +134,22 @@ async def _render_error(request: Request, error: Exception) -> Response:
 async def _render_http_error(request: Request, error: Exception) -> Response:
     """Render a refusal of the router: an unknown path, or a method that a path does not allow."""
     assert isinstance(error, HTTPException)
-    method, path = request.method, request.url.path
-    msg = f"{method} {path}: {error.detail}. See GET /docs."
-    refusal = InvalidRequestError(msg, code="not_found")
-    response = error_response(refusal, dialect_of(request.scope))
+    msg = f"{request.method} {shorten(request.url.path)}: {error.detail}. See GET /docs."
+    code = HTTP_ERROR_CODES.get(error.status_code, "invalid_request")
+    response = error_response(InvalidRequestError(msg, code=code), dialect_of(request.scope))
     response.status_code = error.status_code
+    response.headers.update(error.headers or {})
+    methods = _methods_of(request)
+    if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and methods:
+        response.headers["Allow"] = ", ".join(methods)
     return response
+
+
+def _methods_of(request: Request) -> list[str]:
+    """List the methods of a path; the router's own exception has only those of one route."""
+    matching = [r for r in _routes(request.app) if r.matches(request.scope)[0] is not Match.NONE]
+    methods = {method for route in matching for method in getattr(route, "methods", ())}
+    return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
 
 
 async def _render_disconnect(_: Request, __: Exception) -> Response:

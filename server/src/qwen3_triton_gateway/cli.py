@@ -25,7 +25,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 COMMANDS_GROUP = "qwen3_triton.commands"
 TOOLS_COMMANDS = ("doctor", "model", "triton", "up")
-SECRETS = ("EMBED_API_KEYS",)
+SECRETS = ("EMBED_API_KEYS", "TRITON_URL")
 
 
 class CommandGroup(click.Group):
@@ -167,6 +167,16 @@ def read_settings(flags: dict[str, str | None]) -> Settings:
         raise click.UsageError(" ".join(problems)) from None
 
 
+def warn_about_secret_flags(flags: dict[str, str | None]) -> None:
+    """Warn about secrets on the command line, which other users of the machine can read."""
+    if flags["EMBED_API_KEYS"] is not None:
+        msg = "--api-keys shows the keys in `ps`. Set EMBED_API_KEYS or EMBED_API_KEYS_FILE."
+        click.echo(f"Warning: {msg}", err=True)
+    if "@" in (flags["TRITON_URL"] or ""):
+        msg = "--triton-url shows the credentials in `ps`. Set TRITON_URL in the environment."
+        click.echo(f"Warning: {msg}", err=True)
+
+
 def _describe(problem: dict[str, Any]) -> str:
     """Write one of pydantic's findings as a sentence, without showing a secret."""
     if not problem["loc"]:  # about several settings: the message names them
@@ -204,4 +214,6 @@ def serve(**flags: str | None) -> None:
     from .server import run_gateway
 
     with plain_errors(StartupError):
-        run_gateway(read_settings(flags))
+        settings = read_settings(flags)
+        warn_about_secret_flags(flags)
+        run_gateway(settings)

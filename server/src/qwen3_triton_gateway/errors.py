@@ -20,6 +20,9 @@ from typing import ClassVar
 # The cause is in the log only: it is a bug, and its text may hold what must not leave the gateway.
 INTERNAL_ERROR = "Internal error. See the gateway's log."
 
+# Callers choose the length of paths and names that are logged or repeated to them.
+MAX_SHOWN_CHARACTERS = 256
+
 
 class EmbeddingServerError(Exception):
     """An error with everything that a response needs.
@@ -123,3 +126,9 @@ def describe_invalid_value(name: str, message: str, value: str) -> str:
     if message.startswith("Input "):
         return f"`{name}` {message.removeprefix('Input ')} (got {value})."
     return f"`{name}`: {message} (got {value})."
+
+
+def shorten(text: str) -> str:
+    """Truncate what a caller chose before it is logged or repeated."""
+    rest = len(text) - MAX_SHOWN_CHARACTERS
+    return f"{text[:MAX_SHOWN_CHARACTERS]}...(+{rest})" if rest > 0 else text

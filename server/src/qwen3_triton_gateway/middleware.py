@@ -1,10 +1,9 @@
-"""What every request passes before its route: request ID, log line, API key, body limit."""
+"""What every request passes before its route: request ID, log line, HEAD, API key, body limit."""
 
 from __future__ import annotations
 
 import logging
 import re
-import secrets
 import time
 import uuid
 from collections.abc import Sequence
@@ -12,9 +11,11 @@ from typing import Any
 from urllib.parse import quote
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .errors import BodyTooLargeError, EmbeddingServerError, UnauthorizedError
+from .auth import ApiKeys, is_health_path, is_open
+from .errors import BodyTooLargeError, EmbeddingServerError, shorten
 from .responses import dialect_of, error_response
 from .service import EmbeddingService
 
@@ -22,10 +23,6 @@ logger = logging.getLogger(__name__)
 
 REQUEST_ID_HEADER = "x-request-id"
 REQUEST_ID = re.compile(r"[!-~]{1,128}")
-HEALTH_PATHS = ("/health", "/v1/health")
-# Pages that a browser opens without headers. They contain no data.
-PAGES = ("/", "/docs", "/openapi.json")
-PAGE_FILES = "/swagger/"
 
 
 class RequestLog:
@@ -34,9 +31,12 @@ class RequestLog:
     The ID is the caller's own if it sent one.
     """
 
-    def __init__(self, app: ASGIApp, service: EmbeddingService) -> None:
+    def __init__(
+        self, app: ASGIApp, *, service: EmbeddingService, routes: Sequence[BaseRoute]
+    ) -> None:
         self._app = app
         self._service = service
+        self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -63,22 +63,53 @@ class RequestLog:
 
     def _record(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
         # The route's pattern instead of the path: unknown paths must not create endless metrics.
-        route = getattr(scope.get("route"), "path", "unknown")
+        route = getattr(scope.get("route") or self._find_route(scope), "path", "unknown")
         dialect = dialect_of(scope)
         self._service.metrics.requests.labels(route, dialect.value, status).inc()
         self._service.metrics.request_seconds.labels(route).observe(seconds)
         fields: dict[str, Any] = {
             "method": scope["method"],
-            "path": quote(scope["path"]),
+            "path": shorten(quote(scope["path"])),
             "status": status,
             "duration_ms": round(seconds * 1000, 1),
             "request_id": request_id,
             "dialect": dialect.value,
             **scope.get("state", {}).get("log", {}),
         }
-        level = logging.DEBUG if scope["path"].startswith(HEALTH_PATHS) else logging.INFO
+        level = logging.DEBUG if is_health_path(scope["path"]) else logging.INFO
         line = " ".join(f"{name}={value}" for name, value in fields.items())
         logger.log(level, line, extra=fields)
+
+    def _find_route(self, scope: Scope) -> BaseRoute | None:
+        """Find the route that a refused request would have reached."""
+        if scope["method"] == "HEAD":
+            scope = {**scope, "method": "GET"}
+        matches = [(route.matches(scope)[0], route) for route in self._routes]
+        return next((route for match, route in matches if match is Match.FULL), None)
+
+
+class HeadRequests:
+    """Middleware that answers HEAD like GET, without the body (RFC 9110, 9.3.2)."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "HEAD":
+            await self._app(scope, receive, send)
+            return
+
+        async def send_without_body(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {**message, "body": b""}
+            await send(message)
+
+        # A copy: the server still has to know that the response to this request has no body.
+        as_get = {**scope, "method": "GET"}
+        try:
+            await self._app(as_get, receive, send_without_body)
+        finally:
+            scope["route"] = as_get.get("route")
 
 
 class Guard:
@@ -87,10 +118,10 @@ class Guard:
     It does so before they cost memory or time.
     """
 
-    def __init__(self, app: ASGIApp, *, keys: Sequence[str], max_body_bytes: int) -> None:
+    def __init__(self, app: ASGIApp, *, keys: ApiKeys, max_body_bytes: int) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
-        self._keys = [key.encode() for key in keys]
+        self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -98,8 +129,11 @@ class Guard:
             return
         try:
             headers = Headers(scope=scope)
-            if not _is_open(scope["method"], scope["path"]):
-                self._check_key(headers.get("authorization", ""))
+            if is_open(scope["method"], scope["path"]):
+                # Health checks show addresses and paths only to callers who may know them.
+                scope.setdefault("state", {})["is_trusted"] = self._keys.accept(headers)
+            else:
+                self._keys.check(headers)
             self._check_length(int(headers.get("content-length", 0)))
         except EmbeddingServerError as error:
             await error_response(error, dialect_of(scope))(scope, receive, send)
@@ -123,23 +157,7 @@ class Guard:
             )
             raise BodyTooLargeError(msg)
 
-    def _check_key(self, authorization: str) -> None:
-        if not self._keys:
-            return
-        # Some clients send the key alone (LlamaIndex's TextEmbeddingsInference).
-        key_sent = authorization.removeprefix("Bearer ").strip().encode()
-        # Every key is compared, so that the time it takes reveals nothing about any of them.
-        matches = [secrets.compare_digest(key_sent, key) for key in self._keys]
-        if not any(matches):
-            msg = "The API key is missing or wrong. Send it as `Authorization: Bearer KEY`."
-            raise UnauthorizedError(msg)
-
 
 def _request_id(header: str) -> str:
     """Use the caller's ID if it is safe in a header and in a log line, else create one."""
     return header if REQUEST_ID.fullmatch(header) else uuid.uuid4().hex
-
-
-def _is_open(method: str, path: str) -> bool:
-    is_page = path in PAGES or path.startswith(PAGE_FILES)
-    return path.startswith(HEALTH_PATHS) or (method in {"GET", "HEAD"} and is_page)

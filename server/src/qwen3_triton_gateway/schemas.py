@@ -9,7 +9,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 from pydantic.json_schema import WithJsonSchema
 
 from .errors import InvalidRequestError, describe_invalid_value
-from .settings import MAX_TEXTS
+from .settings import MAX_TEXTS, MIN_DIMENSIONS
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -33,20 +33,48 @@ def _texts(value: object) -> object:
     return value
 
 
-Texts: TypeAlias = Annotated[list[str], Field(min_length=1, max_length=MAX_TEXTS)]
-# OpenAI's and TEI's clients send a single text as a string.
-OneOrMoreTexts: TypeAlias = Annotated[
-    Texts,
-    BeforeValidator(_texts),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "string"},
-                {"type": "array", "items": {"type": "string"}, "maxItems": MAX_TEXTS},
-            ]
-        }
-    ),
+def _integral(value: object) -> object:
+    """Accept 256.0, which is an integer in JSON Schema."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+def _one_or_more(item: dict[str, Any]) -> WithJsonSchema:
+    """Describe what `_texts` accepts: OpenAI's and TEI's clients send a single text as a string."""
+    items = {"type": "array", "items": item, "minItems": 1, "maxItems": MAX_TEXTS}
+    return WithJsonSchema({"anyOf": [item, items]})
+
+
+# For the OpenAPI document: the embedder refuses blank texts, with their index, and dimensions that
+# the model does not have.
+NOT_BLANK: dict[str, Any] = {"type": "string", "pattern": r"\S"}
+Text: TypeAlias = Annotated[str, WithJsonSchema(NOT_BLANK)]
+Texts: TypeAlias = Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
+OneOrMoreTexts: TypeAlias = Annotated[Texts, BeforeValidator(_texts), _one_or_more(NOT_BLANK)]
+# A blank text has tokens, but no embedding.
+TokenizableTexts: TypeAlias = Annotated[
+    Texts, BeforeValidator(_texts), _one_or_more({"type": "string"})
 ]
+Dimensions: TypeAlias = Annotated[
+    int,
+    BeforeValidator(_integral),
+    WithJsonSchema({"type": "integer", "minimum": MIN_DIMENSIONS}),
+]
+
+# The instruction is part of a query's prompt; a document has none.
+INSTRUCTION_NEEDS_QUERY: dict[str, Any] = {
+    "if": {"required": ["instruction"], "properties": {"instruction": {"type": "string"}}},
+    "then": {"required": ["input_type"], "properties": {"input_type": {"const": "query"}}},
+}
+
+
+def never_together(optional: dict[str, Any] | None = None, **fields: Any) -> dict[str, Any]:
+    """Describe values that exclude each other.
+
+    Args:
+        optional: Schemas by the names of fields that count only where they are set.
+        **fields: Schemas by the names of the fields.
+    """
+    return {"not": {"required": [*fields], "properties": fields | (optional or {})}}
 
 
 class Usage(BaseModel):

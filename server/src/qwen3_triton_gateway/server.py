@@ -12,6 +12,8 @@ import ssl
 import sys
 from collections.abc import Generator
 from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Literal
 
 import uvicorn
 from pythonjsonlogger.orjson import OrjsonFormatter
@@ -107,6 +109,7 @@ async def serve(settings: Settings) -> None:
         app,
         host=settings.host,
         port=settings.port,
+        http=_http_protocol(),
         log_config=None,
         access_log=False,
         timeout_graceful_shutdown=math.ceil(settings.timeout_seconds) + GRACE_SECONDS,
@@ -130,6 +133,14 @@ async def serve(settings: Settings) -> None:
         send_last_spans()
     if server.failure:
         raise StartupError(server.failure)
+
+
+def _http_protocol() -> type[asyncio.Protocol] | Literal["auto"]:
+    if find_spec("httptools") is None:  # on Windows, uvicorn's other parser serves
+        return "auto"
+    from .http_protocol import GatewayProtocol
+
+    return GatewayProtocol
 
 
 def keep_memory_flat() -> None:

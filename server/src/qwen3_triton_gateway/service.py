@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from .backends.base import Backend, ModelSpec
 from .canary import Canary
 from .embedder import Embedder
-from .errors import BackendUnavailableError, ModelNotFoundError, StartupError
+from .errors import BackendUnavailableError, ModelNotFoundError, StartupError, shorten
 from .fingerprint import EmbeddingSpace
 from .metrics import GatewayState, Metrics
 from .settings import Settings
@@ -125,7 +125,7 @@ class EmbeddingService:
         if model is None or model in self.model_names:
             return
         allowed = " or ".join(map(repr, self.model_names))
-        msg = f"Model {model!r} is not served here. Set `model` to {allowed}, or omit it."
+        msg = f"Model {shorten(model)!r} is not served here. Set `model` to {allowed}, or omit it."
         raise ModelNotFoundError(msg, param="model")
 
     async def connect(self) -> None:

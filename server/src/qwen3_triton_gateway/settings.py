@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -33,8 +33,10 @@ class Settings(BaseSettings):
         validation_alias="TRITON_URL",
         description=(
             "Triton server: http://HOST:PORT or grpc://HOST:PORT, https or grpcs for TLS. "
-            "Several, separated by commas, share the load."
+            "Several, separated by commas, share the load. With credentials, "
+            "http://USER:PASSWORD@HOST:PORT."
         ),
+        repr=False,  # may contain a password
     )
     triton_model: str = Field(
         default="qwen3_embed_onnx",
@@ -197,17 +199,31 @@ class Settings(BaseSettings):
         description="Log lines as text or as JSON objects.",
     )
 
-    @field_validator("triton_url", "model_aliases", "api_keys", "cors_origins", mode="before")
+    @field_validator("triton_url", "model_aliases", "cors_origins", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         if isinstance(value, str):
             return [part.strip() for part in value.split(",") if part.strip()]
         return value
 
+    @field_validator("api_keys", mode="before")
+    @classmethod
+    def _no_blank_keys(cls, value: object) -> object:
+        """Refuse a value without a key in it, which would leave the gateway open by accident."""
+        parts = value.split(",") if isinstance(value, str) else value
+        if not isinstance(parts, list):
+            return parts
+        keys = [_stripped(part) for part in cast("list[object]", parts)]
+        keys = [key for key in keys if key]
+        if parts and not keys:
+            msg = "It contains no key. Set at least one, or unset it to accept every caller."
+            raise ValueError(msg)
+        return keys
+
     @field_validator("api_keys_file", "tls_certificate", "tls_key")
     @classmethod
     def _readable(cls, path: Path | None) -> Path | None:
-        if path is not None and not os.access(path, os.R_OK):
+        if path is not None and (path.is_dir() or not os.access(path, os.R_OK)):
             msg = f"The file {str(path)!r} cannot be read."
             raise ValueError(msg)
         return path
@@ -226,21 +242,7 @@ class Settings(BaseSettings):
             raise ValueError(msg)
         return self
 
-    def all_api_keys(self) -> list[str]:
-        """Return the keys of `EMBED_API_KEYS` and of the file; if empty, no key is required.
 
-        Raises:
-            ValueError: The file contains no key, which would leave the gateway open by accident.
-        """
-        keys = [key.get_secret_value() for key in self.api_keys]
-        if self.api_keys_file is not None:
-            lines = [line.strip() for line in self.api_keys_file.read_text().splitlines()]
-            file_keys = [line for line in lines if line and not line.startswith("#")]
-            if not file_keys:
-                msg = (
-                    f"EMBED_API_KEYS_FILE {str(self.api_keys_file)!r} contains no key. Add one, or "
-                    "unset EMBED_API_KEYS_FILE."
-                )
-                raise ValueError(msg)
-            keys += file_keys
-        return keys
+def _stripped(key: object) -> object:
+    text = key.get_secret_value() if isinstance(key, SecretStr) else key
+    return text.strip() if isinstance(text, str) else text

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import hashlib
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 import aiohttp
 import numpy as np
@@ -32,6 +33,7 @@ DTYPES = {
     "FP64": np.float64,
     "BOOL": np.bool_,
 }
+SCHEMES = ("http", "https", "grpc", "grpcs")
 TRITON_NAMES = {np.dtype(numpy): triton for triton, numpy in DTYPES.items()}
 # A model whose config has no batch dimension accepts any number of rows; this bounds them.
 UNBATCHED_MAX_BATCH_SIZE = 32
@@ -54,26 +56,62 @@ GRPC_OPTIONS = [
 
 @dataclass(frozen=True, slots=True)
 class TritonAddress:
-    """The address of a Triton: `http`, `https`, `grpc` or `grpcs`, and host:port."""
+    """The address of a Triton.
+
+    Attributes:
+        scheme: `http`, `https`, `grpc` or `grpcs`.
+        netloc: Host and port.
+        authorization: The `Authorization` header that its requests carry; empty without
+            credentials. It is in no text form of an address.
+    """
 
     scheme: str
     netloc: str
+    authorization: str = field(default="", repr=False)
 
     def __str__(self) -> str:
         return f"{self.scheme}://{self.netloc}"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """The headers of every request to this Triton, for HTTP and gRPC."""
+        return {"authorization": self.authorization} if self.authorization else {}
 
     @classmethod
     def parse(cls, url: str) -> TritonAddress:
         """Parse a URL; without a scheme it is HTTP, as in the runbook.
 
         Raises:
-            StartupError: The scheme is unknown, or there is no host.
+            StartupError: The scheme is unknown, or there is no host, or the password contains
+                characters that a URL must escape. The message shows no credentials.
         """
-        parts = urlsplit(url if "://" in url else f"http://{url}")
-        if parts.scheme not in {"http", "https", "grpc", "grpcs"} or not parts.hostname:
-            msg = f"TRITON_URL {url!r} is invalid. Use http://HOST:PORT or grpc://HOST:PORT."
-            raise StartupError(msg)
-        return cls(parts.scheme, parts.netloc)
+        try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
+            is_valid = parts.scheme in SCHEMES and bool(parts.hostname) and parts.port != 0
+        except ValueError:  # its message may quote the URL
+            raise _invalid_address(url, is_shown=False) from None
+        # A `/`, `?` or `#` in a password ends the address: its `@` is then in the wrong part.
+        if not is_valid or "@" in f"{parts.path}{parts.query}{parts.fragment}":
+            raise _invalid_address(url, is_shown="@" not in url)
+        credentials, _, netloc = parts.netloc.rpartition("@")
+        return cls(parts.scheme, netloc, _basic_authorization(credentials))
+
+
+def _invalid_address(url: str, *, is_shown: bool) -> StartupError:
+    """Build the error; it shows the URL only where no part can belong to a password."""
+    shown = f"TRITON_URL {url!r}" if is_shown else "TRITON_URL"
+    msg = f"{shown} is invalid. Use http://HOST:PORT or grpc://HOST:PORT."
+    if not is_shown:
+        msg += " PORT is a number; in a user name or password, percent-encode special characters."
+    return StartupError(msg)
+
+
+def _basic_authorization(credentials: str) -> str:
+    if not credentials:
+        return ""
+    user, _, password = credentials.partition(":")
+    pair = f"{unquote(user)}:{unquote(password)}".encode()
+    return f"Basic {base64.b64encode(pair).decode()}"
 
 
 class TritonBackend:
@@ -146,7 +184,9 @@ class TritonBackend:
         began = time.monotonic()
         try:
             async with asyncio.timeout(PROBE_SECONDS):
-                return bool(await self._open().is_model_ready(self._model))
+                return bool(
+                    await self._open().is_model_ready(self._model, headers=self.address.headers)
+                )
         except TimeoutError:
             # Too busy to answer a probe, but not to run batches.
             return self._last_answer > began
@@ -181,7 +221,7 @@ class TritonBackend:
         return self._client
 
     async def _call(self, method: Any, **arguments: Any) -> dict[str, Any]:
-        return await method(self._model, **arguments)
+        return await method(self._model, headers=self.address.headers, **arguments)
 
     async def _infer(self, feed: Feed, timeout_seconds: float, priority: int) -> AnyArray:
         client = self._open()
@@ -190,9 +230,11 @@ class TritonBackend:
         outputs = [protocol.InferRequestedOutput(self.spec.output.name)]
         # If its queue policy allows it, Triton drops a request that has waited this long.
         options: dict[str, Any] = {"priority": priority, "timeout": int(timeout_seconds * 1e6)}
-        options["headers"] = trace_headers() if self._is_grpc else trace_headers() | UNCOMPRESSED
+        options["headers"] = self.address.headers | trace_headers()
         if self._is_grpc:
             options["client_timeout"] = timeout_seconds
+        else:
+            options["headers"] |= UNCOMPRESSED
         result = await client.infer(self._model, inputs, outputs=outputs, **options)
         values: AnyArray | None = result.as_numpy(self.spec.output.name)
         if values is None:

@@ -36,7 +36,12 @@ async def _service(request: Request) -> EmbeddingService:
 ServiceDep = Annotated[EmbeddingService, Depends(_service)]
 
 
-def describe_call(*bodies: type[BaseModel], errors: type[BaseModel]) -> dict[str, Any]:
+def is_trusted(request: Request) -> bool:
+    """Return whether the caller of an open route has a key, or no key is required."""
+    return request.state.is_trusted
+
+
+def describe_call(*bodies: type[BaseModel], errors: Any) -> dict[str, Any]:
     """Build the route arguments that describe a call in the OpenAPI document.
 
     Routes read the body as bytes and validate it with pydantic's own JSON parser, so FastAPI
@@ -44,17 +49,22 @@ def describe_call(*bodies: type[BaseModel], errors: type[BaseModel]) -> dict[str
 
     Args:
         *bodies: The schemas that the call accepts.
-        errors: The schema of its errors.
+        errors: The schema of its errors, or a union of several.
     """
     schemas = [body.model_json_schema() for body in bodies]
     schema = schemas[0] if len(schemas) == 1 else {"oneOf": schemas}
     body = {"required": True, "content": {"application/json": {"schema": schema}}}
     names_model = any("model" in body.model_fields for body in bodies)
-    statuses = sorted(ERROR_STATUSES | ({404} if names_model else set()))
+    statuses = {*ERROR_STATUSES, 404} if names_model else ERROR_STATUSES
     return {
-        "responses": {status: {"model": errors} for status in statuses},
+        "responses": describe_errors(statuses, errors),
         "openapi_extra": {"requestBody": body},
     }
+
+
+def describe_errors(statuses: set[int], errors: Any) -> dict[int | str, dict[str, Any]]:
+    """Build the route argument that describes errors of one shape, or of a union of several."""
+    return {status: {"model": errors} for status in sorted(statuses)}
 
 
 @dataclass(frozen=True, slots=True)

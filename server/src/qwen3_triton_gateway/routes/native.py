@@ -7,8 +7,8 @@ from pydantic import BaseModel, ConfigDict
 
 from ..embedder import EmbedCall
 from ..errors import InvalidRequestError
-from ..responses import Dialect, EncodingFormat, ErrorResponse
-from ..schemas import Texts, Usage, validate
+from ..responses import Dialect, EncodingFormat, ErrorResponse, TeiErrorResponse
+from ..schemas import INSTRUCTION_NEEDS_QUERY, Dimensions, Texts, Usage, validate
 from ..tokenization import InputType
 from . import tei
 from .exchange import Exchange, ServiceDep, describe_call, open_exchange
@@ -19,13 +19,15 @@ router = APIRouter(tags=["native"])
 class EmbedRequest(BaseModel):
     """The body of `POST /embed`. Unknown fields are refused."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(
+        extra="forbid", strict=True, json_schema_extra=INSTRUCTION_NEEDS_QUERY
+    )
 
     texts: Texts
     model: str | None = None
     input_type: InputType = "document"
     instruction: str | None = None
-    dimensions: int | None = None
+    dimensions: Dimensions | None = None
     truncate: bool = True
     encoding_format: EncodingFormat = "float"
 
@@ -43,8 +45,8 @@ class EmbedResponse(BaseModel):
 
 @router.post(
     "/embed",
-    response_model=EmbedResponse,
-    **describe_call(EmbedRequest, tei.TeiEmbedRequest, errors=ErrorResponse),
+    response_model=EmbedResponse | tei.Vectors,
+    **describe_call(EmbedRequest, tei.TeiEmbedRequest, errors=ErrorResponse | TeiErrorResponse),
 )
 async def embed(request: Request, service: ServiceDep) -> Response:
     """Embed 1 to 2,048 texts; `embeddings[i]` belongs to `texts[i]` and has norm 1.

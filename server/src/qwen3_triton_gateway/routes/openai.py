@@ -11,10 +11,17 @@ from pydantic import BaseModel, ConfigDict
 from ..embedder import EmbedCall, Truncation
 from ..errors import InvalidRequestError
 from ..responses import EncodingFormat, JsonResponse, OpenAIErrorResponse
-from ..schemas import OneOrMoreTexts, Usage, validate
+from ..schemas import (
+    INSTRUCTION_NEEDS_QUERY,
+    Dimensions,
+    OneOrMoreTexts,
+    Usage,
+    never_together,
+    validate,
+)
 from ..service import EmbeddingService
 from ..tokenization import InputType
-from .exchange import ServiceDep, describe_call, open_exchange
+from .exchange import ServiceDep, describe_call, describe_errors, open_exchange
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -38,11 +45,17 @@ class OpenAIEmbedRequest(BaseModel):
     `-passage`, NIM's convention for clients that cannot send `input_type`.
     """
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(
+        extra="ignore",
+        strict=True,
+        json_schema_extra=INSTRUCTION_NEEDS_QUERY
+        # Truncating the start of a query would remove its instruction.
+        | never_together(truncate={"const": "START"}, input_type={"const": "query"}),
+    )
 
     input: OneOrMoreTexts
     model: str | None = None
-    dimensions: int | None = None
+    dimensions: Dimensions | None = None
     encoding_format: EncodingFormat | None = None
     input_type: InputType | Literal["passage"] | None = None
     instruction: str | None = None
@@ -87,14 +100,14 @@ async def embeddings(request: Request, service: ServiceDep) -> Response:
         )
 
 
-@router.get("/models")
+@router.get("/models", responses=describe_errors({401}, OpenAIErrorResponse))
 async def models(service: ServiceDep) -> Response:
     """List the served model under its ID and its aliases."""
     names = service.model_names
     return JsonResponse({"object": "list", "data": [_model(name, service) for name in names]})
 
 
-@router.get("/models/{name:path}")
+@router.get("/models/{name:path}", responses=describe_errors({401, 404}, OpenAIErrorResponse))
 async def model(name: str, service: ServiceDep) -> Response:
     """Describe the served model."""
     service.check_model_name(name)

@@ -6,31 +6,39 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 from prometheus_client import CONTENT_TYPE_LATEST
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from .. import __version__
-from ..responses import JsonResponse
+from ..responses import ErrorResponse, JsonResponse
 from ..service import EmbeddingService
 from ..settings import MAX_TEXTS, MIN_DIMENSIONS
 from ..tokenization import DEFAULT_INSTRUCTION, QUERY_TEMPLATE
-from .exchange import ServiceDep
+from .exchange import ServiceDep, describe_errors, is_trusted
 
 router = APIRouter(tags=["operations"])
 
 OK, NOT_MODIFIED, UNAVAILABLE = 200, 304, 503
+HEALTH_ANSWERS: dict[int | str, dict[str, Any]] = {
+    UNAVAILABLE: {
+        "description": "Requests are not answered now.",
+        "content": {"application/json": {"schema": {"type": "object"}}},
+    },
+}
 TOKENIZER_ANSWERS: dict[int | str, dict[str, Any]] = {
     OK: {"content": {"application/json": {"schema": {"type": "object"}}}},
     NOT_MODIFIED: {"description": "The caller has it: `If-None-Match` contains its `ETag`."},
 }
 
 
-@router.get("/health")
-async def health(service: ServiceDep) -> JsonResponse:
-    """Report everything: the runbook's seven fields and more; 503 unless requests are answered."""
+@router.get("/health", responses=HEALTH_ANSWERS)
+async def health(request: Request, service: ServiceDep) -> JsonResponse:
+    """Report everything: the runbook's seven fields and more; 503 unless requests are answered.
+
+    If keys are set, a caller without one gets `status` only.
+    """
     readiness, state = service.readiness, service.state()
     spec = service.spec
-    body = {
-        "status": "ok" if readiness.ready else "degraded",
+    details = {
         "triton_status": OK if readiness.backend_ready else UNAVAILABLE,
         "triton_model": spec.name if spec else service.settings.triton_model,
         "tokenizer_path": str(service.tokenizer.path),
@@ -45,7 +53,7 @@ async def health(service: ServiceDep) -> JsonResponse:
         "batches_in_flight": state.batches_in_flight,
         "requests_under_way": state.requests_under_way,
     }
-    return JsonResponse(body, OK if readiness.ready else UNAVAILABLE)
+    return _health(request, service, details)
 
 
 @router.get("/health/live")
@@ -54,12 +62,10 @@ async def live() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/health/ready")
-async def ready(service: ServiceDep) -> JsonResponse:
+@router.get("/health/ready", responses=HEALTH_ANSWERS)
+async def ready(request: Request, service: ServiceDep) -> JsonResponse:
     """Report whether the model answers and its vectors are those it returned at startup."""
-    readiness = service.readiness
-    body = {"status": "ok" if readiness.ready else "degraded", "reason": readiness.reason}
-    return JsonResponse(body, OK if readiness.ready else UNAVAILABLE)
+    return _health(request, service, {"reason": service.readiness.reason})
 
 
 @router.get("/v1/health/live")
@@ -68,21 +74,23 @@ async def nim_live() -> JsonResponse:
     return _nim_health("live", "live", OK)
 
 
-@router.get("/v1/health/ready")
-async def nim_ready(service: ServiceDep) -> JsonResponse:
+@router.get("/v1/health/ready", responses=HEALTH_ANSWERS)
+async def nim_ready(request: Request, service: ServiceDep) -> JsonResponse:
     """Report whether requests are answered, in NVIDIA NIM's format."""
     readiness = service.readiness
-    status = OK if readiness.ready else UNAVAILABLE
-    return _nim_health("ready", readiness.reason or "ready", status)
+    if readiness.ready:
+        return _nim_health("ready", "ready", OK)
+    reason = readiness.reason if is_trusted(request) else "not ready"
+    return _nim_health("ready", reason, UNAVAILABLE)
 
 
-@router.get("/metrics")
+@router.get("/metrics", response_class=PlainTextResponse)
 async def metrics(service: ServiceDep) -> Response:
     """Return the metrics in Prometheus' text format."""
     return Response(service.metrics.render(), media_type=CONTENT_TYPE_LATEST)
 
 
-@router.get("/info")
+@router.get("/info", responses=describe_errors({503}, ErrorResponse))
 async def info(service: ServiceDep) -> dict[str, Any]:
     """Describe the served model and the limits; 503 until the model has been reached."""
     embedder = service.embedder
@@ -99,6 +107,15 @@ async def tokenizer(request: Request, service: ServiceDep) -> Response:
         return Response(status_code=NOT_MODIFIED, headers={"ETag": etag})
     content = service.tokenizer.file_content
     return Response(content, media_type="application/json", headers={"ETag": etag})
+
+
+def _health(request: Request, service: EmbeddingService, details: dict[str, Any]) -> JsonResponse:
+    """Answer a health check; `details` name addresses and paths, which strangers do not get."""
+    is_ready = service.readiness.ready
+    body: dict[str, Any] = {"status": "ok" if is_ready else "degraded"}
+    if is_trusted(request):
+        body |= details
+    return JsonResponse(body, OK if is_ready else UNAVAILABLE)
 
 
 def _nim_health(state: str, message: str, status: int) -> JsonResponse:

@@ -4,31 +4,42 @@ from __future__ import annotations
 
 import asyncio
 from dataclasses import asdict
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict
 
 from ..embedder import EmbedCall, Truncation
 from ..responses import Dialect, EncodingFormat, JsonResponse, TeiErrorResponse
-from ..schemas import OneOrMoreTexts, validate
+from ..schemas import Dimensions, OneOrMoreTexts, TokenizableTexts, never_together, validate
 from ..tokenization import InputType, Token, format_inputs
 from .exchange import Exchange, ServiceDep, describe_call, open_exchange
 
 router = APIRouter(tags=["text-embeddings-inference"])
 
+Vectors: TypeAlias = list[list[float]] | list[str]
+
 
 class TeiEmbedRequest(BaseModel):
     """The body of `POST /` and of TEI's `POST /embed`. Unknown fields are ignored."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config = ConfigDict(
+        extra="ignore",
+        strict=True,
+        # Truncating the start of a query would remove its instruction.
+        json_schema_extra=never_together(
+            {"truncate": {"enum": [True, None]}},
+            truncation_direction={"enum": ["left", "Left"]},
+            prompt_name={"const": "query"},
+        ),
+    )
 
     inputs: OneOrMoreTexts
     truncate: bool | None = None
     truncation_direction: Literal["left", "right", "Left", "Right"] | None = None
     normalize: bool | None = None
     prompt_name: InputType | None = None
-    dimensions: int | None = None
+    dimensions: Dimensions | None = None
     encoding_format: EncodingFormat | None = None
 
 
@@ -37,14 +48,14 @@ class TokenizeRequest(BaseModel):
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
-    inputs: OneOrMoreTexts
+    inputs: TokenizableTexts
     add_special_tokens: bool = True
     prompt_name: InputType | None = None
 
 
 @router.post(
     "/",
-    response_model=list[list[float]],
+    response_model=Vectors,
     **describe_call(TeiEmbedRequest, errors=TeiErrorResponse),
 )
 async def embed(request: Request, service: ServiceDep) -> Response:

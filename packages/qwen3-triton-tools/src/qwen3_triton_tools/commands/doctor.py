@@ -154,6 +154,9 @@ def _settings_problem() -> str:
 def _secrets(target: Target, api_keys: str | None) -> list[str]:
     """Return the texts that must not be printed."""
     secrets = [key.strip() for key in (api_keys or "").split(",")]
+    for url in target.triton_urls:
+        password = url.rpartition("@")[0].rpartition("://")[2].partition(":")[2]
+        secrets += [password, unquote(password)]
     if target.database_url:
         password = urlsplit(target.database_url).password or ""
         # libpq's errors quote a URI that it cannot parse.

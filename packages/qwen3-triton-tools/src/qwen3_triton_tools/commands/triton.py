@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from qwen3_triton_gateway.cli import read_settings, setting_options
+from qwen3_triton_gateway.cli import read_settings, setting_options, warn_about_secret_flags
 
 from ..errors import LocalTritonError
 from . import report_progress, tool_errors
@@ -109,6 +109,7 @@ def up(**flags: Any) -> None:
     triton_flags = {name: flags.pop(name) for name in (*TRITON_FLAGS, "model_name", "threads")}
     with tool_errors():
         settings = read_settings(flags)
+        warn_about_secret_flags(flags)
         if settings.triton_url:
             raise click.UsageError("`up` starts its own Triton; to use another one, run `serve`.")
         reason = unsupported_reason()

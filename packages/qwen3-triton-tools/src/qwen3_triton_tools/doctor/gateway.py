@@ -14,6 +14,8 @@ from ..verify.probe import GatewayClient
 from .error_patterns import find_known_error
 
 RUNBOOK_FIELDS = {"status", "triton_status", "triton_model", "tokenizer_path", "embed_output_dim"}
+# What `/health` shows without a valid key if the gateway requires one.
+STRANGERS_FIELDS = {"status"}
 RUNBOOK_TITLE = "Qwen3 Embedding Gateway"
 START = (
     "Start it: `qwen3-triton up`, `qwen3-triton serve`, or its container; for one that keeps "
@@ -43,12 +45,22 @@ def check_gateway(
 ) -> GatewayReport:
     """Check a gateway's health, and its vectors."""
     try:
-        reply = request(f"{url}/health", timeout_seconds=timeout_seconds)
+        headers = _headers(api_key)
+        reply = request(f"{url}/health", headers=headers, timeout_seconds=timeout_seconds)
+        if reply.document.keys() == STRANGERS_FIELDS:
+            models = request(f"{url}/v1/models", headers=headers, timeout_seconds=timeout_seconds)
+            if models.status == HTTPStatus.UNAUTHORIZED:
+                key = check_models(models, has_key=bool(api_key))
+                return GatewayReport([check_health(url, reply), key])
         if not reply.document.keys() >= RUNBOOK_FIELDS:
             return GatewayReport([_identify_other_server(url, reply, timeout_seconds)])
         return _check(url, reply, api_key, timeout_seconds)
     except UnreachableError as error:
         return GatewayReport([missing("gateway", str(error), START, is_required=is_required)])
+
+
+def _headers(api_key: str | None) -> dict[str, str]:
+    return {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
 
 def _identify_other_server(url: str, reply: Reply, timeout_seconds: float) -> Finding:
@@ -69,8 +81,9 @@ def _check(url: str, reply: Reply, api_key: str | None, timeout_seconds: float) 
     is_ours = "backend" in health
     may_embed = findings[0].severity == "ok"
     if is_ours:
-        headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
-        models = request(f"{url}/v1/models", headers=headers, timeout_seconds=timeout_seconds)
+        models = request(
+            f"{url}/v1/models", headers=_headers(api_key), timeout_seconds=timeout_seconds
+        )
         findings.append(check_models(models, has_key=bool(api_key)))
         may_embed = may_embed and models.status != HTTPStatus.UNAUTHORIZED
     else:
@@ -90,6 +103,10 @@ def _check(url: str, reply: Reply, api_key: str | None, timeout_seconds: float) 
 def check_health(url: str, reply: Reply) -> Finding:
     """Judge `GET /health` of this gateway or the runbook's."""
     health = reply.document
+    if health.keys() == STRANGERS_FIELDS:
+        if health["status"] == "ok":
+            return ok("gateway", f"healthy at {url}; it shows no more without a key")
+        return failure("gateway", "degraded; the reason needs a key", KEY_REMEDY)
     reason = str(health.get("reason", ""))
     if health.get("status") == "ok":
         model = health.get("model") or health.get("triton_model")

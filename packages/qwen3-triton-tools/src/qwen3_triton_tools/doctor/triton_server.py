@@ -31,8 +31,8 @@ START = (
     "Start it (`docker start triton`, or `qwen3-triton triton` without Docker). If it ends again "
     "at once, a model does not load: see `docker logs -n 300 triton`."
 )
-PORT_PATHS = {"gateway": "/health", "http": "/v2", "metrics": "/metrics"}
-PORT_MARKS = {"gateway": b"triton_model", "http": b'"triton"', "metrics": b"nv_"}
+PORT_PATHS = {"gateway": "/openapi.json", "http": "/v2", "metrics": "/metrics"}
+PORT_MARKS = {"gateway": b'"/embed"', "http": b'"triton"', "metrics": b"nv_"}
 PORT_TIMEOUT_SECONDS = 3.0
 
 
@@ -86,7 +86,7 @@ def check_triton(
     findings = [_check_readiness(address, state), ok("Triton version", state.version)]
     findings.append(check_model_state(model, state))
     if findings[-1].severity != "error":
-        findings += asyncio.run(_try_model(address, model, output_dim, timeout_seconds))
+        findings += asyncio.run(_try_model(url, model, output_dim, timeout_seconds))
     if not address.scheme.startswith("grpc"):
         findings.append(_check_grpc_port(address))
     return findings
@@ -134,11 +134,12 @@ def _server_state(address: TritonAddress, timeout_seconds: float) -> ServerState
     if address.scheme.startswith("grpc"):
         return _server_state_by_grpc(address, timeout_seconds)
     url = str(address)
-    metadata = request(f"{url}/v2", timeout_seconds=timeout_seconds).document
+    options: dict[str, Any] = {"headers": address.headers, "timeout_seconds": timeout_seconds}
+    metadata = request(f"{url}/v2", **options).document
     if "version" not in metadata or "extensions" not in metadata:
         return ServerState("", is_ready=False, index=None)
-    ready = request(f"{url}/v2/health/ready", timeout_seconds=timeout_seconds)
-    index = request(f"{url}/v2/repository/index", body={}, timeout_seconds=timeout_seconds)
+    ready = request(f"{url}/v2/health/ready", **options)
+    index = request(f"{url}/v2/repository/index", body={}, **options)
     return ServerState(
         str(metadata["version"]),
         ready.status == HTTPStatus.OK,
@@ -151,7 +152,7 @@ def _server_state_by_grpc(address: TritonAddress, timeout_seconds: float) -> Ser
     from tritonclient.utils import InferenceServerException
 
     client: Any = grpc_protocol.InferenceServerClient(address.netloc, ssl=address.scheme == "grpcs")
-    limit = {"client_timeout": timeout_seconds}
+    limit: dict[str, Any] = {"client_timeout": timeout_seconds, "headers": address.headers}
     try:
         metadata = client.get_server_metadata(as_json=True, **limit)
         is_ready = bool(client.is_server_ready(**limit))
@@ -197,10 +198,10 @@ def _check_readiness(address: TritonAddress, state: ServerState) -> Finding:
 
 
 async def _try_model(
-    address: TritonAddress, model: str, output_dim: int, timeout_seconds: float
+    url: str, model: str, output_dim: int, timeout_seconds: float
 ) -> list[Finding]:
     """Do what the gateway does: learn the interface, then run a batch."""
-    backend = TritonBackend(str(address), model)
+    backend = TritonBackend(url, model)
     try:
         spec = await backend.connect()
         answer = await backend.infer(PROBE, timeout_seconds=timeout_seconds, priority=1)
@@ -214,8 +215,9 @@ async def _try_model(
     finally:
         await backend.close()
     findings = [_check_interface(spec, output_dim), _check_numbers(answer)]
+    address = backend.address
     if not address.scheme.startswith("grpc") and spec.output.dtype == np.float16:
-        findings.append(_check_json_float16(str(address), spec, timeout_seconds))
+        findings.append(_check_json_float16(address, spec, timeout_seconds))
     return findings
 
 
@@ -244,7 +246,7 @@ def _check_numbers(answer: HiddenStates | PooledStates) -> Finding:
     return ok("inference", "a batch of two runs, all numbers finite")
 
 
-def _check_json_float16(url: str, spec: ModelSpec, timeout_seconds: float) -> Finding:
+def _check_json_float16(address: TritonAddress, spec: ModelSpec, timeout_seconds: float) -> Finding:
     """Send the request that a user of curl would, and explain Triton's answer."""
     name = "float16 over JSON"
     feed = {"datatype": "INT64", "shape": [1, 1], "data": [[1]]}
@@ -252,8 +254,8 @@ def _check_json_float16(url: str, spec: ModelSpec, timeout_seconds: float) -> Fi
         "inputs": [{"name": each, **feed} for each in spec.inputs],
         "outputs": [{"name": spec.output.name}],
     }
-    url = f"{url}/v2/models/{spec.name}/infer"
-    reply = request(url, body=body, timeout_seconds=timeout_seconds)
+    url = f"{address}/v2/models/{spec.name}/infer"
+    reply = request(url, body=body, headers=address.headers, timeout_seconds=timeout_seconds)
     match = find_known_error(str(reply.document.get("error", "")))
     if match is None:
         return skipped(name, f"a JSON request answers {reply.status}: {reply.excerpt}")

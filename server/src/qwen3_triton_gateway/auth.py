@@ -1,0 +1,149 @@
+"""API keys: where they come from, what a caller sends, and what is open without one."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import stat
+import unicodedata
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from starlette.datastructures import Headers
+
+from .errors import StartupError, UnauthorizedError
+from .settings import Settings
+
+logger = logging.getLogger(__name__)
+
+HEALTH_PATHS = ("/health", "/v1/health")
+# Pages that a browser opens without headers. They contain no data.
+PAGES = ("/", "/docs", "/openapi.json")
+PAGE_FILES = "/swagger/"
+SCHEME = b"bearer"
+# A shorter key can be found by trying.
+MIN_KEY_LENGTH = 8
+
+
+class ApiKeys:
+    """The keys that a gateway accepts; without any, it accepts every caller."""
+
+    def __init__(self, keys: Sequence[str]) -> None:
+        self.is_required = bool(keys)
+        # A header is bytes: some clients send a key in UTF-8, others in Latin-1. The two differ
+        # only for keys beyond ASCII.
+        self._keys = {form for key in keys for form in _encodings(key)}
+
+    def accept(self, headers: Headers) -> bool:
+        """Return whether a request has one of the keys, or needs none."""
+        if not self.is_required:
+            return True
+        key_sent = _key_of(headers.get("authorization", "").encode("latin-1"))
+        # Every key is compared, so that the time it takes reveals nothing about any of them.
+        matches = [secrets.compare_digest(key_sent, key) for key in self._keys]
+        return any(matches)
+
+    def check(self, headers: Headers) -> None:
+        """Check that a request has one of the keys.
+
+        Raises:
+            UnauthorizedError: It has none of them.
+        """
+        if not self.accept(headers):
+            msg = "The API key is missing or wrong. Send it as `Authorization: Bearer KEY`."
+            raise UnauthorizedError(msg)
+
+
+def is_health_path(path: str) -> bool:
+    """Return whether a path is a health check, or below one."""
+    return any(path == health or path.startswith(f"{health}/") for health in HEALTH_PATHS)
+
+
+def is_open(method: str, path: str) -> bool:
+    """Return whether a request needs no key even if keys are set."""
+    is_page = path in PAGES or path.startswith(PAGE_FILES)
+    return is_health_path(path) or (method in {"GET", "HEAD"} and is_page)
+
+
+def read_api_keys(settings: Settings) -> list[str]:
+    """Return the keys of `EMBED_API_KEYS` and of the file; if empty, no key is required.
+
+    Raises:
+        StartupError: The file contains no key, which would leave the gateway open by accident, or
+            a key can never match. The message does not show the key.
+    """
+    keys = [key.get_secret_value() for key in settings.api_keys]
+    _check_keys("EMBED_API_KEYS", keys)
+    if settings.api_keys_file is not None:
+        source = f"EMBED_API_KEYS_FILE {str(settings.api_keys_file)!r}"
+        file_keys = _read_keys(source, settings.api_keys_file)
+        _check_keys(source, file_keys)
+        keys += file_keys
+    return keys
+
+
+def warn_about_keys(settings: Settings, keys: Sequence[str]) -> None:
+    """Log what weakens the keys, without showing any of them."""
+    short = sum(len(key) < MIN_KEY_LENGTH for key in keys)
+    if short:
+        logger.warning(
+            "%d of %d API keys have fewer than %d characters, which can be guessed. Create one "
+            "with `openssl rand -hex 24`.",
+            *(short, len(keys), MIN_KEY_LENGTH),
+        )
+    file = settings.api_keys_file
+    if file is not None and stat.S_IMODE(file.stat().st_mode) & stat.S_IROTH:
+        logger.warning(
+            "EMBED_API_KEYS_FILE '%s' is readable by every user who reaches it. If that is not "
+            "only the gateway, run `chmod o-r` on it.",
+            file,
+        )
+
+
+def _read_keys(source: str, file: Path) -> list[str]:
+    try:
+        text = file.read_bytes().decode("utf-8-sig")  # some editors write a byte order mark
+    except OSError as error:
+        raise StartupError(f"{source} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError:
+        msg = f"{source} is not UTF-8 text. Save it as UTF-8, with one key per line."
+        raise StartupError(msg) from None
+    lines = [line.strip() for line in text.replace("\r", "\n").split("\n")]
+    keys = [line for line in lines if line and not line.startswith("#")]
+    if not keys:
+        msg = f"{source} contains no key. Add one, or unset EMBED_API_KEYS_FILE."
+        raise StartupError(msg)
+    return keys
+
+
+def _check_keys(source: str, keys: Sequence[str]) -> None:
+    """Refuse keys that no request can match, by their number instead of by their text.
+
+    Raises:
+        StartupError: A key contains a control character or begins with the scheme.
+    """
+    for number, key in enumerate(keys, start=1):
+        if any(unicodedata.category(character) == "Cc" for character in key):
+            msg = f"Key {number} of {source} contains a control character. Remove it."
+            raise StartupError(msg)
+        if key.encode().split(None, 1)[0].lower() == SCHEME:
+            msg = f"Key {number} of {source} starts with `Bearer`. Set the key without the scheme."
+            raise StartupError(msg)
+
+
+def _encodings(key: str) -> set[bytes]:
+    forms = {key.encode()}
+    with suppress(UnicodeEncodeError):
+        forms.add(key.encode("latin-1"))
+    return forms
+
+
+def _key_of(authorization: bytes) -> bytes:
+    """Return the key in a header; some clients send it alone, without the scheme.
+
+    LlamaIndex's TextEmbeddingsInference is one of them. The scheme is case-insensitive (RFC 9110,
+    11.1).
+    """
+    scheme, _, credentials = authorization.strip().partition(b" ")
+    return credentials.strip() if scheme.lower() == SCHEME else authorization.strip()
