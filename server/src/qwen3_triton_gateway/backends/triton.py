@@ -20,6 +20,7 @@ from ..errors import (
     EmbeddingServerError,
     StartupError,
 )
+from ..fingerprint import digest_of_version
 from ..tensors import HiddenStates, PooledStates, TokenBatch
 from ..tracing import trace_headers
 from .base import AnyArray, Feed, ModelSpec, TensorSpec, build_feed, describe_model, wrap_output
@@ -251,7 +252,9 @@ def _describe(metadata: dict[str, Any], config: dict[str, Any]) -> ModelSpec:
         instance_count=_count_instances(config.get("instance_group", [])),
         # Triton does not expose the weights. The model's config may state their digest; otherwise
         # the model's name, versions and interface identify them.
-        weights_digest=stated_digest or hashlib.sha256(interface).hexdigest(),
+        weights_digest=digest_of_version(stated_digest, versions)
+        if stated_digest
+        else hashlib.sha256(interface).hexdigest(),
     )
 
 
