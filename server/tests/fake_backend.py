@@ -28,6 +28,7 @@ class FakeBackend:
         priorities: The priority of every batch.
         corrupt: Changes an answer, or raises.
         gate: If set, answers wait until it opens.
+        generation: To be incremented as if a reload was noticed.
     """
 
     def __init__(self, *, max_batch_size: int = 8, pooled: bool = False) -> None:
@@ -51,6 +52,8 @@ class FakeBackend:
         self.corrupt: Callable[[TokenBatch, AnyArray], AnyArray] = lambda _, values: values
         self.gate: asyncio.Event | None = None
         self.ready = True
+        self.generation = 0
+        self.problems: dict[str, str] = {}
 
     @property
     def spec(self) -> ModelSpec:
@@ -66,6 +69,10 @@ class FakeBackend:
 
     async def connect(self) -> ModelSpec:
         return self._spec
+
+    async def adopt_canary(self, canary: TokenBatch) -> bool:
+        del canary
+        return False
 
     async def infer(
         self, batch: TokenBatch, *, timeout_seconds: float, priority: int

@@ -10,7 +10,12 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 
 import qwen3_nano
-from qwen3_triton_gateway.fingerprint import EmbeddingSpace, weight_files, weights_digest
+from qwen3_triton_gateway.fingerprint import (
+    EmbeddingSpace,
+    digest_of_version,
+    weight_files,
+    weights_digest,
+)
 
 SPACE = EmbeddingSpace("Qwen/Qwen3-Embedding-0.6B", "w", "t", "last_token", "p", "float32")
 ENTRY = b"\x0a\x08location\x12"  # what precedes the length of a location
@@ -136,3 +141,12 @@ def test_the_weights_digest_is_the_digest_of_the_files_digests() -> None:
 def test_a_fingerprint_never_changes_for_the_same_space() -> None:
     # Tables of vectors store it: another value here makes every one of them unusable.
     assert SPACE.fingerprint(1024) == "ef1b3c6d99a4a500"
+
+
+@pytest.mark.parametrize(
+    ("versions", "same"), [(["1"], True), (["1", "2"], False), (["2"], False), ([], True)]
+)
+def test_a_stated_digest_is_bound_to_the_version_that_answers(
+    versions: list[str], same: bool
+) -> None:
+    assert (digest_of_version("stated", versions) == "stated") is same

@@ -1,5 +1,6 @@
 import asyncio
 import hashlib
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from fake_backend import FakeBackend
 from polling import wait_for
 from qwen3_triton_gateway import canary
 from qwen3_triton_gateway.backends.base import ModelSpec
+from qwen3_triton_gateway.embedder import EmbedCall
 from qwen3_triton_gateway.errors import (
     BackendUnavailableError,
     ModelNotFoundError,
@@ -80,6 +82,50 @@ async def test_the_same_model_is_ready_again_after_an_absence(
     backend.ready = True
     assert not (await service.check()).ready  # not before the canary
     assert (await check_until_embedded(service)).ready
+
+
+async def test_answers_after_a_reload_wait_for_the_canary(
+    tokenizer_dir: Path, backend: FakeBackend
+) -> None:
+    service = make_service(tokenizer_dir, backend)
+    await service.connect()
+    backend.generation += 1
+    assert (await service.check()).ready  # requests are accepted
+    backend.calls.clear()
+    await service.confirm(math.inf)
+    assert len(backend.calls) == 1
+    await service.confirm(math.inf)
+    assert len(backend.calls) == 1
+
+
+async def test_answers_of_a_model_reloaded_with_other_weights_are_withheld(
+    tokenizer_dir: Path, backend: FakeBackend
+) -> None:
+    service = make_service(tokenizer_dir, backend)
+    await service.connect()
+    backend.generation += 1
+    swap_model(backend)
+    await service.check()
+    with pytest.raises(BackendUnavailableError, match="has changed"):
+        await service.confirm(math.inf)
+    assert not (await service.check()).ready
+
+
+async def test_a_model_that_changed_empties_the_cache(
+    tokenizer_dir: Path, backend: FakeBackend
+) -> None:
+    service = make_service(tokenizer_dir, backend, EMBED_CACHE_BYTES=1_000_000)
+    await service.connect()
+    loop = asyncio.get_running_loop()
+    await service.embedder.embed(EmbedCall(["a"]), deadline=loop.time() + 5)
+    assert service.state().cache_bytes
+    backend.generation += 1
+    swap_model(backend)
+    await service.check()
+    with pytest.raises(BackendUnavailableError):
+        await service.confirm(math.inf)
+    await service.check()
+    assert not service.state().cache_bytes
 
 
 async def test_a_model_that_reports_ready_but_hangs_is_noticed(

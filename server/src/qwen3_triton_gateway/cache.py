@@ -42,6 +42,10 @@ class VectorCache:
     def get(self, key: bytes) -> EmbeddedText | None:
         return self._entries.get(key)
 
+    def clear(self) -> None:
+        """Forget everything, because some of it may be wrong."""
+        self._entries.clear()
+
     def put(self, key: bytes, text: EmbeddedText) -> None:
         """Store a vector, unless it is larger than the whole cache."""
         # A copy: a row of a matrix keeps the whole matrix alive.

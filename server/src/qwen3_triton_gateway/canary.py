@@ -7,6 +7,8 @@ import logging
 
 import numpy as np
 
+from .backends.probe import MIN_COSINE
+from .batching import pad_batch
 from .embedder import EmbedCall, Embedder
 from .errors import (
     BackendError,
@@ -15,7 +17,8 @@ from .errors import (
     EmbeddingServerError,
     StartupError,
 )
-from .tensors import Float32Matrix
+from .tensors import Float32Matrix, TokenBatch
+from .tokenization import TextTokenizer, format_inputs
 
 logger = logging.getLogger(__name__)
 
@@ -26,9 +29,16 @@ TIMEOUT_SECONDS = 10.0
 CANARY = EmbedCall(
     ["The importance of a canary: it notices bad air before the miners do."], input_type="query"
 )
-# Equal weights on equal hardware agree to 1e-6 in float32 and 1e-4 in float16, in any batch. Other
-# weights, another padding or a missing end token fall far below this.
-MIN_COSINE = 0.999
+
+
+def canary_batch(tokenizer: TextTokenizer) -> TokenBatch:
+    """Build the canary sentence as a batch of its own, for backends that check themselves."""
+    prompts = format_inputs(CANARY.texts, input_type=CANARY.input_type, instruction=None)
+    return pad_batch(
+        tokenizer.encode(prompts),
+        pad_token_id=tokenizer.end_token_id,
+        max_length=tokenizer.max_length,
+    )
 
 
 class Canary:
@@ -36,6 +46,8 @@ class Canary:
 
     Attributes:
         problem: What the last run found wrong; empty if nothing.
+        is_pending: Whether the model may be another one than the last run met.
+        has_changed: Whether the last run found other weights.
     """
 
     def __init__(self, embedder: Embedder) -> None:
@@ -44,6 +56,8 @@ class Canary:
         self._due = 0.0
         self._run: asyncio.Task[str] | None = None
         self.problem = ""
+        self.is_pending = False
+        self.has_changed = False
 
     async def start(self) -> None:
         """Embed the sentence for the first time.
@@ -63,21 +77,42 @@ class Canary:
 
     def distrust(self) -> None:
         """Trust nothing until the next run: a model that returns may have other weights."""
-        if self._run is not None:
-            self._run.cancel()
-            self._run = None
-        self._due = 0.0
+        self._forget_run()
         self.problem = "the canary sentence has not been embedded since the model came back"
+
+    def suspect(self) -> None:
+        """Let the next run decide: a model that was reloaded is usually the same.
+
+        Unlike after an absence, requests are accepted until then, and their answers wait for it.
+        """
+        self._forget_run()
+
+    async def settle(self, timeout_seconds: float) -> None:
+        """Wait until the run in progress ends, or for this long."""
+        if self._run is None:
+            await asyncio.sleep(timeout_seconds)
+            return
+        done, _ = await asyncio.wait({self._run}, timeout=timeout_seconds)
+        if done:
+            self.check()
 
     def check(self) -> str:
         """Start a run if one is due, and return what the last one found wrong, if anything."""
         now = asyncio.get_running_loop().time()
         if self._run is not None and self._run.done():
             self.problem, self._run = self._run.result(), None
+            self.is_pending = False
             self._due = now if self.problem else now + INTERVAL_SECONDS
         if self._run is None and now >= self._due:
             self._run = asyncio.create_task(self._compare())
         return self.problem
+
+    def _forget_run(self) -> None:
+        if self._run is not None:
+            self._run.cancel()
+            self._run = None
+        self._due = 0.0
+        self.is_pending = True
 
     async def _compare(self) -> str:
         began = asyncio.get_running_loop().time()
@@ -93,7 +128,8 @@ class Canary:
             return f"the model has not answered for {TIMEOUT_SECONDS:.0f} s"
         assert self._first is not None, "start() comes first"
         cosine = float(np.vdot(self._first, vector))
-        if cosine >= MIN_COSINE:
+        self.has_changed = cosine < MIN_COSINE
+        if not self.has_changed:
             return ""
         return (
             f"the canary sentence's vector has cosine {cosine:.4f} with its startup vector: the "

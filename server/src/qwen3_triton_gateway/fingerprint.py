@@ -6,13 +6,15 @@ import hashlib
 import mmap
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import orjson
 
+# The version folder of a new model in Triton's repository.
+FIRST_VERSION = 1
 _CHUNK_BYTES = 8 * 1024 * 1024
 # An entry of `TensorProto.external_data` as protobuf serializes it: the key "location" (field 1),
 # then the value (field 2) with its length as a varint, one or two bytes for any path. It is found
@@ -58,6 +60,18 @@ def weights_digest(model_path: Path, on_bytes: Callable[[int], object] | None = 
     for path in weight_files(model_path):
         digest.update(_digest_file(path, on_bytes))
     return digest.hexdigest()
+
+
+def digest_of_version(stated_digest: str, versions: Sequence[str]) -> str:
+    """Bind the digest that Triton's config states to the version that answers, the latest.
+
+    One config describes all versions of a model, and is rarely edited when a version is added. It
+    was written for the first, whose digest is taken as it is: its fingerprints stay valid.
+    """
+    served = max((int(version) for version in versions), default=FIRST_VERSION)
+    if served == FIRST_VERSION:
+        return stated_digest
+    return hashlib.sha256(f"{stated_digest} version {served}".encode()).hexdigest()
 
 
 def weight_files(model_path: Path) -> list[Path]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from prometheus_client import (
     CollectorRegistry,
@@ -50,6 +50,7 @@ class GatewayState:
     cache_bytes: int
     ready: bool
     backends: dict[str, bool]
+    problems: dict[str, str] = field(default_factory=dict[str, str])
 
 
 class Metrics:
@@ -151,7 +152,17 @@ class _StateCollector(Collector):
         yield _gauge("cache_bytes", "Memory used by cached vectors.", state.cache_bytes)
         yield _gauge("ready", "Whether requests are answered (1) or not (0).", state.ready)
         yield _labeled(
-            "backend_up", "Whether it answers (1) or not (0).", "backend", state.backends.items()
+            "backend_up",
+            "Whether it answers and gets work (1) or not (0).",
+            "backend",
+            state.backends.items(),
+        )
+        excluded = ((name, name in state.problems) for name in state.backends)
+        yield _labeled(
+            "backend_excluded",
+            "Whether it is excluded for what it answers (1): other weights, or errors.",
+            "backend",
+            excluded,
         )
 
 

@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from .backends.base import Backend, ModelSpec
-from .canary import Canary
+from .canary import Canary, canary_batch
 from .embedder import Embedder
 from .errors import BackendUnavailableError, ModelNotFoundError, StartupError, shorten
 from .fingerprint import EmbeddingSpace
@@ -22,6 +22,10 @@ CONNECT_INTERVAL_SECONDS = 0.5
 WAITING_LOG_SECONDS = 5.0
 # A probe may take a second, so readiness follows the model within two.
 WATCH_INTERVAL_SECONDS = 0.5
+# While it is unknown whether the model is the one of startup: one short batch decides.
+PENDING_INTERVAL_SECONDS = 0.1
+# How long a finished answer waits for that, before its caller is asked to retry.
+CONFIRM_SECONDS = 10.0
 # By now requests have had their time (see `server`): no caller waits for what is left.
 DRAIN_SECONDS = 5.0
 # The sizes of the family by their hidden size (model cards of Qwen3-Embedding).
@@ -74,6 +78,9 @@ class EmbeddingService:
         self._readiness = Readiness(ready=False, backend_ready=False, reason="starting")
         self._embedder: Embedder | None = None
         self._canary: Canary | None = None
+        self._backend_checks_itself = False
+        self._generation = 0
+        self._problems: dict[str, str] = {}
         self._early_check: asyncio.Task[Readiness] | None = None
         self._space: EmbeddingSpace | None = None
         self._model_id = settings.model_id or "unknown"
@@ -161,7 +168,32 @@ class EmbeddingService:
         """Keep `readiness` current until cancelled."""
         while True:
             await self.check()
-            await asyncio.sleep(WATCH_INTERVAL_SECONDS)
+            is_pending = self._canary is not None and self._canary.is_pending
+            soon = is_pending and self._readiness.backend_ready
+            await asyncio.sleep(PENDING_INTERVAL_SECONDS if soon else WATCH_INTERVAL_SECONDS)
+
+    async def confirm(self, deadline: float) -> None:
+        """Wait until the model that computed an answer is known to be the one of startup.
+
+        It costs nothing, unless the model was away or reloaded and the canary has not run since.
+
+        Args:
+            deadline: When the request times out, in the event loop's time.
+
+        Raises:
+            BackendUnavailableError: It is another one, or it is not known in time.
+        """
+        canary = self._canary
+        if canary is None or self._backend_checks_itself:
+            return
+        loop = asyncio.get_running_loop()
+        end = min(deadline, loop.time() + CONFIRM_SECONDS)
+        while canary.is_pending and loop.time() < end:
+            await self.check_soon()
+            await canary.settle(PENDING_INTERVAL_SECONDS)
+        if canary.is_pending or canary.has_changed:
+            problem = canary.problem or "the model was reloaded and has not been checked"
+            raise BackendUnavailableError(f"Not ready: {problem}.")
 
     async def check_soon(self) -> None:
         """Check after a request found the model unavailable; concurrent callers share a check."""
@@ -175,17 +207,34 @@ class EmbeddingService:
             return self._readiness
         was_ready = self._readiness.ready
         backend_ready = await self.backend.is_ready()
-        if backend_ready:
-            problem = self._canary.check()
-        else:
-            self._canary.distrust()
-            problem = f"{self.backend.description} is unavailable"
+        problem = self._find_problem(self._canary, backend_ready=backend_ready)
+        self._forget_wrong_vectors()
         self._readiness = Readiness(not problem, backend_ready, problem)
         if was_ready and problem:
             logger.warning("Not ready: %s.", problem)
         elif not was_ready and not problem:
             logger.warning("Ready again.")
         return self._readiness
+
+    def _find_problem(self, canary: Canary, *, backend_ready: bool) -> str:
+        if self._backend_checks_itself:
+            reasons = "; ".join(f"{name}: {why}" for name, why in self.backend.problems.items())
+            return "" if backend_ready else reasons or f"{self.backend.description} is unavailable"
+        if not backend_ready:
+            canary.distrust()
+            return f"{self.backend.description} is unavailable"
+        if self._generation != self.backend.generation:
+            self._generation = self.backend.generation
+            canary.suspect()
+        return canary.check()
+
+    def _forget_wrong_vectors(self) -> None:
+        """Empty the cache when a model turns out to be another one: some may be from it."""
+        problems = self.backend.problems
+        changed = self._canary is not None and self._canary.has_changed
+        if self._embedder is not None and (changed or problems.keys() - self._problems.keys()):
+            self._embedder.cache.clear()
+        self._problems = problems
 
     async def close(self) -> None:
         """Finish the batches in flight, then release the backend."""
@@ -205,6 +254,7 @@ class EmbeddingService:
             cache_bytes=self._embedder.cache.used_bytes if self._embedder else 0,
             ready=self.readiness.ready,
             backends=self.backend.states,
+            problems=self.backend.problems,
         )
 
     async def _accept(self, spec: ModelSpec) -> None:
@@ -224,8 +274,11 @@ class EmbeddingService:
             prompt_version=PROMPT_VERSION,
             dtype=spec.output.dtype.name,
         )
+        checks_itself = await self.backend.adopt_canary(canary_batch(self.tokenizer))
         embedder = Embedder(self.backend, self.tokenizer, self._space, self.settings, self.metrics)
         canary = Canary(embedder)
         await canary.start()
         self._embedder, self._canary = embedder, canary
+        self._backend_checks_itself = checks_itself
+        self._generation = self.backend.generation
         self._readiness = Readiness(ready=True, backend_ready=True)

@@ -86,12 +86,35 @@ class Backend(Protocol):
         """Whether each place that runs the model answered last, for metrics."""
         ...
 
+    @property
+    def generation(self) -> int:
+        """A count of the reloads noticed by `is_ready`; after each, the weights may be others."""
+        ...
+
+    @property
+    def problems(self) -> dict[str, str]:
+        """Why a place that answers gets no work, by its name in `states`."""
+        ...
+
     async def connect(self) -> ModelSpec:
         """Connect, and read the model's interface.
 
         Raises:
             StartupError: The pipeline cannot serve this model.
             BackendUnavailableError: There is no answer, or the model is not loaded yet.
+        """
+        ...
+
+    async def adopt_canary(self, canary: TokenBatch) -> bool:
+        """Expect this batch to keep its vector.
+
+        Returns:
+            Whether the backend checks every place by itself from now on: before it gets work, and
+            regularly. Otherwise, the caller does.
+
+        Raises:
+            StartupError: Its places return different vectors.
+            BackendUnavailableError: There is no answer.
         """
         ...
 

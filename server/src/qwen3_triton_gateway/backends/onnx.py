@@ -53,6 +53,18 @@ class OnnxBackend:
     def states(self) -> dict[str, bool]:
         return {"onnxruntime": self._session is not None}
 
+    @property
+    def generation(self) -> int:
+        return 0  # nothing else can load another model into this process
+
+    @property
+    def problems(self) -> dict[str, str]:
+        return {}
+
+    async def adopt_canary(self, canary: TokenBatch) -> bool:
+        del canary
+        return False
+
     async def connect(self) -> ModelSpec:
         loop = asyncio.get_running_loop()
         spec = await loop.run_in_executor(self._executor, self._load)

@@ -1,4 +1,9 @@
-"""Several Tritons that serve the same model: the least busy live one runs the batch."""
+"""Several Tritons that serve the same model: the least busy live one runs the batch.
+
+A replica takes work only after its own answer to the canary sentence equals the answer of the
+others: when the gateway starts, after every absence, after every reload that Triton tells, and at
+intervals afterwards. One whose answer differs is excluded, and the others keep serving.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +14,26 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from ..errors import BackendUnavailableError, EmbeddingServerError, StartupError
-from ..tensors import HiddenStates, PooledStates, TokenBatch
+from ..errors import (
+    BackendUnavailableError,
+    DeadlineExceededError,
+    EmbeddingServerError,
+    StartupError,
+)
+from ..tensors import Float32Vector, HiddenStates, PooledStates, TokenBatch
 from .base import Backend, ModelSpec
+from .probe import MIN_COSINE, cosine, embed_probe, largest_agreement
 
 Answer: TypeAlias = HiddenStates | PooledStates
 
 logger = logging.getLogger(__name__)
+
+# One short batch per replica: often enough to notice swapped weights, too rare to cost anything.
+CANARY_INTERVAL_SECONDS = 30.0
+# A replica whose answer was wrong is asked again this often, and at once if it was restarted.
+RETRY_INTERVAL_SECONDS = 5.0
+# How long a batch waits for a replica that is just being checked, if there is no other.
+CHECK_PATIENCE_SECONDS = 5.0
 
 
 @dataclass(slots=True, eq=False)
@@ -26,20 +44,36 @@ class Replica:
         in_flight: Batches that it is running.
         alive: Whether it gets batches.
         lost: Set when it stops answering, which ends its batches.
+        problem: Why it is excluded although it answers; empty if it is not.
+        generation: The backend's `generation` when it was last checked.
+        due: When it is checked next, in the event loop's time.
+        last_answer: When it last returned a batch, in the event loop's time.
+        check: The check in progress, or the last one.
     """
 
     backend: Backend
     in_flight: int = 0
     alive: bool = False
     lost: asyncio.Event = field(default_factory=asyncio.Event)
+    problem: str = ""
+    generation: int = 0
+    due: float = 0.0
+    last_answer: float = 0.0
+    check: asyncio.Task[None] | None = None
+
+    @property
+    def is_being_checked(self) -> bool:
+        return self.check is not None and not self.check.done()
 
 
 class ReplicatedBackend:
-    """A set of backends; one that stops answering is excluded until it is ready again."""
+    """A set of backends; one that stops answering, or answers wrongly, is excluded."""
 
     def __init__(self, backends: Sequence[Backend]) -> None:
         self._replicas = [Replica(backend) for backend in backends]
         self._spec: ModelSpec | None = None
+        self._canary: TokenBatch | None = None
+        self._expected: Float32Vector | None = None
 
     @property
     def spec(self) -> ModelSpec:
@@ -52,7 +86,24 @@ class ReplicatedBackend:
 
     @property
     def states(self) -> dict[str, bool]:
-        return {name: up for r in self._replicas for name, up in r.backend.states.items()}
+        return {
+            name: up and not replica.problem
+            for replica in self._replicas
+            for name, up in replica.backend.states.items()
+        }
+
+    @property
+    def generation(self) -> int:
+        return 0  # each replica is checked after its own reloads
+
+    @property
+    def problems(self) -> dict[str, str]:
+        return {
+            name: replica.problem
+            for replica in self._replicas
+            if replica.problem
+            for name in replica.backend.states
+        }
 
     async def connect(self) -> ModelSpec:
         """Connect to every replica that answers; one is enough.
@@ -62,7 +113,7 @@ class ReplicatedBackend:
             BackendUnavailableError: None answers.
         """
         outcomes = await asyncio.gather(
-            *(self._join(replica) for replica in self._replicas), return_exceptions=True
+            *(self._connect(replica) for replica in self._replicas), return_exceptions=True
         )
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         for failure in failures:
@@ -72,50 +123,157 @@ class ReplicatedBackend:
             raise failures[0]
         return self.spec
 
+    async def adopt_canary(self, canary: TokenBatch) -> bool:
+        """Compare the replicas' answers to `canary`, and expect that of the majority from now on.
+
+        Raises:
+            StartupError: There is no majority, so any choice could be the wrong one.
+            BackendUnavailableError: None answers.
+        """
+        connected = [replica for replica in self._replicas if replica.alive]
+        outcomes = await asyncio.gather(
+            *(embed_probe(replica.backend, canary) for replica in connected),
+            return_exceptions=True,
+        )
+        vectors: dict[Replica, Float32Vector] = {}
+        for replica, outcome in zip(connected, outcomes, strict=True):
+            if isinstance(outcome, EmbeddingServerError):
+                self._leave(replica, outcome.message)
+            elif isinstance(outcome, BaseException):
+                raise outcome
+            else:
+                vectors[replica] = outcome
+        if not vectors:
+            raise _startup_failure([o for o in outcomes if isinstance(o, EmbeddingServerError)])
+        answers = list(vectors.values())
+        chosen, is_majority = largest_agreement(answers)
+        if not is_majority:
+            names = ", ".join(replica.backend.description for replica in vectors)
+            msg = (
+                f"{names} return different vectors for the same sentence, and neither side is in "
+                "the majority. They have different weights: serve the same model at every address "
+                "in TRITON_URL."
+            )
+            raise StartupError(msg)
+        self._canary, self._expected = canary, answers[chosen]
+        now = asyncio.get_running_loop().time()
+        for number, (replica, vector) in enumerate(vectors.items(), start=1):
+            # They take turns, so that a check never meets more than one of them.
+            replica.due = now + CANARY_INTERVAL_SECONDS * number / len(vectors)
+            self._judge(replica, vector)
+        return True
+
     async def infer(self, batch: TokenBatch, *, timeout_seconds: float, priority: int) -> Answer:
         tried: set[Replica] = set()
         while True:
-            replica = self._least_busy(tried)
+            replica = await self._choose(tried, timeout_seconds)
             replica.in_flight += 1
             try:
-                return await _unless_lost(
+                answer = await _unless_lost(
                     replica,
                     replica.backend.infer(
                         batch, timeout_seconds=timeout_seconds, priority=priority
                     ),
                 )
+                replica.last_answer = asyncio.get_running_loop().time()
+                return answer
             except BackendUnavailableError as error:
                 # Inference is idempotent, so the batch may go to the next one.
-                self._leave(replica, error)
-                tried.add(replica)
+                self._leave(replica, error.message)
+                # One that is being checked gets work again only if its canary is correct.
+                if not replica.is_being_checked:
+                    tried.add(replica)
             finally:
                 replica.in_flight -= 1
 
     async def is_ready(self) -> bool:
-        return any(await asyncio.gather(*(self._probe(replica) for replica in self._replicas)))
+        return any(await asyncio.gather(*(self._watch(replica) for replica in self._replicas)))
 
     async def close(self) -> None:
         for replica in self._replicas:
+            if replica.check is not None:
+                replica.check.cancel()
             await replica.backend.close()
 
-    def _least_busy(self, tried: set[Replica]) -> Replica:
-        candidates = [r for r in self._replicas if r.alive and r not in tried]
-        if not candidates:
-            raise BackendUnavailableError(f"No replica answers: {self.description}.")
+    async def _choose(self, tried: set[Replica], timeout_seconds: float) -> Replica:
+        """Choose the least busy replica; if there is none, wait for one that is being checked."""
+        while not (candidates := [r for r in self._replicas if r.alive and r not in tried]):
+            checks = [
+                replica.check
+                for replica in self._replicas
+                if replica.check is not None and replica.is_being_checked and replica not in tried
+            ]
+            patience = min(timeout_seconds, CHECK_PATIENCE_SECONDS)
+            if not await _first_of(checks, patience):
+                reasons = "; ".join(self.problems.values()) or self.description
+                raise BackendUnavailableError(f"No replica answers: {reasons}.")
         return min(candidates, key=lambda replica: replica.in_flight)
 
-    async def _probe(self, replica: Replica) -> bool:
+    async def _watch(self, replica: Replica) -> bool:
+        """Exclude a replica that is away or reloaded, and start the check that is due."""
+        now = asyncio.get_running_loop().time()
         if not await replica.backend.is_ready():
-            self._leave(replica, None)
-        elif not replica.alive:
-            try:
-                await self._join(replica)
-            except EmbeddingServerError as error:
-                logger.warning("%s stays excluded: %s", replica.backend.description, error.message)
+            self._leave(replica, "not ready")
+            replica.problem, replica.due = "", 0.0
+            if replica.check is not None:
+                replica.check.cancel()  # what it found may not be true when the replica returns
+            return False
+        if replica.backend.generation != replica.generation:
+            replica.generation = replica.backend.generation
+            if replica.check is not None:
+                replica.check.cancel()
+                replica.check = None
+            self._leave(replica, "its model was reloaded")
+            replica.due = 0.0
+        if now >= replica.due and not replica.is_being_checked:
+            replica.check = asyncio.create_task(self._check(replica))
         return replica.alive
 
-    async def _join(self, replica: Replica) -> None:
-        """Include a replica, after checking that it serves the same model as the others."""
+    async def _check(self, replica: Replica) -> None:
+        """Ask a replica for its canary, connecting first if it was away."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        try:
+            if not replica.alive:
+                await self._compare_spec(replica)
+            if self._canary is None:
+                self._include(replica)
+            else:
+                self._judge(replica, await embed_probe(replica.backend, self._canary))
+        except DeadlineExceededError as error:
+            # Busy, as long as it returns other batches.
+            if not replica.alive or replica.last_answer < began:
+                self._reject(replica, error.message)
+        except BackendUnavailableError as error:
+            self._leave(replica, error.message)  # checked again once it is ready
+            return
+        except EmbeddingServerError as error:
+            self._reject(replica, error.message)
+        interval = RETRY_INTERVAL_SECONDS if replica.problem else CANARY_INTERVAL_SECONDS
+        replica.due = loop.time() + interval
+
+    def _judge(self, replica: Replica, vector: Float32Vector) -> None:
+        """Include a replica if its canary has the expected vector, else exclude it."""
+        assert self._expected is not None, "adopt_canary() comes first"
+        agreement = cosine(self._expected, vector)
+        if agreement < MIN_COSINE:
+            msg = (
+                f"the canary sentence's vector has cosine {agreement:.4f} with the expected one: "
+                "it serves other weights"
+            )
+            self._reject(replica, msg)
+            return
+        if not replica.alive:
+            logger.warning("%s is included: its canary is correct.", replica.backend.description)
+        self._include(replica)
+
+    async def _connect(self, replica: Replica) -> None:
+        await self._compare_spec(replica)
+        replica.generation = replica.backend.generation
+        self._include(replica)
+
+    async def _compare_spec(self, replica: Replica) -> None:
+        """Check that a replica states the same model as the others."""
         spec = await replica.backend.connect()
         if self._spec is None:
             # The scheduler forms batches for all replicas, so its window counts every instance.
@@ -127,30 +285,71 @@ class ReplicatedBackend:
                 f"in TRITON_URL: {spec} instead of {self._spec}."
             )
             raise StartupError(msg)
+
+    def _include(self, replica: Replica) -> None:
         replica.alive = True
+        replica.problem = ""
         replica.lost.clear()
 
-    def _leave(self, replica: Replica, error: EmbeddingServerError | None) -> None:
+    def _reject(self, replica: Replica, problem: str) -> None:
+        """Exclude a replica that answers, but not as it should."""
+        problem = problem.removesuffix(".")
         if replica.alive:
-            reason = error.message if error else "not ready"
-            logger.warning("%s is excluded: %s", replica.backend.description, reason)
+            self._leave(replica, problem)
+        elif replica.problem != problem:
+            logger.warning("%s stays excluded: %s.", replica.backend.description, problem)
+        replica.problem = problem
+
+    def _leave(self, replica: Replica, reason: str) -> None:
+        if replica.alive:
+            logger.warning(
+                "%s is excluded: %s.", replica.backend.description, reason.removesuffix(".")
+            )
+            replica.due = 0.0
         replica.alive = False
         replica.lost.set()
 
 
+def _startup_failure(errors: Sequence[EmbeddingServerError]) -> EmbeddingServerError:
+    """Choose the error to raise when no replica embeds the canary: one that waiting may fix."""
+    for error in errors:
+        if isinstance(error, (BackendUnavailableError, DeadlineExceededError)):
+            return BackendUnavailableError(error.message)
+    msg = f"The model cannot embed a plain sentence: {errors[0].message}"
+    return StartupError(msg)
+
+
+async def _first_of(checks: Sequence[asyncio.Task[None]], timeout_seconds: float) -> bool:
+    """Wait for one of the checks to end; return whether one did."""
+    if not checks:
+        return False
+    done, _ = await asyncio.wait(
+        checks, timeout=timeout_seconds, return_when=asyncio.FIRST_COMPLETED
+    )
+    return bool(done)
+
+
 async def _unless_lost(replica: Replica, call: Coroutine[Any, Any, Answer]) -> Answer:
-    """Wait for a call, or cancel it when a probe finds that its replica hangs.
+    """Wait for a call, or cancel it when its replica is excluded.
 
     Raises:
-        BackendUnavailableError: The replica stopped answering.
+        BackendUnavailableError: The replica stopped answering, or its answers are not trusted.
     """
     infer = asyncio.ensure_future(call)
     lost = asyncio.ensure_future(replica.lost.wait())
     try:
         await asyncio.wait({infer, lost}, return_when=asyncio.FIRST_COMPLETED)
-        if infer.done():
-            return infer.result()
-        raise BackendUnavailableError(f"{replica.backend.description} stopped answering.")
+        # Checked first: what an excluded replica has just returned may be from other weights.
+        if replica.lost.is_set():
+            infer.add_done_callback(_discard)
+            raise BackendUnavailableError(f"{replica.backend.description} was excluded.")
+        return infer.result()
     finally:
         infer.cancel()
         lost.cancel()
+
+
+def _discard(call: asyncio.Future[Answer]) -> None:
+    """Retrieve a result that is not used, or asyncio would report its exception as lost."""
+    if not call.cancelled():
+        call.exception()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import hashlib
+import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -21,9 +22,13 @@ from ..errors import (
     EmbeddingServerError,
     StartupError,
 )
+from ..fingerprint import digest_of_version
 from ..tensors import HiddenStates, PooledStates, TokenBatch
 from ..tracing import trace_headers
 from .base import AnyArray, Feed, ModelSpec, TensorSpec, build_feed, describe_model, wrap_output
+from .reloads import LoadedModel, read_loaded_model
+
+logger = logging.getLogger(__name__)
 
 DTYPES = {
     "INT64": np.int64,
@@ -38,6 +43,7 @@ TRITON_NAMES = {np.dtype(numpy): triton for triton, numpy in DTYPES.items()}
 # A model whose config has no batch dimension accepts any number of rows; this bounds them.
 UNBATCHED_MAX_BATCH_SIZE = 32
 PROBE_SECONDS = 1.0
+STATISTICS_LAG_SECONDS = 0.1
 # aiohttp accepts gzip by default, and Triton uses it: compressing hidden states takes three times
 # as long as computing them (`bench/README.md`).
 UNCOMPRESSED = {"Accept-Encoding": "identity"}
@@ -124,6 +130,11 @@ class TritonBackend:
         self._spec: ModelSpec | None = None
         self._answered = False
         self._last_answer = 0.0
+        self._loaded: LoadedModel | None = None
+        self._observed_at = 0.0
+        self._generation = 0
+        self._answers = 0
+        self._in_flight = 0
 
     @property
     def spec(self) -> ModelSpec:
@@ -137,6 +148,18 @@ class TritonBackend:
     @property
     def states(self) -> dict[str, bool]:
         return {str(self.address): self._answered}
+
+    @property
+    def generation(self) -> int:
+        return self._generation
+
+    @property
+    def problems(self) -> dict[str, str]:
+        return {}
+
+    async def adopt_canary(self, canary: TokenBatch) -> bool:
+        del canary
+        return False
 
     async def connect(self) -> ModelSpec:
         client = self._open()
@@ -155,6 +178,7 @@ class TritonBackend:
     async def infer(
         self, batch: TokenBatch, *, timeout_seconds: float, priority: int
     ) -> HiddenStates | PooledStates:
+        self._in_flight += 1
         try:
             async with asyncio.timeout(timeout_seconds):
                 feed = build_feed(self.spec, batch)
@@ -168,11 +192,20 @@ class TritonBackend:
             raise DeadlineExceededError(msg) from None
         except Exception as error:
             raise self._translate(error) from error
+        finally:
+            self._in_flight -= 1
         self._last_answer = time.monotonic()
+        self._answers += 1
         return wrap_output(self.spec, batch, values)
 
     async def is_ready(self) -> bool:
-        self._answered = await self._probe()
+        reload = asyncio.create_task(self._notice_reload())
+        try:
+            self._answered = await self._probe()
+            if self._answered:
+                await reload
+        finally:
+            reload.cancel()
         return self._answered
 
     async def close(self) -> None:
@@ -192,6 +225,31 @@ class TritonBackend:
             return self._last_answer > began
         except Exception:  # for any reason, the model would not answer
             return False
+
+    async def _notice_reload(self) -> None:
+        """Compare what Triton tells about the loaded model with what it told before.
+
+        Where the statistics are restricted, nothing is noticed here, and the canary's next turn
+        has to do.
+        """
+        began, answered = time.monotonic(), self._answers
+        # Triton may count a batch after it has answered it.
+        await asyncio.sleep(STATISTICS_LAG_SECONDS)
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                method = self._open().get_inference_statistics
+                statistics = await self._call(method, **self._json_arguments)
+        except Exception:  # unavailable is the probe's finding
+            return
+        loaded = read_loaded_model(statistics)
+        # Two checks may overlap; counters of the earlier one would look like a reload.
+        if loaded is None or began < self._observed_at:
+            return
+        if self._loaded is not None and self._loaded.is_replaced_by(loaded, answered=answered):
+            logger.warning("%s: the model was reloaded.", self.address)
+            self._generation += 1
+        self._loaded = replace(loaded, sent=self._answers + self._in_flight)
+        self._observed_at = time.monotonic()
 
     @property
     def _is_grpc(self) -> bool:
@@ -293,7 +351,9 @@ def _describe(metadata: dict[str, Any], config: dict[str, Any]) -> ModelSpec:
         instance_count=_count_instances(config.get("instance_group", [])),
         # Triton does not expose the weights. The model's config may state their digest; otherwise
         # the model's name, versions and interface identify them.
-        weights_digest=stated_digest or hashlib.sha256(interface).hexdigest(),
+        weights_digest=digest_of_version(stated_digest, versions)
+        if stated_digest
+        else hashlib.sha256(interface).hexdigest(),
     )
 
 

@@ -92,9 +92,8 @@ class Exchange:
             EmbeddingServerError: See `Embedder.embed`.
             ClientDisconnect: The caller is gone.
         """
-        work = self.service.embedder.embed(call, deadline=self.deadline)
         try:
-            embeddings, timings = await while_connected(self.request, work)
+            embeddings, timings = await while_connected(self.request, self._embed(call))
         except BackendUnavailableError:
             # Readiness is updated first, so that the next caller and load balancers see it.
             await self.service.check_soon()
@@ -108,6 +107,11 @@ class Exchange:
             "infer_ms": round(timings.infer_seconds * 1000, 1),
         }
         return EmbedAnswer(self.service, embeddings, timings)
+
+    async def _embed(self, call: EmbedCall) -> tuple[Embeddings, EmbedTimings]:
+        answer = await self.service.embedder.embed(call, deadline=self.deadline)
+        await self.service.confirm(self.deadline)
+        return answer
 
 
 @dataclass(slots=True)

@@ -47,6 +47,7 @@ async def health(request: Request, service: ServiceDep) -> JsonResponse:
         "requires_past_kv": bool(spec and spec.past_inputs),
         "backend": service.backend.description,
         "backends": state.backends,
+        "excluded": state.problems,
         "model": service.model_id,
         "reason": readiness.reason,
         "queued_tokens": sum(lane.tokens for lane in state.lanes),

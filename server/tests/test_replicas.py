@@ -1,0 +1,204 @@
+"""Which of several backends get work: those whose own canary is correct."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fake_backend import FakeBackend
+from qwen3_triton_gateway.backends import replicas
+from qwen3_triton_gateway.backends.replicas import ReplicatedBackend
+from qwen3_triton_gateway.errors import BackendUnavailableError, StartupError
+from qwen3_triton_gateway.service import EmbeddingService
+from qwen3_triton_gateway.settings import Settings
+from qwen3_triton_gateway.tensors import TokenBatch
+
+CANARY = TokenBatch(np.array([[5, 6, 7]]), np.array([[1, 1, 1]]))
+
+
+class NamedFake(FakeBackend):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    @property
+    def description(self) -> str:
+        return self.name
+
+    @property
+    def states(self) -> dict[str, bool]:
+        return {self.name: self.ready}
+
+
+def swap_weights(backend: FakeBackend) -> None:
+    backend.corrupt = lambda _, values: values[..., ::-1]
+
+
+def restore_weights(backend: FakeBackend) -> None:
+    backend.corrupt = lambda _, values: values
+
+
+async def start(*fakes: NamedFake) -> ReplicatedBackend:
+    backend = ReplicatedBackend(fakes)
+    await backend.connect()
+    assert await backend.adopt_canary(CANARY)
+    return backend
+
+
+async def watch(backend: ReplicatedBackend) -> bool:
+    """Check as the service does, and let the canaries that this starts finish."""
+    await backend.is_ready()
+    for _ in range(20):
+        await asyncio.sleep(0)
+    return await backend.is_ready()
+
+
+async def infer(backend: ReplicatedBackend) -> None:
+    await backend.infer(CANARY, timeout_seconds=5, priority=2)
+
+
+async def users(backend: ReplicatedBackend, *fakes: NamedFake) -> set[str]:
+    """Run batches at the same time, and return the names of the backends that got some."""
+    for fake in fakes:
+        fake.calls.clear()
+    await asyncio.gather(*(infer(backend) for _ in range(6)))
+    return {fake.name for fake in fakes if fake.calls}
+
+
+@pytest.fixture(name="left")
+def _left() -> NamedFake:
+    return NamedFake("left")
+
+
+@pytest.fixture(name="right")
+def _right() -> NamedFake:
+    return NamedFake("right")
+
+
+async def restart(backend: ReplicatedBackend, fake: NamedFake) -> None:
+    fake.ready = False
+    await backend.is_ready()
+    fake.ready = True
+
+
+async def test_replicas_with_the_same_weights_share_the_work(
+    left: NamedFake, right: NamedFake
+) -> None:
+    backend = await start(left, right)
+    assert await users(backend, left, right) == {"left", "right"}
+    assert backend.problems == {}
+
+
+async def test_a_replica_that_returns_with_other_weights_gets_no_work(
+    left: NamedFake, right: NamedFake
+) -> None:
+    backend = await start(left, right)
+    await restart(backend, right)
+    swap_weights(right)
+    assert await watch(backend)
+    assert await users(backend, left, right) == {"left"}
+    assert "other weights" in backend.problems["right"]
+    assert backend.states == {"left": True, "right": False}
+
+
+async def test_an_excluded_replica_gets_work_again_once_its_canary_is_correct(
+    left: NamedFake, right: NamedFake, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = await start(left, right)
+    await restart(backend, right)
+    swap_weights(right)
+    await watch(backend)
+    assert "right stays excluded: the canary sentence's vector has cosine" in caplog.text
+    await restart(backend, right)
+    restore_weights(right)
+    await watch(backend)
+    assert await users(backend, left, right) == {"left", "right"}
+    assert "right is included" in caplog.text
+
+
+async def test_a_reloaded_replica_gets_no_work_before_its_canary(
+    left: NamedFake, right: NamedFake
+) -> None:
+    backend = await start(left, right)
+    swap_weights(right)
+    right.generation += 1
+    await backend.is_ready()
+    right.calls.clear()
+    assert await users(backend, left) == {"left"}
+    await watch(backend)
+    assert "other weights" in backend.problems["right"]
+
+
+async def test_a_batch_waits_for_the_only_replica_while_that_is_checked(left: NamedFake) -> None:
+    backend = await start(left)
+    left.generation += 1
+    await backend.is_ready()
+    await infer(backend)
+    assert backend.problems == {}
+
+
+async def test_a_batch_on_a_replica_that_is_reloaded_is_run_again(
+    left: NamedFake, right: NamedFake
+) -> None:
+    backend = await start(left, right)
+    left.gate = asyncio.Event()
+    running = asyncio.gather(infer(backend), infer(backend))
+    await asyncio.sleep(0)
+    right.calls.clear()
+    left.generation += 1
+    await backend.is_ready()
+    await running
+    assert right.calls
+
+
+async def test_each_replica_is_checked_in_turn(
+    left: NamedFake, right: NamedFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(replicas, "CANARY_INTERVAL_SECONDS", 0.0)
+    backend = await start(left, right)
+    swap_weights(left)
+    await watch(backend)
+    assert set(backend.problems) == {"left"}
+
+
+async def test_the_majority_decides_which_weights_are_served(
+    left: NamedFake, right: NamedFake
+) -> None:
+    third = NamedFake("third")
+    swap_weights(left)
+    backend = await start(left, right, third)
+    assert await users(backend, left, right, third) == {"right", "third"}
+    assert set(backend.problems) == {"left"}
+
+
+async def test_replicas_that_disagree_without_a_majority_refuse_to_start(
+    left: NamedFake, right: NamedFake
+) -> None:
+    swap_weights(left)
+    with pytest.raises(StartupError, match="left, right return different vectors"):
+        await start(left, right)
+
+
+async def test_without_a_trusted_replica_a_batch_is_refused(left: NamedFake) -> None:
+    backend = await start(left)
+    await restart(backend, left)
+    swap_weights(left)
+    assert not await watch(backend)
+    with pytest.raises(BackendUnavailableError, match="other weights"):
+        await infer(backend)
+
+
+async def test_the_service_stays_ready_on_the_others(
+    tokenizer_dir: Path, left: NamedFake, right: NamedFake
+) -> None:
+    backend = ReplicatedBackend([left, right])
+    service = EmbeddingService(Settings(TOKENIZER_PATH=tokenizer_dir), backend)  # pyright: ignore[reportCallIssue]
+    await service.connect()
+    await restart(backend, right)
+    swap_weights(right)
+    await watch(backend)
+    assert (await service.check()).ready
+    assert set(service.state().problems) == {"right"}
