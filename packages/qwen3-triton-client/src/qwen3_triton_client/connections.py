@@ -211,28 +211,30 @@ class PerEventLoop(Generic[Resource]):
 
 
 class _Closing(Generic[Resource]):
-    """The task that closes a resource, started once by whoever asks first.
+    """The closing of a resource, which happens once, whoever asks for it.
 
-    Both the end of the event loop and the garbage collector may ask, at the same time. Each has to
-    wait for the one task: the loop must not be closed while connections are still being closed.
+    Both the end of the event loop and the garbage collector may ask, at the same time. The second
+    waits for the first: the loop must not be closed while connections are still being closed.
     """
 
     def __init__(self, resource: Resource, close: Callable[[Resource], Awaitable[None]]) -> None:
         self._resource = resource
         self._close = close
-        self._task: asyncio.Task[None] | None = None
+        self._closed: asyncio.Future[None] | None = None
 
     @property
-    def has_started(self) -> bool:
-        return self._task is not None
+    def has_begun(self) -> bool:
+        return self._closed is not None
 
-    def start(self) -> asyncio.Task[None]:
-        if self._task is None:
-            self._task = asyncio.get_running_loop().create_task(self._run())
-        return self._task
-
-    async def _run(self) -> None:
-        await self._close(self._resource)
+    async def run(self) -> None:
+        if self._closed is not None:
+            await self._closed
+            return
+        self._closed = asyncio.get_running_loop().create_future()
+        try:
+            await self._close(self._resource)
+        finally:
+            self._closed.set_result(None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,7 +246,7 @@ class _LoopState(Generic[Resource]):
 
     @property
     def is_open(self) -> bool:
-        return not self.closing.has_started
+        return not self.closing.has_begun
 
 
 async def _closed_with_loop(closing: _Closing[Any]) -> AsyncGenerator[None]:
@@ -252,7 +254,7 @@ async def _closed_with_loop(closing: _Closing[Any]) -> AsyncGenerator[None]:
     try:
         yield
     finally:
-        await closing.start()
+        await closing.run()
 
 
 def _close_in(
@@ -264,14 +266,27 @@ def _close_in(
 
 
 def _close_uncollected(closer: AsyncGenerator[None], closing: _Closing[Any]) -> None:
-    # The reference to `closer` matters: if the loop is shutting down, it waits for the generators
-    # that it can find, and through this one for the task.
-    closing.start().add_done_callback(lambda task: task.get_loop().create_task(_finish(closer)))
+    def finish(_: asyncio.Task[None]) -> None:
+        # Runs to its end without suspending, since the resource is closed. RuntimeError: the loop
+        # is shutting down and is finishing the generator already.
+        with suppress(StopIteration, RuntimeError):
+            closer.aclose().send(None)
+
+    task = _UncancelableTask(closing.run(), loop=asyncio.get_running_loop())
+    # The callback keeps a reference to `closer`: a loop that shuts down waits for the generators
+    # that are still alive, and through this one for the task.
+    task.add_done_callback(finish)
 
 
-async def _finish(closer: AsyncGenerator[None]) -> None:
-    with suppress(RuntimeError):  # the loop's shutdown is finishing the generator already
-        await closer.aclose()
+class _UncancelableTask(asyncio.Task[None]):
+    """A task that outlasts the end of the main task.
+
+    `asyncio.run` then cancels all tasks and waits for them. Canceled halfway, an httpx2 client is
+    marked as closed, but some of its connections are not.
+    """
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        return False
 
 
 class _ForkAware(Protocol):
