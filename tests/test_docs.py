@@ -34,8 +34,18 @@ def blocks_of(page: Path, *languages: str) -> list[tuple[str, int, str]]:
     ]
 
 
+# Starts several Ray clusters, one after the other; `test_engines.py` covers the same calls.
+LONG_PAGES: dict[tuple[str, ...], pytest.MarkDecorator] = {
+    ("docs/ray.md", "bash"): pytest.mark.campaign
+}
+
+
 def pages_with(*languages: str) -> list[Any]:
-    return [pytest.param(page, id=name(page)) for page in PAGES if blocks_of(page, *languages)]
+    return [
+        pytest.param(page, id=name(page), marks=LONG_PAGES.get((name(page), *languages), ()))
+        for page in PAGES
+        if blocks_of(page, *languages)
+    ]
 
 
 def name(page: Path) -> str:

@@ -1,7 +1,7 @@
 """API keys: what is accepted, what refuses to start, and what strangers may see."""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +144,16 @@ def test_weak_keys_are_warned_about_without_showing_them(
     assert key == "x" or key not in caplog.text
 
 
+@pytest.fixture(name="log_setup")
+def _log_setup() -> Iterator[None]:
+    """Undo what a command sets up for the log of its process."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -153,6 +163,7 @@ def test_weak_keys_are_warned_about_without_showing_them(
         ),
     ],
 )
+@pytest.mark.usefixtures("log_setup")
 def test_secrets_on_the_command_line_are_warned_about(
     monkeypatch: pytest.MonkeyPatch, arguments: list[str], words: str
 ) -> None:
@@ -163,6 +174,7 @@ def test_secrets_on_the_command_line_are_warned_about(
     assert "hunter2" not in result.output
 
 
+@pytest.mark.usefixtures("log_setup")
 def test_keys_from_the_environment_are_not_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server, "run_gateway", lambda settings: None)
     monkeypatch.setenv("EMBED_API_KEYS", KEY)

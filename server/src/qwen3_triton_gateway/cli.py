@@ -6,6 +6,7 @@ point group `qwen3_triton.commands`; `qwen3-triton-tools` adds those in `TOOLS_C
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -20,6 +21,8 @@ from pydantic.fields import FieldInfo
 from . import __version__
 from .errors import StartupError, describe_invalid_value
 from .settings import Settings
+
+logger = logging.getLogger(__name__)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -168,13 +171,13 @@ def read_settings(flags: dict[str, str | None]) -> Settings:
 
 
 def warn_about_secret_flags(flags: dict[str, str | None]) -> None:
-    """Warn about secrets on the command line, which other users of the machine can read."""
+    """Log that secrets on the command line can be read by other users of the machine."""
     if flags["EMBED_API_KEYS"] is not None:
         msg = "--api-keys shows the keys in `ps`. Set EMBED_API_KEYS or EMBED_API_KEYS_FILE."
-        click.echo(f"Warning: {msg}", err=True)
+        logger.warning(msg)
     if "@" in (flags["TRITON_URL"] or ""):
         msg = "--triton-url shows the credentials in `ps`. Set TRITON_URL in the environment."
-        click.echo(f"Warning: {msg}", err=True)
+        logger.warning(msg)
 
 
 def _describe(problem: dict[str, Any]) -> str:
@@ -211,9 +214,10 @@ def serve(**flags: str | None) -> None:
           --tokenizer-path /models/qwen3-embedding-4b
       EMBED_API_KEYS=secret1,secret2 qwen3-triton serve --host 0.0.0.0
     """
-    from .server import run_gateway
+    from .server import configure_logging, run_gateway
 
     with plain_errors(StartupError):
         settings = read_settings(flags)
+        configure_logging(settings)
         warn_about_secret_flags(flags)
         run_gateway(settings)

@@ -89,7 +89,6 @@ def run_gateway(settings: Settings) -> None:
         StartupError: The settings, the tokenizer and the model do not match, or the port is in
             use.
     """
-    configure_logging(settings)
     asyncio.run(serve(settings))
 
 

@@ -102,13 +102,14 @@ def up(**flags: Any) -> None:
       qwen3-triton up --model-dir ./qwen3-embedding-0.6b --port 8101
     """
     from qwen3_triton_gateway.backends import with_bundled_model
-    from qwen3_triton_gateway.server import run_gateway
+    from qwen3_triton_gateway.server import configure_logging, run_gateway
 
     from ..local_triton import unsupported_reason
 
     triton_flags = {name: flags.pop(name) for name in (*TRITON_FLAGS, "model_name", "threads")}
     with tool_errors():
         settings = read_settings(flags)
+        configure_logging(settings)
         warn_about_secret_flags(flags)
         if settings.triton_url:
             raise click.UsageError("`up` starts its own Triton; to use another one, run `serve`.")
@@ -156,9 +157,6 @@ def _run_stack(settings: Settings, triton: LocalTriton) -> None:
         LocalTritonError: Triton does not start.
         StartupError: The gateway does not start.
     """
-    from qwen3_triton_gateway.server import configure_logging
-
-    configure_logging(settings)
     with triton:
         logger.info(
             "Triton serves %s at %s and %s, metrics at %s.",
