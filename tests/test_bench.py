@@ -37,14 +37,14 @@ def test_the_table_is_printed_and_written(tmp_path: Path) -> None:
     assert table.read_text().count("\n| CPU of encoding") == 2
 
 
-@pytest.mark.stack
+@pytest.mark.campaign
 def test_the_loader_is_measured_against_the_frameworks() -> None:
     printed = run_script("ingest_rates.py", "--rows", "40", "--rounds", "1")
     assert printed.count("a fresh load") == 6
     assert "the drop-in, new rows" in printed
 
 
-@pytest.mark.stack
+@pytest.mark.campaign
 def test_the_loader_is_measured_end_to_end() -> None:
     small = ("--texts", "40", "--rounds", "1", "--rows", "2000")
     printed = run_script("ingest_load.py", *small)
