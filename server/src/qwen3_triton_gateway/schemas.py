@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
+import json
+import re
+from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias, TypeVar, cast
 
 import pydantic_core
@@ -17,29 +21,69 @@ MAX_SHOWN_CHARACTERS = 40
 JSON_TYPES: dict[type, str] = {str: "a string", list: "an array", dict: "an object"}
 
 
+BYTE_ORDER_MARKS = {
+    codecs.BOM_UTF8: "a UTF-8 byte order mark (BOM)",
+    codecs.BOM_UTF32_LE: "UTF-32",  # before UTF-16, whose mark it begins with
+    codecs.BOM_UTF32_BE: "UTF-32",
+    codecs.BOM_UTF16_LE: "UTF-16",
+    codecs.BOM_UTF16_BE: "UTF-16",
+}
+NOT_UNICODE = re.compile("[\ud800-\udfff]")
+ESCAPED_BYTES = range(0xDC80, 0xDD00)  # what `surrogateescape` makes of bytes that are not UTF-8
+
+
+WHOLE_NUMBER = re.compile("[1-9][0-9]{0,5}")
+
+
 class TokenIdsError(ValueError):
     """Token IDs where text is expected."""
 
 
-def _texts(value: object) -> object:
+class NestedListError(ValueError):
+    """A list of lists where a list of texts is expected."""
+
+
+@dataclass(frozen=True, slots=True)
+class BrokenText:
+    """A string of a body that is not Unicode, in place of which no schema accepts it.
+
+    Attributes:
+        problem: What is wrong and where, without the text.
+    """
+
+    problem: str
+
+
+def one_or_more(value: object) -> object:
     """Turn a string into a list of one, and report token IDs as what they are."""
-    if isinstance(value, str):
+    if isinstance(value, (str, BrokenText)):
         return [value]
     if isinstance(value, list):
         items = cast("list[object]", value)
-        if items and isinstance(items[0], (int, list)):
+        first: object = items[0] if items else None
+        if isinstance(first, list):
+            inner = cast("list[object]", first)
+            raise TokenIdsError if inner and isinstance(inner[0], int) else NestedListError
+        if isinstance(first, int):
             raise TokenIdsError
         return items
     return value
 
 
-def _integral(value: object) -> object:
+def integral(value: object) -> object:
     """Accept 256.0, which is an integer in JSON Schema."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _number(value: object) -> object:
+    """Accept "256" too, which programs send that take the value from a form or a variable."""
+    if isinstance(value, str) and WHOLE_NUMBER.fullmatch(value):
+        return int(value)
+    return integral(value)
+
+
 def _one_or_more(item: dict[str, Any]) -> WithJsonSchema:
-    """Describe what `_texts` accepts: OpenAI's and TEI's clients send a single text as a string."""
+    """Describe what `one_or_more` accepts: many clients send a single text as a string."""
     items = {"type": "array", "items": item, "minItems": 1, "maxItems": MAX_TEXTS}
     return WithJsonSchema({"anyOf": [item, items]})
 
@@ -49,15 +93,28 @@ def _one_or_more(item: dict[str, Any]) -> WithJsonSchema:
 NOT_BLANK: dict[str, Any] = {"type": "string", "pattern": r"\S"}
 Text: TypeAlias = Annotated[str, WithJsonSchema(NOT_BLANK)]
 Texts: TypeAlias = Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
-OneOrMoreTexts: TypeAlias = Annotated[Texts, BeforeValidator(_texts), _one_or_more(NOT_BLANK)]
+OneOrMoreTexts: TypeAlias = Annotated[Texts, BeforeValidator(one_or_more), _one_or_more(NOT_BLANK)]
 # A blank text has tokens, but no embedding.
 TokenizableTexts: TypeAlias = Annotated[
-    Texts, BeforeValidator(_texts), _one_or_more({"type": "string"})
+    Texts, BeforeValidator(one_or_more), _one_or_more({"type": "string"})
 ]
 Dimensions: TypeAlias = Annotated[
     int,
-    BeforeValidator(_integral),
+    BeforeValidator(integral),
     WithJsonSchema({"type": "integer", "minimum": MIN_DIMENSIONS}),
+]
+# For the OpenAPI document, whose strings get a maximum with the model too.
+LenientDimensions: TypeAlias = Annotated[
+    int,
+    BeforeValidator(_number),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "minimum": MIN_DIMENSIONS},
+                {"type": "string", "pattern": r"^(3[2-9]|[4-9][0-9]|[1-9][0-9]{2,5})$"},
+            ]
+        }
+    ),
 ]
 
 # The instruction is part of a query's prompt; a document has none.
@@ -91,12 +148,61 @@ def parse_json(body: bytes) -> dict[str, Any]:
     try:
         value: object = pydantic_core.from_json(body)
     except ValueError as error:
-        msg = f"The body is not valid JSON: {error}."
-        raise InvalidRequestError(msg, code="malformed_json") from None
+        value = _parse_broken_texts(body)
+        if value is None:
+            raise InvalidRequestError(_why(body, error), code="malformed_json") from None
     if not isinstance(value, dict):
         msg = f"The body must be a JSON object (got {_shown(value)})."
         raise InvalidRequestError(msg)
     return cast("dict[str, Any]", value)
+
+
+def _why(body: bytes, error: ValueError) -> str:
+    """Say why a body is not JSON: for an encoding, the parser only finds it at line 1, column 1."""
+    for mark, name in BYTE_ORDER_MARKS.items():
+        if body.startswith(mark):
+            return f"The body begins with {name}. Send it as UTF-8 without a byte order mark."
+    if b"\0" in body[:2]:  # JSON begins with two ASCII characters (RFC 4627, 3)
+        return "The body is UTF-16 or UTF-32. Send it as UTF-8."
+    if not body:
+        return "The body is empty. Send a JSON object."
+    return f"The body is not valid JSON: {error}."
+
+
+def _parse_broken_texts(body: bytes) -> object:
+    """Parse JSON some of whose strings are not Unicode, so that the text at fault can be named.
+
+    Returns:
+        The value, with a `BrokenText` for each such string; None if the JSON itself is malformed.
+    """
+    try:
+        text = body.decode("utf-8", "surrogateescape")
+        return _mark_broken(json.loads(text)) if NOT_UNICODE.search(text) or "\\u" in text else None
+    except (ValueError, RecursionError):
+        return None
+
+
+def _mark_broken(node: object) -> object:
+    if isinstance(node, str):
+        found = NOT_UNICODE.search(node)
+        return BrokenText(_describe_broken(found)) if found else node
+    if isinstance(node, list):
+        return [_mark_broken(item) for item in cast("list[object]", node)]
+    if isinstance(node, dict):
+        items = cast("dict[str, object]", node).items()
+        return {NOT_UNICODE.sub("\N{REPLACEMENT CHARACTER}", k): _mark_broken(v) for k, v in items}
+    return node
+
+
+def _describe_broken(found: re.Match[str]) -> str:
+    code, position = ord(found[0]), found.start()
+    if code in ESCAPED_BYTES:
+        byte = code - 0xDC00
+        return f"contains the byte 0x{byte:02X} at character {position}, which is not UTF-8"
+    return (
+        f"contains half of a surrogate pair (U+{code:04X}) at character {position}, as left by a "
+        "splitter that cuts an emoji in two"
+    )
 
 
 def validate(schema: type[Body], value: dict[str, Any]) -> Body:
@@ -118,33 +224,34 @@ def validate(schema: type[Body], value: dict[str, Any]) -> Body:
 def _invalid(schema: type[BaseModel], error: dict[str, Any]) -> InvalidRequestError:
     param = _path(schema, error["loc"])
     context: dict[str, Any] = error.get("ctx", {})
+    code: str | None = None
     match error["type"]:
         case "extra_forbidden":
             allowed = ", ".join(f"`{name}`" for name in schema.model_fields)
-            msg = f"Unknown field `{param}`. Allowed fields: {allowed}."
-            return InvalidRequestError(msg, param=param, code="unknown_field")
+            msg, code = f"Unknown field `{param}`. Allowed fields: {allowed}.", "unknown_field"
         case "missing":
-            return InvalidRequestError(f"`{param}` is missing.", param=param)
+            msg = f"`{param}` is missing."
         case "too_long":
             # Pydantic stops counting at the first item too many.
-            limit = context["max_length"]
+            limit, code = context["max_length"], "too_many_texts"
             msg = f"`{param}` has more than {limit} items. Split them into several requests."
-            return InvalidRequestError(msg, param=param, code="too_many_texts")
         case "too_short":
             msg = f"`{param}` is empty. Send 1 to {MAX_TEXTS} texts."
-            return InvalidRequestError(msg, param=param)
         case "value_error" if isinstance(context["error"], TokenIdsError):
+            code = "token_ids"
             msg = (
                 f"`{param}` contains token IDs, which probably come from another model's "
                 "tokenizer. Send strings instead. LangChain's OpenAIEmbeddings sends them with "
                 "`check_embedding_ctx_length=False`."
             )
-            return InvalidRequestError(msg, param=param, code="token_ids")
+        case "value_error" if isinstance(context["error"], NestedListError):
+            msg = f"`{param}` contains lists. Send one flat list of strings."
+        case _ if isinstance(error["input"], BrokenText):
+            msg, code = f"`{param}` {error['input'].problem}. Repair or remove it.", "broken_text"
         case _:
             shown = _shown(error["input"], is_choice=error["type"] == "literal_error")
-            return InvalidRequestError(
-                describe_invalid_value(param, error["msg"], shown), param=param
-            )
+            msg = describe_invalid_value(param, error["msg"], shown)
+    return InvalidRequestError(msg, param=param, code=code)
 
 
 def _path(schema: type[BaseModel], location: tuple[int | str, ...]) -> str:
