@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 import yaml
 
-from qwen3_triton_gateway.cli import allowed_values, flag_name
+from qwen3_triton_gateway.cli import allowed_values, default_value, flag_name
 from qwen3_triton_gateway.cli import main as gateway_command
 from qwen3_triton_gateway.settings import Settings
 from qwen3_triton_ingest.cli import main as ingest_command
@@ -121,12 +121,11 @@ def settings_table() -> str:
     rows = ["| variable | flag | default | allowed | |", "|---|---|---|---|---|"]
     for field in Settings.model_fields.values():
         variable = str(field.validation_alias)
-        default = field.get_default(call_default_factory=True)
-        number = isinstance(default, int | float)
+        default = default_value(field)
         cells = [
             f"`{variable}`",
             f"`{flag_name(variable)}`",
-            f"`{default:.10g}`" if number else f"`{default}`" if default else "",
+            f"`{default}`" if default else "",
             _cell(allowed_values(field)),
             _cell(field.description),
         ]

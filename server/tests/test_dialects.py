@@ -150,6 +150,79 @@ def test_openai_errors_have_openais_envelope(
     assert words in error["message"]
 
 
+@pytest.mark.parametrize(
+    ("body", "kept"),
+    [
+        pytest.param({"truncate_prompt_tokens": 4}, "abc", id="vllm"),
+        pytest.param({"truncate_prompt_tokens": 4.0}, "abc", id="vllm-whole-float"),
+        pytest.param(
+            {"truncate_prompt_tokens": 4, "truncation_side": "left"}, "def", id="vllm-left"
+        ),
+        pytest.param({"truncate_prompt_tokens": 1024}, "abcdef", id="vllm-the-limit"),
+        pytest.param({"truncate_prompt_tokens": -1}, "abcdef", id="vllm-no-limit"),
+        pytest.param({"truncate_prompt_tokens": None}, "abcdef", id="vllm-null"),
+        pytest.param({"truncation": True}, "abcdef", id="voyage"),
+    ],
+)
+def test_truncation_of_other_servers_is_understood(
+    start_gateway: Any, body: dict[str, Any], kept: str
+) -> None:
+    client = start_gateway(EMBED_CACHE_BYTES=100_000)
+    for _ in range(2):  # computed, and from the cache
+        answer = openai(client, input="abcdef", **body)
+        assert answer["data"][0]["embedding"] == native(client, kept)[0]
+        assert answer["truncated"] == ([0] if kept != "abcdef" else [])
+
+
+def test_vllms_limit_truncates_a_text_that_would_be_refused(client: TestClient) -> None:
+    for body in ({"truncate_prompt_tokens": 1024}, {"truncate_prompt_tokens": -1}):
+        answer = openai(client, input=LONG, **body)
+        assert answer["truncated"] == [0]
+        assert answer["usage"]["prompt_tokens"] == 1024
+
+
+def test_vllms_limit_refuses_instead_where_truncation_is_off(client: TestClient) -> None:
+    body = {"input": "abcdef", "truncate_prompt_tokens": 4, "truncate": False}
+    refused = client.post("/v1/embeddings", json=body)
+    assert "7 tokens; the limit is 4" in refused.json()["error"]["message"]
+
+
+def test_a_server_can_truncate_for_clients_that_cannot_ask(start_gateway: Any) -> None:
+    strict, lenient = start_gateway(), start_gateway(EMBED_OPENAI_TRUNCATE="true")
+    refused = strict.post("/v1/embeddings", json={"input": LONG})
+    assert "EMBED_OPENAI_TRUNCATE=true" in refused.json()["error"]["message"]
+    assert openai(lenient, input=LONG)["truncated"] == [0]
+    for off in (False, "NONE"):
+        body = {"input": LONG, "truncate": off}
+        assert lenient.post("/v1/embeddings", json=body).status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": 1}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": -2}, "truncate_prompt_tokens"),
+        ({"truncate_prompt_tokens": 1025}, "truncate_prompt_tokens"),
+        ({"dimensions": 64, "output_dimension": 128}, "output_dimension"),
+        ({"truncate": True, "truncation": False}, "truncation"),
+        ({"output_dtype": "int8"}, "output_dtype"),
+    ],
+)
+def test_fields_of_other_servers_are_checked(
+    client: TestClient, body: dict[str, Any], param: str
+) -> None:
+    refused = client.post("/v1/embeddings", json={"input": "a"} | body)
+    assert refused.status_code == 400
+    assert refused.json()["error"]["param"] == param
+
+
+def test_vllms_chat_form_is_named(client: TestClient) -> None:
+    body = {"messages": [{"role": "user", "content": "a"}]}
+    refused = client.post("/v1/embeddings", json=body)
+    assert "use_chat_template=False" in refused.json()["error"]["message"]
+
+
 def test_models_are_listed_and_found_by_every_name(start_gateway: Any) -> None:
     client = start_gateway(EMBED_MODEL_ID="Qwen/Qwen3-Embedding-4B", EMBED_MODEL_ALIASES="embed")
     listed = client.get("/v1/models").json()

@@ -123,6 +123,8 @@ def allowed_values(field: FieldInfo) -> str:
     """Describe the bounds of a setting: `at least 2`, `0 to 65535`, `text or json`; or nothing."""
     if get_origin(field.annotation) is Literal:
         return " or ".join(get_args(field.annotation))
+    if field.annotation is bool:
+        return "true or false"
     bounds = {
         name: getattr(constraint, name)
         for constraint in field.metadata
@@ -136,11 +138,20 @@ def allowed_values(field: FieldInfo) -> str:
     return f"more than {bounds['gt']}" if "gt" in bounds else ""
 
 
-def _help(field: FieldInfo) -> str:
+def default_value(field: FieldInfo) -> str:
+    """Write the default of a setting; empty if there is none."""
     default = field.get_default(call_default_factory=True)
+    if isinstance(default, bool):
+        return str(default).lower()
+    if isinstance(default, (int, float)):
+        return f"{default:.10g}"
+    return str(default or "")
+
+
+def _help(field: FieldInfo) -> str:
     notes = [str(field.validation_alias), allowed_values(field)]
-    if default not in (None, []):
-        notes.append(f"default {default:g}" if isinstance(default, float) else f"default {default}")
+    if default := default_value(field):
+        notes.append(f"default {default}")
     return f"{field.description} [{'; '.join(filter(None, notes))}]"
 
 

@@ -34,13 +34,20 @@ from .tracing import batch_span, current_origin, stage_span
 # What happens to a text beyond `max_length`: it is refused, or its end or start is cut off.
 Truncation: TypeAlias = Literal["refuse", "end", "start"]
 
+# A token of the text, and the end token.
+MIN_TOKENS = 2
 # Below this, a thread costs more than tokenizing does.
 TOKENIZE_INLINE_CHARACTERS = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class EmbedCall:
-    """An embedding request, independent of its dialect."""
+    """An embedding request, independent of its dialect.
+
+    Attributes:
+        max_tokens: Maximum tokens of a text, if the request allows fewer than the gateway.
+        truncate_hint: How a caller of this dialect asks for truncation.
+    """
 
     texts: Sequence[str]
     input_type: InputType = "document"
@@ -48,6 +55,8 @@ class EmbedCall:
     dimensions: int | None = None
     truncation: Truncation = "end"
     normalize: bool = True
+    max_tokens: int | None = None
+    truncate_hint: str = "send `truncate: true`"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +160,10 @@ class Embedder:
         prompts = format_inputs(texts, input_type=call.input_type, instruction=call.instruction)
         cut = _cut_side(call)
         if sum(map(len, prompts)) <= TOKENIZE_INLINE_CHARACTERS:
-            return self._tokenizer.encode(prompts, cut=cut)
-        return await asyncio.to_thread(self._tokenizer.encode, prompts, cut=cut)
+            return self._tokenizer.encode(prompts, cut=cut, limit=call.max_tokens)
+        return await asyncio.to_thread(
+            self._tokenizer.encode, prompts, cut=cut, limit=call.max_tokens
+        )
 
     async def _run_batch(
         self, entries: Sequence[QueuedText], timeout_seconds: float
@@ -193,6 +204,7 @@ class Embedder:
             call.input_type,
             call.instruction or "",
             _cut_side(call),
+            str(call.max_tokens or self._tokenizer.max_length),
         )
         return [self.cache.key(text, *scope) for text in call.texts]
 
@@ -220,7 +232,8 @@ class Embedder:
         count = counts[long[0]]
         msg = (
             f"Text {long[0]} has {'' if count.exact else 'more than '}{count.total} tokens; the "
-            f"limit is {self._tokenizer.max_length}. Shorten it, or send `truncate: true`."
+            f"limit is {call.max_tokens or self._tokenizer.max_length}. Shorten it, or "
+            f"{call.truncate_hint}."
         )
         if long[1:]:
             msg += f" In all, {len(long)} texts are too long."

@@ -29,9 +29,12 @@ class Dialect(StrEnum):
     NATIVE = "native"
     OPENAI = "openai"
     TEI = "tei"
+    OLLAMA = "ollama"
+    COHERE = "cohere"
 
 
-TEXTS_FIELDS = {Dialect.NATIVE: "texts", Dialect.OPENAI: "input", Dialect.TEI: "inputs"}
+TEXTS_FIELDS = {Dialect.NATIVE: "texts", Dialect.OPENAI: "input"}
+PREFIXES = {"/v1/": Dialect.OPENAI, "/api/": Dialect.OLLAMA, "/v2/": Dialect.COHERE}
 # `ErrorType` in text-embeddings-inference, `router/src/http/types.rs`.
 TEI_ERROR_TYPES = {429: "overloaded", 502: "backend", 503: "unhealthy", 504: "backend"}
 
@@ -57,6 +60,14 @@ class OpenAIErrorResponse(BaseModel):
 class TeiErrorResponse(BaseModel):
     error: str
     error_type: str
+
+
+class OllamaErrorResponse(BaseModel):
+    error: str
+
+
+class CohereErrorResponse(BaseModel):
+    message: str
 
 
 class JsonResponse(Response):
@@ -111,8 +122,9 @@ def dialect_of(scope: Scope) -> Dialect:
     dialect: Dialect | None = scope.get("state", {}).get("dialect")
     if dialect is not None:
         return dialect
-    if scope["path"].startswith("/v1/"):
-        return Dialect.OPENAI
+    for prefix, of_path in PREFIXES.items():
+        if scope["path"].startswith(prefix):
+            return of_path
     return Dialect.TEI if scope["path"] in {"/", "/tokenize"} else Dialect.NATIVE
 
 
@@ -130,6 +142,10 @@ def _error_body(error: EmbeddingServerError, dialect: Dialect) -> dict[str, Any]
     if dialect is Dialect.TEI:
         kind = TEI_ERROR_TYPES.get(error.status, "validation")
         return {"error": error.message, "error_type": kind}
+    if dialect is Dialect.OLLAMA:
+        return {"error": error.message}
+    if dialect is Dialect.COHERE:
+        return {"message": error.message}
     param = error.param
     if error.index is not None:
         param = f"{TEXTS_FIELDS[dialect]}[{error.index}]"

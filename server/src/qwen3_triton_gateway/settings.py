@@ -152,6 +152,22 @@ class Settings(BaseSettings):
         validation_alias="EMBED_CORS_ORIGINS",
         description="Origins of web pages that may call the gateway, comma-separated; * for all.",
     )
+    root_path: str = Field(
+        default="",
+        validation_alias="EMBED_ROOT_PATH",
+        description=(
+            "Path prefix under which a proxy serves the gateway, such as /embeddings-api, whether "
+            "or not the proxy removes it."
+        ),
+    )
+    openai_truncate: bool = Field(
+        default=False,
+        validation_alias="EMBED_OPENAI_TRUNCATE",
+        description=(
+            "Whether texts on /v1/embeddings that are too long are truncated if the request does "
+            "not say, for clients that cannot send `truncate`."
+        ),
+    )
     tls_certificate: Path | None = Field(
         default=None,
         validation_alias="EMBED_TLS_CERTIFICATE",
@@ -205,6 +221,18 @@ class Settings(BaseSettings):
         if isinstance(value, str):
             return [part.strip() for part in value.split(",") if part.strip()]
         return value
+
+    @field_validator("root_path")
+    @classmethod
+    def _one_leading_slash(cls, value: str) -> str:
+        path = value.strip("/")
+        return f"/{path}" if path else ""
+
+    @field_validator("host")
+    @classmethod
+    def _without_brackets(cls, value: str) -> str:
+        """Accept an IPv6 address as it is written in a URL: `[::1]`."""
+        return value[1:-1] if value.startswith("[") and value.endswith("]") else value
 
     @field_validator("api_keys", mode="before")
     @classmethod

@@ -103,8 +103,10 @@ class TextTokenizer:
         self.digest = hashlib.sha256(self.file_content).hexdigest()
         self.appends_end_token = self._tokenizer.encode("probe").ids[-1:] == [end_token_id]
 
-    def encode(self, texts: Sequence[str], *, cut: CutSide = "end") -> list[TokenizedText]:
-        """Tokenize, truncate to `max_length - 1` tokens and append the end token.
+    def encode(
+        self, texts: Sequence[str], *, cut: CutSide = "end", limit: int | None = None
+    ) -> list[TokenizedText]:
+        """Tokenize, truncate to `limit - 1` tokens and append the end token.
 
         The special tokens of the file's own template are left out, so that the end token is there
         exactly once and truncation never removes it.
@@ -112,9 +114,11 @@ class TextTokenizer:
         Args:
             texts: The texts, queries already wrapped.
             cut: The side that is truncated.
+            limit: Maximum tokens of a text, end token included; by default `max_length`.
         """
+        limit = limit or self.max_length
         heads = [self._head(text) for text in texts] if cut == "end" else list(texts)
-        tokenized = self._encode_batch(heads, cut)
+        tokenized = self._encode_batch(heads, cut, limit)
         for index, (text, head) in enumerate(zip(texts, heads, strict=True)):
             if len(head) == len(text):
                 continue
@@ -124,7 +128,7 @@ class TextTokenizer:
                 bound = TokenCount(count.kept, count.total, exact=False)
                 tokenized[index] = TokenizedText(tokenized_head.input_ids, bound)
             else:
-                tokenized[index] = self._encode_batch([text], cut)[0]
+                tokenized[index] = self._encode_batch([text], cut, limit)[0]
         return tokenized
 
     def list_tokens(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[Token]]:
@@ -153,12 +157,12 @@ class TextTokenizer:
         split = _SPLIT.search(text, enough)
         return text[: split.start()] if split else text
 
-    def _encode_batch(self, texts: list[str], cut: CutSide) -> list[TokenizedText]:
+    def _encode_batch(self, texts: list[str], cut: CutSide, limit: int) -> list[TokenizedText]:
         encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [self._close(encoding.ids, cut) for encoding in encodings]
+        return [self._close(encoding.ids, cut, limit) for encoding in encodings]
 
-    def _close(self, token_ids: list[int], cut: CutSide) -> TokenizedText:
-        room = self.max_length - 1
+    def _close(self, token_ids: list[int], cut: CutSide, limit: int) -> TokenizedText:
+        room = limit - 1
         text_ids = token_ids[:room] if cut == "end" else token_ids[-room:]
         input_ids = np.empty(len(text_ids) + 1, dtype=np.int64)
         input_ids[:-1] = text_ids

@@ -1,21 +1,22 @@
-"""OpenAI's dialect, with NVIDIA NIM's additions."""
+"""OpenAI's dialect, with the additions of NVIDIA NIM, vLLM and Voyage."""
 
 from __future__ import annotations
 
 import time
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from ..embedder import EmbedCall, Truncation
+from ..embedder import MIN_TOKENS, EmbedCall, Truncation
 from ..errors import InvalidRequestError
 from ..responses import EncodingFormat, JsonResponse, OpenAIErrorResponse
 from ..schemas import (
     INSTRUCTION_NEEDS_QUERY,
-    Dimensions,
+    LenientDimensions,
     OneOrMoreTexts,
     Usage,
+    integral,
     never_together,
     validate,
 )
@@ -27,20 +28,37 @@ router = APIRouter(prefix="/v1", tags=["openai"])
 
 # NIM's convention for clients that have no field for the input type.
 MODEL_SUFFIXES: dict[str, InputType] = {"-query": "query", "-passage": "document"}
-TRUNCATIONS: dict[bool | str | None, Truncation] = {
-    None: "refuse",
+TRUNCATIONS: dict[bool | str, Truncation] = {
     False: "refuse",
     True: "end",
     "NONE": "refuse",
     "END": "end",
     "START": "start",
 }
+# vLLM's way to say "whatever the model allows".
+MODEL_LIMIT = -1
+TRUNCATE_HINT = (
+    "send `truncate: true`. If the client cannot send it, start the gateway with "
+    "EMBED_OPENAI_TRUNCATE=true"
+)
+NUMBER_OR_TEXT = {"type": ["integer", "string"]}
+QUERY = {"const": "query"}
+CONTRADICTIONS: list[Any] = [
+    # Truncating the start of a query would remove its instruction.
+    never_together(truncate={"const": "START"}, input_type=QUERY),
+    never_together(truncation_side={"const": "left"}, input_type=QUERY),
+    # Two names for one thing.
+    never_together(dimensions=NUMBER_OR_TEXT, output_dimension=NUMBER_OR_TEXT),
+    never_together(truncate={"type": ["boolean", "string"]}, truncation={"type": "boolean"}),
+]
 STARTED = int(time.time())
 
 
 class OpenAIEmbedRequest(BaseModel):
-    """The body of `POST /v1/embeddings`: OpenAI's fields, NVIDIA NIM's, and `instruction`.
+    """The body of `POST /v1/embeddings`: OpenAI's fields, and those of other servers.
 
+    `input_type` and `truncate` are NVIDIA NIM's, `truncate_prompt_tokens` and `truncation_side`
+    vLLM's, `output_dimension`, `output_dtype` and `truncation` Voyage's, `instruction` our own.
     Unknown fields are ignored, as OpenAI's clients need. A model name may end in `-query` or
     `-passage`, NIM's convention for clients that cannot send `input_type`.
     """
@@ -48,18 +66,23 @@ class OpenAIEmbedRequest(BaseModel):
     model_config = ConfigDict(
         extra="ignore",
         strict=True,
-        json_schema_extra=INSTRUCTION_NEEDS_QUERY
-        # Truncating the start of a query would remove its instruction.
-        | never_together(truncate={"const": "START"}, input_type={"const": "query"}),
+        json_schema_extra=INSTRUCTION_NEEDS_QUERY | {"allOf": CONTRADICTIONS},
     )
 
     input: OneOrMoreTexts
     model: str | None = None
-    dimensions: Dimensions | None = None
+    dimensions: LenientDimensions | None = None
+    output_dimension: LenientDimensions | None = None
+    output_dtype: Literal["float"] | None = None
     encoding_format: EncodingFormat | None = None
     input_type: InputType | Literal["passage"] | None = None
     instruction: str | None = None
     truncate: bool | Literal["NONE", "END", "START"] | None = None
+    truncation: bool | None = None
+    truncate_prompt_tokens: (
+        Literal[-1] | Annotated[int, Field(ge=MIN_TOKENS), BeforeValidator(integral)] | None
+    ) = None
+    truncation_side: Literal["left", "right"] | None = None
 
 
 class OpenAIEmbedding(BaseModel):
@@ -84,8 +107,17 @@ class OpenAIEmbedResponse(BaseModel):
     **describe_call(OpenAIEmbedRequest, errors=OpenAIErrorResponse),
 )
 async def embeddings(request: Request, service: ServiceDep) -> Response:
-    """Embed one to 2,048 strings. A string that is too long is refused unless `truncate` is set."""
+    """Embed one to 2,048 strings.
+
+    A string that is too long is refused, unless `truncate` or EMBED_OPENAI_TRUNCATE is set.
+    """
     async with open_exchange(request, service) as exchange:
+        if "messages" in exchange.body and "input" not in exchange.body:
+            msg = (
+                "`messages` (vLLM's chat form) are not embedded. Send the texts as `input`; mteb's "
+                "OpenAI wrapper does so with `use_chat_template=False`."
+            )
+            raise InvalidRequestError(msg, param="messages")
         body = validate(OpenAIEmbedRequest, exchange.body)
         answer = await exchange.embed(_embed_call(body, service))
         data = await answer.render(body.encoding_format or "float", _item)
@@ -114,39 +146,69 @@ async def model(name: str, service: ServiceDep) -> Response:
     return JsonResponse(_model(name, service))
 
 
+def resolve_model(name: str | None, service: EmbeddingService) -> InputType | None:
+    """Check the name of a model, and return the input type that it carries, if any.
+
+    Raises:
+        ModelNotFoundError: The model is not the served one.
+    """
+    if name is not None and name not in service.model_names:
+        for suffix, input_type in MODEL_SUFFIXES.items():
+            if name.removesuffix(suffix) in service.model_names:
+                return input_type
+    service.check_model_name(name)
+    return None
+
+
 def _embed_call(body: OpenAIEmbedRequest, service: EmbeddingService) -> EmbedCall:
-    """Translate a body, NIM's conventions included.
+    """Translate a body, the conventions of other servers included.
 
     Raises:
         ModelNotFoundError: The model is not the served one.
         InvalidRequestError: Fields contradict each other.
     """
+    by_name = resolve_model(body.model, service)
     by_field: InputType | None = "document" if body.input_type == "passage" else body.input_type
-    by_name = _input_type_of_name(body.model, service)
-    if by_name is None:
-        service.check_model_name(body.model)
-    elif by_field not in (None, by_name):
+    if by_name is not None and by_field not in (None, by_name):
         msg = (
             f"`model` {body.model!r} contradicts `input_type` {body.input_type!r}. Send one of "
             "them, or make them agree."
         )
         raise InvalidRequestError(msg, param="input_type")
+    if body.dimensions is not None and body.output_dimension is not None:
+        msg = "`dimensions` and `output_dimension` mean the same. Send one of them."
+        raise InvalidRequestError(msg, param="output_dimension")
+    if body.truncate is not None and body.truncation is not None:
+        msg = "`truncate` and `truncation` mean the same. Send one of them."
+        raise InvalidRequestError(msg, param="truncation")
+    limit = body.truncate_prompt_tokens
+    if limit is not None and limit > service.settings.max_length:
+        msg = (
+            f"`truncate_prompt_tokens` is {limit}; this gateway allows {MIN_TOKENS} to "
+            f"{service.settings.max_length}, or {MODEL_LIMIT} for all of them."
+        )
+        raise InvalidRequestError(msg, param="truncate_prompt_tokens")
     return EmbedCall(
         body.input,
         input_type=by_field or by_name or "document",
         instruction=body.instruction,
-        dimensions=body.dimensions,
-        truncation=TRUNCATIONS[body.truncate],
+        dimensions=body.output_dimension if body.dimensions is None else body.dimensions,
+        truncation=_truncation(body, service),
+        max_tokens=None if limit == MODEL_LIMIT else limit,
+        truncate_hint=TRUNCATE_HINT,
     )
 
 
-def _input_type_of_name(name: str | None, service: EmbeddingService) -> InputType | None:
-    if name is None or name in service.model_names:
-        return None
-    for suffix, input_type in MODEL_SUFFIXES.items():
-        if name.removesuffix(suffix) in service.model_names:
-            return input_type
-    return None
+def _truncation(body: OpenAIEmbedRequest, service: EmbeddingService) -> Truncation:
+    if body.truncate is not None:
+        return TRUNCATIONS[body.truncate]
+    if body.truncation is not None:
+        allowed = body.truncation
+    else:
+        allowed = body.truncate_prompt_tokens is not None or service.settings.openai_truncate
+    if not allowed:
+        return "refuse"
+    return "start" if body.truncation_side == "left" else "end"
 
 
 def _item(index: int, vector: Any) -> dict[str, Any]:

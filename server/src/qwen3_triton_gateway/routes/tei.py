@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ..embedder import EmbedCall, Truncation
 from ..responses import Dialect, EncodingFormat, JsonResponse, TeiErrorResponse
-from ..schemas import Dimensions, OneOrMoreTexts, TokenizableTexts, never_together, validate
+from ..schemas import LenientDimensions, OneOrMoreTexts, TokenizableTexts, never_together, validate
 from ..tokenization import InputType, Token, format_inputs
 from .exchange import Exchange, ServiceDep, describe_call, open_exchange
 
@@ -39,7 +39,7 @@ class TeiEmbedRequest(BaseModel):
     truncation_direction: Literal["left", "right", "Left", "Right"] | None = None
     normalize: bool | None = None
     prompt_name: InputType | None = None
-    dimensions: Dimensions | None = None
+    dimensions: LenientDimensions | None = None
     encoding_format: EncodingFormat | None = None
 
 

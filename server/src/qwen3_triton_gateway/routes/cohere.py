@@ -1,0 +1,101 @@
+"""Cohere's dialect, `POST /v2/embed`, for texts."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from ..embedder import MIN_TOKENS, EmbedCall, Truncation
+from ..responses import CohereErrorResponse, EncodingFormat
+from ..schemas import LenientDimensions, Texts, never_together, validate
+from .exchange import EmbedAnswer, ServiceDep, describe_call, open_exchange
+from .openai import resolve_model
+from .tei import Vectors
+
+router = APIRouter(prefix="/v2", tags=["cohere"])
+
+TRUNCATIONS: dict[str | None, Truncation] = {
+    None: "end",
+    "NONE": "refuse",
+    "END": "end",
+    "START": "start",
+}
+
+
+class CohereEmbedRequest(BaseModel):
+    """The body of `POST /v2/embed`. Unknown fields are ignored."""
+
+    model_config = ConfigDict(
+        extra="ignore",
+        strict=True,
+        # Truncating the start of a query would remove its instruction.
+        json_schema_extra=never_together(
+            truncate={"const": "START"}, input_type={"const": "search_query"}
+        ),
+    )
+
+    texts: Texts
+    model: str | None = None
+    input_type: (
+        Literal["search_document", "search_query", "classification", "clustering"] | None
+    ) = None
+    embedding_types: Annotated[list[Literal["float", "base64"]], Field(min_length=1)] | None = None
+    output_dimension: LenientDimensions | None = None
+    max_tokens: Annotated[int, Field(ge=MIN_TOKENS)] | None = None
+    truncate: Literal["NONE", "START", "END"] | None = None
+
+
+class CohereEmbedResponse(BaseModel):
+    """The response to `POST /v2/embed`; `meta.warnings` names texts that were truncated."""
+
+    id: str
+    embeddings: dict[EncodingFormat, Vectors]
+    response_type: Literal["embeddings_by_type"]
+    meta: dict[str, Any]
+
+
+@router.post(
+    "/embed",
+    response_model=CohereEmbedResponse,
+    **describe_call(CohereEmbedRequest, errors=CohereErrorResponse),
+)
+async def embed(request: Request, service: ServiceDep) -> Response:
+    """Embed 1 to 2,048 texts; those that are too long are truncated unless `truncate` is NONE."""
+    async with open_exchange(request, service) as exchange:
+        body = validate(CohereEmbedRequest, exchange.body)
+        by_name = resolve_model(body.model, service)
+        is_query = body.input_type == "search_query" if body.input_type else by_name == "query"
+        limit = service.settings.max_length
+        answer = await exchange.embed(
+            EmbedCall(
+                body.texts,
+                input_type="query" if is_query else "document",
+                dimensions=body.output_dimension,
+                truncation=TRUNCATIONS[body.truncate],
+                max_tokens=min(body.max_tokens or limit, limit),
+                truncate_hint="send `truncate: END`",
+            )
+        )
+        types: list[EncodingFormat] = list(dict.fromkeys(body.embedding_types or ["float"]))
+        return answer.respond(
+            {
+                "id": str(uuid.uuid4()),
+                "embeddings": {name: await answer.render(name) for name in types},
+                "response_type": "embeddings_by_type",
+                "meta": _meta(answer),
+            }
+        )
+
+
+def _meta(answer: EmbedAnswer) -> dict[str, Any]:
+    meta: dict[str, Any] = {
+        "api_version": {"version": "2"},
+        "billed_units": {"input_tokens": answer.embeddings.prompt_tokens},
+    }
+    if answer.embeddings.truncated:
+        indices = ", ".join(map(str, answer.embeddings.truncated))
+        meta["warnings"] = [f"These texts were truncated: {indices}."]
+    return meta

@@ -1,0 +1,197 @@
+"""Ollama's dialect, as far as its clients embed: `POST /api/embed` and what they ask before."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Request, Response
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.json_schema import WithJsonSchema
+
+from ..embedder import EmbedCall
+from ..responses import JsonResponse, OllamaErrorResponse
+from ..schemas import NOT_BLANK, LenientDimensions, Text, one_or_more, parse_json, validate
+from ..service import EmbeddingService
+from ..settings import MAX_TEXTS
+from .exchange import Exchange, ServiceDep, describe_call, describe_errors, open_exchange
+from .openai import resolve_model
+
+router = APIRouter(prefix="/api", tags=["ollama"])
+
+# The release whose API reference this follows; clients ask whether it is new enough.
+OLLAMA_VERSION = "0.13.0"
+DEFAULT_TAG = ":latest"
+STARTED = datetime.now(UTC).isoformat()
+NAMELESS_ERRORS = {401}
+
+
+def _texts_or_none(value: object) -> object:
+    """Turn what only loads a model in Ollama (no input, or an empty one) into an empty list."""
+    return [] if value in (None, "") else one_or_more(value)
+
+
+class OllamaEmbedRequest(BaseModel):
+    """The body of `POST /api/embed`. Unknown fields are ignored, `options` among them."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model: str | None = None
+    input: Annotated[
+        list[Text],
+        Field(max_length=MAX_TEXTS),
+        BeforeValidator(_texts_or_none),
+        WithJsonSchema(
+            {
+                "anyOf": [
+                    {"type": "string", "pattern": r"^$|\S"},
+                    {"type": "array", "items": NOT_BLANK, "maxItems": MAX_TEXTS},
+                    {"type": "null"},
+                ]
+            }
+        ),
+    ] = Field(default_factory=list[str])
+    truncate: bool | None = None
+    dimensions: LenientDimensions | None = None
+
+
+class OllamaPromptRequest(BaseModel):
+    """The body of `POST /api/embeddings`, which `/api/embed` replaced."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model: str | None = None
+    prompt: Annotated[
+        str | None,
+        WithJsonSchema({"anyOf": [{"type": "string", "pattern": r"^$|\S"}, {"type": "null"}]}),
+    ] = None
+
+
+class OllamaShowRequest(BaseModel):
+    """The body of `POST /api/show`; old clients call the model `name`."""
+
+    model_config = ConfigDict(extra="ignore", strict=True)
+
+    model: str | None = None
+    name: str | None = None
+
+
+class OllamaEmbedResponse(BaseModel):
+    """The response to `POST /api/embed`; durations are in nanoseconds."""
+
+    model: str
+    embeddings: list[list[float]]
+    total_duration: int
+    load_duration: int
+    prompt_eval_count: int
+
+
+class OllamaPromptResponse(BaseModel):
+    embedding: list[float]
+
+
+@router.post(
+    "/embed",
+    response_model=OllamaEmbedResponse,
+    **describe_call(OllamaEmbedRequest, errors=OllamaErrorResponse),
+)
+async def embed(request: Request, service: ServiceDep) -> Response:
+    """Embed one text or a list of up to 2,048, truncated unless `truncate` is false."""
+    began = time.perf_counter_ns()
+    async with open_exchange(request, service) as exchange:
+        body = validate(OllamaEmbedRequest, exchange.body)
+        call = EmbedCall(
+            body.input,
+            input_type=_input_type(body.model, exchange),
+            dimensions=body.dimensions,
+            truncation="refuse" if body.truncate is False else "end",
+        )
+        answer = {"model": body.model or service.model_id, "load_duration": 0}
+        if not body.input:
+            return JsonResponse(answer | {"embeddings": []} | _spent(began, 0))
+        embedded = await exchange.embed(call)
+        vectors = {"embeddings": await embedded.render("float")}
+        spent = _spent(began, embedded.embeddings.prompt_tokens)
+        return embedded.respond(answer | vectors | spent)
+
+
+@router.post(
+    "/embeddings",
+    response_model=OllamaPromptResponse,
+    **describe_call(OllamaPromptRequest, errors=OllamaErrorResponse),
+)
+async def embed_prompt(request: Request, service: ServiceDep) -> Response:
+    """Embed one text, for clients older than `/api/embed`."""
+    async with open_exchange(request, service) as exchange:
+        body = validate(OllamaPromptRequest, exchange.body)
+        input_type = _input_type(body.model, exchange)
+        if not body.prompt:
+            return JsonResponse({"embedding": []})
+        answer = await exchange.embed(EmbedCall([body.prompt], input_type=input_type))
+        return answer.respond({"embedding": answer.embeddings.vectors[0]})
+
+
+@router.get("/tags", responses=describe_errors(NAMELESS_ERRORS, OllamaErrorResponse))
+async def tags(service: ServiceDep) -> dict[str, Any]:
+    """List the served model under its ID and its aliases."""
+    return {"models": [_model(name, service) for name in service.model_names]}
+
+
+@router.post("/show", **describe_call(OllamaShowRequest, errors=OllamaErrorResponse))
+async def show(request: Request, service: ServiceDep) -> dict[str, Any]:
+    """Describe the served model."""
+    body = validate(OllamaShowRequest, parse_json(await request.body()))
+    resolve_model(_without_tag(body.model or body.name), service)
+    info: dict[str, Any] = {
+        "general.architecture": "qwen3",
+        "qwen3.context_length": service.settings.max_length,
+    }
+    if service.spec is not None:
+        info["qwen3.embedding_length"] = service.spec.hidden_size
+    return {
+        "details": _details(service),
+        "model_info": info,
+        "capabilities": ["embedding"],
+        "modified_at": STARTED,
+    }
+
+
+@router.get("/version", responses=describe_errors(NAMELESS_ERRORS, OllamaErrorResponse))
+async def version() -> dict[str, str]:
+    """Return the release of Ollama whose API this follows."""
+    return {"version": OLLAMA_VERSION}
+
+
+def _input_type(name: str | None, exchange: Exchange) -> Any:
+    return resolve_model(_without_tag(name), exchange.service) or "document"
+
+
+def _without_tag(name: str | None) -> str | None:
+    return name.removesuffix(DEFAULT_TAG) if name else None
+
+
+def _spent(began: int, tokens: int) -> dict[str, int]:
+    return {"total_duration": time.perf_counter_ns() - began, "prompt_eval_count": tokens}
+
+
+def _model(name: str, service: EmbeddingService) -> dict[str, Any]:
+    return {
+        "name": name,
+        "model": name,
+        "modified_at": STARTED,
+        "size": 0,
+        "digest": service.spec.weights_digest if service.spec else "",
+        "details": _details(service),
+    }
+
+
+def _details(service: EmbeddingService) -> dict[str, Any]:
+    return {
+        "parent_model": "",
+        "format": "onnx",
+        "family": "qwen3",
+        "families": ["qwen3"],
+        "parameter_size": "",
+        "quantization_level": service.spec.output.dtype.name if service.spec else "",
+    }
