@@ -120,6 +120,54 @@ def test_a_long_url_is_neither_logged_nor_repeated_whole(
     assert "...(+" in record.getMessage()
 
 
+PREFLIGHT = {"Origin": "http://app.example", "Access-Control-Request-Method": "POST"}
+
+
+@pytest.mark.parametrize(
+    "requested",
+    [
+        "authorization,content-type,x-stainless-arch,x-stainless-retry-count",  # openai-node
+        "api-key,content-type",  # Azure's clients
+        "content-type,user-agent",  # ollama-js
+        "x-client-name,x-fern-language",  # cohere-ai
+        "traceparent,x-request-id",
+    ],
+)
+@pytest.mark.parametrize("origins", ["http://app.example", "*"])
+def test_a_page_of_an_allowed_origin_may_send_any_header(
+    start_gateway: StartGateway, origins: str, requested: str
+) -> None:
+    client = start_gateway(EMBED_CORS_ORIGINS=origins, EMBED_API_KEYS="long-enough-key")
+    headers = PREFLIGHT | {"Access-Control-Request-Headers": requested}
+    for path in ("/v1/embeddings", "/embed", "/api/embed", "/embeddings"):
+        answer = client.options(path, headers=headers)
+        assert answer.status_code == 200
+        assert answer.headers["Access-Control-Allow-Origin"] in {"http://app.example", "*"}
+        allowed = answer.headers["Access-Control-Allow-Headers"].lower().replace(" ", "")
+        assert set(requested.split(",")) <= set(allowed.split(","))
+
+
+def test_a_page_of_an_allowed_origin_reaches_a_private_network(
+    start_gateway: StartGateway,
+) -> None:
+    client = start_gateway(EMBED_CORS_ORIGINS="http://app.example")
+    headers = PREFLIGHT | {"Access-Control-Request-Private-Network": "true"}
+    answer = client.options("/embed", headers=headers)
+    assert answer.status_code == 200
+    assert answer.headers["Access-Control-Allow-Private-Network"] == "true"
+
+
+def test_a_page_of_another_origin_may_send_nothing(start_gateway: StartGateway) -> None:
+    client = start_gateway(EMBED_CORS_ORIGINS="http://app.example")
+    headers = PREFLIGHT | {
+        "Origin": "http://evil.example",
+        "Access-Control-Request-Headers": "api-key",
+    }
+    answer = client.options("/v1/embeddings", headers=headers)
+    assert answer.status_code == 400
+    assert "Access-Control-Allow-Origin" not in answer.headers
+
+
 @pytest.mark.parametrize("path", ["/", "/docs"])
 def test_a_page_runs_only_its_own_scripts(client: TestClient, path: str) -> None:
     headers = client.get(path).headers

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 
 from .auth import is_open
 from .service import EmbeddingService
+from .settings import MIN_DIMENSIONS
 
 UNAUTHORIZED = {
     "description": "The API key is missing or wrong.",
@@ -29,6 +30,8 @@ def describe(app: FastAPI) -> dict[str, Any]:
     for name in UNUSED_SCHEMAS:
         components["schemas"].pop(name, None)
     schema["security"] = [{"key": []}]
+    if root_path := app.state.service.settings.root_path:
+        schema["servers"] = [{"url": root_path}]
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
             operation["responses"].pop(NEVER_RETURNED, None)
@@ -36,18 +39,48 @@ def describe(app: FastAPI) -> dict[str, Any]:
                 operation["security"] = []
             else:
                 operation["responses"].setdefault("401", UNAUTHORIZED)
-            _limit_dimensions(operation.get("requestBody"), app.state.service)
+            _limit_numbers(operation.get("requestBody"), app.state.service)
     return schema
 
 
-def _limit_dimensions(body: object, service: EmbeddingService) -> None:
-    """State the model's hidden size as the maximum, once the model is known."""
-    if service.spec is None:
-        return
-    for schema in _named("dimensions", body):
-        for choice in schema["anyOf"]:
-            if choice["type"] == "integer":
-                choice["maximum"] = service.spec.hidden_size
+def _limit_numbers(body: object, service: EmbeddingService) -> None:
+    """State the maxima that settings and, once it is known, the model set."""
+    limits = {"truncate_prompt_tokens": service.settings.max_length}
+    if service.spec is not None:
+        limits |= dict.fromkeys(("dimensions", "output_dimension"), service.spec.hidden_size)
+    for name, limit in limits.items():
+        for schema in _named(name, body):
+            for choice in _choices(schema):
+                if choice.get("type") == "integer" and "minimum" in choice:
+                    choice["maximum"] = limit
+                elif choice.get("type") == "string":
+                    choice["pattern"] = f"^({number_pattern(MIN_DIMENSIONS, limit)})$"
+
+
+def _choices(schema: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Go through the alternatives of a schema, nested ones included."""
+    yield schema
+    for choice in schema.get("anyOf", ()):
+        yield from _choices(choice)
+
+
+def number_pattern(low: int, high: int) -> str:
+    """Build a regular expression for the whole numbers from `low` to `high` without zeros in front.
+
+    Each alternative is a stretch of numbers that differ in their last digits only: 32-39, 40-99,
+    100-999, 1000-1009 and so on.
+    """
+    parts: list[str] = []
+    while low <= high:
+        free = 0  # how many last digits may be anything
+        while low % 10 ** (free + 1) == 0 and low + 10 ** (free + 1) - 1 <= high:
+            free += 1
+        head, last = divmod(low // 10**free, 10)
+        end = min(9, last + (high - low + 1) // 10**free - 1)
+        tail = f"[0-9]{{{free}}}" if free else ""
+        parts.append(f"{head or ''}[{last}-{end}]{tail}")
+        low += (end - last + 1) * 10**free
+    return "|".join(parts)
 
 
 def _named(name: str, node: object) -> Iterator[dict[str, Any]]:

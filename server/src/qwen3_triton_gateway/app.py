@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from http import HTTPStatus
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
@@ -20,8 +21,9 @@ from .api_description import describe
 from .auth import ApiKeys, read_api_keys, warn_about_keys
 from .errors import INTERNAL_ERROR, EmbeddingServerError, InvalidRequestError, StartupError, shorten
 from .middleware import Guard, HeadRequests, RequestLog
+from .paths import ForgivingPaths, suggest
 from .responses import dialect_of, error_response
-from .routes import native, openai, ops, pages, tei
+from .routes import cohere, native, ollama, openai, ops, pages, tei
 from .service import EmbeddingService
 from .tracing import REQUEST_SPANS
 
@@ -30,7 +32,7 @@ logger = logging.getLogger(__name__)
 # nginx's status for a caller that disconnected. No caller reads it; the log line and metrics do.
 CLIENT_CLOSED_REQUEST = 499
 HTTP_ERROR_CODES = {404: "not_found", 405: "method_not_allowed"}
-DIALECTS = (native, openai, tei, ops, pages)
+DIALECTS = (native, openai, tei, ollama, cohere, ops, pages)
 EXPOSED_HEADERS = [
     "retry-after",
     "server-timing",
@@ -70,6 +72,7 @@ def create_app(service: EmbeddingService, *, on_fatal: Callable[[str], None]) ->
         # FastAPI's pages load scripts from the internet; `pages` serves its own.
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # its redirects are absolute, and name the address behind a proxy
         telemetry=REQUEST_SPANS,
         exception_handlers={
             EmbeddingServerError: _render_error,
@@ -103,10 +106,13 @@ def _add_middleware(app: FastAPI, service: EmbeddingService) -> None:
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type", "x-request-id", "traceparent"],
+            # Every SDK sends headers of its own, and no header gives a page more than its origin.
+            allow_headers=["*"],
+            allow_private_network=True,
             expose_headers=EXPOSED_HEADERS,
         )
     app.add_middleware(RequestLog, service=service, routes=_routes(app))
+    app.add_middleware(ForgivingPaths, root_path=settings.root_path)
 
 
 def _routes(app: FastAPI) -> list[BaseRoute]:
@@ -134,7 +140,10 @@ async def _render_error(request: Request, error: Exception) -> Response:
 async def _render_http_error(request: Request, error: Exception) -> Response:
     """Render a refusal of the router: an unknown path, or a method that a path does not allow."""
     assert isinstance(error, HTTPException)
-    msg = f"{request.method} {shorten(request.url.path)}: {error.detail}. See GET /docs."
+    advice = "See GET /docs."
+    if error.status_code == HTTPStatus.NOT_FOUND:
+        advice = suggest(request.scope["path"], _served(request.app))
+    msg = f"{request.method} {shorten(quote(request.scope['path']))}: {error.detail}. {advice}"
     code = HTTP_ERROR_CODES.get(error.status_code, "invalid_request")
     response = error_response(InvalidRequestError(msg, code=code), dialect_of(request.scope))
     response.status_code = error.status_code
@@ -143,6 +152,12 @@ async def _render_http_error(request: Request, error: Exception) -> Response:
     if error.status_code == HTTPStatus.METHOD_NOT_ALLOWED and methods:
         response.headers["Allow"] = ", ".join(methods)
     return response
+
+
+def _served(app: FastAPI) -> list[str]:
+    """List what can be called: `POST /embed`."""
+    routes = [route for route in _routes(app) if isinstance(route, Route)]
+    return [f"{method} {route.path}" for route in routes for method in route.methods or ()]
 
 
 def _methods_of(request: Request) -> list[str]:
