@@ -147,6 +147,7 @@ class QueuedText:
         origin: What the first request passed to `submit`, for tracing.
         waiters: Number of requests that wait for it.
         alone: Whether it has to run in a batch of its own.
+        model_seconds: What the model took for its batch; 0 where that is not measured.
     """
 
     text: TokenizedText
@@ -161,6 +162,7 @@ class QueuedText:
     alone: bool = False
     started: float = 0.0
     finished: float = 0.0
+    model_seconds: float = 0.0
 
     @property
     def rank(self) -> tuple[int, int]:

@@ -121,7 +121,7 @@ class Canary:
         except (BadVectorError, BackendError, BackendUnavailableError) as error:
             return error.message.removesuffix(".")
         except EmbeddingServerError as error:
-            # A full queue or a missed deadline means load, as long as other requests succeed.
+            # A missed deadline means load, as long as other requests succeed.
             if self._embedder.scheduler.last_answer >= began:
                 logger.warning("The canary sentence was not embedded: %s", error.message)
                 return self.problem
@@ -138,5 +138,5 @@ class Canary:
 
     async def _embed(self) -> Float32Matrix:
         deadline = asyncio.get_running_loop().time() + TIMEOUT_SECONDS
-        answer, _ = await self._embedder.embed(CANARY, deadline=deadline, bypass_cache=True)
+        answer, _ = await self._embedder.embed(CANARY, deadline=deadline, is_probe=True)
         return answer.vectors

@@ -104,14 +104,14 @@ class Embedder:
         )
 
     async def embed(
-        self, call: EmbedCall, *, deadline: float, bypass_cache: bool = False
+        self, call: EmbedCall, *, deadline: float, is_probe: bool = False
     ) -> tuple[Embeddings, EmbedTimings]:
         """Embed texts, in their order.
 
         Args:
             call: The texts and how to embed them.
             deadline: When the request times out, in the event loop's time.
-            bypass_cache: Whether to compute every text.
+            is_probe: Whether to compute every text, and to queue it whatever is waiting.
 
         Raises:
             InvalidRequestError: A text is blank, `dimensions` is out of range, or a text is too
@@ -120,20 +120,28 @@ class Embedder:
         """
         dimensions = self._check_dimensions(call.dimensions)
         _check_call(call)
-        keys = [] if bypass_cache else self._cache_keys(call, dimensions)
+        keys = [] if is_probe else self._cache_keys(call, dimensions)
         embedded = self._look_up(keys)
         missing = [index for index in range(len(call.texts)) if index not in embedded]
         self._refuse_long(call, {index: text.count for index, text in embedded.items()})
         timings = EmbedTimings()
         if missing:
-            computed, timings = await self._compute(call, missing, dimensions, deadline)
+            computed, timings = await self._compute(
+                call, missing, dimensions, deadline=deadline, is_probe=is_probe
+            )
             embedded |= computed
             for index in missing if keys else ():
                 self.cache.put(keys[index], computed[index])
         return self._assemble(call, [embedded[index] for index in range(len(call.texts))]), timings
 
     async def _compute(
-        self, call: EmbedCall, indices: Sequence[int], dimensions: int, deadline: float
+        self,
+        call: EmbedCall,
+        indices: Sequence[int],
+        dimensions: int,
+        *,
+        deadline: float,
+        is_probe: bool,
     ) -> tuple[dict[int, EmbeddedText], EmbedTimings]:
         """Embed the texts of a call that are not cached."""
         began = time.perf_counter()
@@ -145,7 +153,11 @@ class Embedder:
         lane = Lane.QUERY if call.input_type == "query" else Lane.DOCUMENT
         with stage_span("queue and infer"):
             entries = await self.scheduler.submit(
-                tokenized, lane=lane, deadline=deadline, origin=current_origin()
+                tokenized,
+                lane=lane,
+                deadline=deadline,
+                origin=current_origin(),
+                is_exempt=is_probe,
             )
         vectors = self._collect(entries, indices)
         rows = truncate_dimensions(np.stack(vectors), dimensions)
@@ -180,6 +192,8 @@ class Embedder:
             states = await self._backend.infer(
                 batch, timeout_seconds=timeout_seconds, priority=lane.value
             )
+        for entry in entries:
+            entry.model_seconds = states.seconds
         if isinstance(states, HiddenStates):
             return last_token_pool(states.values, batch.attention_mask)
         return states.values.astype(np.float32)

@@ -5,8 +5,8 @@ How a batch is chosen is in `batching`. This module does the rest:
 * **Work-conserving.** A batch leaves as soon as a slot is free and a text is waiting; there is no
   timer. As many batches are in flight as the model has instances, and one more: one is always
   prepared, and none piles up where it can no longer be reordered.
-* **Admission.** Requests in progress and waiting tokens are bounded. A request is queued whole, or
-  refused with the time after which it would fit.
+* **Admission.** A request is queued whole, or refused with the time after which it may be sent
+  again (`admission`).
 * **Deduplication.** Equal texts that wait at the same time are computed once.
 * **Isolation.** A text whose vector is unusable, or whose batch the model refused, runs again by
   itself, so that its neighbors get their vectors and the error names the right text.
@@ -19,13 +19,14 @@ import asyncio
 import logging
 import math
 from collections import deque
-from collections.abc import Awaitable, Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TypeAlias
 
 import numpy as np
 
+from .admission import Admission
 from .batching import (
     BatchLimits,
     Lane,
@@ -42,7 +43,6 @@ from .errors import (
     BadVectorError,
     DeadlineExceededError,
     EmbeddingServerError,
-    QueueFullError,
 )
 from .metrics import LaneState, Metrics
 from .pooling import unusable_rows
@@ -53,9 +53,8 @@ RunBatch: TypeAlias = Callable[[Sequence[QueuedText], float], Awaitable[Float32M
 
 logger = logging.getLogger(__name__)
 
-# Weight of the newest batch in the measured speed of the model.
-SPEED_SMOOTHING = 0.2
-MAX_RETRY_AFTER_SECONDS = 60
+# The model's speed is measured over this many batches.
+MEASURED_BATCHES = 16
 
 
 class Scheduler:
@@ -84,26 +83,27 @@ class Scheduler:
         self._run = run
         self._limits = limits
         self._window = window
-        self._max_queue_tokens = max_queue_tokens
-        self._max_queue_requests = max_queue_requests
         self._metrics = metrics
+        self.admission = Admission(
+            max_queue_tokens=max_queue_tokens,
+            max_queue_requests=max_queue_requests,
+            metrics=metrics,
+        )
         self._lanes = {lane: LaneQueue() for lane in Lane}
         self._alone: deque[QueuedText] = deque()
         self._waiting: dict[TextKey, QueuedText] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._queued_tokens = 0
-        self._requests = 0
         self._documents_age = 0
         self._documents_in_flight = 0
         self._last_query = -math.inf
         self._serial = 0
         # Per lane: a single query is over before the model gets up to speed.
-        self._tokens_per_second = dict.fromkeys(Lane, 0.0)
+        self._speeds = {lane: deque[float](maxlen=MEASURED_BATCHES) for lane in Lane}
         self.last_answer = 0.0
 
     @property
     def queued_tokens(self) -> int:
-        return self._queued_tokens
+        return self.admission.queued_tokens
 
     @property
     def in_flight(self) -> int:
@@ -111,36 +111,25 @@ class Scheduler:
 
     @property
     def requests_under_way(self) -> int:
-        return self._requests
+        return self.admission.requests
 
     def lane_states(self) -> list[LaneState]:
         """Describe what is waiting in each lane."""
         now = asyncio.get_running_loop().time()
         return [_lane_state(lane, queue.by_length, now) for lane, queue in self._lanes.items()]
 
-    @contextmanager
-    def request(self) -> Generator[None]:
-        """Count a request as in progress, from before its body is read.
-
-        Raises:
-            QueueFullError: As many requests as allowed are in progress.
-        """
-        if self._requests >= self._max_queue_requests:
-            msg = (
-                f"{self._requests} requests are in progress, which is the limit "
-                "(EMBED_MAX_QUEUE_REQUESTS). Retry later."
-            )
-            self._metrics.rejected_requests.labels("requests").inc()
-            # On average, a request's share of the queue has to drain before one leaves.
-            raise self._full(msg, self._queued_tokens / self._requests)
-        self._requests += 1
-        try:
-            yield
-        finally:
-            self._requests -= 1
+    def request(self) -> AbstractContextManager[None]:
+        """Count a request as in progress; see `Admission.request`."""
+        return self.admission.request()
 
     async def submit(
-        self, texts: Sequence[TokenizedText], *, lane: Lane, deadline: float, origin: object = None
+        self,
+        texts: Sequence[TokenizedText],
+        *,
+        lane: Lane,
+        deadline: float,
+        origin: object = None,
+        is_exempt: bool = False,
     ) -> list[QueuedText]:
         """Queue texts, wait for all, and return their entries, each done with a vector or error.
 
@@ -149,49 +138,33 @@ class Scheduler:
             lane: The queue they wait in.
             deadline: When the request times out, in the event loop's time.
             origin: Passed on to `run` with the texts, for tracing.
+            is_exempt: Whether they are queued whatever is waiting.
 
         Raises:
-            QueueFullError: The texts do not fit; none was queued.
+            QueueFullError: The texts do not fit, or would wait too long; none was queued.
             DeadlineExceededError: The deadline passed first.
         """
-        self._admit(texts)
-        if lane is Lane.QUERY:
-            self._last_query = asyncio.get_running_loop().time()
-        entries = [self._enqueue(text, lane, deadline, origin) for text in texts]
-        # The longest arrives first and becomes the anchor: a request that has the model to itself
-        # is packed from its longest texts down, and only short ones are left for the last batch.
-        new_entries = dict.fromkeys(entry for entry in entries if not entry.waiters)
-        for entry in sorted(new_entries, key=lambda entry: -entry.text.length):
-            self._lanes[lane].add(entry)
-        for entry in entries:
-            entry.waiters += 1
-        self._dispatch()
-        await self._wait(entries, deadline)
-        return entries
+        tokens = sum(text.length for text in texts)
+        with self.admission.submission(lane, tokens, deadline=deadline, is_exempt=is_exempt):
+            if lane is Lane.QUERY:
+                self._last_query = asyncio.get_running_loop().time()
+            entries = [self._enqueue(text, lane, deadline, origin) for text in texts]
+            # The longest arrives first and becomes the anchor: a request that has the model to
+            # itself is packed from its longest texts down, and only short ones are left for the
+            # last batch.
+            new_entries = dict.fromkeys(entry for entry in entries if not entry.waiters)
+            for entry in sorted(new_entries, key=lambda entry: -entry.text.length):
+                self._lanes[lane].add(entry)
+            for entry in entries:
+                entry.waiters += 1
+            self._dispatch()
+            await self._wait(entries, deadline)
+            return entries
 
     async def drain(self) -> None:
         """Wait until nothing is queued or in flight."""
         while self._tasks:
             await asyncio.wait(set(self._tasks))
-
-    def _admit(self, texts: Sequence[TokenizedText]) -> None:
-        tokens = sum(text.length for text in texts)
-        if self._queued_tokens + tokens <= self._max_queue_tokens or not self._queued_tokens:
-            return
-        msg = (
-            f"{self._queued_tokens} tokens are waiting and this request adds {tokens}; the limit "
-            f"is {self._max_queue_tokens} (EMBED_MAX_QUEUE_TOKENS). Retry later."
-        )
-        self._metrics.rejected_requests.labels("tokens").inc()
-        raise self._full(msg, self._queued_tokens + tokens - self._max_queue_tokens)
-
-    def _full(self, message: str, excess_tokens: float) -> QueueFullError:
-        """Build a refusal whose Retry-After is the time in which `excess_tokens` drain."""
-        speed = max(self._tokens_per_second.values())
-        wait = min(
-            max(1, math.ceil(excess_tokens / speed)) if speed else 1, MAX_RETRY_AFTER_SECONDS
-        )
-        return QueueFullError(message, retry_after_seconds=wait)
 
     async def _wait(self, entries: Sequence[QueuedText], deadline: float) -> None:
         try:
@@ -219,7 +192,7 @@ class Scheduler:
                 text, lane, key, self._serial, loop.time(), deadline, loop.create_future(), origin
             )
             self._waiting[key] = entry
-            self._queued_tokens += text.length
+            self.admission.queued[lane] += text.length
         entry.deadline = max(entry.deadline, deadline)
         return entry
 
@@ -233,7 +206,7 @@ class Scheduler:
     def _forget(self, entry: QueuedText) -> None:
         """Stop counting an entry as waiting."""
         del self._waiting[entry.key]
-        self._queued_tokens -= entry.text.length
+        self.admission.queued[entry.lane] -= entry.text.length
 
     def _dispatch(self) -> None:
         while len(self._tasks) < self._window:
@@ -263,7 +236,7 @@ class Scheduler:
             return []
         overtakes = lane is Lane.QUERY and len(documents) > 0
         self._documents_age = self._documents_age + 1 if overtakes else 0
-        budget = token_budget(self._limits.max_batch_tokens, self._tokens_per_second[lane])
+        budget = token_budget(self._limits.max_batch_tokens, self._speed(lane))
         batch = self._lanes[lane].take_batch(replace(self._limits, max_batch_tokens=budget))
         for entry in batch:
             self._forget(entry)
@@ -310,13 +283,25 @@ class Scheduler:
             entry.done.set_result(error)
 
     def _measure(self, batch: Sequence[QueuedText], seconds: float) -> None:
-        """Update the model's speed from a batch's round trip."""
+        """Update the rates from a batch.
+
+        The model's own time decides how large batches are. The round trip would contain the event
+        loop's delays: under load, they would make batches smaller, which makes the load heavier.
+        """
         tokens = sum(entry.text.length for entry in batch)
-        # Batches in flight share the model: together they were that many times as fast.
-        speed = tokens * len(self._tasks) / max(seconds, 1e-6)
-        lane, speeds = batch[0].lane, self._tokens_per_second
-        smoothing = SPEED_SMOOTHING if speeds[lane] else 1.0
-        speeds[lane] += smoothing * (speed - speeds[lane])
+        # Without it, batches in flight share the model: together they were that many times as fast.
+        model_seconds = batch[0].model_seconds or seconds / len(self._tasks)
+        self._speeds[batch[0].lane].append(tokens / max(model_seconds, 1e-6))
+        now = asyncio.get_running_loop().time()
+        self.admission.record_batch(tokens, now, model_rate=max(map(self._speed, Lane)))
+
+    def _speed(self, lane: Lane) -> float:
+        """Return the model's tokens per second for a lane; 0 while unknown.
+
+        The upper quartile of the last batches: what slows down some of them does not count.
+        """
+        speeds = sorted(self._speeds[lane])
+        return speeds[len(speeds) * 3 // 4] if speeds else 0.0
 
 
 def _lane_state(lane: Lane, waiting: Sequence[QueuedText], now: float) -> LaneState:

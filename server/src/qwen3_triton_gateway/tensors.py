@@ -68,16 +68,26 @@ class TokenBatch:
 
 @dataclass(frozen=True, slots=True)
 class HiddenStates:
-    """A model's `last_hidden_state`: `(batch, length, hidden_size)`, in the model's dtype."""
+    """A model's `last_hidden_state`: `(batch, length, hidden_size)`, in the model's dtype.
+
+    Attributes:
+        seconds: What the model took; 0 where that is not measured.
+    """
 
     values: FloatArray
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class PooledStates:
-    """A pooled model's `sentence_embedding`: `(batch, hidden_size)`, float32 or float16."""
+    """A pooled model's `sentence_embedding`: `(batch, hidden_size)`, float32 or float16.
+
+    Attributes:
+        seconds: What the model took; 0 where that is not measured.
+    """
 
     values: FloatArray
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

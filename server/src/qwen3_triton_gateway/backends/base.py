@@ -186,7 +186,7 @@ def build_feed(spec: ModelSpec, batch: TokenBatch) -> Feed:
 
 
 def wrap_output(
-    spec: ModelSpec, batch: TokenBatch, values: AnyArray
+    spec: ModelSpec, batch: TokenBatch, values: AnyArray, *, seconds: float = 0.0
 ) -> HiddenStates | PooledStates:
     """Check the shape of a model's answer, and wrap it as what it is.
 
@@ -202,7 +202,7 @@ def wrap_output(
             f"{expected}. The export is broken."
         )
         raise BackendError(msg)
-    return PooledStates(values) if pooled else HiddenStates(values)
+    return PooledStates(values, seconds) if pooled else HiddenStates(values, seconds)
 
 
 def _names(specs: Sequence[TensorSpec]) -> str:

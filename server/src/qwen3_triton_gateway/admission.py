@@ -1,0 +1,261 @@
+"""Which requests are admitted: bounds on their number, their tokens and their wait.
+
+A request is admitted if the work ahead of it is done within `MAX_WAIT_SECONDS`, by the rate at
+which work was done recently. What waits longer than callers want costs goodput: its answer comes
+when nobody needs it any more. A few requests of each kind are admitted whatever is ahead, so that a
+slow model serves its callers, each of whom waits for an answer before sending more.
+
+Queries have their own wait, since they overtake documents, and a share of requests and tokens that
+documents cannot take.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import random
+from collections import Counter
+from collections.abc import Generator
+from contextlib import contextmanager
+from enum import StrEnum
+
+from .batching import Lane
+from .errors import QueueFullError
+from .metrics import Metrics
+
+# Together with the request's own batch, well below the three seconds after which callers give up.
+MAX_WAIT_SECONDS = 1.5
+# What was admitted at the door is refused later only if its wait is much longer than it seemed.
+LATE_WAIT_SECONDS = 2.0
+# Requests of this many tokens are bulk: their callers wait, for up to half of the deadline.
+BULK_TOKENS = 4096
+BULK_WAIT_SHARE = 0.5
+# Requests of each kind that are admitted whatever is ahead of them: two of this repository's
+# clients with their default concurrency.
+ALWAYS_ADMITTED = 16
+# Queries keep one request, and one token, out of this many.
+RESERVED_FOR_QUERIES = 8
+# The rate is measured while at least this many requests wait, and over about this long.
+MEASURED_BACKLOG = 8
+MEMORY_SECONDS = 2.0
+MEAN_SMOOTHING = 0.05
+MAX_RETRY_AFTER_SECONDS = 60
+# Callers that are refused together are told times that differ by up to this share.
+JITTER = 0.5
+
+
+class Limit(StrEnum):
+    """A limit that a request may hit, as metrics and logs name it."""
+
+    REQUESTS = "requests"
+    TOKENS = "tokens"
+    WAIT = "wait"
+
+
+class DrainRate:
+    """How many tokens leave per second while requests wait, over the last seconds.
+
+    What leaves is counted, not how long each batch took: so the rate is right whether the model is
+    the bottleneck or the gateway. Without requests that wait, it would only show how many come.
+    """
+
+    def __init__(self) -> None:
+        self._tokens = 0.0
+        self._seconds = 0.0
+        self._since: float | None = None
+
+    @property
+    def per_second(self) -> float:
+        """Tokens per second; 0 while unknown."""
+        return self._tokens / self._seconds if self._seconds else 0.0
+
+    def record(self, tokens: int, now: float, *, is_backlogged: bool) -> None:
+        """Count tokens that leave now.
+
+        Args:
+            tokens: How many.
+            now: A monotonic time in seconds.
+            is_backlogged: Whether requests wait, so that the time until the next call is busy.
+        """
+        if self._since is not None:
+            seconds = now - self._since
+            kept = math.exp(-seconds / MEMORY_SECONDS)
+            self._tokens = self._tokens * kept + tokens
+            self._seconds = self._seconds * kept + seconds
+        self._since = now if is_backlogged else None
+
+
+class Admission:
+    """The bounds of one queue, and what counts towards them.
+
+    Attributes:
+        requests: Requests in progress.
+        queued: Waiting tokens per lane.
+        entering: Requests that have arrived, and whose tokens are not known yet.
+        drain: The rate at which work is done.
+    """
+
+    def __init__(self, *, max_queue_tokens: int, max_queue_requests: int, metrics: Metrics) -> None:
+        """Create the bounds of an empty queue; see `Scheduler`."""
+        self._max_tokens = max_queue_tokens
+        self._max_requests = max_queue_requests
+        self._metrics = metrics
+        self.requests = 0
+        self.queued = dict.fromkeys(Lane, 0)
+        self.entering = 0
+        self.drain = DrainRate()
+        self._submitted: Counter[tuple[Lane, bool]] = Counter()
+        self._by_lane = dict.fromkeys(Lane, 0)
+        self._mean_tokens = 0.0
+        self._model_rate = 0.0
+
+    @property
+    def queued_tokens(self) -> int:
+        return sum(self.queued.values())
+
+    @contextmanager
+    def request(self) -> Generator[None]:
+        """Count a request as in progress, from before its body is read.
+
+        Raises:
+            QueueFullError: As many requests as allowed are in progress.
+        """
+        if self.requests >= self._max_requests:
+            raise self.refuse(Limit.REQUESTS, Lane.QUERY)
+        self.requests += 1
+        try:
+            yield
+        finally:
+            self.requests -= 1
+
+    @contextmanager
+    def submission(
+        self, lane: Lane, tokens: int, *, deadline: float, is_exempt: bool = False
+    ) -> Generator[None]:
+        """Count a request as waiting, or refuse it.
+
+        Args:
+            lane: Where its texts wait.
+            tokens: Their tokens.
+            deadline: When it times out, in the event loop's time.
+            is_exempt: Whether it is admitted in any case.
+
+        Raises:
+            QueueFullError: It exceeds a limit, or would wait too long.
+        """
+        left = deadline - asyncio.get_running_loop().time()
+        limit = None if is_exempt else self._limit_of(lane, tokens, left)
+        if limit is not None:
+            raise self.refuse(limit, lane, tokens)
+        self._mean_tokens += MEAN_SMOOTHING * (tokens - self._mean_tokens)
+        kind = lane, tokens >= BULK_TOKENS
+        self._submitted[kind] += 1
+        self._by_lane[lane] += 1
+        try:
+            yield
+        finally:
+            self._submitted[kind] -= 1
+            self._by_lane[lane] -= 1
+
+    def record_batch(self, tokens: int, now: float, *, model_rate: float) -> None:
+        """Count a batch that the model has finished.
+
+        Args:
+            tokens: Its tokens, without padding.
+            now: The event loop's time.
+            model_rate: How many tokens per second the model is able to do.
+        """
+        self._model_rate = model_rate
+        waiting = self.entering + sum(self._by_lane.values())
+        self.drain.record(tokens, now, is_backlogged=waiting >= MEASURED_BACKLOG)
+
+    def limit_at_the_door(
+        self, lane: Lane, *, is_bulk: bool, timeout_seconds: float
+    ) -> Limit | None:
+        """Return the limit that a request would hit, before anything of its body is known."""
+        if self.requests >= self._max_requests or not self._has_share(lane):
+            return Limit.REQUESTS
+        patience = BULK_WAIT_SHARE * timeout_seconds if is_bulk else MAX_WAIT_SECONDS
+        return self._limit_of_wait(lane, is_bulk=is_bulk, patience_seconds=patience)
+
+    def refuse(self, limit: Limit, lane: Lane, tokens: int = 0) -> QueueFullError:
+        """Count a refusal, and build its error."""
+        self._metrics.rejected_requests.labels(limit.value).inc()
+        return QueueFullError(
+            self._describe(limit, lane, tokens),
+            retry_after_seconds=self.retry_after_seconds(limit, lane, tokens),
+        )
+
+    def retry_after_seconds(self, limit: Limit, lane: Lane, tokens: int = 0) -> int:
+        """Compute when a refused request may be sent again.
+
+        Until then, the work ahead of it is done; or of a full queue, enough for it to fit.
+        """
+        rate = self.drain.per_second or self._model_rate
+        if not rate:
+            return 1
+        ahead = self._tokens_ahead(lane)
+        if limit is Limit.TOKENS:
+            ahead = max(0, self.queued_tokens + tokens - self._max_tokens)
+        # Spread, so that callers that were refused together do not come back together.
+        seconds = ahead / rate * random.uniform(1.0, 1.0 + JITTER)
+        return min(max(1, math.ceil(seconds)), MAX_RETRY_AFTER_SECONDS)
+
+    def _limit_of(self, lane: Lane, tokens: int, seconds_left: float) -> Limit | None:
+        """Return the limit that a request hits, once its tokens are known."""
+        if not self._has_share(lane):
+            return Limit.REQUESTS
+        if not self._fits(lane, tokens):
+            return Limit.TOKENS
+        is_bulk = tokens >= BULK_TOKENS
+        patience = LATE_WAIT_SECONDS
+        if is_bulk:
+            patience = max(patience, BULK_WAIT_SHARE * seconds_left)
+        return self._limit_of_wait(lane, is_bulk=is_bulk, patience_seconds=patience)
+
+    def _limit_of_wait(self, lane: Lane, *, is_bulk: bool, patience_seconds: float) -> Limit | None:
+        is_among_first = self._submitted[lane, is_bulk] + self.entering < ALWAYS_ADMITTED
+        rate = self.drain.per_second
+        if is_among_first or not rate or self._tokens_ahead(lane) <= rate * patience_seconds:
+            return None
+        return Limit.WAIT
+
+    def _has_share(self, lane: Lane) -> bool:
+        """Return whether requests of a lane may be added; queries are bounded by `request`."""
+        return lane is Lane.QUERY or self._by_lane[lane] < self._max_document_requests
+
+    def _fits(self, lane: Lane, tokens: int) -> bool:
+        """Return whether a request's tokens fit; alone in its lane, every request does."""
+        if lane is Lane.DOCUMENT:
+            allowed = self._max_tokens - self._max_tokens // RESERVED_FOR_QUERIES
+            return not self.queued[lane] or self.queued_tokens + tokens <= allowed
+        own = self.queued[lane] + tokens
+        reserved = self._max_tokens // RESERVED_FOR_QUERIES
+        total = self.queued_tokens
+        return not total or total + tokens <= self._max_tokens or own <= reserved
+
+    def _tokens_ahead(self, lane: Lane) -> float:
+        """Estimate the tokens that are done before those of a request that arrives now."""
+        ahead = self.queued[Lane.QUERY] if lane is Lane.QUERY else self.queued_tokens
+        return ahead + self.entering * self._mean_tokens
+
+    @property
+    def _max_document_requests(self) -> int:
+        return max(1, self._max_requests - self._max_requests // RESERVED_FOR_QUERIES)
+
+    def _describe(self, limit: Limit, lane: Lane, tokens: int) -> str:
+        if limit is Limit.REQUESTS:
+            allowed = self._max_requests if lane is Lane.QUERY else self._max_document_requests
+            return (
+                f"{allowed} requests are in progress, which is the limit "
+                "(EMBED_MAX_QUEUE_REQUESTS). Retry later."
+            )
+        if limit is Limit.TOKENS:
+            return (
+                f"{self.queued_tokens} tokens are waiting and this request adds {tokens}; the "
+                f"limit is {self._max_tokens} (EMBED_MAX_QUEUE_TOKENS). Retry later."
+            )
+        return (
+            f"The model has more work than it can do within {MAX_WAIT_SECONDS:g} s, so this "
+            "request would wait too long. Retry later."
+        )
