@@ -19,6 +19,7 @@ from starlette.routing import BaseRoute, Match, Mount, Route
 from . import __version__
 from .api_description import describe
 from .auth import ApiKeys, read_api_keys, warn_about_keys
+from .compression import Decompression
 from .errors import INTERNAL_ERROR, EmbeddingServerError, InvalidRequestError, StartupError, shorten
 from .middleware import Guard, HeadRequests, RequestLog
 from .paths import ForgivingPaths, suggest
@@ -99,6 +100,7 @@ def _add_middleware(app: FastAPI, service: EmbeddingService) -> None:
     settings = service.settings
     keys = read_api_keys(settings)
     warn_about_keys(settings, keys)
+    app.add_middleware(Decompression, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(Guard, keys=ApiKeys(keys), max_body_bytes=settings.max_body_bytes)
     app.add_middleware(HeadRequests)
     if settings.cors_origins:

@@ -6,6 +6,7 @@ EmbeddingServerError
 ├── UnauthorizedError          401
 ├── ModelNotFoundError         404
 ├── BodyTooLargeError          413
+├── UnsupportedEncodingError   415
 ├── QueueFullError             429  with Retry-After
 ├── BadVectorError             502  the model returned something that is not an embedding
 ├── BackendError               502  the model refused the batch or broke the contract
@@ -82,6 +83,12 @@ class BodyTooLargeError(EmbeddingServerError):
     status = 413
     error_type = "invalid_request_error"
     code = "body_too_large"
+
+
+class UnsupportedEncodingError(EmbeddingServerError):
+    status = 415
+    error_type = "invalid_request_error"
+    code = "unsupported_encoding"
 
 
 class QueueFullError(EmbeddingServerError):

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from starlette.responses import Response
 from starlette.types import Scope
 
-from .errors import EmbeddingServerError, UnauthorizedError
+from .errors import EmbeddingServerError, UnauthorizedError, UnsupportedEncodingError
 from .tensors import Float32Matrix
 
 EncodingFormat: TypeAlias = Literal["float", "base64"]
@@ -135,6 +135,8 @@ def error_response(error: EmbeddingServerError, dialect: Dialect) -> JsonRespons
         headers["Retry-After"] = str(error.retry_after_seconds)
     if isinstance(error, UnauthorizedError):
         headers["WWW-Authenticate"] = "Bearer"
+    if isinstance(error, UnsupportedEncodingError):
+        headers["Accept-Encoding"] = "gzip, deflate, zstd"
     return JsonResponse(_error_body(error, dialect), error.status, headers)
 
 

@@ -25,7 +25,7 @@ Result = TypeVar("Result")
 
 # Proxies limit the size of headers: beyond this many indices, the rest is only counted.
 MAX_INDICES_IN_HEADER = 100
-ERROR_STATUSES = {400, 401, 413, 429, 502, 503, 504}
+ERROR_STATUSES = {400, 401, 413, 415, 429, 502, 503, 504}
 
 
 # FastAPI would run a plain function in a thread, which costs a third of a millisecond.
