@@ -234,9 +234,8 @@ def test_a_callers_trace_continues_through_the_gateway_to_triton(triton: LocalTr
     with serving(collector.server), serving(proxy):
         with running_gateway(*flags, "--otel-exporter-otlp-endpoint", collector.url) as gateway:
             headers = {"traceparent": f"00-{TRACE_ID}-{PARENT_ID}-01"}
-            answer = httpx2.post(
-                f"{gateway.url}/embed", json={"texts": [SECRET_TEXT]}, headers=headers
-            )
+            body = {"texts": [SECRET_TEXT], "dimensions": 256}
+            answer = httpx2.post(f"{gateway.url}/embed", json=body, headers=headers)
             assert answer.status_code == 200
             assert gateway.stop() == 0  # sends what is left
         spans = collector.of_trace(TRACE_ID)
@@ -245,6 +244,13 @@ def test_a_callers_trace_continues_through_the_gateway_to_triton(triton: LocalTr
     assert spans["tokenize"].parent_span_id == server.span_id
     assert spans["queue and infer"].parent_span_id == server.span_id
     assert spans["infer batch"].parent_span_id == spans["queue and infer"].span_id
+    attributes = {item.key: item.value for item in server.attributes}
+    assert attributes["gen_ai.operation.name"].string_value == "embeddings"
+    assert attributes["gen_ai.request.model"].string_value == qwen3_nano.MODEL_ID
+    assert attributes["gen_ai.response.model"].string_value == qwen3_nano.MODEL_ID
+    assert attributes["gen_ai.embeddings.dimension.count"].int_value == 256
+    tokens = answer.json()["usage"]["prompt_tokens"]
+    assert attributes["gen_ai.usage.input_tokens"].int_value == tokens
     inferred = [parent for path, parent in seen if path.endswith("/infer")]
     assert f"00-{TRACE_ID}-{spans['infer batch'].span_id.hex()}-01" in inferred
     assert SECRET_TEXT not in str(collector.spans)

@@ -34,6 +34,28 @@ def stage_span(name: str) -> AbstractContextManager[Span]:
     return _tracer.start_as_current_span(name)
 
 
+def describe_embeddings(*, requested: object, served: str, dimensions: int, tokens: int) -> None:
+    """Describe a finished request on its span, by OpenTelemetry's conventions for GenAI.
+
+    Args:
+        requested: The model's name in the request, if there is one.
+        served: The model's own name.
+        dimensions: Those of its vectors.
+        tokens: What the texts had after truncation.
+    """
+    model = requested if isinstance(requested, str) else served
+    trace.get_current_span().set_attributes(
+        {
+            "gen_ai.operation.name": "embeddings",
+            "gen_ai.provider.name": SERVICE_NAME,
+            "gen_ai.request.model": model,
+            "gen_ai.response.model": served,
+            "gen_ai.embeddings.dimension.count": dimensions,
+            "gen_ai.usage.input_tokens": tokens,
+        }
+    )
+
+
 def current_origin() -> SpanContext:
     """Return the current span's context, for the batch that its texts will join."""
     return trace.get_current_span().get_span_context()

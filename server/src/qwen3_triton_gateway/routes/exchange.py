@@ -20,6 +20,7 @@ from ..responses import Dialect, EncodingFormat, JsonResponse, render_vectors
 from ..schemas import Usage, parse_json
 from ..service import EmbeddingService
 from ..tensors import Embeddings
+from ..tracing import describe_embeddings
 
 Result = TypeVar("Result")
 
@@ -106,7 +107,14 @@ class Exchange:
             "queue_ms": round(timings.queue_seconds * 1000, 1),
             "infer_ms": round(timings.infer_seconds * 1000, 1),
         }
-        return EmbedAnswer(self.service, embeddings, timings)
+        answer = EmbedAnswer(self.service, embeddings, timings)
+        describe_embeddings(
+            requested=self.body.get("model"),
+            served=self.service.model_id,
+            dimensions=answer.dimensions,
+            tokens=embeddings.prompt_tokens,
+        )
+        return answer
 
     async def _embed(self, call: EmbedCall) -> tuple[Embeddings, EmbedTimings]:
         answer = await self.service.embedder.embed(call, deadline=self.deadline)
