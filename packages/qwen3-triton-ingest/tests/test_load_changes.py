@@ -14,7 +14,7 @@ from ingest_loading import TABLE, Loading, notes, quick_loading, write_jsonl
 from qwen3_triton_ingest.config import IndexOptions, SplitOptions
 from qwen3_triton_ingest.documents import BadRecord, Origin
 from qwen3_triton_ingest.layouts import LayoutName
-from qwen3_triton_ingest.ledger.documents import mark_unchanged
+from qwen3_triton_ingest.ledger.documents import Ownership, mark_unchanged
 from qwen3_triton_ingest.ledger.runs import Counts, add_dead_letters, run_counts
 from qwen3_triton_ingest.status import status
 
@@ -96,9 +96,10 @@ def test_other_metadata_is_written_without_embedding(loading: Loading, tmp_path:
         (5, {}, 10),
         (5, {"max_vanished_fraction": 1.0}, 5),
         (9, {"vanished": "keep"}, 10),
-        (0, {}, 10),
+        (5, {"vanished": "delete"}, 5),
+        (5, {"vanished": "delete", "max_vanished_fraction": 0.1}, 10),
     ],
-    ids=["few go", "many stay", "many go if allowed", "kept by policy", "an empty file"],
+    ids=["few go", "many stay", "many go if allowed", "kept by policy", "last word", "limited"],
 )
 def test_vanished_documents(
     loading: Loading, tmp_path: Path, left: int, changes: dict[str, Any], remain: int
@@ -123,7 +124,9 @@ def test_unreadable_record_may_be_a_vanished_one(loading: Loading, tmp_path: Pat
     report = loading(path)
     assert len(loading.doc_ids()) == 10
     assert report.counts.nameless == report.counts.failed == 1
-    assert [kept.nameless for kept in report.vanished_kept] == [1]
+    (kept,) = report.vanished_kept
+    assert (kept.known, kept.vanished, kept.doubtful) == (10, 1, 1)
+    assert loading(path, max_vanished_fraction=1.0).removed == 1
 
 
 def test_vanished_file_of_a_folder(loading: Loading, tmp_path: Path) -> None:
@@ -203,10 +206,11 @@ def test_what_is_recorded_twice_is_counted_once(loading: Loading, tmp_path: Path
     bad = [BadRecord(Origin("elsewhere", "b.jsonl", 9), "is no JSON")]
     with psycopg.connect(loading.dsn) as connection:
         (table_id, run_id) = loading.query("SELECT table_id, id + 1 FROM qwen3_ingest.runs")[0]
-        assert mark_unchanged(connection, table_id, run_id, met) == 3
-        assert mark_unchanged(connection, table_id, run_id, met) == 0
+        owner = Ownership(run_id)
+        assert mark_unchanged(connection, table_id, owner, met) == 3
+        assert mark_unchanged(connection, table_id, owner, met) == 0
         for _ in range(2):
-            add_dead_letters(connection, table_id, run_id, bad)
+            add_dead_letters(connection, table_id, owner, bad)
         counts, _ = run_counts(connection, run_id)
     assert (counts.failed, counts.nameless) == (1, 1)
 

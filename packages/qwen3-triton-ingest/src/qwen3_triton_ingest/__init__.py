@@ -10,10 +10,12 @@ from .config import (
 )
 from .errors import (
     BusyError,
+    ConflictError,
     DatabaseError,
     FilterError,
     FingerprintError,
     IngestError,
+    NothingLoadedError,
     SourceError,
     TableError,
 )
@@ -24,6 +26,7 @@ from .status import TableStatus, status
 
 __all__ = [
     "BusyError",
+    "ConflictError",
     "DatabaseError",
     "FilterError",
     "FingerprintError",
@@ -34,6 +37,7 @@ __all__ = [
     "LoadOptions",
     "LoadProgress",
     "LoadReport",
+    "NothingLoadedError",
     "ReadOptions",
     "ReembedReport",
     "Searcher",

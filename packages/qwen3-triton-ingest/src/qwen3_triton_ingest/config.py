@@ -20,7 +20,8 @@ SourceFormat: TypeAlias = Literal[
 Engine: TypeAlias = Literal["threads", "ray"]
 IndexPolicy: TypeAlias = Literal["auto", "keep", "rebuild", "none"]
 TextIndexPolicy: TypeAlias = Literal["auto", "tsvector", "paradedb", "none"]
-VanishedPolicy: TypeAlias = Literal["delete", "keep"]
+VanishedPolicy: TypeAlias = Literal["auto", "delete", "keep"]
+ConflictPolicy: TypeAlias = Literal["skip", "fail", "replace"]
 
 MIB = 1024 * 1024
 
@@ -130,6 +131,12 @@ class ReadOptions:
         unit=MIB,
     )
     max_metadata_bytes: int = 64 * 1024
+    source_name: str | None = option(
+        None,
+        "Name of the source, to which its documents belong. Default: the absolute path of a file, "
+        "folder or pattern; a digest of the query. Set it where these change.",
+        metavar="NAME",
+    )
     query: str | None = option(
         None,
         "Load the rows of this query; SOURCE is then the URI of the database, or `sql` for the "
@@ -265,16 +272,24 @@ class LoadOptions:
     )
     workers: int = option(2, "Shards to process at the same time.", minimum=1)
     vanished: VanishedPolicy = option(
-        "delete", "What to do with documents that are no longer in their source."
+        "auto",
+        "What to do with documents that are no longer in their source. auto: delete them, unless "
+        "more than --max-vanished are gone or records of their file cannot be read.",
     )
-    max_vanished_fraction: float = option(
-        0.2,
-        "Delete nothing if more than this fraction of a source's documents has vanished; 1 always "
-        "deletes.",
+    max_vanished_fraction: float | None = option(
+        None,
+        "Delete nothing if more than this fraction of the documents that a source had has "
+        "vanished; 1 deletes all of them.",
         flag="--max-vanished",
         metavar="FRACTION",
         minimum=0,
         maximum=1,
+        shown_default="0.2; 1 with --vanished delete",
+    )
+    on_conflict: ConflictPolicy = option(
+        "skip",
+        "What to do with a document whose id another source's document has. skip: report it. "
+        "fail: end the load. replace: it takes the other one's place.",
     )
     adopt: bool = option(
         False,

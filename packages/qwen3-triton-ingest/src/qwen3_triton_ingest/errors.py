@@ -2,6 +2,8 @@
 
 * IngestError
   x SourceError          a source does not exist or cannot be read at all
+    + ConflictError      another source has a document with the same id, and the load is to fail
+    + NothingLoadedError no document of a source could be loaded; the rest of the load is done
   x TableError           a table is missing, has the wrong columns, or lacks privileges
     + FingerprintError   a table has vectors of another embedding space
   x DatabaseError        PostgreSQL cannot be reached, or was unavailable for too long
@@ -14,6 +16,8 @@ fails, that is a `qwen3_triton_client.EmbeddingError`.
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class IngestError(Exception):
     """A load or a search cannot continue; the base of every error of this package."""
@@ -21,6 +25,22 @@ class IngestError(Exception):
 
 class SourceError(IngestError):
     """A source does not exist or cannot be read at all."""
+
+
+class ConflictError(SourceError):
+    """Another source has a document with the same id, and the load is to fail then."""
+
+
+class NothingLoadedError(SourceError):
+    """No document of a source could be loaded; everything else of the load is done.
+
+    Attributes:
+        report: The `LoadReport` of the load.
+    """
+
+    def __init__(self, message: str, report: Any = None) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class TableError(IngestError):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from typing import Literal, TypeAlias
 
@@ -11,42 +11,65 @@ from .database import Session, keep_trying
 from .index.build import OnNotice, build_vector_index
 from .index.catalog import IndexProgress, find_vector_indexes
 from .layouts import Table
-from .ledger.documents import VanishedCount, count_vanished, remove_vanished
-from .ledger.runs import Run, drop_stale_dead_letters
+from .ledger.documents import (
+    Ownership,
+    VanishedCount,
+    count_vanished,
+    remove_vanished,
+    settle_former_names,
+)
+from .ledger.runs import drop_stale_dead_letters
 from .search import create_text_index
 
 IndexOutcome: TypeAlias = Literal["built", "kept", "none"]
 """What a load did with the vector index."""
 
 
+# More than this is taken for a mistake, such as a folder that is not mounted.
+DEFAULT_MAX_VANISHED = 0.2
+
+
 def remove_vanished_documents(
     session: Session,
     table: Table,
-    run: Run,
     *,
     table_id: int,
-    sources: Sequence[str],
+    owner: Ownership,
     options: LoadOptions,
     on_removal: Callable[[], None],
+    on_notice: OnNotice,
 ) -> tuple[VanishedCount, ...]:
     """Remove the documents that a complete run did not encounter, unless they are too many.
 
     Returns:
-        The sources whose vanished documents were kept although the policy is to remove them.
+        The sources whose vanished documents were kept although the policy is to remove them. A
+        fraction above the limit keeps all of them; otherwise only the doubtful ones are kept.
     """
+    every = options.vanished == "delete"
+    left = session.run(partial(settle_former_names, table_id=table_id, owner=owner, every=every))
+    for name, count in left.items():
+        on_notice(
+            f"{count:,} documents that an earlier release loaded from {name!r} were not found, and "
+            "were kept: another folder or query may have had this name. If none had, "
+            "`--vanished delete` removes them."
+        )
+    limit = options.max_vanished_fraction
+    if limit is None:
+        limit = 1.0 if every else DEFAULT_MAX_VANISHED
     kept: list[VanishedCount] = []
-    for source in sources if options.vanished == "delete" else ():
-        ids = {"table_id": table_id, "run_id": run.id}
+    for source in sorted(owner.sources) if options.vanished != "keep" else ():
+        ids = {"table_id": table_id, "run_id": owner.run_id}
         found = session.run(partial(count_vanished, source=source, **ids))
-        if not found.vanished:
-            continue
-        if found.nameless or found.fraction > options.max_vanished_fraction:
+        doubtful = limit >= 1
+        if found.fraction > limit or (found.doubtful and not doubtful):
             kept.append(found)
+        if found.fraction > limit or not found.vanished:
             continue
         on_removal()
-        while session.run(partial(remove_vanished, table=table, source=source, **ids)):
+        remove = partial(remove_vanished, table=table, source=source, doubtful=doubtful, **ids)
+        while session.run(remove):
             pass
-    session.run(lambda connection: drop_stale_dead_letters(connection, table_id, run.id, sources))
+    session.run(lambda connection: drop_stale_dead_letters(connection, table_id, owner))
     return tuple(kept)
 
 

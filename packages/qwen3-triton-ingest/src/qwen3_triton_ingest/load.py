@@ -18,7 +18,7 @@ from .database import Connection, Session, explain
 from .documents import text_digest
 from .embedding import open_client, served_space
 from .engines import map_shards, open_engine
-from .errors import IngestError, TableError
+from .errors import IngestError, NothingLoadedError, TableError
 from .finishing import IndexOutcome, build_indexes, remove_vanished_documents
 from .index.build import OnNotice
 from .index.catalog import (
@@ -29,13 +29,31 @@ from .index.catalog import (
 )
 from .index.plan import decide
 from .layouts import Table
-from .ledger.documents import VanishedCount
-from .ledger.runs import Counts, Run, finish_run, has_open_shards, open_run, run_counts
+from .ledger.documents import Ownership, VanishedCount
+from .ledger.runs import (
+    Counts,
+    FailedSource,
+    Run,
+    failed_sources,
+    finish_run,
+    has_open_shards,
+    open_run,
+    rename_dead_letters,
+    run_counts,
+)
 from .ledger.schema import prepare_ledger
 from .ledger.tables import Space, TableHold, TableRecord, claim_table
 from .rows.chunks import count_chunks
 from .shard import ShardTask, ingest_shard, splitter_for
-from .sources import Shard, plan_shards, source_name
+from .sources import (
+    TARGET_DATABASE,
+    Shard,
+    former_names,
+    is_sql,
+    plan_shards,
+    plan_sql,
+    source_name,
+)
 from .tables.preparation import prepare_table, version_warning
 
 # Shards that are planned ahead, so that the progress has a total.
@@ -78,6 +96,7 @@ class LoadReport:
             them, and how many there are.
         resumed: Whether this load continued an interrupted run.
         skipped_files: Files without a known format, by extension.
+        failed_sources: Sources of which nothing could be loaded, in a `NothingLoadedError`.
     """
 
     table: str
@@ -89,6 +108,7 @@ class LoadReport:
     index: IndexOutcome
     seconds: float
     skipped_files: dict[str, int]
+    failed_sources: tuple[FailedSource, ...] = ()
 
 
 def load(
@@ -115,7 +135,8 @@ def load(
 
     Raises:
         IngestError: The load cannot continue; the message says what to do. A document that cannot
-            be loaded raises nothing: it is in the ledger's dead letters.
+            be loaded raises nothing: it is in the ledger's dead letters. But a source of which
+            nothing can be loaded is a `NothingLoadedError`, once all the rest is done.
         EmbeddingError: The gateway cannot be reached or rejects everything.
         ValueError: An option is out of range.
     """
@@ -139,7 +160,13 @@ class _Load:
         on_notice: OnNotice | None,
     ) -> None:
         self._places = sources
-        self._sources = [source_name(place) for place in sources]  # without passwords
+        names = {place: source_name(place, options.read) for place in sources}
+        self._sources = list(names.values())
+        self._former = {
+            former: name
+            for place, name in names.items()
+            for former in sorted(former_names(place, options.read))
+        }
         self._dsn = dsn
         self._table_name = table_name
         self._options = options
@@ -166,24 +193,17 @@ class _Load:
         kept = remove_vanished_documents(
             self._session,
             table,
-            run,
             table_id=record.id,
-            sources=self._sources,
+            owner=task.owner,
             options=self._options,
             on_removal=lambda: self._show(phase="vanished"),
-        )
-        index = build_indexes(
-            self._session,
-            self._dsn,
-            table,
-            self._options,
-            on_progress=lambda progress: self._show(phase="index", index=progress),
             on_notice=self._on_notice,
-            on_pause=self._wait_for_postgres,
         )
-        finished = self._session.run(lambda connection: finish_run(connection, run.id))
         counts, _ = self._session.run(lambda connection: run_counts(connection, run.id))
-        return LoadReport(
+        failed = self._session.run(lambda connection: failed_sources(connection, run.id))
+        index = self._build_indexes(table) if counts.documents or not failed else "none"
+        finished = self._session.run(lambda connection: finish_run(connection, run.id))
+        report = LoadReport(
             table=str(table),
             fingerprint=space.fingerprint,
             counts=counts,
@@ -193,6 +213,21 @@ class _Load:
             index=index,
             seconds=time.monotonic() - self._began,
             skipped_files=self._skipped,
+            failed_sources=tuple(failed),
+        )
+        if failed:
+            raise NothingLoadedError(_nothing_loaded(failed), report)
+        return report
+
+    def _build_indexes(self, table: Table) -> IndexOutcome:
+        return build_indexes(
+            self._session,
+            self._dsn,
+            table,
+            self._options,
+            on_progress=lambda progress: self._show(phase="index", index=progress),
+            on_notice=self._on_notice,
+            on_pause=self._wait_for_postgres,
         )
 
     def _space(self) -> Space:
@@ -232,9 +267,11 @@ class _Load:
             record.space.fingerprint,
             splitter_version,
             repr((self._sources, options.read, sorted(options.labels.items()))),
+            options.on_conflict,
         )
 
         def work(connection: Connection) -> Run:
+            rename_dead_letters(connection, record.id, self._former)
             return open_run(
                 connection,
                 record.id,
@@ -255,12 +292,13 @@ class _Load:
         return ShardTask(
             dsn=self._dsn,
             source_dsns={
-                name: self._dsn if place == name else place
-                for place, name in zip(self._places, self._sources, strict=True)
+                plan_sql(place, options.read).key: self._dsn if place == TARGET_DATABASE else place
+                for place in self._places
+                if is_sql(place)
             },
             table=table,
             table_id=record.id,
-            run_id=run.id,
+            owner=Ownership(run.id, frozenset(self._sources), self._former),
             fingerprint=record.space.fingerprint,
             read=options.read,
             split=options.split,
@@ -268,6 +306,7 @@ class _Load:
             gateway=gateway,
             labels=options.labels,
             retry_seconds=options.retry_seconds,
+            on_conflict=options.on_conflict,
         )
 
     @property
@@ -336,6 +375,14 @@ class _Load:
         seconds = time.monotonic() - self._began
         self._progress = replace(self._progress, seconds=seconds, **changes)  # pyright: ignore[reportArgumentType]
         self._on_progress(self._progress)
+
+
+def _nothing_loaded(failed: Sequence[FailedSource]) -> str:
+    reasons = (
+        f"{each.source}: {each.failed:,} failed, such as {each.origin}: {each.reason}"
+        for each in failed
+    )
+    return f"Nothing was loaded from {' Nothing was loaded from '.join(reasons)}"
 
 
 def _ignore(_: object) -> None:

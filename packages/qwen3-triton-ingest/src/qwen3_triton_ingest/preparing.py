@@ -1,9 +1,12 @@
-"""What a document needs: nothing, other metadata, or vectors for some of its chunks. No I/O."""
+"""What a document needs: nothing, other metadata, or vectors for some of its chunks. No I/O.
+
+A document belongs to the source that it was loaded from, and only that source changes it.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
@@ -18,9 +21,10 @@ from .documents import (
     metadata_digest,
     text_digest,
 )
-from .ledger.documents import KnownDocument, LedgerEntry
+from .ledger.documents import KnownDocument, LedgerEntry, Ownership
+from .sources import is_same_file, wider_source
 
-Verdict: TypeAlias = Literal["done", "unchanged", "duplicate", "contested", "write"]
+Verdict: TypeAlias = Literal["done", "unchanged", "duplicate", "contested", "foreign", "write"]
 
 
 @dataclass(slots=True, eq=False)
@@ -92,39 +96,65 @@ def digests_of(document: Document, splitter_version: str) -> Digests:
     )
 
 
+def in_one_source(
+    document: Document, known: KnownDocument | None, owner: Ownership
+) -> tuple[Document, KnownDocument | None]:
+    """Give a document and what the ledger has of it the same source, if that is only named twice.
+
+    A file that is reached through two sources, such as a folder and itself, belongs to the wider
+    one, which alone notices when it vanishes.
+    """
+    if known is None or known.origin.source == document.origin.source:
+        return document, known
+    source = document.origin.source
+    if owner.former.get(known.origin.source) == source:
+        return document, replace(known, origin=replace(known.origin, source=source))
+    if is_same_file(document.origin, known.origin):
+        source = wider_source(source, known.origin.source)
+        document = replace(document, origin=replace(document.origin, source=source))
+        return document, replace(known, origin=replace(known.origin, source=source))
+    return document, known
+
+
 def compare(
     document: Document,
     digests: Digests,
     known: KnownDocument | None,
+    owner: Ownership,
     *,
-    run_id: int,
     all_read: bool = False,
+    may_replace: bool = False,
 ) -> Verdict:
     """Return what a document needs, given what the ledger has of it.
 
     "done": this run wrote it before it was interrupted. "duplicate": another record of this run
     with the same id precedes it. "contested": one did in an earlier run, in another file. It may be
     gone, or another worker has yet to read it, which is known only after all files were read.
+    "foreign": another source has a document with this id.
 
     Args:
-        document: What was read.
+        document: What was read, with its source from `in_one_source`.
         digests: The document's.
-        known: What the ledger has under its id.
-        run_id: This run.
+        known: What the ledger has under its id, likewise.
+        owner: This run and its sources.
         all_read: Whether all files were read, so that nothing is contested any more.
+        may_replace: Whether documents of sources that this run does not read may be replaced.
     """
     if known is None:
         return "write"
     same = _is_same(digests, known)
-    if known.run_id == run_id and known.origin != document.origin:
-        if known.origin < document.origin:
-            return "duplicate"
-        return "unchanged" if same else "write"
-    if known.run_id == run_id and same:
-        return "done"
-    if not (same or all_read or known.run_id == run_id) and _file(known) < _file(document):
+    needed: Verdict = "unchanged" if same else "write"
+    is_read = known.run_id == owner.run_id
+    if known.origin.source != document.origin.source and known.owned_since != owner.run_id:
+        is_ours = known.origin.source in owner.sources
+        if is_read or not (is_ours or may_replace):
+            return "foreign"
+        return "contested" if is_ours and not all_read else needed
+    if is_read and known.origin != document.origin:
+        return "duplicate" if known.origin < document.origin else needed
+    if not (same or all_read or is_read) and _file(known) < _file(document):
         return "contested"
-    return "unchanged" if same else "write"
+    return "done" if is_read and same else needed
 
 
 def is_duplicate(document: Document, known: KnownDocument, run_id: int) -> bool:
@@ -142,6 +172,17 @@ def conflict(document: Document, digests: Digests, known: KnownDocument) -> list
         "of its own, or choose another `--id-column`."
     )
     return [BadRecord(second, reason, "write", document.doc_id)]
+
+
+def foreign_conflict(document: Document, known: KnownDocument) -> BadRecord:
+    """Report a document whose id another source's document has."""
+    reason = (
+        f"The id {document.doc_id!r} belongs to {known.origin} of the source "
+        f"{known.origin.source}, which stays. Give the documents of each source ids of their own: "
+        "another `--id-column`, or another path. If this source takes the other one's place, run "
+        "once with `--on-conflict replace`."
+    )
+    return BadRecord(document.origin, reason, "write", document.doc_id)
 
 
 def prepare(

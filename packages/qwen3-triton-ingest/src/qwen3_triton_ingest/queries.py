@@ -73,8 +73,39 @@ WHERE d.classid = 'pg_class'::regclass AND d.refobjid = %s AND d.deptype = 'a'
     AND CASE s.relkind WHEN 'S' THEN NOT has_sequence_privilege(s.oid, 'USAGE') ELSE false END
 """
 
+# ledger.documents: the run in which the document `d` came to the source that a statement gives it.
+# A former name is the same source; then the last run that read the document is remembered.
+_OWNED_SINCE = """CASE WHEN d.source = {0}.source THEN d.owned_since
+    WHEN d.source = ANY({1}) THEN d.run_id ELSE {2} END"""
+OWNED_SINCE = _OWNED_SINCE.format("e", "%s", "%s")
+
+# ledger.documents: whether a record of the same file, or anything in the same folder, had no
+# readable id in this run, so that it may be `d`.
+IS_DOUBTFUL = """EXISTS (
+    SELECT FROM qwen3_ingest.dead_letters l
+    WHERE l.run_id = %(run)s AND l.source = d.source AND l.doc_id IS NULL
+        AND (l.path IN (d.path, '.') OR starts_with(d.path, rtrim(l.path, '/') || '/')))"""
+
+# ledger.documents
+SETTLE_FORMER_NAME = """
+WITH unread AS (
+    SELECT run_id, count(*) AS documents FROM qwen3_ingest.documents
+    WHERE table_id = %(table)s AND source = %(former)s GROUP BY run_id
+), read AS (
+    SELECT owned_since AS run_id, count(*) AS documents FROM qwen3_ingest.documents
+    WHERE table_id = %(table)s AND source = %(source)s GROUP BY owned_since
+), settled AS (
+    UPDATE qwen3_ingest.documents d SET source = %(source)s, owned_since = d.run_id
+    FROM unread LEFT JOIN read USING (run_id)
+    WHERE d.table_id = %(table)s AND d.source = %(former)s AND d.run_id = unread.run_id
+        AND (%(every)s OR read.documents >= unread.documents)
+    RETURNING d.doc_id
+)
+SELECT (SELECT coalesce(sum(documents), 0)::bigint FROM unread) - (SELECT count(*) FROM settled)
+"""
+
 # ledger.documents: rows are locked in the same order everywhere, or workers could deadlock.
-MARK_UNCHANGED = """
+MARK_UNCHANGED = f"""
 WITH met AS (
     SELECT * FROM unnest(%(ids)s::text[], %(sources)s::text[], %(paths)s::text[],
         %(positions)s::bigint[]) AS m (doc_id, source, path, position)
@@ -83,11 +114,23 @@ WITH met AS (
     WHERE d.table_id = %(table)s ORDER BY d.doc_id FOR UPDATE OF d
 ), marked AS (
     UPDATE qwen3_ingest.documents d
-    SET run_id = %(run)s, source = met.source, path = met.path, position = met.position
+    SET run_id = %(run)s, source = met.source, path = met.path, position = met.position,
+        owned_since = {_OWNED_SINCE.format("met", "%(former)s", "%(run)s")}
     FROM met JOIN locked USING (doc_id)
     WHERE d.table_id = %(table)s AND d.doc_id = met.doc_id
 )
 SELECT count(*) FROM locked WHERE run_id <> %(run)s
+"""
+
+# ledger.runs
+FAILED_SOURCES = """
+SELECT DISTINCT ON (l.source) l.source, count(*) OVER (PARTITION BY l.source), l.path, l.position,
+    l.reason
+FROM qwen3_ingest.dead_letters l
+WHERE l.run_id = %(run)s AND NOT EXISTS (
+    SELECT FROM qwen3_ingest.shards s WHERE s.run_id = l.run_id AND s.source = l.source
+        AND s.documents + s.unchanged + s.duplicates > 0)
+ORDER BY l.source, l.path, l.position
 """
 
 # index.catalog

@@ -10,12 +10,13 @@ from functools import lru_cache
 
 from qwen3_triton_client import Vector
 
-from .config import GatewayOptions, ReadOptions, SplitOptions
+from .config import ConflictPolicy, GatewayOptions, ReadOptions, SplitOptions
 from .database import Connection, Session
 from .documents import BadRecord, Document, Metadata
 from .embedding import embed_documents
+from .errors import ConflictError
 from .layouts import Table
-from .ledger.documents import KnownDocument, known_documents, mark_unchanged
+from .ledger.documents import KnownDocument, Ownership, known_documents, mark_unchanged
 from .ledger.runs import Counts, add_counts, begin_shard, clear_dead_letters, finish_shard
 from .preparing import (
     Digests,
@@ -23,6 +24,8 @@ from .preparing import (
     compare,
     conflict,
     digests_of,
+    foreign_conflict,
+    in_one_source,
     is_duplicate,
     prepare,
 )
@@ -48,17 +51,18 @@ class ShardTask:
     """What a worker needs in addition to its shard; it is sent to other machines.
 
     Attributes:
-        source_dsns: DSNs of the sources that are databases, by name.
+        source_dsns: Where queries run, by the key of their shard.
+        owner: The run, and the documents that it may change.
         gateway: Its `max_concurrency` is this worker's share.
         labels: Metadata that every document gets.
         all_read: Whether all shards have been read once, see `preparing.compare`.
     """
 
     dsn: str = field(repr=False)
-    source_dsns: Mapping[str, str] = field(repr=False)
+    source_dsns: Mapping[bytes, str] = field(repr=False)
     table: Table
     table_id: int
-    run_id: int
+    owner: Ownership
     fingerprint: str
     read: ReadOptions
     split: SplitOptions
@@ -66,7 +70,12 @@ class ShardTask:
     gateway: GatewayOptions
     labels: Metadata
     retry_seconds: float
+    on_conflict: ConflictPolicy = "skip"
     all_read: bool = False
+
+    @property
+    def run_id(self) -> int:
+        return self.owner.run_id
 
 
 def ingest_shard(task: ShardTask, shard: Shard, is_stopped: Callable[[], bool]) -> None:
@@ -83,6 +92,7 @@ def ingest_shard(task: ShardTask, shard: Shard, is_stopped: Callable[[], bool]) 
         EmbeddingError: The gateway cannot be reached or refuses everything.
         FingerprintError: It serves another embedding space than when the load began.
         DatabaseError: PostgreSQL stayed unavailable.
+        ConflictError: Another source has a document with the same id, and the load is to fail then.
     """
     with Session(task.dsn, retry_seconds=task.retry_seconds) as session:
         was_done = session.run(
@@ -129,7 +139,7 @@ class _ShardRun:
             session,
             task.table,
             table_id=task.table_id,
-            run_id=task.run_id,
+            owner=task.owner,
             shard_key=shard.key,
         )
         self._group: list[PreparedDocument] = []
@@ -154,7 +164,7 @@ class _ShardRun:
         return read_shard(
             self._shard,
             task.read,
-            source_dsn=task.source_dsns.get(self._shard.source),
+            source_dsn=task.source_dsns.get(self._shard.key),
             dimensions=task.table.dimensions,
         )
 
@@ -188,18 +198,29 @@ class _ShardRun:
         )
         unchanged: list[Document] = []
         prepared: list[PreparedDocument] = []
-        for document in documents:
-            known = known_by_id.get(document.doc_id)
+        for read in documents:
+            stored = known_by_id.get(read.doc_id)
+            document, known = in_one_source(read, stored, task.owner)
             digests = digests_of(document, task.splitter_version)
-            verdict = compare(document, digests, known, run_id=task.run_id, all_read=task.all_read)
+            verdict = compare(
+                document,
+                digests,
+                known,
+                task.owner,
+                all_read=task.all_read,
+                may_replace=task.on_conflict == "replace",
+            )
             if verdict == "write":
-                item = self._prepare(document, digests, known)
+                item = self._prepare(document, digests, stored)
                 bad += [item] if isinstance(item, BadRecord) else []
                 prepared += [item] if isinstance(item, PreparedDocument) else []
             elif verdict == "unchanged":
                 unchanged.append(document)
             elif verdict == "contested":
                 self.contested += 1
+            elif verdict == "foreign" and known is not None:
+                bad.append(self._foreign(document, known))
+                continue
             if known is not None and is_duplicate(document, known, task.run_id):
                 self.duplicates += 1
                 bad += conflict(document, digests, known)
@@ -207,6 +228,12 @@ class _ShardRun:
         if bad:
             self._writer.refuse(bad)
         return prepared
+
+    def _foreign(self, document: Document, known: KnownDocument) -> BadRecord:
+        record = foreign_conflict(document, known)
+        if self._task.on_conflict == "fail":
+            raise ConflictError(f"{record.origin}: {record.reason}")
+        return record
 
     def _prepare(
         self, document: Document, digests: Digests, known: KnownDocument | None
@@ -228,7 +255,7 @@ class _ShardRun:
         found = [(document.doc_id, document.origin) for document in documents]
 
         def record(connection: Connection) -> None:
-            counts = Counts(unchanged=mark_unchanged(connection, task.table_id, task.run_id, found))
+            counts = Counts(unchanged=mark_unchanged(connection, task.table_id, task.owner, found))
             clear_dead_letters(connection, task.table_id, [origin for _, origin in found])
             add_counts(connection, task.run_id, self._shard.key, counts)
 

@@ -9,7 +9,12 @@ import psycopg
 from .database import Connection, Session, explain
 from .documents import BadRecord
 from .layouts import Table
-from .ledger.documents import insert_documents, known_documents, update_documents
+from .ledger.documents import (
+    Ownership,
+    insert_documents,
+    known_documents,
+    update_documents,
+)
 from .ledger.runs import Counts, add_counts, add_dead_letters, clear_dead_letters
 from .preparing import PreparedDocument
 from .rows.chunks import copy_chunks, delete_chunks, update_chunks, upsert_chunks
@@ -27,12 +32,13 @@ class GroupWriter:
     """The documents of one shard on their way into one table."""
 
     def __init__(
-        self, session: Session, table: Table, *, table_id: int, run_id: int, shard_key: bytes
+        self, session: Session, table: Table, *, table_id: int, owner: Ownership, shard_key: bytes
     ) -> None:
         self._session = session
         self._table = table
         self._table_id = table_id
-        self._run_id = run_id
+        self._owner = owner
+        self._run_id = owner.run_id
         self._shard_key = shard_key
 
     def write(self, group: Sequence[PreparedDocument]) -> list[PreparedDocument]:
@@ -59,7 +65,7 @@ class GroupWriter:
     def refuse(self, records: Sequence[BadRecord]) -> None:
         """Record documents that cannot be loaded."""
         self._session.run(
-            lambda connection: add_dead_letters(connection, self._table_id, self._run_id, records)
+            lambda connection: add_dead_letters(connection, self._table_id, self._owner, records)
         )
 
     def _write_once(
@@ -68,7 +74,7 @@ class GroupWriter:
         current, stale = self._take_rows(connection, group)
         changed = [item.entry for item in current if item.base is not None]
         removed = self._write_chunks(connection, current)
-        update_documents(connection, self._table_id, self._run_id, changed)
+        update_documents(connection, self._table_id, self._owner, changed)
         clear_dead_letters(connection, self._table_id, [item.entry.origin for item in current])
         counts = Counts(
             documents=len(current),

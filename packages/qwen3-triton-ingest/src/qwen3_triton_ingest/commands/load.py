@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ..config import LoadOptions
+from ..errors import NothingLoadedError
 from ..ledger.documents import VanishedCount
 from ..load import LoadProgress, LoadReport
 from ..reembed import ReembedProgress, ReembedReport
@@ -64,19 +65,25 @@ def load(
             return
         from ..load import load as load_sources
 
-        report = load_sources(
-            sources,
-            dsn=dsn,
-            table=table,
-            options=options,
-            on_progress=bar.show_load,
-            on_notice=bar.notice,
-        )
+        failure: NothingLoadedError | None = None
+        try:
+            report: LoadReport = load_sources(
+                sources,
+                dsn=dsn,
+                table=table,
+                options=options,
+                on_progress=bar.show_load,
+                on_notice=bar.notice,
+            )
+        except NothingLoadedError as error:
+            failure, report = error, error.report
         bar.finish()
         if as_json:
             print_json(asdict(report))
         else:
             _print_load_report(report)
+        if failure:
+            raise failure
 
 
 @contextmanager
@@ -201,14 +208,15 @@ def _print_load_report(report: LoadReport) -> None:
 
 
 def _vanished(vanished: VanishedCount) -> str:
-    why = (
-        f"{vanished.nameless:,} records had no readable id, and could be these"
-        if vanished.nameless
-        else "that may be a mistake. --max-vanished 1 deletes them, --vanished keep never does"
-    )
+    kept = "and were kept, because so many may be a mistake"
+    if vanished.doubtful:
+        kept = (
+            f"and {vanished.doubtful:,} were kept, because they may be records of their files "
+            "whose ids could not be read"
+        )
     return (
         f"{vanished.vanished:,} of {vanished.known:,} documents of {vanished.source} have "
-        f"vanished, and were kept: {why}."
+        f"vanished, {kept}. --vanished delete removes them, --vanished keep never does."
     )
 
 

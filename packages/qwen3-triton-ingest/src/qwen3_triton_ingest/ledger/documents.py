@@ -1,10 +1,10 @@
-"""One row per document: its chunks in the table, and the last run that read it."""
+"""One row per document: its chunks in the table, its source, and the last run that read it."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from .. import queries
@@ -20,6 +20,7 @@ class KnownDocument:
 
     Attributes:
         run_id: The last run that read it.
+        owned_since: The run in which it came to its source.
     """
 
     content_hash: bytes
@@ -27,6 +28,22 @@ class KnownDocument:
     chunk_ids: tuple[uuid.UUID, ...]
     origin: Origin
     run_id: int
+    owned_since: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ownership:
+    """Which documents a run may change: those of its own sources.
+
+    Attributes:
+        sources: Of the run.
+        former: The names that older ledgers have for these sources, by which several folders could
+            be called, with what they are called now.
+    """
+
+    run_id: int
+    sources: frozenset[str] = frozenset()
+    former: Mapping[str, str] = field(default_factory=dict[str, str])
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,23 +62,27 @@ class VanishedCount:
     """How many documents of a source a complete run did not encounter.
 
     Attributes:
-        known: All documents that the ledger has from this source.
-        nameless: Records of the run whose id could not be read; any may be a vanished document.
+        known: Documents that the source had before the run.
+        vanished: Those of them that the run did not encounter.
+        doubtful: Those of the vanished that may be records of the same file whose ids could not be
+            read.
     """
 
     source: str
-    vanished: int
     known: int
-    nameless: int
+    vanished: int
+    doubtful: int
 
     @property
     def fraction(self) -> float:
-        """Return the fraction of the source's documents that has vanished."""
-        return self.vanished / self.known if self.known else 0.0
+        """Return the fraction of the source's documents that has certainly vanished."""
+        return (self.vanished - self.doubtful) / self.known if self.known else 0.0
 
 
 _BATCH_DOCUMENTS = 500
-_COLUMNS = "doc_id, content_hash, metadata_hash, chunk_ids, source, path, position, run_id"
+_COLUMNS = (
+    "doc_id, content_hash, metadata_hash, chunk_ids, source, path, position, run_id, owned_since"
+)
 # Arrays of different lengths cannot be elements of one array, so chunk ids are sent as text.
 _ENTRIES = (
     "unnest(%s::text[], %s::bytea[], %s::bytea[], %s::text[], %s::text[], %s::text[], "
@@ -98,29 +119,33 @@ def insert_documents(
         The ids of those written. Another worker was faster with the others.
     """
     rows = connection.execute(
-        "INSERT INTO qwen3_ingest.documents (table_id, run_id, doc_id, content_hash, "
+        "INSERT INTO qwen3_ingest.documents (table_id, run_id, owned_since, doc_id, content_hash, "
         "metadata_hash, chunk_ids, source, path, position) "
-        f"SELECT %s, %s, {_FIELDS} FROM {_ENTRIES} ORDER BY e.doc_id "
+        f"SELECT %s, %s, %s, {_FIELDS} FROM {_ENTRIES} ORDER BY e.doc_id "
         "ON CONFLICT DO NOTHING RETURNING doc_id",
-        (table_id, run_id, *_arrays(entries)),
+        (table_id, run_id, run_id, *_arrays(entries)),
     )
     return {row[0] for row in rows}
 
 
 def update_documents(
-    connection: Connection, table_id: int, run_id: int, entries: Sequence[LedgerEntry]
+    connection: Connection, table_id: int, owner: Ownership, entries: Sequence[LedgerEntry]
 ) -> None:
     """Write the rows of changed documents, in the transaction that writes their chunks."""
     connection.execute(
         "UPDATE qwen3_ingest.documents d SET (doc_id, content_hash, metadata_hash, chunk_ids, "
-        f"source, path, position) = ROW({_FIELDS}), run_id = %s, written_at = now() "
+        f"source, path, position) = ROW({_FIELDS}), run_id = %s, written_at = now(), "
+        f"owned_since = {queries.OWNED_SINCE} "
         f"FROM {_ENTRIES} WHERE d.table_id = %s AND d.doc_id = e.doc_id",
-        (run_id, *_arrays(entries), table_id),
+        (owner.run_id, list(owner.former), owner.run_id, *_arrays(entries), table_id),
     )
 
 
 def mark_unchanged(
-    connection: Connection, table_id: int, run_id: int, documents: Sequence[tuple[str, Origin]]
+    connection: Connection,
+    table_id: int,
+    owner: Ownership,
+    documents: Sequence[tuple[str, Origin]],
 ) -> int:
     """Record that a run read documents that need nothing, and where.
 
@@ -133,7 +158,7 @@ def mark_unchanged(
     row = connection.execute(
         queries.MARK_UNCHANGED,
         {
-            **{"run": run_id, "table": table_id, "ids": ids},
+            **{"run": owner.run_id, "former": list(owner.former), "table": table_id, "ids": ids},
             **{"sources": sources, "paths": paths, "positions": positions},
         },
     ).fetchone()
@@ -145,28 +170,45 @@ def count_vanished(
 ) -> VanishedCount:
     """Count the documents that a run over all of a source did not encounter."""
     row = connection.execute(
-        "SELECT count(*) FILTER (WHERE run_id <> %s), count(*), (SELECT count(*) FROM "
-        "qwen3_ingest.dead_letters WHERE run_id = %s AND source = %s AND doc_id IS NULL) "
-        "FROM qwen3_ingest.documents WHERE table_id = %s AND source = %s",
-        (run_id, run_id, source, table_id, source),
+        f"SELECT count(*) FILTER (WHERE owned_since <> %(run)s), "
+        f"count(*) FILTER (WHERE run_id <> %(run)s), "
+        f"count(*) FILTER (WHERE run_id <> %(run)s AND {queries.IS_DOUBTFUL}) "
+        "FROM qwen3_ingest.documents d WHERE table_id = %(table)s AND source = %(source)s",
+        {"run": run_id, "table": table_id, "source": source},
     ).fetchone()
     assert row is not None
     return VanishedCount(source, *row)
 
 
 def remove_vanished(
-    connection: Connection, table: Table, table_id: int, run_id: int, source: str
+    connection: Connection,
+    table: Table,
+    table_id: int,
+    run_id: int,
+    source: str,
+    *,
+    doubtful: bool = False,
 ) -> int:
     """Remove the chunks and the ledger's rows of some vanished documents.
+
+    Args:
+        connection: In whose transaction it happens.
+        table: The table with the chunks.
+        table_id: Its id in the ledger.
+        run_id: The run that did not encounter the documents.
+        source: Whose documents they are.
+        doubtful: Whether to remove those, too, that may be records whose ids could not be read.
 
     Returns:
         How many were removed. Call it, each time in a transaction, until that is 0.
     """
+    certain = "" if doubtful else f"AND NOT {queries.IS_DOUBTFUL} "
     found = connection.execute(
-        "DELETE FROM qwen3_ingest.documents WHERE table_id = %s AND doc_id = ANY(ARRAY(SELECT "
-        "doc_id FROM qwen3_ingest.documents WHERE table_id = %s AND source = %s AND run_id <> %s "
-        "ORDER BY doc_id LIMIT %s FOR UPDATE)) RETURNING chunk_ids",
-        (table_id, table_id, source, run_id, _BATCH_DOCUMENTS),
+        "DELETE FROM qwen3_ingest.documents WHERE table_id = %(table)s AND doc_id = ANY(ARRAY("
+        "SELECT doc_id FROM qwen3_ingest.documents d WHERE table_id = %(table)s "
+        f"AND source = %(source)s AND run_id <> %(run)s {certain}"
+        "ORDER BY doc_id LIMIT %(limit)s FOR UPDATE OF d)) RETURNING chunk_ids",
+        {"table": table_id, "source": source, "run": run_id, "limit": _BATCH_DOCUMENTS},
         binary=True,
     ).fetchall()
     delete_chunks(connection, table, [chunk for (ids,) in found for chunk in ids])
@@ -195,6 +237,34 @@ def _columns(origins: Sequence[Origin]) -> tuple[list[object], ...]:
 
 
 def _known_document(row: Any) -> KnownDocument:
-    _, content, metadata, chunk_ids, source, path, position, run_id = row
+    _, content, metadata, chunk_ids, source, path, position, run_id, owned_since = row
     origin = Origin(source, path, position)
-    return KnownDocument(content, metadata, tuple(chunk_ids), origin, run_id)
+    return KnownDocument(content, metadata, tuple(chunk_ids), origin, run_id, owned_since)
+
+
+def settle_former_names(
+    connection: Connection, table_id: int, owner: Ownership, *, every: bool
+) -> dict[str, int]:
+    """Give a run's sources the documents under their former names that the run did not encounter.
+
+    Several folders may have had the same name, each in runs of its own. So of the documents that
+    one run read last, the remaining ones are this source's if most of them were read now. The
+    others may be another folder's, and its next load takes them.
+
+    Args:
+        connection: In whose transaction it happens.
+        table_id: The table's id in the ledger.
+        owner: The run, which has read all of its sources.
+        every: Whether to take all documents with the name.
+
+    Returns:
+        How many documents keep a former name, by name.
+    """
+    left: dict[str, int] = {}
+    for former, source in owner.former.items():
+        row = connection.execute(
+            queries.SETTLE_FORMER_NAME,
+            {"table": table_id, "former": former, "source": source, "every": every},
+        ).fetchone()
+        left |= {former: row[0]} if row and row[0] else {}
+    return left

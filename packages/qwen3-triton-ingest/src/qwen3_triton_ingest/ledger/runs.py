@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
 from psycopg import sql
 
+from .. import queries
 from ..database import Connection
 from ..documents import BadRecord, Origin
+from .documents import Ownership
 
 RunState: TypeAlias = Literal["running", "complete", "replaced"]
 
@@ -70,6 +72,22 @@ class DeadLetter:
     reason: str
     attempts: int
     last_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class FailedSource:
+    """A source of which nothing could be loaded.
+
+    Attributes:
+        failed: How many documents.
+        origin: Of the first of them.
+        reason: Why it could not be loaded.
+    """
+
+    source: str
+    failed: int
+    origin: Origin
+    reason: str
 
 
 # A reason may quote a library's message; PostgreSQL cannot store NUL.
@@ -185,9 +203,10 @@ def run_counts(connection: Connection, run_id: int) -> tuple[Counts, int]:
 
 
 def add_dead_letters(
-    connection: Connection, table_id: int, run_id: int, records: Sequence[BadRecord]
+    connection: Connection, table_id: int, owner: Ownership, records: Sequence[BadRecord]
 ) -> None:
     """Record documents that could not be loaded; their earlier versions stay in the table."""
+    run_id = owner.run_id
     connection.cursor().executemany(
         "INSERT INTO qwen3_ingest.dead_letters AS d "
         "(table_id, source, path, position, doc_id, stage, reason, run_id) "
@@ -203,9 +222,17 @@ def add_dead_letters(
             for record in records
         ],
     )
+    known = sorted({(_clean(r.doc_id) or "", r.origin.source) for r in records if r.doc_id})
     connection.execute(
-        "UPDATE qwen3_ingest.documents SET run_id = %s WHERE table_id = %s AND doc_id = ANY(%s)",
-        (run_id, table_id, sorted(filter(None, (_clean(r.doc_id) for r in records)))),
+        "UPDATE qwen3_ingest.documents d SET run_id = %s, source = e.source, "
+        f"owned_since = {queries.OWNED_SINCE} "
+        "FROM unnest(%s::text[], %s::text[]) AS e (doc_id, source) WHERE d.table_id = %s "
+        "AND d.doc_id = e.doc_id AND (d.source = e.source OR d.source = ANY(%s))",
+        (
+            *(run_id, list(owner.former), run_id),
+            *([doc_id for doc_id, _ in known], [source for _, source in known]),
+            *(table_id, list(owner.former)),
+        ),
     )
 
 
@@ -225,15 +252,31 @@ def clear_dead_letters(connection: Connection, table_id: int, origins: Iterable[
     )
 
 
-def drop_stale_dead_letters(
-    connection: Connection, table_id: int, run_id: int, sources: Sequence[str]
-) -> None:
-    """Delete the dead letters that a complete run over these sources did not encounter."""
+def drop_stale_dead_letters(connection: Connection, table_id: int, owner: Ownership) -> None:
+    """Delete the dead letters that a complete run over its sources did not encounter."""
     connection.execute(
         "DELETE FROM qwen3_ingest.dead_letters WHERE table_id = %s AND source = ANY(%s) "
         "AND run_id <> %s",
-        (table_id, list(sources), run_id),
+        (table_id, list(owner.sources), owner.run_id),
     )
+
+
+def rename_dead_letters(connection: Connection, table_id: int, former: Mapping[str, str]) -> None:
+    """Give the dead letters under former names of sources the present ones."""
+    connection.execute(
+        "UPDATE qwen3_ingest.dead_letters d SET source = n.source "
+        "FROM unnest(%s::text[], %s::text[]) AS n (former, source) "
+        "WHERE d.table_id = %s AND d.source = n.former AND NOT EXISTS (SELECT "
+        "FROM qwen3_ingest.dead_letters o WHERE o.table_id = d.table_id AND o.source = n.source "
+        "AND o.path = d.path AND o.position = d.position)",
+        (list(former), list(former.values()), table_id),
+    )
+
+
+def failed_sources(connection: Connection, run_id: int) -> list[FailedSource]:
+    """Return the sources of which a run could load nothing, although there was something."""
+    rows = connection.execute(queries.FAILED_SOURCES, {"run": run_id})
+    return [FailedSource(row[0], row[1], Origin(row[0], *row[2:4]), row[4]) for row in rows]
 
 
 def list_dead_letters(

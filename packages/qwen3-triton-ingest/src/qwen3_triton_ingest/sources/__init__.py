@@ -2,6 +2,31 @@
 
 from .formats import read_shard
 from .planning import OnSkip, plan_shards
-from .shards import Shard, SourceFile, source_name
+from .shards import (
+    TARGET_DATABASE,
+    Shard,
+    SourceFile,
+    former_names,
+    is_same_file,
+    is_sql,
+    shown_source,
+    source_name,
+    wider_source,
+)
+from .sql import plan_sql
 
-__all__ = ["OnSkip", "Shard", "SourceFile", "plan_shards", "read_shard", "source_name"]
+__all__ = [
+    "TARGET_DATABASE",
+    "OnSkip",
+    "Shard",
+    "SourceFile",
+    "former_names",
+    "is_same_file",
+    "is_sql",
+    "plan_shards",
+    "plan_sql",
+    "read_shard",
+    "shown_source",
+    "source_name",
+    "wider_source",
+]

@@ -51,12 +51,13 @@ def read_csv(
     path = shown(file.path)
     # The limit is the process's; a document may be as long as in any other format.
     csv.field_size_limit(max(csv.field_size_limit(), options.max_document_bytes))
-    delimiter = "\t" if extension(file.path) == ".tsv" else ","
     with open(file.path, "rb") as stream:
         check_not_binary(stream)
         lines = _TextLines(stream, options)
-        rows = csv.reader(lines, delimiter=delimiter, strict=True)
-        header = _header(rows, lines, options)
+        rows = csv.reader(lines, delimiter=_delimiter(file), strict=True)
+        header = _header(rows, lines)
+        if missing := _missing(header, options):
+            raise UnreadableError(missing)
         while True:
             origin = Origin(shard.source, path, rows.line_num + 1)
             try:
@@ -79,11 +80,27 @@ def read_csv(
                     yield reader.read(dict(zip(header, row, strict=True)), origin)
 
 
-def _header(rows: Iterator[list[str]], lines: _TextLines, options: ReadOptions) -> list[str]:
+def find_missing_in_csv(file: SourceFile, options: ReadOptions) -> str | None:
+    """Return the message that a file lacks a column; None if it does not, or cannot be read."""
+    try:
+        with open(file.path, "rb") as stream:
+            check_not_binary(stream)
+            lines = _TextLines(stream, options)
+            header = _header(csv.reader(lines, delimiter=_delimiter(file), strict=True), lines)
+    except (OSError, UnreadableError):
+        return None
+    return _missing(header, options)
+
+
+def _delimiter(file: SourceFile) -> str:
+    return "\t" if extension(file.path) == ".tsv" else ","
+
+
+def _header(rows: Iterator[list[str]], lines: _TextLines) -> list[str]:
     """Read the header.
 
     Raises:
-        UnreadableError: There is none, or it lacks a column that the options name.
+        UnreadableError: There is none, or it cannot be read.
     """
     try:
         header = next(rows, list[str]())
@@ -91,6 +108,10 @@ def _header(rows: Iterator[list[str]], lines: _TextLines, options: ReadOptions) 
         raise UnreadableError(f"The header is not valid CSV: {error}.") from None
     if problem := lines.take_problem():
         raise UnreadableError(problem)
+    return header
+
+
+def _missing(header: list[str], options: ReadOptions) -> str | None:
     columns = {
         "text": options.text_column,
         "id": options.id_column,
@@ -98,5 +119,5 @@ def _header(rows: Iterator[list[str]], lines: _TextLines, options: ReadOptions) 
     }
     for what, column in columns.items():
         if column is not None and column not in header:
-            raise UnreadableError(missing_column(what, column, header))
-    return header
+            return missing_column(what, column, header)
+    return None

@@ -14,10 +14,10 @@ from typing import TypeAlias
 from ..config import ReadOptions, SourceFormat
 from ..documents import BadRecord, Document, Origin
 from ..errors import SourceError
-from .csv_files import read_csv
+from .csv_files import find_missing_in_csv, read_csv
 from .html_files import read_html
 from .jsonl_files import plan_jsonl, read_jsonl
-from .parquet_files import plan_parquet, read_parquet
+from .parquet_files import find_missing_in_parquet, plan_parquet, read_parquet
 from .pdf_files import read_pdf
 from .records import RecordReader
 from .shards import Shard, SourceFile, extension, shown
@@ -42,6 +42,8 @@ class Format:
             always one shard.
         is_line_based: Whether the file is cut at newline bytes, which rules out UTF-16.
         library: Module that the reader imports; the extra that installs it has the format's name.
+        find_missing: Returns the message that a file of records lacks a column that the options
+            name; None if it does not, or cannot be read.
     """
 
     extensions: tuple[str, ...]
@@ -50,6 +52,7 @@ class Format:
     plan: Callable[[str, SourceFile, int], Iterator[Shard]] | None = None
     is_line_based: bool = False
     library: str | None = None
+    find_missing: Callable[[SourceFile, ReadOptions], str | None] | None = None
 
 
 FORMATS: dict[SourceFormat, Format] = {
@@ -59,9 +62,18 @@ FORMATS: dict[SourceFormat, Format] = {
         plan=plan_jsonl,
         is_line_based=True,
     ),
-    "csv": Format(extensions=(".csv", ".tsv"), read_records=read_csv, is_line_based=True),
+    "csv": Format(
+        extensions=(".csv", ".tsv"),
+        read_records=read_csv,
+        is_line_based=True,
+        find_missing=find_missing_in_csv,
+    ),
     "parquet": Format(
-        extensions=(".parquet",), read_records=read_parquet, plan=plan_parquet, library="pyarrow"
+        extensions=(".parquet",),
+        read_records=read_parquet,
+        plan=plan_parquet,
+        library="pyarrow",
+        find_missing=find_missing_in_parquet,
     ),
     "text": Format(extensions=(".txt",), read_document=read_text),
     "markdown": Format(extensions=(".md", ".markdown"), read_document=read_markdown),

@@ -41,6 +41,16 @@ def plan_parquet(source: str, file: SourceFile, shard_bytes: int) -> Iterator[Sh
     yield _part(source, file, start, len(sizes), len(sizes))
 
 
+def find_missing_in_parquet(file: SourceFile, options: ReadOptions) -> str | None:
+    """Return the message that a file lacks a column; None if it does not, or cannot be read."""
+    pa, parquet = _arrow()
+    try:
+        with parquet.ParquetFile(file.path) as opened:
+            return _missing(opened.schema_arrow.names, options)
+    except (OSError, pa.ArrowException):
+        return None
+
+
 def read_parquet(
     shard: Shard, file: SourceFile, options: ReadOptions, reader: RecordReader
 ) -> Iterator[Document | BadRecord]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TypeAlias
 
 from ..config import MIB, ReadOptions, SourceFormat
@@ -20,6 +21,7 @@ from .shards import (
     is_sql,
     normalized,
     shown,
+    source_name,
 )
 from .sql import plan_sql
 
@@ -44,8 +46,9 @@ def plan_shards(
 
     Raises:
         SourceError: There are no sources; a source does not exist, contains nothing readable, or
-            is a file with an unknown extension; a query comes without a database or the other
-            way around; the library for the first file is missing. All before the first shard.
+            is a file with an unknown extension or without the columns that the options name; a
+            query comes without a database or the other way around; the library for the first file
+            is missing. All before the first shard.
     """
     if not sources:
         raise SourceError("There is no SOURCE. Give files, folders, patterns or a database.")
@@ -63,7 +66,8 @@ def plan_shards(
     def plan() -> Iterator[Shard]:
         yield from {shard.key: shard for shard in of_queries}.values()
         for path in paths:
-            yield from _plan_files(path, options, on_skip)
+            name = source_name(path, options)
+            yield from (replace(each, source=name) for each in _plan_files(path, options, on_skip))
 
     return plan()
 
@@ -89,7 +93,11 @@ def _check(source: str, options: ReadOptions) -> None:
         if file.path == source and kind is None:
             raise _unknown_format(source)
         if kind is not None:
-            if reason := why_unreadable(kind, options):
+            reason = why_unreadable(kind, options)
+            find_missing = FORMATS[kind].find_missing
+            if not reason and find_missing and file.path == source:
+                reason = find_missing(file, options)
+            if reason:
                 raise SourceError(f"`{shown(file.path)}`: {reason}")
             return
         skipped[extension(file.path)] += 1

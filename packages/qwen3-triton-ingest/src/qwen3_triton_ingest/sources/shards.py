@@ -8,15 +8,15 @@ import posixpath
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import PurePath
 
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from ..config import SourceFormat
-from ..documents import text_digest
+from ..config import ReadOptions, SourceFormat
+from ..documents import Origin, text_digest
 from ..errors import SourceError
 
 # How many names of one folder are held at once; a larger folder is listed several times.
@@ -24,6 +24,7 @@ NAMES_AT_ONCE = 100_000
 _MAGIC = re.compile(r"[*?\[]")
 _ANY_FOLDERS = "**"
 TARGET_DATABASE = "sql"
+_DIGEST_DIGITS = 12
 _SCHEMES = ("postgresql://", "postgres://")
 
 
@@ -49,7 +50,7 @@ class Shard:
     """A part of a source that one worker reads; it can be sent to another machine.
 
     Attributes:
-        source: The SOURCE as the user wrote it; a database without user and password.
+        source: What its documents belong to, see `source_name`.
         name: For progress displays.
         key: The same for the same part of unchanged files in every run.
         kind: Format of all its files.
@@ -91,8 +92,71 @@ def is_sql(source: str) -> bool:
     return source.startswith(_SCHEMES) or source == TARGET_DATABASE
 
 
-def source_name(source: str) -> str:
-    """Return the SOURCE as in `Shard.source`: a path with `/`, or a database without secrets.
+def source_name(source: str, options: ReadOptions) -> str:
+    """Return the name of a SOURCE in the ledger, which no other source shares.
+
+    It is the name in the options, else a file's, folder's or pattern's absolute path, else the
+    database with a digest of the query.
+
+    Raises:
+        SourceError: libpq cannot parse the URI.
+    """
+    if options.source_name is not None:
+        return f"name:{options.source_name}"
+    if is_sql(source):
+        digest = text_digest((options.query or "").strip()).hex()[:_DIGEST_DIGITS]
+        return f"{shown_source(source)}#{digest}"
+    # Links stay in it: what a link leads to may change with every release.
+    return shown(PurePath(os.path.abspath(source)).as_posix())
+
+
+def former_names(source: str, options: ReadOptions) -> set[str]:
+    """Return the names under which the ledger may have the documents of a SOURCE, too.
+
+    First ledgers have the SOURCE as it was written, and a source can get a name later.
+    """
+    names = {shown_source(source), source_name(source, replace(options, source_name=None))}
+    return names - {source_name(source, options)}
+
+
+def is_same_file(origin: Origin, other: Origin) -> bool:
+    """Return whether records of different sources are of one file, such as a folder's and its own.
+
+    Paths are as reached through the source; a relative one is below the folder in which the source
+    was written, which follows from what the end of the source's name and the path have in common.
+    """
+    is_path = _is_path(origin.source) and _is_path(other.source)
+    if not is_path or origin.path != other.path:
+        return False
+    if PurePath(origin.path).is_absolute():
+        return True
+    return not _working_folders(origin).isdisjoint(_working_folders(other))
+
+
+def _is_path(name: str) -> bool:
+    return PurePath(name).is_absolute()
+
+
+def _working_folders(origin: Origin) -> set[str]:
+    """Return the folders in which the source may have been written."""
+    folder, parts = _folder(origin.source), origin.path.split("/")
+    ends = ("".join(f"/{part}" for part in parts[:count]) for count in range(len(parts) + 1))
+    return {folder.removesuffix(end) for end in ends if folder.endswith(end)}
+
+
+def _folder(name: str) -> str:
+    """Return the file or folder that a source is, or the folder in which its pattern begins."""
+    found = _MAGIC.search(name)
+    return name[: name.rindex("/", 0, found.start())] if found else name
+
+
+def wider_source(first: str, second: str) -> str:
+    """Return that of two sources with a common file which has more files."""
+    return min(first, second, key=lambda name: (len(_folder(name)), len(name)))
+
+
+def shown_source(source: str) -> str:
+    """Return a SOURCE for messages: a path with `/`, or a database without secrets.
 
     Raises:
         SourceError: libpq cannot parse the URI.
@@ -111,7 +175,7 @@ def source_name(source: str) -> str:
 
 
 def normalized(source: str) -> str:
-    """Return a path or pattern as used in ids and in the ledger: with `/`, without `./`."""
+    """Return a path or pattern as used in ids: with `/`, without `./`."""
     return PurePath(source).as_posix()
 
 

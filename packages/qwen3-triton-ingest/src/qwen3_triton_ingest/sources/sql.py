@@ -14,7 +14,7 @@ from ..database import connect, explain
 from ..documents import BadRecord, Document, Origin, text_digest
 from ..errors import SourceError
 from .records import RecordReader
-from .shards import Shard, source_name
+from .shards import Shard, shown_source, source_name
 from .values import as_json
 
 _MAX_SHOWN_CHARACTERS = 200
@@ -26,11 +26,12 @@ def plan_sql(source: str, options: ReadOptions) -> Shard:
     Raises:
         SourceError: There is no query.
     """
-    name = source_name(source)
+    place = shown_source(source)
     if not options.query:
-        msg = f"{name} needs a `query`, such as SELECT id, text FROM articles."
+        msg = f"{place} needs a `query`, such as SELECT id, text FROM articles."
         raise SourceError(msg)
-    return Shard(name, f"query on {name}", text_digest("sql", name, options.query), "sql")
+    key = text_digest("sql", place, options.query)
+    return Shard(source_name(source, options), f"query on {place}", key, "sql")
 
 
 def read_sql(
