@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -215,26 +216,93 @@ def test_no_more_shards_than_workers_run_at_once() -> None:
     assert len({shard.key for shard in taken}) == 40
 
 
-def test_a_failing_shard_stops_the_rest() -> None:
+def test_a_failing_shard_stops_the_rest(tmp_path: Path) -> None:
     begun: list[str] = []
-    stopped: list[str] = []
 
     def work(shard: Shard, is_stopped: Callable[[], bool]) -> None:
         begun.append(shard.name)
-        if shard.name == "part 3":
-            raise SourceError("no more")
-        end = time.monotonic() + 30
-        while shard.name == "part 2" and not is_stopped() and time.monotonic() < end:
-            time.sleep(0.005)
-        if shard.name == "part 2":
-            stopped.append(shard.name)
+        fail_beside_a_running_shard(tmp_path, shard, is_stopped)
 
-    began = time.monotonic()
     with (
         pytest.raises(SourceError, match="no more"),
         open_engine("threads", work, workers=2) as engine,
     ):
         list(map_shards(engine, shards(1000), workers=2))
-    assert time.monotonic() - began < 20
     assert len(begun) <= 6
-    assert stopped == ["part 2"], "running work is told to stop"
+    assert (tmp_path / "stopped").exists(), "running work is told to stop"
+
+
+def fail_beside_a_running_shard(folder: Path, shard: Shard, is_stopped: Callable[[], bool]) -> None:
+    """Run part 2 until it is told to stop, and fail in part 3 while part 2 runs."""
+    running = folder / "running"
+    if shard.name == "part 2":
+        running.touch()
+        wait_for(is_stopped, "the load is stopped")
+        (folder / "stopped").touch()
+    if shard.name == "part 3":
+        wait_for(running.exists, "the other shard is running")
+        raise SourceError("no more")
+
+
+def in_a_program_that_uses_ray(script: str, *arguments: str) -> None:
+    """Run a script in a process of its own: Ray aborts the process that it breaks in."""
+    start = "import sys, ray\nray.init(log_to_driver=False, num_cpus=2)\n"
+    process = subprocess.run(
+        [sys.executable, "-c", start + textwrap.dedent(script), *arguments],
+        capture_output=True,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path]),
+            "RAY_USAGE_STATS_ENABLED": "0",
+        },
+        check=False,
+    )
+    assert process.returncode == 0, process.stdout + process.stderr
+
+
+@pytest.mark.stack
+def test_a_failing_shard_stops_the_rest_in_a_program_that_uses_ray(tmp_path: Path) -> None:
+    in_a_program_that_uses_ray(
+        """
+        from functools import partial
+        from pathlib import Path
+        import test_engines as tests
+
+        folder = Path(sys.argv[1])
+        work = partial(tests.fail_beside_a_running_shard, folder)
+        try:
+            with tests.open_engine("ray", work, workers=2) as engine:
+                list(tests.map_shards(engine, tests.shards(1000), workers=2))
+        except tests.SourceError:
+            assert (folder / "stopped").exists(), "running work is told to stop"
+            assert ray.is_initialized(), "the program keeps its Ray"
+        else:
+            raise AssertionError("no error")
+        """,
+        str(tmp_path),
+    )
+
+
+@pytest.mark.campaign
+def test_shards_that_finish_while_another_fails_leave_ray_alone() -> None:
+    in_a_program_that_uses_ray(
+        """
+        import random, time
+        import test_engines as tests
+
+        def work(shard, is_stopped):
+            time.sleep(random.random() / 100)
+            if shard.name == "part 2":
+                raise tests.SourceError("no more")
+
+        failed = 0
+        for _ in range(15):
+            try:
+                with tests.open_engine("ray", work, workers=3) as engine:
+                    list(tests.map_shards(engine, tests.shards(6), workers=3))
+            except tests.SourceError:
+                failed += 1
+        assert failed == 15
+        """
+    )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
@@ -29,6 +31,9 @@ PAUSE_SECONDS = 0.5
 # A task waits for the gateway most of the time, so two of them share a core.
 RAY_CORES_PER_TASK = 0.5
 RAY_CONNECT_SECONDS = 10.0
+# A running task notices within PAUSE_SECONDS and a batch that it shall stop. Not waited for
+# longer, because a task that still waits for a place in the cluster notices only when it has one.
+RAY_STOP_SECONDS = 10.0
 
 
 class ShardEngine(Protocol):
@@ -39,14 +44,14 @@ class ShardEngine(Protocol):
         ...
 
     def first_done(self, handles: list[Any]) -> tuple[list[Any], list[Any]]:
-        """Wait briefly for some shards; return the finished handles, and the others.
-
-        Raises:
-            Exception: What the work raised.
-        """
+        """Wait briefly for some shards; return the finished handles, and the others."""
         ...
 
-    def cancel(self, handles: list[Any]) -> None:
+    def raise_errors(self, done: list[Any]) -> None:
+        """Raise what the work on a finished shard raised."""
+        ...
+
+    def stop(self, handles: list[Any]) -> None:
         """Drop the shards that have not started, and stop the others soon."""
         ...
 
@@ -65,9 +70,10 @@ def map_shards(engine: ShardEngine, shards: Iterable[Shard], *, workers: int) ->
             if not pending:
                 return
             done, pending = engine.first_done(pending)
+            engine.raise_errors(done)
             yield len(done)
     finally:
-        engine.cancel(pending)
+        engine.stop(pending)
 
 
 @contextmanager
@@ -103,11 +109,13 @@ class _Threads:
         self, handles: list[Future[None]]
     ) -> tuple[list[Future[None]], list[Future[None]]]:
         done, _ = wait(handles, timeout=PAUSE_SECONDS, return_when=FIRST_COMPLETED)
-        for future in done:
-            future.result()
         return list(done), [handle for handle in handles if handle not in done]
 
-    def cancel(self, handles: list[Future[None]]) -> None:
+    def raise_errors(self, done: list[Future[None]]) -> None:
+        for future in done:
+            future.result()
+
+    def stop(self, handles: list[Future[None]]) -> None:
         self._stopped.set()
         for handle in handles:
             handle.cancel()
@@ -131,7 +139,7 @@ def _ray(work: Work, address: str | None) -> Generator[ShardEngine]:
         except Exception as error:  # Ray raises plain Exceptions too
             raise _no_cluster(address, error) from error
     try:
-        yield _Ray(untyped, work)
+        yield _Ray(untyped, work, is_ours=started)
     finally:
         if started:
             untyped.shutdown()
@@ -154,18 +162,31 @@ def _no_cluster(address: str | None, error: Exception) -> IngestError:
 
 
 class _Ray:
-    def __init__(self, ray: Any, work: Work) -> None:
+    """Shards as tasks.
+
+    Tasks are not stopped with `ray.cancel`, which aborts this process when it meets a task that is
+    just finishing ("Tried to complete task that was not pending", seen in Ray 2.60; see
+    https://github.com/ray-project/ray/pull/54798 for an earlier form). A connection of our own is
+    shut down, which ends its tasks. On the connection of the program that called us, the tasks ask
+    a flag, an actor, whether to stop.
+    """
+
+    def __init__(self, ray: Any, work: Work, *, is_ours: bool) -> None:
         self._ray = ray
         remote = ray.remote(
             num_cpus=RAY_CORES_PER_TASK, max_retries=MAX_DEATHS, retry_exceptions=False
         )
         self._work = remote(_as_task(work))
+        flag = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Flag)
+        self._flag = None if is_ours else flag.remote()
 
     def submit(self, shard: Shard) -> Any:
-        return self._work.remote(shard)
+        return self._work.remote(shard, self._flag)
 
     def first_done(self, handles: list[Any]) -> tuple[list[Any], list[Any]]:
-        done, pending = self._ray.wait(handles, num_returns=1, timeout=PAUSE_SECONDS)
+        return self._ray.wait(handles, num_returns=1, timeout=PAUSE_SECONDS)
+
+    def raise_errors(self, done: list[Any]) -> None:
         try:
             self._ray.get(done)
         except self._ray.exceptions.RayTaskError as error:
@@ -184,15 +205,41 @@ class _Ray:
                 "then run the same command again: it resumes where it stopped."
             )
             raise IngestError(msg) from error
-        return done, pending
 
-    def cancel(self, handles: list[Any]) -> None:
-        for handle in handles:
-            self._ray.cancel(handle, force=True)
+    def stop(self, handles: list[Any]) -> None:
+        if handles and self._flag is not None:
+            self._flag.set.remote()
+            self._ray.wait(handles, num_returns=len(handles), timeout=RAY_STOP_SECONDS)
 
 
-def _as_task(work: Work) -> Callable[[Shard], None]:
-    def ingest(shard: Shard) -> None:
-        work(shard, lambda: False)  # Ray stops a task by ending its process
+class _Flag:
+    """Whether the tasks of a load shall stop."""
+
+    def __init__(self) -> None:
+        self._is_set = False
+
+    def set(self) -> None:
+        self._is_set = True
+
+    def is_set(self) -> bool:
+        return self._is_set
+
+
+def _as_task(work: Work) -> Callable[[Shard, Any], None]:
+    def ingest(shard: Shard, flag: Any) -> None:
+        import ray
+
+        untyped: Any = ray
+        asked, stopped = -math.inf, False
+
+        def is_stopped() -> bool:
+            nonlocal asked, stopped
+            if flag is not None and time.monotonic() - asked > PAUSE_SECONDS:
+                stopped = untyped.get(flag.is_set.remote())
+                asked = time.monotonic()
+            return stopped
+
+        if not is_stopped():
+            work(shard, is_stopped)
 
     return ingest
