@@ -18,15 +18,16 @@ from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
 from enum import StrEnum
+from typing import Any
 
 from .batching import Lane
 from .errors import QueueFullError
 from .metrics import Metrics
 
-# Together with the request's own batch, well below the three seconds after which callers give up.
-MAX_WAIT_SECONDS = 1.5
+# Together with the request's own batch and its way in and out, at most three seconds under load.
+MAX_WAIT_SECONDS = 1.0
 # What was admitted at the door is refused later only if its wait is much longer than it seemed.
-LATE_WAIT_SECONDS = 2.0
+LATE_WAIT_SECONDS = 1.5
 # Requests of this many tokens are bulk: their callers wait, for up to half of the deadline.
 BULK_TOKENS = 4096
 BULK_WAIT_SHARE = 0.5
@@ -38,10 +39,13 @@ RESERVED_FOR_QUERIES = 8
 # The rate is measured while at least this many requests wait, and over about this long.
 MEASURED_BACKLOG = 8
 MEMORY_SECONDS = 2.0
+# Less shows nothing: the first batches of a shape are slow.
+MIN_MEASURED_SECONDS = 0.5
 MEAN_SMOOTHING = 0.05
 MAX_RETRY_AFTER_SECONDS = 60
 # Callers that are refused together are told times that differ by up to this share.
 JITTER = 0.5
+ENTRY = "entered_through"
 
 
 class Limit(StrEnum):
@@ -67,7 +71,8 @@ class DrainRate:
     @property
     def per_second(self) -> float:
         """Tokens per second; 0 while unknown."""
-        return self._tokens / self._seconds if self._seconds else 0.0
+        is_known = self._seconds >= MIN_MEASURED_SECONDS
+        return self._tokens / self._seconds if is_known else 0.0
 
     def record(self, tokens: int, now: float, *, is_backlogged: bool) -> None:
         """Count tokens that leave now.
@@ -169,6 +174,11 @@ class Admission:
         waiting = self.entering + sum(self._by_lane.values())
         self.drain.record(tokens, now, is_backlogged=waiting >= MEASURED_BACKLOG)
 
+    def enter(self, state: dict[str, Any]) -> None:
+        """Count a request that has arrived, until `settle_entry` gets its `state`."""
+        self.entering += 1
+        state[ENTRY] = self
+
     def limit_at_the_door(
         self, lane: Lane, *, is_bulk: bool, timeout_seconds: float
     ) -> Limit | None:
@@ -197,9 +207,10 @@ class Admission:
         ahead = self._tokens_ahead(lane)
         if limit is Limit.TOKENS:
             ahead = max(0, self.queued_tokens + tokens - self._max_tokens)
-        # Spread, so that callers that were refused together do not come back together.
-        seconds = ahead / rate * random.uniform(1.0, 1.0 + JITTER)
-        return min(max(1, math.ceil(seconds)), MAX_RETRY_AFTER_SECONDS)
+        seconds = math.ceil(ahead / rate)
+        # Whole seconds, and spread: callers that were refused together do not return together.
+        spread = random.randint(0, max(1, math.ceil(JITTER * seconds)))
+        return min(max(1, seconds) + spread, MAX_RETRY_AFTER_SECONDS)
 
     def _limit_of(self, lane: Lane, tokens: int, seconds_left: float) -> Limit | None:
         """Return the limit that a request hits, once its tokens are known."""
@@ -259,3 +270,10 @@ class Admission:
             f"The model has more work than it can do within {MAX_WAIT_SECONDS:g} s, so this "
             "request would wait too long. Retry later."
         )
+
+
+def settle_entry(state: dict[str, Any]) -> None:
+    """Stop counting a request as entering: its tokens are known now, or it has ended."""
+    admission: Admission | None = state.pop(ENTRY, None)
+    if admission is not None:
+        admission.entering -= 1

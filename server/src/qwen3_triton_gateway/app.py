@@ -8,6 +8,7 @@ from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from http import HTTPStatus
+from typing import Any
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
@@ -20,6 +21,7 @@ from . import __version__
 from .api_description import describe
 from .auth import ApiKeys, read_api_keys, warn_about_keys
 from .compression import Decompression
+from .door import Door
 from .errors import INTERNAL_ERROR, EmbeddingServerError, InvalidRequestError, StartupError, shorten
 from .middleware import Guard, HeadRequests, RequestLog
 from .paths import ForgivingPaths, suggest
@@ -56,10 +58,10 @@ def create_app(service: EmbeddingService, *, on_fatal: Callable[[str], None]) ->
     """
 
     @asynccontextmanager
-    async def lifespan(_: FastAPI) -> AsyncGenerator[None]:
+    async def lifespan(_: FastAPI) -> AsyncGenerator[dict[str, Any]]:
         running = asyncio.create_task(_run(service, on_fatal))
         try:
-            yield
+            yield {"door": door}  # for the protocol, which refuses before the application
         finally:
             running.cancel()
             await asyncio.gather(running, return_exceptions=True)
@@ -86,13 +88,16 @@ def create_app(service: EmbeddingService, *, on_fatal: Callable[[str], None]) ->
     for module in DIALECTS:
         app.include_router(module.router)
     app.mount(pages.SWAGGER_PATH, pages.swagger_files())
-    _add_middleware(app, service)
+    door = _add_middleware(app, service)
     app.openapi = partial(describe, app)  # FastAPI's documented way to extend it
     return app
 
 
-def _add_middleware(app: FastAPI, service: EmbeddingService) -> None:
+def _add_middleware(app: FastAPI, service: EmbeddingService) -> Door:
     """Wrap the application; the middleware that is added last sees a request first.
+
+    Returns:
+        What refuses requests before any of it.
 
     Raises:
         StartupError: The API keys cannot be read, or cannot match.
@@ -100,8 +105,10 @@ def _add_middleware(app: FastAPI, service: EmbeddingService) -> None:
     settings = service.settings
     keys = read_api_keys(settings)
     warn_about_keys(settings, keys)
+    accepted = ApiKeys(keys)
+    door = Door(service, accepted)
     app.add_middleware(Decompression, max_body_bytes=settings.max_body_bytes)
-    app.add_middleware(Guard, keys=ApiKeys(keys), max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(Guard, keys=accepted, max_body_bytes=settings.max_body_bytes)
     app.add_middleware(HeadRequests)
     if settings.cors_origins:
         app.add_middleware(
@@ -113,8 +120,9 @@ def _add_middleware(app: FastAPI, service: EmbeddingService) -> None:
             allow_private_network=True,
             expose_headers=EXPOSED_HEADERS,
         )
-    app.add_middleware(RequestLog, service=service, routes=_routes(app))
+    app.add_middleware(RequestLog, service=service, routes=_routes(app), refusals=door.log)
     app.add_middleware(ForgivingPaths, root_path=settings.root_path)
+    return door
 
 
 def _routes(app: FastAPI) -> list[BaseRoute]:

@@ -102,7 +102,7 @@ def token_budget(max_batch_tokens: int, tokens_per_second: float) -> int:
 
 
 def similar_lengths(lengths: Sequence[int], anchor: int, limits: BatchLimits) -> range:
-    """Choose a batch around `anchor` from ascending lengths: a range of indices containing it.
+    """Choose a batch around `anchor` from lengths in ascending buckets: a range containing it.
 
     A neighbor joins if the padded batch grows by no more than the neighbor would cost in a batch of
     its own, `BATCH_OVERHEAD_TOKENS` included. The cheaper side joins first.
@@ -148,6 +148,8 @@ class QueuedText:
         waiters: Number of requests that wait for it.
         alone: Whether it has to run in a batch of its own.
         model_seconds: What the model took for its batch; 0 where that is not measured.
+        rank: The sort key by length. Texts that are padded to one length keep their order of
+            arrival: else, those that are longer or shorter than most would wait for all others.
     """
 
     text: TokenizedText
@@ -163,11 +165,10 @@ class QueuedText:
     started: float = 0.0
     finished: float = 0.0
     model_seconds: float = 0.0
+    rank: tuple[int, int] = field(init=False)
 
-    @property
-    def rank(self) -> tuple[int, int]:
-        """The sort key by length; the serial separates texts of equal length."""
-        return self.text.length, self.serial
+    def __post_init__(self) -> None:
+        self.rank = _round_up(self.text.length), self.serial
 
 
 _rank = attrgetter("rank")
@@ -180,7 +181,8 @@ class LaneQueue:
     Attributes:
         arrivals: The texts in their order of arrival. Texts that were taken or discarded stay in it
             until they reach the front, since removing them from the middle would be slow.
-        by_length: The texts in ascending length; only those that are still waiting.
+        by_length: The texts in ascending padded length, the oldest of each first; only those that
+            are still waiting.
     """
 
     arrivals: deque[QueuedText] = field(default_factory=deque[QueuedText])
@@ -232,9 +234,12 @@ class _Lengths(Sequence[int]):
 
 def bucket_length(length: int, max_length: int) -> int:
     """Round a length up to its bucket, but not beyond `max_length` unless the text is longer."""
+    return max(length, min(_round_up(length), max_length))
+
+
+def _round_up(length: int) -> int:
     step = max(SMALLEST_STEP, (1 << length.bit_length() - 1) // BUCKET_STEPS_PER_OCTAVE)
-    rounded = -(-length // step) * step
-    return max(length, min(rounded, max_length))
+    return -(-length // step) * step
 
 
 def pad_batch(texts: Sequence[TokenizedText], *, pad_token_id: int, max_length: int) -> TokenBatch:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import logging
 import uuid
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
+from .door import DoorProtocol
 from .errors import InvalidRequestError
 from .responses import Dialect, error_response
 
 logger = logging.getLogger(__name__)
 
 
-class GatewayProtocol(HttpToolsProtocol):
+class GatewayProtocol(DoorProtocol):
     """The protocol for `uvicorn.Config(http=...)`.
 
     uvicorn answers bytes that are not HTTP before the application sees a request, through a method

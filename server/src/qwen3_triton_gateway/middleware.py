@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import logging
-import re
 import time
-import uuid
 from collections.abc import Sequence
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
@@ -14,15 +13,16 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .admission import settle_entry
 from .auth import ApiKeys, is_health_path, is_open
+from .door import RefusalLog
 from .errors import BodyTooLargeError, EmbeddingServerError, shorten
-from .responses import dialect_of, error_response
+from .responses import choose_request_id, dialect_of, error_response
 from .service import EmbeddingService
 
 logger = logging.getLogger(__name__)
 
 REQUEST_ID_HEADER = "x-request-id"
-REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
 class RequestLog:
@@ -32,17 +32,23 @@ class RequestLog:
     """
 
     def __init__(
-        self, app: ASGIApp, *, service: EmbeddingService, routes: Sequence[BaseRoute]
+        self,
+        app: ASGIApp,
+        *,
+        service: EmbeddingService,
+        routes: Sequence[BaseRoute],
+        refusals: RefusalLog,
     ) -> None:
         self._app = app
         self._service = service
+        self._refusals = refusals
         self._routes = routes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        request_id = _request_id(Headers(scope=scope).get(REQUEST_ID_HEADER, ""))
+        request_id = choose_request_id(Headers(scope=scope).get(REQUEST_ID_HEADER, ""))
         began, status = time.perf_counter(), 500
 
         async def send_with_id(message: Message) -> None:
@@ -59,6 +65,7 @@ class RequestLog:
         try:
             await self._app(scope, receive, send_with_id)
         finally:
+            settle_entry(scope.get("state", {}))
             self._record(scope, status, request_id, time.perf_counter() - began)
 
     def _record(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
@@ -67,6 +74,9 @@ class RequestLog:
         dialect = dialect_of(scope)
         self._service.metrics.requests.labels(route, dialect.value, status).inc()
         self._service.metrics.request_seconds.labels(route).observe(seconds)
+        if status == HTTPStatus.TOO_MANY_REQUESTS:
+            self._refusals.count(route)
+            return
         fields: dict[str, Any] = {
             "method": scope["method"],
             "path": shorten(quote(scope["path"])),
@@ -156,8 +166,3 @@ class Guard:
                 "Send fewer texts per request."
             )
             raise BodyTooLargeError(msg)
-
-
-def _request_id(header: str) -> str:
-    """Use the caller's ID if it is safe in a header and in a log line, else create one."""
-    return header if REQUEST_ID.fullmatch(header) else uuid.uuid4().hex

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
+import uuid
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, Literal, TypeAlias
@@ -21,6 +23,7 @@ EncodingFormat: TypeAlias = Literal["float", "base64"]
 
 # Encoding 2,048 vectors takes a tenth of a second; other requests get a turn after this many.
 ROWS_PER_TURN = 64
+REQUEST_ID = re.compile(r"[!-~]{1,128}")
 
 
 class Dialect(StrEnum):
@@ -115,6 +118,11 @@ async def render_vectors(
         if len(vectors) > ROWS_PER_TURN:
             await asyncio.sleep(0)
     return orjson.Fragment(b"[" + b",".join(parts) + b"]")
+
+
+def choose_request_id(sent: str) -> str:
+    """Use the caller's ID if it is safe in a header and in a log line, else create one."""
+    return sent if REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
 
 
 def dialect_of(scope: Scope) -> Dialect:

@@ -7,6 +7,7 @@ import logging
 from contextlib import suppress
 from dataclasses import dataclass
 
+from .admission import Admission
 from .backends.base import Backend, ModelSpec
 from .canary import Canary, canary_batch
 from .embedder import Embedder
@@ -104,6 +105,12 @@ class EmbeddingService:
         if self._embedder is None or not self._readiness.ready:
             raise BackendUnavailableError(f"Not ready: {self._readiness.reason}.")
         return self._embedder
+
+    @property
+    def admission(self) -> Admission | None:
+        """The bounds of the queue; None while requests are refused for another reason."""
+        is_serving = self._embedder is not None and self.readiness.ready
+        return self._embedder.scheduler.admission if self._embedder and is_serving else None
 
     @property
     def spec(self) -> ModelSpec | None:

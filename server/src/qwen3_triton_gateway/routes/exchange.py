@@ -14,6 +14,7 @@ from fastapi import Depends, Request
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
+from ..admission import settle_entry
 from ..embedder import EmbedCall, EmbedTimings
 from ..errors import BackendUnavailableError
 from ..responses import Dialect, EncodingFormat, JsonResponse, render_vectors
@@ -117,6 +118,7 @@ class Exchange:
         return answer
 
     async def _embed(self, call: EmbedCall) -> tuple[Embeddings, EmbedTimings]:
+        settle_entry(self.request.scope["state"])
         answer = await self.service.embedder.embed(call, deadline=self.deadline)
         await self.service.confirm(self.deadline)
         return answer

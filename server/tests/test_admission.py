@@ -1,0 +1,200 @@
+"""Which requests are admitted, and when refused ones may come back."""
+
+import asyncio
+from contextlib import ExitStack
+
+import pytest
+
+from qwen3_triton_gateway.admission import (
+    ALWAYS_ADMITTED,
+    BULK_TOKENS,
+    MAX_RETRY_AFTER_SECONDS,
+    Admission,
+    DrainRate,
+    Limit,
+    settle_entry,
+)
+from qwen3_triton_gateway.batching import Lane
+from qwen3_triton_gateway.errors import QueueFullError
+from qwen3_triton_gateway.metrics import Metrics
+
+RATE = 1000.0
+TIMEOUT_SECONDS = 120.0
+
+
+def make(**bounds: int) -> Admission:
+    bounds = {"max_queue_tokens": 10**9, "max_queue_requests": 1000} | bounds
+    return Admission(**bounds, metrics=Metrics())
+
+
+def measured(**bounds: int) -> Admission:
+    """Create bounds whose rate is known: `RATE` tokens per second."""
+    admission = make(**bounds)
+    for second in range(3):
+        admission.drain.record(int(RATE), float(second), is_backlogged=True)
+    return admission
+
+
+def submit(admission: Admission, stack: ExitStack, tokens: int, lane: Lane = Lane.DOCUMENT) -> None:
+    """Queue a request of so many tokens until the stack is closed."""
+    deadline = asyncio.get_running_loop().time() + TIMEOUT_SECONDS
+    stack.enter_context(admission.submission(lane, tokens, deadline=deadline))
+    admission.queued[lane] += tokens
+
+
+def fill(admission: Admission, stack: ExitStack, tokens: int, lane: Lane = Lane.DOCUMENT) -> int:
+    """Queue requests until one is refused; return how many were not."""
+    count = 0
+    try:
+        while count < 10_000:
+            submit(admission, stack, tokens, lane)
+            count += 1
+    except QueueFullError:
+        return count
+    pytest.fail("none was refused")
+
+
+async def test_what_would_wait_too_long_is_refused() -> None:
+    admission = measured()
+    with ExitStack() as stack:
+        admitted = fill(admission, stack, 10)
+    assert 0.5 * RATE < 10 * admitted < 3 * RATE
+
+
+async def test_the_first_requests_are_admitted_however_slow_the_model_is() -> None:
+    admission = measured()
+    with ExitStack() as stack:
+        # A request alone takes 30 s.
+        for _ in range(ALWAYS_ADMITTED):
+            submit(admission, stack, int(30 * RATE))
+        with pytest.raises(QueueFullError):
+            submit(admission, stack, int(30 * RATE))
+
+
+async def test_bulk_requests_may_wait_for_half_of_their_deadline() -> None:
+    admission = measured()
+    with ExitStack() as stack:
+        admitted = fill(admission, stack, BULK_TOKENS)
+    waiting_seconds = admitted * BULK_TOKENS / RATE
+    assert 0.4 * TIMEOUT_SECONDS < waiting_seconds < 0.7 * TIMEOUT_SECONDS
+
+
+async def test_nothing_is_refused_for_its_wait_before_the_rate_is_known() -> None:
+    admission = make()
+    admission.record_batch(10, 0.0, model_rate=1.0)
+    with ExitStack() as stack:
+        for _ in range(500):
+            submit(admission, stack, 1000)
+
+
+async def test_queries_wait_for_queries_only() -> None:
+    admission = measured()
+    with ExitStack() as stack:
+        fill(admission, stack, 10)
+        assert fill(admission, stack, 10, Lane.QUERY) > ALWAYS_ADMITTED
+
+
+async def test_documents_leave_requests_and_tokens_to_queries() -> None:
+    for bounds in ({"max_queue_requests": 80}, {"max_queue_tokens": 8000}):
+        admission = make(**bounds)
+        with ExitStack() as stack:
+            documents = fill(admission, stack, 100)
+            assert documents == 70
+            queries = 0
+            while queries < 10:
+                submit(admission, stack, 100, Lane.QUERY)
+                queries += 1
+
+
+async def test_a_query_fits_even_when_one_request_of_documents_exceeds_the_limit() -> None:
+    admission = make(max_queue_tokens=1000)
+    with ExitStack() as stack:
+        submit(admission, stack, 5000)
+        submit(admission, stack, 100, Lane.QUERY)
+        with pytest.raises(QueueFullError, match="EMBED_MAX_QUEUE_TOKENS"):
+            submit(admission, stack, 100)
+
+
+async def test_the_probe_of_the_gateway_itself_is_never_refused() -> None:
+    admission = measured(max_queue_tokens=10)
+    with ExitStack() as stack:
+        submit(admission, stack, 1_000_000, Lane.QUERY)
+        with admission.submission(Lane.QUERY, 50, deadline=0.0, is_exempt=True):
+            pass
+
+
+async def test_requests_that_have_just_arrived_count_at_the_door() -> None:
+    admission = measured()
+
+    def at_the_door() -> Limit | None:
+        return admission.limit_at_the_door(Lane.DOCUMENT, is_bulk=False, timeout_seconds=1.0)
+
+    with ExitStack() as stack:
+        for _ in range(ALWAYS_ADMITTED):
+            submit(admission, stack, 50)
+        assert at_the_door() is None
+        states: list[dict[str, object]] = [{} for _ in range(100)]
+        for state in states:
+            admission.enter(state)
+        assert at_the_door() is Limit.WAIT
+        for state in states:
+            settle_entry(state)
+            settle_entry(state)  # when the request ends
+        assert admission.entering == 0
+        assert at_the_door() is None
+
+
+async def test_the_limit_of_requests_leaves_a_share_to_queries_at_the_door() -> None:
+    admission = make(max_queue_requests=8)
+    with ExitStack() as stack:
+        for _ in range(7):
+            stack.enter_context(admission.request())
+            submit(admission, stack, 10)
+        limits = [
+            admission.limit_at_the_door(lane, is_bulk=False, timeout_seconds=1.0) for lane in Lane
+        ]
+        assert limits == [None, Limit.REQUESTS]
+
+
+def test_the_rate_is_what_leaves_while_requests_wait() -> None:
+    rate = DrainRate()
+    for step in range(100):
+        rate.record(50, step * 0.1, is_backlogged=True)
+    assert rate.per_second == pytest.approx(500, rel=0.1)
+    # A pause without work, then single requests: neither shows what the gateway is able to do.
+    rate.record(50, 10.0, is_backlogged=False)
+    for second in range(60, 90):
+        rate.record(1, float(second), is_backlogged=False)
+    assert rate.per_second == pytest.approx(500, rel=0.1)
+
+
+def test_the_rate_follows_within_seconds() -> None:
+    rate = DrainRate()
+    for step in range(100):
+        rate.record(50, step * 0.1, is_backlogged=True)
+    for step in range(100, 160):
+        rate.record(5, step * 0.1, is_backlogged=True)
+    assert rate.per_second < 100
+
+
+def retry_times(admission: Admission, limit: Limit, tokens: int = 0) -> set[int]:
+    return {
+        admission.refuse(limit, Lane.DOCUMENT, tokens).retry_after_seconds or 0 for _ in range(200)
+    }
+
+
+@pytest.mark.parametrize("limit", [Limit.REQUESTS, Limit.WAIT])
+async def test_retry_after_is_the_time_of_the_work_ahead_with_jitter(limit: Limit) -> None:
+    admission = measured()
+    with ExitStack() as stack:
+        submit(admission, stack, int(4 * RATE))
+        assert retry_times(admission, limit) == {4, 5, 6}
+        submit(admission, stack, int(500 * RATE))
+        assert retry_times(admission, limit) == {MAX_RETRY_AFTER_SECONDS}
+
+
+async def test_even_short_waits_are_spread() -> None:
+    admission = measured()
+    with ExitStack() as stack:
+        submit(admission, stack, int(0.4 * RATE))
+        assert retry_times(admission, Limit.WAIT) == {1, 2}

@@ -1,0 +1,258 @@
+"""Refusals before the framework, over real connections to the protocol that the gateway uses."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import orjson
+import pytest
+import pytest_asyncio
+import uvicorn
+from uvicorn.server import ServerState
+
+from fake_backend import FakeBackend
+from qwen3_triton_gateway import admission
+from qwen3_triton_gateway.admission import ALWAYS_ADMITTED, Admission, Limit
+from qwen3_triton_gateway.app import create_app
+from qwen3_triton_gateway.batching import Lane
+from qwen3_triton_gateway.door import HELD_BYTES
+from qwen3_triton_gateway.http_protocol import GatewayProtocol
+from qwen3_triton_gateway.responses import Dialect, error_response
+from qwen3_triton_gateway.service import EmbeddingService
+from qwen3_triton_gateway.settings import Settings
+
+KEY = "long-enough-key"
+DIALECTS = [
+    ("/embed", {"texts": ["a"]}, Dialect.NATIVE),
+    ("/embed", {"inputs": "a"}, Dialect.TEI),
+    ("/", {"inputs": ["a"]}, Dialect.TEI),
+    ("/v1/embeddings", {"input": "a"}, Dialect.OPENAI),
+    ("/v1/v1/embeddings/", {"input": "a"}, Dialect.OPENAI),
+    ("/api/embed", {"model": "m", "input": "a"}, Dialect.OLLAMA),
+    ("/v2/embed", {"texts": ["a"], "input_type": "search_document"}, Dialect.COHERE),
+]
+QUERIES = [
+    ("/embed", {"texts": ["a"], "input_type": "query"}),
+    ("/embed", {"inputs": "a", "prompt_name": "query"}),
+    ("/v1/embeddings", {"input": "a", "input_type": "query"}),
+    ("/v1/embeddings", {"input": "a", "model": "fake-embedding-query"}),
+]
+
+
+@dataclass
+class Gateway:
+    """A gateway on a socket, whose model answers when its gate opens."""
+
+    service: EmbeddingService
+    backend: FakeBackend
+    client: httpx2.AsyncClient
+    entered: list[str]
+
+    @property
+    def admission(self) -> Admission:
+        assert self.service.admission is not None
+        return self.service.admission
+
+    async def close_door(self, kind: str = "document") -> list[asyncio.Task[httpx2.Response]]:
+        """Let more work wait than the model does in a second."""
+        self.backend.gate = asyncio.Event()
+        self.entered.clear()
+        for second in range(3):
+            self.admission.drain.record(100, float(second), is_backlogged=True)
+        requests = [
+            asyncio.create_task(
+                self.client.post(
+                    "/embed", json={"texts": [f"text {number}" * 9], "input_type": kind}
+                )
+            )
+            for number in range(ALWAYS_ADMITTED)
+        ]
+        lane = Lane.QUERY if kind == "query" else Lane.DOCUMENT
+        while len(self.entered) < ALWAYS_ADMITTED or self.admission.entering:
+            await asyncio.sleep(0.01)
+        assert self.admission.limit_at_the_door(lane, is_bulk=False, timeout_seconds=120)
+        self.entered.clear()
+        return requests
+
+    async def open_door(self, requests: list[asyncio.Task[httpx2.Response]]) -> None:
+        assert self.backend.gate is not None
+        self.backend.gate.set()
+        assert {answer.status_code for answer in await asyncio.gather(*requests)} == {200}
+
+
+@asynccontextmanager
+async def running(tokenizer_dir: Path, **values: Any) -> AsyncGenerator[Gateway]:
+    backend = FakeBackend()
+    values = {"TOKENIZER_PATH": tokenizer_dir, "EMBED_MODEL_ID": "fake-embedding"} | values
+    settings = Settings(**values)
+    service = EmbeddingService(settings, backend)
+    app = create_app(service, on_fatal=pytest.fail)
+    entered: list[str] = []
+
+    async def watched(scope: Any, receive: Any, send: Any) -> None:
+        entered.append(scope["path"])
+        await app(scope, receive, send)
+
+    async with AsyncExitStack() as stack:
+        state: Any = await stack.enter_async_context(app.router.lifespan_context(app))
+        config = uvicorn.Config(
+            watched, http=GatewayProtocol, lifespan="off", log_config=None, server_header=False
+        )
+        config.load()
+        server_state = ServerState()
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(
+            lambda: GatewayProtocol(config, server_state, dict(state), loop), "127.0.0.1", 0
+        )
+        stack.callback(server.close)
+        host, port = server.sockets[0].getsockname()
+        client = await stack.enter_async_context(
+            httpx2.AsyncClient(base_url=f"http://{host}:{port}", timeout=60)
+        )
+        while not service.readiness.ready:
+            await asyncio.sleep(0.01)
+        yield Gateway(service, backend, client, entered)
+
+
+@pytest_asyncio.fixture(name="gateway")
+async def _gateway(tokenizer_dir: Path) -> AsyncGenerator[Gateway]:
+    async with running(tokenizer_dir) as gateway:
+        yield gateway
+
+
+@pytest.mark.parametrize(("path", "body", "dialect"), DIALECTS)
+async def test_a_refusal_is_the_frameworks_own_but_for_its_cost(
+    gateway: Gateway, path: str, body: dict[str, Any], dialect: Dialect
+) -> None:
+    waiting = await gateway.close_door()
+    refused = await gateway.client.post(path, json=body, headers={"X-Request-ID": "mine"})
+    assert gateway.entered == []
+    expected = error_response(gateway.admission.refuse(Limit.WAIT, Lane.DOCUMENT), dialect)
+    assert (refused.status_code, refused.content) == (429, expected.body)
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert refused.headers["X-Request-ID"] == "mine"
+    assert refused.headers["content-type"] == "application/json"
+    await gateway.open_door(waiting)
+
+
+async def test_a_connection_stays_usable_after_a_refusal(gateway: Gateway) -> None:
+    waiting = await gateway.close_door()
+    host, port = gateway.client.base_url.host, gateway.client.base_url.port
+    reader, writer = await asyncio.open_connection(host, port)
+    body = orjson.dumps({"texts": ["a"]})
+    head = b"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
+    for _ in range(3):
+        writer.write(head)
+        await asyncio.sleep(0.01)  # the body comes in a packet of its own
+        writer.write(body)
+        status = await reader.readuntil(b"\r\n\r\n")
+        assert status.startswith(b"HTTP/1.1 429 ")
+        length = int(status.lower().partition(b"content-length: ")[2].split(b"\r\n")[0])
+        await reader.readexactly(length)
+    await gateway.open_door(waiting)
+    writer.write(head + body)
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 200 ")
+    writer.close()
+
+
+async def test_of_a_large_body_nothing_is_read(
+    gateway: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = await gateway.close_door()
+    monkeypatch.setattr(admission, "ALWAYS_ADMITTED", 0)
+    monkeypatch.setattr(admission, "BULK_WAIT_SHARE", 0.0)
+    host, port = gateway.client.base_url.host, gateway.client.base_url.port
+    reader, writer = await asyncio.open_connection(host, port)
+    length = HELD_BYTES + 1
+    writer.write(b"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % length)
+    head = await reader.readuntil(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 429 ")
+    assert b"connection: close" in head
+    writer.write(b" " * length)
+    assert b"queue_full" in await reader.read()
+    writer.close()
+    assert gateway.entered == []
+    await gateway.open_door(waiting)
+
+
+@pytest.mark.parametrize(("path", "body"), QUERIES)
+async def test_queries_pass_while_documents_are_refused(
+    gateway: Gateway, path: str, body: dict[str, Any]
+) -> None:
+    waiting = await gateway.close_door()
+    query = asyncio.create_task(gateway.client.post(path, json=body))
+    while not gateway.entered:
+        await asyncio.sleep(0.01)
+    await gateway.open_door([*waiting, query])
+
+
+async def test_queries_are_refused_when_too_many_of_them_wait(gateway: Gateway) -> None:
+    waiting = await gateway.close_door("query")
+    refused = await gateway.client.post("/embed", json={"texts": ["a"], "input_type": "query"})
+    assert refused.status_code == 429
+    assert gateway.entered == []
+    await gateway.open_door(waiting)
+
+
+@pytest.mark.parametrize("path", ["/health", "/metrics", "/tokenizer", "/nowhere"])
+async def test_nothing_else_is_refused(gateway: Gateway, path: str) -> None:
+    waiting = await gateway.close_door()
+    assert (await gateway.client.get(path)).status_code in {200, 404}
+    assert (await gateway.client.post("/tokenize", json={"inputs": "a"})).status_code == 200
+    await gateway.open_door(waiting)
+
+
+async def test_a_stranger_gets_401_and_a_page_its_headers(tokenizer_dir: Path) -> None:
+    keys = {"EMBED_API_KEYS": KEY, "EMBED_CORS_ORIGINS": "https://page.example"}
+    async with running(tokenizer_dir, **keys) as gateway:
+        gateway.client.headers["Authorization"] = f"Bearer {KEY}"
+        waiting = await gateway.close_door()
+
+        async def post(**headers: str) -> httpx2.Response:
+            return await gateway.client.post("/embed", json={"texts": ["a"]}, headers=headers)
+
+        assert (await post()).status_code == 429
+        assert (await post(Authorization="Bearer wrong")).status_code == 401
+        # Only the middleware knows the headers that a page needs; the framework judges later.
+        from_page = asyncio.create_task(post(Origin="https://page.example"))
+        await gateway.open_door([*waiting, from_page])
+        assert (await from_page).headers["access-control-allow-origin"] == "https://page.example"
+
+
+async def test_refusals_are_counted_and_share_a_log_line(
+    gateway: Gateway, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("qwen3_triton_gateway.door.LOG_SECONDS", 0.3)
+    waiting = await gateway.close_door()
+    caplog.set_level(logging.INFO)
+    for _ in range(30):
+        await gateway.client.post("/v1/embeddings", json={"input": "a"})
+    text = (await gateway.client.get("/metrics")).text
+    assert 'dialect="openai",route="/v1/embeddings",status="429"} 30.0' in text
+    assert 'qwen3_triton_rejected_requests_total{limit="wait"} 30.0' in text
+    while not _lines_of_refusals(caplog):
+        await asyncio.sleep(0.05)
+    assert 1 <= len(_lines_of_refusals(caplog)) < 10
+    await gateway.open_door(waiting)
+
+
+def _lines_of_refusals(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [line for line in caplog.messages if line.startswith("status=429")]
+
+
+async def test_nothing_counts_as_entering_once_all_is_answered(gateway: Gateway) -> None:
+    calls: list[Callable[[], Any]] = [
+        lambda: gateway.client.post("/embed", json={"texts": ["a"]}),
+        lambda: gateway.client.post("/embed", json={"texts": [" "]}),
+        lambda: gateway.client.post("/embed", content=b"no JSON"),
+        lambda: gateway.client.post("/embed", content=b""),
+        lambda: gateway.client.post("/v1/embeddings", json={"input": "a", "model": "other"}),
+    ]
+    for call in calls:
+        await call()
+    assert gateway.admission.entering == 0
