@@ -14,6 +14,7 @@ from qwen3_triton_gateway.backends.base import (
     describe_model,
     wrap_output,
 )
+from qwen3_triton_gateway.errors import DeadlineExceededError
 from qwen3_triton_gateway.tensors import HiddenStates, PooledStates, TokenBatch
 
 HIDDEN_SIZE = 1280
@@ -29,6 +30,7 @@ class FakeBackend:
         corrupt: Changes an answer, or raises.
         gate: If set, answers wait until it opens.
         generation: To be incremented as if a reload was noticed.
+        doubts: To be incremented as if one might have happened.
     """
 
     def __init__(self, *, max_batch_size: int = 8, pooled: bool = False) -> None:
@@ -53,6 +55,7 @@ class FakeBackend:
         self.gate: asyncio.Event | None = None
         self.ready = True
         self.generation = 0
+        self.doubts = 0
         self.problems: dict[str, str] = {}
 
     @property
@@ -80,7 +83,11 @@ class FakeBackend:
         self.calls.append(batch.input_ids.shape)
         self.priorities.append(priority)
         if self.gate is not None:
-            await self.gate.wait()
+            try:
+                async with asyncio.timeout(timeout_seconds):
+                    await self.gate.wait()
+            except TimeoutError:
+                raise DeadlineExceededError("The gate did not open in time.") from None
         values = self.hidden_states(batch)
         if self._spec.pooling == "in_graph":
             last = batch.attention_mask.sum(axis=1) - 1

@@ -115,14 +115,6 @@ async def test_a_query_fits_even_when_one_request_of_documents_exceeds_the_limit
             submit(admission, stack, 100)
 
 
-async def test_the_probe_of_the_gateway_itself_is_never_refused() -> None:
-    admission = measured(max_queue_tokens=10)
-    with ExitStack() as stack:
-        submit(admission, stack, 1_000_000, Lane.QUERY)
-        with admission.submission(Lane.QUERY, 50, deadline=0.0, is_exempt=True):
-            pass
-
-
 async def test_requests_that_have_just_arrived_count_at_the_door() -> None:
     admission = measured()
 

@@ -15,7 +15,6 @@ from fake_backend import FakeBackend
 from qwen3_nano.graph import build_graph, load_weights
 from qwen3_triton_gateway.backends.base import Backend
 from qwen3_triton_gateway.backends.onnx import OnnxBackend
-from qwen3_triton_gateway.backends.reloads import LoadedModel
 from qwen3_triton_gateway.backends.triton import TritonBackend
 from qwen3_triton_gateway.batching import pad_batch
 from qwen3_triton_gateway.errors import (
@@ -190,24 +189,6 @@ def test_an_invalid_address_is_refused(url: str) -> None:
 
 def test_an_address_without_a_scheme_is_http() -> None:
     assert str(TritonBackend("gpu-box:8200", "m").address) == "http://gpu-box:8200"
-
-
-@pytest.mark.parametrize(
-    ("later", "answered", "reloaded"),
-    [
-        pytest.param(LoadedModel(1, 10), 8, False, id="idle"),
-        pytest.param(LoadedModel(1, 14), 12, False, id="this-gateway-worked"),
-        pytest.param(LoadedModel(1, 99), 12, False, id="others-worked-too"),
-        pytest.param(LoadedModel(1, 0), 8, True, id="counts-from-zero"),
-        pytest.param(LoadedModel(1, 11), 12, True, id="counted-past-the-earlier-value"),
-        pytest.param(LoadedModel(2, 99), 12, True, id="another-version"),
-    ],
-)
-def test_a_reload_shows_in_the_statistics(
-    later: LoadedModel, answered: int, reloaded: bool
-) -> None:
-    earlier = LoadedModel(1, 10, sent=8)
-    assert earlier.is_replaced_by(later, answered=answered) is reloaded
 
 
 async def test_a_folder_without_a_model_refuses_to_start(tmp_path: Path) -> None:

@@ -132,6 +132,30 @@ async def test_a_reloaded_replica_gets_no_work_before_its_canary(
     assert "other weights" in backend.problems["right"]
 
 
+async def test_a_replica_in_doubt_is_excluded_once_its_canary_is_wrong(
+    left: NamedFake, right: NamedFake, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = await start(left, right)
+    swap_weights(right)
+    right.doubts += 1
+    await watch(backend)
+    assert "other weights" in backend.problems["right"]
+    assert "was reloaded" not in caplog.text
+
+
+async def test_a_doubt_during_a_check_is_followed_by_another_check(left: NamedFake) -> None:
+    backend = await start(left)
+    left.gate = asyncio.Event()
+    left.doubts += 1
+    await watch(backend)
+    left.doubts += 1
+    await watch(backend)
+    left.gate.set()
+    left.calls.clear()
+    while not left.calls:
+        await watch(backend)
+
+
 async def test_a_batch_waits_for_the_only_replica_while_that_is_checked(left: NamedFake) -> None:
     backend = await start(left)
     left.generation += 1

@@ -11,15 +11,18 @@ from starlette.testclient import TestClient
 from fake_backend import FakeBackend
 from polling import wait_for
 from qwen3_triton_gateway import canary
+from qwen3_triton_gateway.backends import probe
 from qwen3_triton_gateway.backends.base import ModelSpec
 from qwen3_triton_gateway.embedder import EmbedCall
 from qwen3_triton_gateway.errors import (
     BackendUnavailableError,
+    DeadlineExceededError,
     ModelNotFoundError,
     StartupError,
 )
 from qwen3_triton_gateway.service import EmbeddingService, Readiness
 from qwen3_triton_gateway.settings import Settings
+from qwen3_triton_gateway.tensors import HiddenStates, PooledStates, TokenBatch
 
 RUNBOOK_FIELDS = {
     "status",
@@ -131,7 +134,7 @@ async def test_a_model_that_changed_empties_the_cache(
 async def test_a_model_that_reports_ready_but_hangs_is_noticed(
     tokenizer_dir: Path, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(canary, "TIMEOUT_SECONDS", 0.05)
+    monkeypatch.setattr(probe, "TIMEOUT_SECONDS", 0.05)
     monkeypatch.setattr(canary, "INTERVAL_SECONDS", 0.0)
     service = make_service(tokenizer_dir, backend)
     await service.connect()
@@ -142,6 +145,110 @@ async def test_a_model_that_reports_ready_but_hangs_is_noticed(
     backend.gate.set()
     while not (await service.check()).ready:
         await asyncio.sleep(0.01)
+
+
+class BusyBackend(FakeBackend):
+    """A backend that answers documents, but when it is busy no query in time."""
+
+    is_busy = False
+    answered = 0
+
+    async def infer(
+        self, batch: TokenBatch, *, timeout_seconds: float, priority: int
+    ) -> HiddenStates | PooledStates:
+        answered = self.answered
+        while self.is_busy and priority == probe.QUERY_PRIORITY:
+            if self.answered > answered:
+                raise DeadlineExceededError("too busy")
+            await asyncio.sleep(0)
+        self.answered += 1
+        return await super().infer(batch, timeout_seconds=timeout_seconds, priority=priority)
+
+
+async def embed_until_the_canary_is_late(
+    service: EmbeddingService, caplog: pytest.LogCaptureFixture
+) -> None:
+    deadline = asyncio.get_running_loop().time() + 30
+    while "was not embedded: too busy" not in caplog.text:
+        await service.check()
+        await service.embedder.embed(EmbedCall(["a document"]), deadline=deadline)
+
+
+async def test_a_canary_that_is_late_under_load_is_not_a_problem(
+    tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(canary, "INTERVAL_SECONDS", 0.0)
+    busy = BusyBackend()
+    service = make_service(tokenizer_dir, busy)
+    await service.connect()
+    busy.is_busy = True
+    await embed_until_the_canary_is_late(service, caplog)
+    assert (await service.check()).ready
+
+
+async def test_a_canary_that_is_late_under_load_does_not_clear_a_reloaded_model(
+    tokenizer_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    busy = BusyBackend()
+    service = make_service(tokenizer_dir, busy)
+    await service.connect()
+    busy.generation += 1
+    busy.is_busy = True
+    await embed_until_the_canary_is_late(service, caplog)
+    swap_model(busy)
+    busy.is_busy = False
+    with pytest.raises(BackendUnavailableError, match="has changed"):
+        await service.confirm(math.inf)
+
+
+async def test_the_canary_does_not_wait_in_the_queue(
+    tokenizer_dir: Path, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(canary, "INTERVAL_SECONDS", 0.0)
+    service = make_service(tokenizer_dir, backend, EMBED_MAX_QUEUE_TOKENS=64)
+    await service.connect()
+    backend.gate = asyncio.Event()
+    call = EmbedCall([f"query {number}" for number in range(40)], input_type="query")
+    deadline = asyncio.get_running_loop().time() + 5
+    embedding = asyncio.create_task(service.embedder.embed(call, deadline=deadline))
+    await asyncio.sleep(0)  # it is queued, and fills the queue
+    await service.check()
+    await asyncio.sleep(0)
+    assert any(lane.texts for lane in service.state().lanes)
+    assert backend.calls[-1] == canary.canary_batch(service.tokenizer).input_ids.shape
+    backend.gate.set()
+    await embedding
+
+
+async def test_a_doubt_brings_the_canary_forward_and_delays_no_answer(
+    tokenizer_dir: Path, backend: FakeBackend
+) -> None:
+    service = make_service(tokenizer_dir, backend)
+    await service.connect()
+    backend.doubts += 1
+    swap_model(backend)
+    await service.check()
+    await service.confirm(math.inf)
+    await asyncio.sleep(0)
+    assert "has changed" in (await service.check()).reason
+
+
+async def test_a_doubt_during_a_canary_is_followed_by_another(
+    tokenizer_dir: Path, backend: FakeBackend
+) -> None:
+    service = make_service(tokenizer_dir, backend)
+    await service.connect()
+    backend.gate = asyncio.Event()
+    backend.doubts += 1
+    await service.check()
+    await asyncio.sleep(0)
+    backend.doubts += 1
+    await service.check()
+    backend.gate.set()
+    backend.calls.clear()
+    while not backend.calls:
+        await service.check()
+        await asyncio.sleep(0)
 
 
 async def test_a_gateway_that_is_shutting_down_is_not_ready_but_still_answers(

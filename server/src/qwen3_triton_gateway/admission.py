@@ -134,22 +134,19 @@ class Admission:
             self.requests -= 1
 
     @contextmanager
-    def submission(
-        self, lane: Lane, tokens: int, *, deadline: float, is_exempt: bool = False
-    ) -> Generator[None]:
+    def submission(self, lane: Lane, tokens: int, *, deadline: float) -> Generator[None]:
         """Count a request as waiting, or refuse it.
 
         Args:
             lane: Where its texts wait.
             tokens: Their tokens.
             deadline: When it times out, in the event loop's time.
-            is_exempt: Whether it is admitted in any case.
 
         Raises:
             QueueFullError: It exceeds a limit, or would wait too long.
         """
         left = deadline - asyncio.get_running_loop().time()
-        limit = None if is_exempt else self._limit_of(lane, tokens, left)
+        limit = self._limit_of(lane, tokens, left)
         if limit is not None:
             raise self.refuse(limit, lane, tokens)
         self._mean_tokens += MEAN_SMOOTHING * (tokens - self._mean_tokens)

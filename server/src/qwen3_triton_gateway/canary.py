@@ -4,36 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Callable
 
-import numpy as np
-
-from .backends.probe import MIN_COSINE
+from .backends import probe
+from .backends.base import Backend
+from .backends.probe import MIN_COSINE, cosine, embed_probe
 from .batching import pad_batch
-from .embedder import EmbedCall, Embedder
 from .errors import (
     BackendError,
     BackendUnavailableError,
     BadVectorError,
-    EmbeddingServerError,
+    DeadlineExceededError,
     StartupError,
 )
-from .tensors import Float32Matrix, TokenBatch
-from .tokenization import TextTokenizer, format_inputs
+from .tensors import Float32Vector, TokenBatch
+from .tokenization import InputType, TextTokenizer, format_inputs
 
 logger = logging.getLogger(__name__)
 
 # A run costs one short batch: often enough to notice swapped weights soon, and rare enough to be
 # lost in the load.
 INTERVAL_SECONDS = 30.0
-TIMEOUT_SECONDS = 10.0
-CANARY = EmbedCall(
-    ["The importance of a canary: it notices bad air before the miners do."], input_type="query"
-)
+TEXT = "The importance of a canary: it notices bad air before the miners do."
+INPUT_TYPE: InputType = "query"
 
 
 def canary_batch(tokenizer: TextTokenizer) -> TokenBatch:
-    """Build the canary sentence as a batch of its own, for backends that check themselves."""
-    prompts = format_inputs(CANARY.texts, input_type=CANARY.input_type, instruction=None)
+    """Build the canary sentence as a batch of its own."""
+    prompts = format_inputs([TEXT], input_type=INPUT_TYPE, instruction=None)
     return pad_batch(
         tokenizer.encode(prompts),
         pad_token_id=tokenizer.end_token_id,
@@ -44,15 +42,28 @@ def canary_batch(tokenizer: TextTokenizer) -> TokenBatch:
 class Canary:
     """A sentence that is embedded regularly and compared with its startup vector.
 
+    It goes to the model without passing through the queue, so that load does not delay it.
+
     Attributes:
         problem: What the last run found wrong; empty if nothing.
-        is_pending: Whether the model may be another one than the last run met.
-        has_changed: Whether the last run found other weights.
+        is_pending: Whether the model may be another one than the last answered run met.
+        has_changed: Whether that run found other weights.
     """
 
-    def __init__(self, embedder: Embedder) -> None:
-        self._embedder = embedder
-        self._first: Float32Matrix | None = None
+    def __init__(
+        self, backend: Backend, batch: TokenBatch, *, last_answer: Callable[[], float]
+    ) -> None:
+        """Prepare the first run.
+
+        Args:
+            backend: The model.
+            batch: The canary sentence.
+            last_answer: When another batch was last answered, in the event loop's time.
+        """
+        self._backend = backend
+        self._batch = batch
+        self._last_answer = last_answer
+        self._first: Float32Vector | None = None
         self._due = 0.0
         self._run: asyncio.Task[str] | None = None
         self.problem = ""
@@ -67,11 +78,11 @@ class Canary:
             StartupError: The model cannot embed it.
         """
         try:
-            self._first = await self._embed()
+            self._first = await embed_probe(self._backend, self._batch)
         except (BadVectorError, BackendError) as error:
             msg = f"The model cannot embed a plain sentence: {error.message}"
             raise StartupError(msg) from error
-        except EmbeddingServerError as error:
+        except DeadlineExceededError as error:
             raise BackendUnavailableError(error.message) from error
         self._due = asyncio.get_running_loop().time() + INTERVAL_SECONDS
 
@@ -87,6 +98,13 @@ class Canary:
         """
         self._forget_run()
 
+    def hasten(self) -> None:
+        """Run now, or again after the run in progress: the model may have been reloaded.
+
+        Unlike `suspect`, it lets answers pass until then.
+        """
+        self._due = 0.0
+
     async def settle(self, timeout_seconds: float) -> None:
         """Wait until the run in progress ends, or for this long."""
         if self._run is None:
@@ -101,9 +119,11 @@ class Canary:
         now = asyncio.get_running_loop().time()
         if self._run is not None and self._run.done():
             self.problem, self._run = self._run.result(), None
-            self.is_pending = False
-            self._due = now if self.problem else now + INTERVAL_SECONDS
+            if self.problem or self.is_pending:
+                self._due = now
         if self._run is None and now >= self._due:
+            # From its start, so that `hasten` counts while it runs.
+            self._due = now + INTERVAL_SECONDS
             self._run = asyncio.create_task(self._compare())
         return self.problem
 
@@ -117,26 +137,21 @@ class Canary:
     async def _compare(self) -> str:
         began = asyncio.get_running_loop().time()
         try:
-            vector = await self._embed()
+            vector = await embed_probe(self._backend, self._batch)
         except (BadVectorError, BackendError, BackendUnavailableError) as error:
             return error.message.removesuffix(".")
-        except EmbeddingServerError as error:
+        except DeadlineExceededError as error:
             # A missed deadline means load, as long as other requests succeed.
-            if self._embedder.scheduler.last_answer >= began:
+            if self._last_answer() >= began:
                 logger.warning("The canary sentence was not embedded: %s", error.message)
                 return self.problem
-            return f"the model has not answered for {TIMEOUT_SECONDS:.0f} s"
+            return f"the model has not answered for {probe.TIMEOUT_SECONDS:.0f} s"
         assert self._first is not None, "start() comes first"
-        cosine = float(np.vdot(self._first, vector))
-        self.has_changed = cosine < MIN_COSINE
+        agreement = cosine(self._first, vector)
+        self.has_changed, self.is_pending = agreement < MIN_COSINE, False
         if not self.has_changed:
             return ""
         return (
-            f"the canary sentence's vector has cosine {cosine:.4f} with its startup vector: the "
+            f"the canary sentence's vector has cosine {agreement:.4f} with its startup vector: the "
             "model behind the gateway has changed; restart the gateway to serve it"
         )
-
-    async def _embed(self) -> Float32Matrix:
-        deadline = asyncio.get_running_loop().time() + TIMEOUT_SECONDS
-        answer, _ = await self._embedder.embed(CANARY, deadline=deadline, is_probe=True)
-        return answer.vectors

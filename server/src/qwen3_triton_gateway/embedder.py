@@ -103,15 +103,12 @@ class Embedder:
             metrics=metrics,
         )
 
-    async def embed(
-        self, call: EmbedCall, *, deadline: float, is_probe: bool = False
-    ) -> tuple[Embeddings, EmbedTimings]:
+    async def embed(self, call: EmbedCall, *, deadline: float) -> tuple[Embeddings, EmbedTimings]:
         """Embed texts, in their order.
 
         Args:
             call: The texts and how to embed them.
             deadline: When the request times out, in the event loop's time.
-            is_probe: Whether to compute every text, and to queue it whatever is waiting.
 
         Raises:
             InvalidRequestError: A text is blank, `dimensions` is out of range, or a text is too
@@ -120,15 +117,13 @@ class Embedder:
         """
         dimensions = self._check_dimensions(call.dimensions)
         _check_call(call)
-        keys = [] if is_probe else self._cache_keys(call, dimensions)
+        keys = self._cache_keys(call, dimensions)
         embedded = self._look_up(keys)
         missing = [index for index in range(len(call.texts)) if index not in embedded]
         self._refuse_long(call, {index: text.count for index, text in embedded.items()})
         timings = EmbedTimings()
         if missing:
-            computed, timings = await self._compute(
-                call, missing, dimensions, deadline=deadline, is_probe=is_probe
-            )
+            computed, timings = await self._compute(call, missing, dimensions, deadline=deadline)
             embedded |= computed
             for index in missing if keys else ():
                 self.cache.put(keys[index], computed[index])
@@ -141,7 +136,6 @@ class Embedder:
         dimensions: int,
         *,
         deadline: float,
-        is_probe: bool,
     ) -> tuple[dict[int, EmbeddedText], EmbedTimings]:
         """Embed the texts of a call that are not cached."""
         began = time.perf_counter()
@@ -157,7 +151,6 @@ class Embedder:
                 lane=lane,
                 deadline=deadline,
                 origin=current_origin(),
-                is_exempt=is_probe,
             )
         vectors = self._collect(entries, indices)
         rows = truncate_dimensions(np.stack(vectors), dimensions)

@@ -129,7 +129,6 @@ class Scheduler:
         lane: Lane,
         deadline: float,
         origin: object = None,
-        is_exempt: bool = False,
     ) -> list[QueuedText]:
         """Queue texts, wait for all, and return their entries, each done with a vector or error.
 
@@ -138,14 +137,13 @@ class Scheduler:
             lane: The queue they wait in.
             deadline: When the request times out, in the event loop's time.
             origin: Passed on to `run` with the texts, for tracing.
-            is_exempt: Whether they are queued whatever is waiting.
 
         Raises:
             QueueFullError: The texts do not fit, or would wait too long; none was queued.
             DeadlineExceededError: The deadline passed first.
         """
         tokens = sum(text.length for text in texts)
-        with self.admission.submission(lane, tokens, deadline=deadline, is_exempt=is_exempt):
+        with self.admission.submission(lane, tokens, deadline=deadline):
             if lane is Lane.QUERY:
                 self._last_query = asyncio.get_running_loop().time()
             entries = [self._enqueue(text, lane, deadline, origin) for text in texts]

@@ -81,6 +81,7 @@ class EmbeddingService:
         self._canary: Canary | None = None
         self._backend_checks_itself = False
         self._generation = 0
+        self._doubts = 0
         self._problems: dict[str, str] = {}
         self._early_check: asyncio.Task[Readiness] | None = None
         self._space: EmbeddingSpace | None = None
@@ -233,6 +234,9 @@ class EmbeddingService:
         if self._generation != self.backend.generation:
             self._generation = self.backend.generation
             canary.suspect()
+        if self._doubts != self.backend.doubts:
+            self._doubts = self.backend.doubts
+            canary.hasten()
         return canary.check()
 
     def _forget_wrong_vectors(self) -> None:
@@ -281,11 +285,12 @@ class EmbeddingService:
             prompt_version=PROMPT_VERSION,
             dtype=spec.output.dtype.name,
         )
-        checks_itself = await self.backend.adopt_canary(canary_batch(self.tokenizer))
+        batch = canary_batch(self.tokenizer)
+        checks_itself = await self.backend.adopt_canary(batch)
         embedder = Embedder(self.backend, self.tokenizer, self._space, self.settings, self.metrics)
-        canary = Canary(embedder)
+        canary = Canary(self.backend, batch, last_answer=lambda: embedder.scheduler.last_answer)
         await canary.start()
         self._embedder, self._canary = embedder, canary
         self._backend_checks_itself = checks_itself
-        self._generation = self.backend.generation
+        self._generation, self._doubts = self.backend.generation, self.backend.doubts
         self._readiness = Readiness(ready=True, backend_ready=True)

@@ -92,6 +92,11 @@ class Backend(Protocol):
         ...
 
     @property
+    def doubts(self) -> int:
+        """A count of the times that `is_ready` could not tell whether there was a reload."""
+        ...
+
+    @property
     def problems(self) -> dict[str, str]:
         """Why a place that answers gets no work, by its name in `states`."""
         ...

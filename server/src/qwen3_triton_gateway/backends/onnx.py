@@ -59,6 +59,10 @@ class OnnxBackend:
         return 0  # nothing else can load another model into this process
 
     @property
+    def doubts(self) -> int:
+        return 0
+
+    @property
     def problems(self) -> dict[str, str]:
         return {}
 

@@ -46,6 +46,7 @@ class Replica:
         lost: Set when it stops answering, which ends its batches.
         problem: Why it is excluded although it answers; empty if it is not.
         generation: The backend's `generation` when it was last checked.
+        doubts: The backend's `doubts`, likewise.
         due: When it is checked next, in the event loop's time.
         last_answer: When it last returned a batch, in the event loop's time.
         check: The check in progress, or the last one.
@@ -57,6 +58,7 @@ class Replica:
     lost: asyncio.Event = field(default_factory=asyncio.Event)
     problem: str = ""
     generation: int = 0
+    doubts: int = 0
     due: float = 0.0
     last_answer: float = 0.0
     check: asyncio.Task[None] | None = None
@@ -95,6 +97,10 @@ class ReplicatedBackend:
     @property
     def generation(self) -> int:
         return 0  # each replica is checked after its own reloads
+
+    @property
+    def doubts(self) -> int:
+        return 0
 
     @property
     def problems(self) -> dict[str, str]:
@@ -224,6 +230,10 @@ class ReplicatedBackend:
                 replica.check.cancel()
                 replica.check = None
             self._leave(replica, "its model was reloaded")
+            replica.due = 0.0
+        # A check in progress may have begun before the reload, so the doubt remains until the next.
+        if replica.backend.doubts != replica.doubts and not replica.is_being_checked:
+            replica.doubts = replica.backend.doubts
             replica.due = 0.0
         if now >= replica.due and not replica.is_being_checked:
             replica.check = asyncio.create_task(self._check(replica))

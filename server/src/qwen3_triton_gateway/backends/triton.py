@@ -7,7 +7,7 @@ import base64
 import hashlib
 import logging
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
@@ -26,7 +26,7 @@ from ..fingerprint import digest_of_version
 from ..tensors import HiddenStates, PooledStates, TokenBatch
 from ..tracing import trace_headers
 from .base import AnyArray, Feed, ModelSpec, TensorSpec, build_feed, describe_model, wrap_output
-from .reloads import LoadedModel, read_loaded_model
+from .reloads import LoadHistory, Verdict, read_statistics
 
 logger = logging.getLogger(__name__)
 
@@ -43,7 +43,6 @@ TRITON_NAMES = {np.dtype(numpy): triton for triton, numpy in DTYPES.items()}
 # A model whose config has no batch dimension accepts any number of rows; this bounds them.
 UNBATCHED_MAX_BATCH_SIZE = 32
 PROBE_SECONDS = 1.0
-STATISTICS_LAG_SECONDS = 0.1
 # aiohttp accepts gzip by default, and Triton uses it: compressing hidden states takes three times
 # as long as computing them (`bench/README.md`).
 UNCOMPRESSED = {"Accept-Encoding": "identity"}
@@ -130,9 +129,11 @@ class TritonBackend:
         self._spec: ModelSpec | None = None
         self._answered = False
         self._last_answer = 0.0
-        self._loaded: LoadedModel | None = None
+        self._history = LoadHistory()
         self._observed_at = 0.0
+        self._told_of_several = False
         self._generation = 0
+        self._doubts = 0
         self._answers = 0
         self._in_flight = 0
 
@@ -154,6 +155,10 @@ class TritonBackend:
         return self._generation
 
     @property
+    def doubts(self) -> int:
+        return self._doubts
+
+    @property
     def problems(self) -> dict[str, str]:
         return {}
 
@@ -173,6 +178,7 @@ class TritonBackend:
         except Exception as error:
             raise self._translate(error) from error
         self._spec = _describe(metadata, config.get("config", config))
+        await self._notice_reload()  # the first reading is from before the first batch
         return self._spec
 
     async def infer(
@@ -233,23 +239,33 @@ class TritonBackend:
         has to do.
         """
         began, answered = time.monotonic(), self._answers
-        # Triton may count a batch after it has answered it.
-        await asyncio.sleep(STATISTICS_LAG_SECONDS)
         try:
             async with asyncio.timeout(PROBE_SECONDS):
                 method = self._open().get_inference_statistics
                 statistics = await self._call(method, **self._json_arguments)
         except Exception:  # unavailable is the probe's finding
             return
-        loaded = read_loaded_model(statistics)
+        sent = self._answers + self._in_flight
+        reading = read_statistics(statistics, answered=answered, sent=sent)
         # Two checks may overlap; counters of the earlier one would look like a reload.
-        if loaded is None or began < self._observed_at:
+        if reading is None or began < self._observed_at:
             return
-        if self._loaded is not None and self._loaded.is_replaced_by(loaded, answered=answered):
+        self._observed_at = time.monotonic()
+        self._draw_conclusions(self._history.judge(reading))
+
+    def _draw_conclusions(self, verdict: Verdict) -> None:
+        if verdict is Verdict.RELOADED:
             logger.warning("%s: the model was reloaded.", self.address)
             self._generation += 1
-        self._loaded = replace(loaded, sent=self._answers + self._in_flight)
-        self._observed_at = time.monotonic()
+        elif verdict is Verdict.DOUBTFUL:
+            self._doubts += 1
+        elif verdict is Verdict.SEVERAL and not self._told_of_several:
+            self._told_of_several = True
+            logger.warning(
+                "Several Tritons answer at %s. A reload of one of them may not be noticed before "
+                "its canary's turn. List each of them in TRITON_URL.",
+                self.address,
+            )
 
     @property
     def _is_grpc(self) -> bool:
