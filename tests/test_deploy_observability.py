@@ -128,6 +128,12 @@ def test_every_rule_has_a_severity_a_summary_and_a_description() -> None:
         assert rule["annotations"].keys() == {"summary", "description"}
 
 
+def test_an_excluded_triton_is_alerted_and_drawn() -> None:
+    name = "qwen3_triton_backend_excluded"
+    for expressions in ([rule["expr"] for rule in RULES], dashboard_expressions()):
+        assert any(name in expression for expression in expressions)
+
+
 def test_the_rules_use_the_gateways_default_limits() -> None:
     near, slow = (
         next(rule["expr"] for rule in RULES if rule["alert"] == name)
