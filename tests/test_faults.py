@@ -249,7 +249,7 @@ def test_more_dimensions_than_the_model_has_end_the_start_with_a_message(
         ),
         pytest.param(("--model-dir", "/nowhere"), "No tokenizer at /nowhere", id="no-model"),
         pytest.param(
-            ("--model-dir", "/nowhere", *TOKENIZER), "No model at /nowhere/model.onnx", id="onnx"
+            ("--model-dir", "/nowhere", *TOKENIZER), "no file or folder /nowhere", id="onnx"
         ),
     ],
 )

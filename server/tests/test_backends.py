@@ -189,14 +189,3 @@ def test_an_invalid_address_is_refused(url: str) -> None:
 
 def test_an_address_without_a_scheme_is_http() -> None:
     assert str(TritonBackend("gpu-box:8200", "m").address) == "http://gpu-box:8200"
-
-
-async def test_a_folder_without_a_model_refuses_to_start(tmp_path: Path) -> None:
-    with pytest.raises(StartupError, match="EMBED_MODEL_DIR must contain"):
-        await OnnxBackend(tmp_path).connect()
-
-
-async def test_a_file_that_is_not_a_model_refuses_to_start(tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").write_bytes(b"not a model")
-    with pytest.raises(StartupError, match="cannot load"):
-        await OnnxBackend(tmp_path).connect()

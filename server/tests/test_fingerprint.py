@@ -1,6 +1,7 @@
 """Which files count as a model's weights, compared with models that the onnx library writes."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from qwen3_triton_gateway.fingerprint import (
     weight_files,
     weights_digest,
 )
+from qwen3_triton_gateway.model_files import ModelFileError
 
 SPACE = EmbeddingSpace("Qwen/Qwen3-Embedding-0.6B", "w", "t", "last_token", "p", "float32")
 ENTRY = b"\x0a\x08location\x12"  # what precedes the length of a location
@@ -96,8 +98,60 @@ def test_external_weights_saved_by_onnx_are_found(tmp_path: Path) -> None:
     assert names_of(path) == ["split.onnx", "split.onnx_data"]
 
 
-def test_a_missing_file_of_external_weights_is_left_to_the_runtime(tmp_path: Path) -> None:
-    assert names_of(write_model(tmp_path, stored_in("missing"))) == ["model.onnx"]
+def test_external_weights_of_functions_and_sparse_tensors_are_found(tmp_path: Path) -> None:
+    opset = [helper.make_opsetid("", 17)]
+    function = helper.make_function("own", "f", [], ["o"], [constant(stored_in("function"))], opset)
+    graph = helper.make_graph([], "g", [], [])
+    sparse = onnx.SparseTensorProto(values=stored_in("values"), indices=stored_in("indices"))
+    graph.sparse_initializer.append(sparse)
+    path = tmp_path / "model.onnx"
+    path.write_bytes(helper.make_model(graph, functions=[function]).SerializeToString())
+    write_files(tmp_path, "function", "values", "indices")
+    assert names_of(path) == ["model.onnx", "function", "indices", "values"]
+
+
+def test_a_location_need_not_be_utf_8(tmp_path: Path) -> None:
+    model = write_model(tmp_path, stored_in("weights-MARK"))
+    model.write_bytes(model.read_bytes().replace(b"-MARK", b"-\xff\xfe\xe9\xe8"))
+    external = tmp_path / os.fsdecode(b"weights-\xff\xfe\xe9\xe8")
+    external.write_bytes(b"1")
+    before = weights_digest(model)
+    external.write_bytes(b"2")
+    assert weights_digest(model) != before
+
+
+@pytest.mark.parametrize("length", [1, 127, 128, 200, 100_000])
+def test_metadata_of_any_kind_is_no_location(tmp_path: Path, length: int) -> None:
+    """As torch's exporter writes it for every node: stack traces, and names of its own."""
+    node = helper.make_node("Identity", ["w"], ["o"])
+    for key, value in (("location", "torch.py"), ("pkg.torch.onnx.stack_trace", "x" * length)):
+        node.metadata_props.add(key=key, value=value)
+    write_files(tmp_path, "torch.py", "w.data")
+    model = write_model(tmp_path, stored_in("w.data"), nodes=(node,))
+    assert names_of(model) == ["model.onnx", "w.data"]
+    model.write_bytes(model.read_bytes().replace(b"torch.py", b"\xff\xfe\x80\x81\x82\x83\x84\x85"))
+    assert names_of(model) == ["model.onnx", "w.data"]
+
+
+@pytest.mark.parametrize("entry", ["folder", "nothing", "link to nothing"])
+def test_there_is_no_digest_without_a_file_of_weights(tmp_path: Path, entry: str) -> None:
+    model = write_model(tmp_path, stored_in("weights"))
+    if entry == "folder":
+        (tmp_path / "weights").mkdir()
+    elif entry == "link to nothing":
+        (tmp_path / "weights").symlink_to("elsewhere")
+    with pytest.raises(ModelFileError, match=r"has weights in .*weights', which is missing"):
+        weights_digest(model)
+
+
+def test_there_is_no_digest_of_what_cannot_be_parsed_to_its_end(tmp_path: Path) -> None:
+    whole = write_model(tmp_path, stored_in("w"), numpy_helper.from_array(np.ones(99), name="v"))
+    write_files(tmp_path, "w")
+    content = whole.read_bytes()
+    for part in (b"", content[:-1], content[: len(content) // 2], content + b"\x07", b"\xff" * 99):
+        whole.write_bytes(part)
+        with pytest.raises(ModelFileError, match="is not an ONNX model"):
+            weights_digest(whole)
 
 
 @pytest.mark.parametrize(
@@ -115,11 +169,6 @@ def test_weights_that_look_like_a_location_are_harmless(
     weights = np.frombuffer(bytes_by_chance, dtype=np.uint8)
     model = write_model(tmp_path, numpy_helper.from_array(weights, name="w"))
     assert names_of(model) == ["model.onnx"]
-
-
-def test_an_empty_file_has_a_digest(tmp_path: Path) -> None:
-    (tmp_path / "model.onnx").touch()
-    assert weights_digest(tmp_path / "model.onnx")
 
 
 def test_the_digest_changes_with_external_weights(tmp_path: Path) -> None:

@@ -73,10 +73,22 @@ def test_the_output_is_chosen_by_name_and_rank(
     [
         pytest.param([IDS], [HIDDEN], "no input `attention_mask`", id="no-mask"),
         pytest.param(
-            [IDS, MASK, TensorSpec("token_type_ids", INT64, (-1, -1))],
+            [IDS, MASK, TensorSpec("cache_position", INT64, (-1, -1))],
             [HIDDEN],
-            "`token_type_ids`, which the gateway does not support",
+            "`cache_position`, which the gateway does not support",
             id="unknown-input",
+        ),
+        pytest.param(
+            [TensorSpec("input_ids", INT64, (4, -1)), MASK],
+            [HIDDEN],
+            "a batch fixed to 4, but the gateway sends batches of any batch",
+            id="batch",
+        ),
+        pytest.param(
+            [IDS, TensorSpec("attention_mask", INT64, (-1, 512))],
+            [HIDDEN],
+            "a length fixed to 512",
+            id="length",
         ),
         pytest.param(
             [TensorSpec("input_ids", np.dtype(np.int32), (-1, -1)), MASK],
@@ -118,6 +130,26 @@ def test_a_model_that_cannot_be_served_is_refused(
 ) -> None:
     with pytest.raises(StartupError, match=words):
         describe(inputs, outputs)
+
+
+def test_a_batch_fixed_to_one_bounds_the_batch() -> None:
+    assert describe([IDS, MASK], [HIDDEN]).max_batch_size == 8
+    alone = TensorSpec("input_ids", INT64, (1, -1))
+    assert describe([alone, MASK], [HIDDEN]).max_batch_size == 1
+
+
+def test_states_are_found_among_outputs_that_an_exporter_named() -> None:
+    keys = [TensorSpec(f"cat_{index}", FLOAT32, (-1, 8, -1, 128)) for index in range(4)]
+    states = TensorSpec("mul_56", FLOAT32, (-1, -1, 1280))
+    assert describe([IDS, MASK], [*keys, states]).output == states
+    with pytest.raises(StartupError, match="no output `last_hidden_state`"):
+        describe([IDS, MASK], [*keys, states, TensorSpec("mul_57", FLOAT32, (-1, -1, 1280))])
+
+
+def test_token_types_are_zeros() -> None:
+    types = TensorSpec("token_type_ids", INT64, (-1, -1))
+    feed = build_feed(describe([IDS, MASK, types], [HIDDEN]), BATCH)
+    assert feed["token_type_ids"].tolist() == [[0, 0, 0], [0, 0, 0]]
 
 
 def test_a_hidden_size_that_pooling_lost_is_taken_from_another_output() -> None:

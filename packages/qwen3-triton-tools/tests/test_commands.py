@@ -53,4 +53,4 @@ def test_bad_usage_ends_with_2_and_says_what_is_wrong(arguments: list[str], word
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     code, output = run("triton", "--model-dir", str(tmp_path), "--http-port", "0")
     assert code == 1
-    assert "model.onnx" in output
+    assert "has no ONNX file" in output

@@ -345,7 +345,7 @@ def test_a_model_that_does_not_load_shows_the_log(
     )
     (tmp_path / "data_missing" / "model.onnx_data").unlink()
     for folder, error, message in (
-        ("empty", ModelFolderError, r"neither `model.onnx` nor"),
+        ("empty", ModelFolderError, "has no ONNX file"),
         ("pointer", ModelFolderError, r"is not an ONNX model but a Git LFS pointer"),
         ("data_missing", LaunchError, r"(?s)The end of its log.*model\.onnx_data"),
     ):

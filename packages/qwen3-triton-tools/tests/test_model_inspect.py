@@ -239,8 +239,8 @@ def test_an_offset_that_is_not_a_number_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        pytest.param(tiny_model(batch=1), "batch is fixed to 1", id="batch"),
-        pytest.param(tiny_model(length=128), "length is fixed to 128", id="length"),
+        pytest.param(tiny_model(batch=4), "a batch fixed to 4", id="batch"),
+        pytest.param(tiny_model(length=128), "a length fixed to 128", id="length"),
         pytest.param(
             tiny_model(element_type=TensorProto.BFLOAT16), "float32 or float16", id="bfloat16"
         ),

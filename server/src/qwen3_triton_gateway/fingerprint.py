@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
 import os
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import orjson
 
+from .model_files import ModelFileError, describe_os_error
+from .onnx_file import external_locations
+
 # The version folder of a new model in Triton's repository.
 FIRST_VERSION = 1
 _CHUNK_BYTES = 8 * 1024 * 1024
-# An entry of `TensorProto.external_data` as protobuf serializes it: the key "location" (field 1),
-# then the value (field 2) with its length as a varint, one or two bytes for any path. It is found
-# by a search instead of a parser, so that the gateway needs no ONNX library; 2 GB are searched in
-# about the time it takes to read them.
-# https://github.com/onnx/onnx/blob/v1.18.0/onnx/onnx.proto#L580-L595
-_LOCATION = re.compile(rb"\x0a\x08location\x12([\x01-\x7f]|[\x80-\xff][\x01-\x7f])")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +50,9 @@ def weights_digest(model_path: Path, on_bytes: Callable[[int], object] | None = 
     Args:
         model_path: The ONNX file.
         on_bytes: Called with the number of bytes read since its last call.
+
+    Raises:
+        ModelFileError: A file is missing, or cannot be read to its end.
     """
     digest = hashlib.sha256()
     for path in weight_files(model_path):
@@ -75,33 +73,32 @@ def digest_of_version(stated_digest: str, versions: Sequence[str]) -> str:
 
 
 def weight_files(model_path: Path) -> list[Path]:
-    """List the ONNX file, then the existing files of its external weights, sorted."""
-    external = {model_path.parent / name for name in _external_locations(model_path)}
-    # Weights may contain the pattern by chance: what follows is then rarely a name that a file
-    # system takes, for which `Path.is_file` may raise and `os.path.isfile` does not.
-    return [model_path, *(path for path in sorted(external) if os.path.isfile(path))]
+    """List the ONNX file, then the files of its external weights, sorted.
 
-
-def _external_locations(model_path: Path) -> Iterator[str]:
-    if not model_path.stat().st_size:  # an empty file cannot be mapped
-        return
-    with (
-        model_path.open("rb") as file,
-        mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
-    ):
-        for match in _LOCATION.finditer(content):
-            length = sum((byte & 0x7F) << (7 * place) for place, byte in enumerate(match[1]))
-            try:
-                yield content[match.end() : match.end() + length].decode()
-            except UnicodeDecodeError:  # the pattern inside weights: not a name
-                continue
+    Raises:
+        ModelFileError: The ONNX file cannot be read, or a file of weights is missing: a digest
+            without it would be that of every other model with the same graph.
+    """
+    external = sorted(model_path.parent / name for name in external_locations(model_path))
+    for path in external:
+        # A name that no file system takes makes `Path.is_file` raise, and this return False.
+        if not os.path.isfile(path):
+            msg = (
+                f"{model_path} has weights in {str(path)!r}, which is missing. Put the file there, "
+                "or fetch the model again."
+            )
+            raise ModelFileError(msg)
+    return [model_path, *external]
 
 
 def _digest_file(path: Path, on_bytes: Callable[[int], object] | None) -> bytes:
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
-            digest.update(chunk)
-            if on_bytes:
-                on_bytes(len(chunk))
+    try:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                if on_bytes:
+                    on_bytes(len(chunk))
+    except OSError as error:
+        raise ModelFileError(describe_os_error(error, path)) from error
     return digest.digest()

@@ -14,6 +14,7 @@ from .embedder import Embedder
 from .errors import BackendUnavailableError, ModelNotFoundError, StartupError, shorten
 from .fingerprint import EmbeddingSpace
 from .metrics import GatewayState, Metrics
+from .model_files import tokenizer_of
 from .settings import Settings
 from .tokenization import PROMPT_VERSION, TextTokenizer
 
@@ -61,7 +62,9 @@ class EmbeddingService:
         Raises:
             StartupError: The tokenizer is missing or invalid.
         """
-        tokenizer_path = settings.tokenizer_path or settings.model_dir
+        tokenizer_path = settings.tokenizer_path
+        if tokenizer_path is None and settings.model_dir is not None:
+            tokenizer_path = tokenizer_of(settings.model_dir)
         if tokenizer_path is None:
             msg = (
                 "TOKENIZER_PATH is not set. Set it to the folder that contains the model's "

@@ -68,8 +68,8 @@ class Settings(BaseSettings):
         default=None,
         validation_alias="EMBED_MODEL_DIR",
         description=(
-            "Folder with model.onnx and tokenizer.json, to run ONNX Runtime in the gateway's "
-            "process instead of Triton."
+            "Folder with model.onnx (or onnx/model.onnx, as on the hub) and tokenizer.json, to run "
+            "ONNX Runtime in the gateway's process instead of Triton."
         ),
     )
     max_length: int = Field(

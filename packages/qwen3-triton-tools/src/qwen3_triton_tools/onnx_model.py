@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import onnx
 from google.protobuf.message import DecodeError
+
+from qwen3_triton_gateway.model_files import describe_os_error
 
 from .errors import ModelError
 
@@ -167,6 +170,14 @@ def read_model(path: Path) -> OnnxModel:
     )
 
 
+def as_text(value: str | bytes) -> str:
+    """Return a text of the file; protobuf returns bytes where an exporter wrote no valid UTF-8.
+
+    The bytes survive, so that a file with such a name is found.
+    """
+    return os.fsdecode(value)
+
+
 def integer_attributes(node: onnx.NodeProto) -> dict[str, int]:
     return {a.name: a.i for a in node.attribute if a.type == onnx.AttributeProto.INT}
 
@@ -199,7 +210,7 @@ def _load(path: Path) -> onnx.ModelProto:
         # onnx's own hints leave the parameter of PathLike open.
         model = onnx.load_model(path, format="protobuf", load_external_data=False)  # pyright: ignore[reportUnknownMemberType]
     except OSError as error:
-        raise ModelError(f"{path} cannot be read: {error.strerror or error}.") from error
+        raise ModelError(describe_os_error(error, path)) from error
     except DecodeError as error:
         msg = f"{path} is not an ONNX model, or is truncated ({error}). Fetch it again."
         raise ModelError(msg) from error
@@ -227,12 +238,12 @@ def _collect(
 
 
 def _weight(tensor: onnx.TensorProto) -> Weight:
-    weight = Weight(tensor.name, _dtype(tensor.data_type), tuple(tensor.dims))
+    weight = Weight(as_text(tensor.name), _dtype(tensor.data_type), tuple(tensor.dims))
     if tensor.data_location != onnx.TensorProto.EXTERNAL:
         return weight
     entries = {entry.key: entry.value for entry in tensor.external_data}
     external = ExternalRange(
-        location=entries.get("location", ""),
+        location=as_text(entries.get("location", "")),
         offset=int(entries.get("offset", "0")),
         length=int(entries.get("length", weight.size_bytes)),
     )
@@ -242,16 +253,17 @@ def _weight(tensor: onnx.TensorProto) -> Weight:
 def _tensor_info(value: onnx.ValueInfoProto) -> TensorInfo:
     if not value.type.HasField("tensor_type"):
         # A sequence or a map: callers that need a tensor refuse it by its dtype.
-        return TensorInfo(value.name, _dtype(0), None)
+        return TensorInfo(as_text(value.name), _dtype(0), None)
     tensor = value.type.tensor_type
     if not tensor.HasField("shape"):
-        return TensorInfo(value.name, _dtype(tensor.elem_type), None)
+        return TensorInfo(as_text(value.name), _dtype(tensor.elem_type), None)
     sizes = [d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim]
     labels = [
-        d.dim_param or "?" if size < 0 else str(size)
+        as_text(d.dim_param) or "?" if size < 0 else str(size)
         for d, size in zip(tensor.shape.dim, sizes, strict=True)
     ]
-    return TensorInfo(value.name, _dtype(tensor.elem_type), tuple(sizes), tuple(labels))
+    name = as_text(value.name)
+    return TensorInfo(name, _dtype(tensor.elem_type), tuple(sizes), tuple(labels))
 
 
 def _dtype(element_type: int) -> Dtype:

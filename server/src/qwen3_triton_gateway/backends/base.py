@@ -6,7 +6,7 @@ serve. From then on, it turns a `TokenBatch` into `HiddenStates` or `PooledState
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol, TypeAlias
 
@@ -17,7 +17,7 @@ from ..tensors import HiddenStates, PooledStates, TokenBatch
 
 HIDDEN_OUTPUT = "last_hidden_state"
 POOLED_OUTPUT = "sentence_embedding"
-TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids")
+TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
 PAST_PREFIX = "past_key_values."
 TOKEN_RANK = 2
 # Shape of a past key or value: (batch, key-value heads, past length, head size).
@@ -164,15 +164,16 @@ def describe_model(
         StartupError: An input is missing or unknown, a dtype or rank is wrong, or no output is
             usable.
     """
-    _check_inputs(name, inputs)
+    check_inputs(name, inputs)
+    batch_limit = _check_sizes(name, inputs)
     output = _choose_output(name, outputs)
     return ModelSpec(
         name=name,
         inputs=tuple(spec.name for spec in inputs if spec.name in TOKEN_INPUTS),
-        past_inputs=tuple(spec for spec in inputs if _is_past(spec)),
+        past_inputs=tuple(spec for spec in inputs if is_past(spec)),
         output=output,
         pooling="in_graph" if len(output.shape) == POOLED_RANK else "last_token",
-        max_batch_size=max_batch_size,
+        max_batch_size=min(max_batch_size, batch_limit or max_batch_size),
         instance_count=max(1, instance_count),
         weights_digest=weights_digest,
     )
@@ -180,11 +181,21 @@ def describe_model(
 
 def build_feed(spec: ModelSpec, batch: TokenBatch) -> Feed:
     """Build the inputs of a batch, by name."""
+    return feed_inputs(spec.inputs, spec.past_inputs, batch)
+
+
+def feed_inputs(
+    names: Collection[str], past_inputs: Sequence[TensorSpec], batch: TokenBatch
+) -> Feed:
+    """Build the token inputs with these names, and an empty past."""
     feed: Feed = {"input_ids": batch.input_ids, "attention_mask": batch.attention_mask}
-    if "position_ids" in spec.inputs:
+    if "position_ids" in names:
         positions = np.cumsum(batch.attention_mask, axis=1) - 1
         feed["position_ids"] = np.maximum(positions, 0)
-    for past in spec.past_inputs:
+    if "token_type_ids" in names:
+        # A text is one segment. The family has no segments, but some exporters add the input.
+        feed["token_type_ids"] = np.zeros_like(batch.input_ids)
+    for past in past_inputs:
         shape = (len(batch.input_ids), past.shape[1], 0, past.shape[3])
         feed[past.name] = np.empty(shape, dtype=past.dtype)
     return feed
@@ -227,11 +238,16 @@ def _with_hidden_size(output: TensorSpec, outputs: Sequence[TensorSpec]) -> Tens
     return replace(output, shape=(*output.shape[:-1], hidden_size))
 
 
-def _is_past(spec: TensorSpec) -> bool:
+def is_past(spec: TensorSpec) -> bool:
     return spec.name.startswith(PAST_PREFIX)
 
 
-def _check_inputs(model: str, inputs: Sequence[TensorSpec]) -> None:
+def check_inputs(model: str, inputs: Sequence[TensorSpec]) -> None:
+    """Check that the gateway can feed a model.
+
+    Raises:
+        StartupError: An input is missing or unknown, or its dtype or rank is wrong.
+    """
     names = {spec.name for spec in inputs}
     for required in ("input_ids", "attention_mask"):
         if required not in names:
@@ -240,7 +256,7 @@ def _check_inputs(model: str, inputs: Sequence[TensorSpec]) -> None:
     for spec in inputs:
         if spec.name in TOKEN_INPUTS:
             _check_token_input(model, spec)
-        elif _is_past(spec):
+        elif is_past(spec):
             _check_past_input(model, spec)
         else:
             msg = (
@@ -259,6 +275,25 @@ def _check_token_input(model: str, spec: TensorSpec) -> None:
         raise StartupError(msg)
 
 
+def _check_sizes(model: str, inputs: Sequence[TensorSpec]) -> int | None:
+    """Check that a batch may have any length, and return the number of texts that it must have.
+
+    None if it may have any. A batch of one is a way to serve texts; any other number is not.
+    """
+    tokens = [spec for spec in inputs if spec.name in TOKEN_INPUTS]
+    batches = {spec.shape[0] for spec in tokens} - {-1}
+    lengths = {spec.shape[1] for spec in tokens} - {-1}
+    for what, sizes in (("batch", batches - {1}), ("length", lengths)):
+        if sizes:
+            fixed = " and ".join(map(str, sorted(sizes)))
+            msg = (
+                f"Model {model!r} has a {what} fixed to {fixed}, but the gateway sends batches of "
+                f"any {what}. Export it with dynamic axes, as optimum does by default."
+            )
+            raise StartupError(msg)
+    return 1 if batches else None
+
+
 def _check_past_input(model: str, spec: TensorSpec) -> None:
     fixed = len(spec.shape) == PAST_RANK and spec.shape[1] > 0 and spec.shape[3] > 0
     if not fixed or spec.dtype not in FLOAT_DTYPES:
@@ -270,12 +305,27 @@ def _check_past_input(model: str, spec: TensorSpec) -> None:
         raise StartupError(msg)
 
 
-def _choose_output(model: str, outputs: Sequence[TensorSpec]) -> TensorSpec:
+def find_output(outputs: Sequence[TensorSpec]) -> TensorSpec | None:
+    """Return the output that the gateway asks for, None if it is not clear which.
+
+    A pooled output is preferred: it has as many times fewer bytes as a text has tokens. torch's
+    exporter names outputs after operators; next to the states it may return the keys and values of
+    each layer, whose rank is another.
+    """
     by_name = {spec.name: spec for spec in outputs}
-    # A pooled output is preferred: it has as many times fewer bytes as a text has tokens.
-    output = by_name.get(POOLED_OUTPUT) or by_name.get(HIDDEN_OUTPUT)
-    if output is None and len(outputs) == 1:
-        output = outputs[0]
+    named = by_name.get(POOLED_OUTPUT) or by_name.get(HIDDEN_OUTPUT)
+    if named or len(outputs) == 1:
+        return named or outputs[0]
+    fitting = [
+        spec
+        for spec in outputs
+        if spec.dtype in FLOAT_DTYPES and len(spec.shape) in (POOLED_RANK, HIDDEN_RANK)
+    ]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _choose_output(model: str, outputs: Sequence[TensorSpec]) -> TensorSpec:
+    output = find_output(outputs)
     if output is None:
         msg = (
             f"Model {model!r} has no output `{HIDDEN_OUTPUT}` or `{POOLED_OUTPUT}`. Its outputs: "

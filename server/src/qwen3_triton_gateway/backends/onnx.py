@@ -6,7 +6,9 @@ import asyncio
 import importlib
 import os
 import time
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,21 @@ import numpy as np
 
 from ..errors import BackendError, DeadlineExceededError, StartupError
 from ..fingerprint import weights_digest
+from ..model_files import ModelFileError, find_model
 from ..tensors import HiddenStates, PooledStates, TokenBatch
-from .base import AnyArray, ModelSpec, TensorSpec, build_feed, describe_model, wrap_output
+from .base import (
+    HIDDEN_RANK,
+    POOLED_RANK,
+    AnyArray,
+    ModelSpec,
+    TensorSpec,
+    build_feed,
+    check_inputs,
+    describe_model,
+    feed_inputs,
+    is_past,
+    wrap_output,
+)
 
 # A CPU gains nothing from larger batches: the matrices fill its cores long before.
 MAX_BATCH_SIZE = 32
@@ -30,11 +45,11 @@ DTYPES = {
 
 
 class OnnxBackend:
-    """A folder's `model.onnx` on this machine's CPU."""
+    """The ONNX file of a folder on this machine's CPU."""
 
     def __init__(self, model_dir: Path, *, intra_op_threads: int = 0) -> None:
         """Prepare to load; an `intra_op_threads` of 0 lets ONNX Runtime use every core."""
-        self._path = model_dir / "model.onnx"
+        self._path = model_dir
         self._intra_op_threads = intra_op_threads
         # One thread: a run already uses every core, and the next batch waits here, prepared.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="onnx")
@@ -111,15 +126,52 @@ class OnnxBackend:
         return values, time.perf_counter() - began
 
     def _load(self) -> ModelSpec:
+        try:
+            self._path = find_model(self._path)
+            digest = weights_digest(self._path)
+        except ModelFileError as error:
+            raise StartupError(f"EMBED_MODEL_DIR cannot be served. {error}") from error
         self._session = _open_session(self._path, self._intra_op_threads)
+        # The hub keeps the graph in a subfolder, which is not what the model is called.
+        folder = self._path.parent
+        name = (folder.parent if folder.name == "onnx" else folder).name
+        inputs = [_tensor_spec(node) for node in self._session.get_inputs()]
+        check_inputs(name, inputs)
+        outputs = [_tensor_spec(node) for node in self._session.get_outputs()]
         return describe_model(
-            name=self._path.parent.name,
-            inputs=[_tensor_spec(node) for node in self._session.get_inputs()],
-            outputs=[_tensor_spec(node) for node in self._session.get_outputs()],
+            name=name,
+            inputs=inputs,
+            outputs=_with_shapes(self._session, inputs, outputs),
             max_batch_size=MAX_BATCH_SIZE,
             instance_count=1,
-            weights_digest=weights_digest(self._path),
+            weights_digest=digest,
         )
+
+
+def _with_shapes(
+    session: Any, inputs: Sequence[TensorSpec], outputs: list[TensorSpec]
+) -> list[TensorSpec]:
+    """Fill in shapes that the file leaves open, by running the model on two tokens."""
+    if not any(_is_open(output) for output in outputs):
+        return outputs
+    batch = TokenBatch(np.zeros((1, 2), dtype=np.int64), np.ones((1, 2), dtype=np.int64))
+    names = [spec.name for spec in inputs]
+    feed: dict[str, Any] = dict(feed_inputs(names, [s for s in inputs if is_past(s)], batch))
+    try:
+        values: list[Any] = session.run([output.name for output in outputs], feed)
+    except Exception:  # whatever is wrong with the model is reported by what uses its outputs
+        return outputs
+    shapes: list[tuple[int, ...]] = [np.shape(value) for value in values]
+    return [
+        replace(output, shape=(*[-1] * len(shape[1:]), *shape[-1:]))
+        for output, shape in zip(outputs, shapes, strict=True)
+    ]
+
+
+def _is_open(output: TensorSpec) -> bool:
+    """Return whether an output may be vectors or states, but its size is not stated."""
+    may_be_used = not output.shape or len(output.shape) in (POOLED_RANK, HIDDEN_RANK)
+    return may_be_used and (not output.shape or output.shape[-1] <= 0)
 
 
 def _open_session(path: Path, intra_op_threads: int) -> Any:
@@ -133,9 +185,6 @@ def _open_session(path: Path, intra_op_threads: int) -> Any:
             '`pip install "qwen3-triton-gateway[onnx]"`, or set TRITON_URL.'
         )
         raise StartupError(msg) from error
-    if not path.is_file():
-        msg = f"No model at {path}. EMBED_MODEL_DIR must contain model.onnx and tokenizer.json."
-        raise StartupError(msg)
     options: Any = onnxruntime.SessionOptions()
     options.intra_op_num_threads = intra_op_threads
     try:

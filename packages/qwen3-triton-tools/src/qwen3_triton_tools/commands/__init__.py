@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import click
@@ -29,14 +29,25 @@ def endpoint_option(command: Command) -> Command:
     )(command)
 
 
-def tool_errors() -> AbstractContextManager[None]:
-    """Print an error of the tools, or of the gateway at its start, without a traceback; exit 1."""
+@contextmanager
+def tool_errors() -> Generator[None]:
+    """Print an error of the tools, or of the gateway at its start, without a traceback; exit 1.
+
+    So are errors of the file system, such as missing rights or a full disk.
+    """
     from qwen3_triton_gateway.cli import plain_errors
     from qwen3_triton_gateway.errors import StartupError
+    from qwen3_triton_gateway.model_files import ModelFileError, describe_os_error
 
     from ..errors import ToolError
 
-    return plain_errors(StartupError, ToolError)
+    with plain_errors(StartupError, ToolError, ModelFileError):
+        try:
+            yield
+        except BrokenPipeError:  # the reader of the output has gone; click handles it
+            raise
+        except OSError as error:
+            raise ToolError(describe_os_error(error)) from error
 
 
 def print_json(document: object) -> None:

@@ -242,9 +242,9 @@ def verify(
 ) -> None:
     """Check that a gateway, or the model in a folder, returns correct vectors.
 
-    URL is that of a running gateway. PATH is a folder with model.onnx and tokenizer.json, which is
-    served in this process during the checks. Exits with 0 if no check fails, else with 1; each
-    failure comes with its likely cause and a remedy.
+    URL is that of a running gateway. PATH is a folder with an ONNX file and its tokenizer.json,
+    which is served in this process during the checks. Exits with 0 if no check fails, else with 1;
+    each failure comes with its likely cause and a remedy.
 
     \b
     Examples:

@@ -125,18 +125,11 @@ def _progress(model_path: Path, *, shown: bool) -> Generator[Callable[[int], obj
 
 def _write_local(model_path: Path, out: Path, flags: dict[str, Any], *, as_json: bool) -> None:
     """Write for the local Triton, which reads the ONNX file in place."""
-    from ..errors import ModelError
     from ..local_triton import write_repository
     from ..model.gpu_plan import MAX_CPU_ROWS
 
-    if model_path.name != "model.onnx":
-        msg = (
-            f"The local Triton serves the `model.onnx` of a folder, not {model_path.name}. Put it "
-            "into one, for example with `model pool -o FOLDER`."
-        )
-        raise ModelError(msg)
     folder = write_repository(
-        model_path.parent,
+        model_path,
         out,
         model_name=flags["model_name"],
         max_batch_size=MAX_CPU_ROWS,

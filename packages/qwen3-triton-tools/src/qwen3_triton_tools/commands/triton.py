@@ -169,10 +169,16 @@ def _run_stack(settings: Settings, triton: LocalTriton) -> None:
             # gRPC has a little less overhead per call than HTTP (`bench/README.md`).
             "triton_url": [triton.grpc_url],
             "triton_model": triton.model_name,
-            "tokenizer_path": settings.tokenizer_path or settings.model_dir,
+            "tokenizer_path": settings.tokenizer_path or _tokenizer_of(settings.model_dir),
             "model_dir": None,
         }
         asyncio.run(_serve_both(settings.model_copy(update=update), triton))
+
+
+def _tokenizer_of(model_dir: Path | None) -> Path | None:
+    from qwen3_triton_gateway.model_files import tokenizer_of
+
+    return tokenizer_of(model_dir) if model_dir else None
 
 
 async def _serve_both(settings: Settings, triton: LocalTriton) -> None:

@@ -7,9 +7,11 @@ import shutil
 from pathlib import Path
 
 from qwen3_triton_gateway.fingerprint import weights_digest
+from qwen3_triton_gateway.model_files import ModelFileError, find_model
 
 from ..errors import ModelError, ModelFolderError
 from ..onnx_model import OnnxModel, TensorInfo, read_model
+from ..writing import replacing_folder
 
 MODEL_SOURCE = Path(__file__).with_name("python_backend_model.py")
 
@@ -29,19 +31,6 @@ parameters {{ key: "weights_digest" value {{ string_value: "{digest}" }} }}
 """
 
 
-def find_onnx_file(model_dir: Path) -> Path:
-    """Find `model.onnx` in `model_dir`, or in its subfolder `onnx`, where the hub keeps it.
-
-    Raises:
-        ModelFolderError: There is neither.
-    """
-    for candidate in (model_dir / "model.onnx", model_dir / "onnx" / "model.onnx"):
-        if candidate.is_file():
-            # Not resolved: external weights are next to the link, not next to its target.
-            return candidate.absolute()
-    raise ModelFolderError(f"{model_dir} has neither `model.onnx` nor `onnx/model.onnx`.")
-
-
 def write_repository(
     model_dir: Path,
     repository: Path,
@@ -57,12 +46,18 @@ def write_repository(
     neither copied nor linked. `intra_op_threads` 0 means one thread per core.
 
     Raises:
-        ModelFolderError: There is no ONNX file, or its graph cannot be batched.
+        ModelFolderError: There is no ONNX file, its weights are incomplete, or it has a tensor that
+            the local Triton cannot serve.
+        ModelError: The repository cannot be written.
         ValueError: An option is out of range.
     """
     _check_options(model_name, max_batch_size, instance_count)
-    onnx_file = find_onnx_file(model_dir)
-    model = _read(onnx_file)
+    try:
+        onnx_file = find_model(model_dir)
+        digest = weights_digest(onnx_file)
+        model = read_model(onnx_file)
+    except (ModelError, ModelFileError) as error:
+        raise ModelFolderError(str(error)) from error
     config = _CONFIG.format(
         name=_quote(model_name),
         max_batch_size=max_batch_size,
@@ -70,13 +65,13 @@ def write_repository(
         instance_count=instance_count,
         onnx_path=_quote(str(onnx_file)),
         intra_op_threads=intra_op_threads,
-        digest=weights_digest(onnx_file),
+        digest=digest,
     )
     folder = repository / model_name
-    version = folder / "1"
-    version.mkdir(parents=True, exist_ok=True)
-    (folder / "config.pbtxt").write_text(config, encoding="utf-8")
-    shutil.copyfile(MODEL_SOURCE, version / "model.py")
+    with replacing_folder(folder) as unfinished:
+        (unfinished / "1").mkdir()
+        (unfinished / "config.pbtxt").write_text(config, encoding="utf-8")
+        shutil.copyfile(MODEL_SOURCE, unfinished / "1" / "model.py")
     return folder
 
 
@@ -87,13 +82,6 @@ def _check_options(model_name: str, max_batch_size: int, instance_count: int) ->
         raise ValueError(f"`max_batch_size` must be at least 1, not {max_batch_size}.")
     if instance_count < 1:
         raise ValueError(f"`instance_count` must be at least 1, not {instance_count}.")
-
-
-def _read(onnx_file: Path) -> OnnxModel:
-    try:
-        return read_model(onnx_file)
-    except ModelError as error:
-        raise ModelFolderError(str(error)) from error
 
 
 def _tensors(model: OnnxModel) -> str:

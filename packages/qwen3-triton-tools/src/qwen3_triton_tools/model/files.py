@@ -11,14 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal, TypeAlias
 
+from qwen3_triton_gateway import model_files
+from qwen3_triton_gateway.model_files import ModelFileError, find_sibling
+
 from ..errors import ModelError
 from ..findings import Finding, failure, ok, warning
 from ..onnx_model import OnnxModel, is_lfs_pointer
+from ..writing import replacing_file
 
 Transfer: TypeAlias = Literal["auto", "copy", "link"]
 
-# Where exports keep the graph: optimum in the folder itself, the hub's onnx-community in `onnx`.
-_USUAL_PLACES = ("model.onnx", "onnx/model.onnx")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 # What the gateway, transformers and sentence-transformers read next to a model.
 TOKENIZER_FILES = (
@@ -64,41 +66,18 @@ def is_hub_name(path: Path) -> bool:
 
 
 def find_model(path: Path) -> Path:
-    """Find the ONNX file that `path` names: a file, or a folder with one.
+    """Find the ONNX file that `path` names, as the gateway does: a file, or a folder with one.
 
     Raises:
         ModelError: There is none, or there are several and none has the usual name.
     """
-    if path.is_file():
-        return path.absolute()
-    if not path.is_dir():
+    try:
+        return model_files.find_model(path)
+    except ModelFileError as error:
         hint = ""
         if is_hub_name(path):
             hint = f" To fetch it from the hub, run `qwen3-triton model pull {path}`."
-        raise ModelError(f"There is no file or folder {path}.{hint}")
-    for place in _USUAL_PLACES:
-        if (path / place).is_file():
-            # Not resolved: external weights are next to the link, not next to its target.
-            return (path / place).absolute()
-    found = sorted({*path.glob("*.onnx"), *path.glob("onnx/*.onnx")})
-    if len(found) == 1:
-        return found[0].absolute()
-    if found:
-        names = ", ".join(str(file.relative_to(path)) for file in found)
-        raise ModelError(f"{path} has several ONNX files. Name one of them: {names}.")
-    msg = (
-        f"{path} has no ONNX file. Export the model with `optimum-cli export onnx --task "
-        "feature-extraction`, or fetch an export with `qwen3-triton model pull`."
-    )
-    raise ModelError(msg)
-
-
-def find_sibling(model_path: Path, name: str) -> Path | None:
-    """Find a file of the export: next to its graph, or above it if the graph is in `onnx`."""
-    folders = [model_path.parent]
-    if model_path.parent.name == "onnx":
-        folders.append(model_path.parent.parent)
-    return next((folder / name for folder in folders if (folder / name).is_file()), None)
+        raise ModelError(f"{error}{hint}") from None
 
 
 def list_external_files(model: OnnxModel) -> list[ExternalFile]:
@@ -110,7 +89,7 @@ def list_external_files(model: OnnxModel) -> list[ExternalFile]:
     files: list[ExternalFile] = []
     for location, needed in sorted(ends.items()):
         path = model.path.parent / location
-        status = path.stat() if path.is_file() else None
+        status = path.stat() if os.path.isfile(path) else None
         files.append(
             ExternalFile(
                 location=location,
@@ -193,16 +172,13 @@ def transfer_file(
             return
         if not force:
             raise ModelError(f"{target} already exists. Pass `--force` to replace it.")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.unlink(missing_ok=True)
-        if transfer == "copy" or (not _link(real, target) and transfer == "auto"):
-            shutil.copyfile(real, target)
-    except OSError as error:
-        raise ModelError(f"{target} cannot be written: {error.strerror or error}.") from error
-    if not target.exists():
+    if transfer != "copy" and _link(real, target):
+        return
+    if transfer == "link":
         msg = f"{real} cannot be hard-linked to {target}. Omit `--link` to have it copied."
         raise ModelError(msg)
+    with replacing_file(target, real.stat().st_mode & 0o777) as unfinished:
+        shutil.copyfile(real, unfinished)
 
 
 def transfer_weights(
@@ -258,7 +234,9 @@ def _allows(path: Path, user_bit: int) -> bool:
 
 def _link(source: Path, target: Path) -> bool:
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.unlink(missing_ok=True)
         os.link(source, target)
-    except OSError:  # another file system, or one without links
+    except OSError:  # another file system, or one without links; or the copy fails too, and says so
         return False
     return True

@@ -13,25 +13,25 @@ import onnx
 import orjson
 
 from qwen3_triton_gateway.backends.base import (
-    HIDDEN_OUTPUT,
     HIDDEN_RANK,
-    POOLED_OUTPUT,
     POOLED_RANK,
-    TOKEN_INPUTS,
     ModelSpec,
     TensorSpec,
     describe_model,
+    find_output,
 )
 from qwen3_triton_gateway.errors import StartupError
+from qwen3_triton_gateway.model_files import describe_os_error, find_sibling
 
 from ..findings import Finding, failure, note, warning
 from ..onnx_model import OnnxModel, TensorInfo, integer_attributes
-from .files import find_sibling
 
 Positions: TypeAlias = Literal["input", "mask", "counted"]
 Padding: TypeAlias = Literal["either side", "right only"]
 
 _GROUPED_ATTENTION = "GroupQueryAttention"
+# If the graph leaves the batch open, the limit is that of whatever runs it.
+MAX_BATCH_SIZE = 32
 # Operators that pass on token ids, a mask or a table of weights unchanged.
 _PASS_THROUGH = {"Cast", "Identity", "Reshape", "Slice", "Squeeze", "Unsqueeze", "DequantizeLinear"}
 _LOOKUPS = {"Gather", "GatherBlockQuantized", "GatherElements"}
@@ -77,7 +77,7 @@ def describe_interface(model: OnnxModel) -> ModelSpec:
         name=model.path.name,
         inputs=[_tensor_spec(tensor) for tensor in model.inputs],
         outputs=_output_specs(model),
-        max_batch_size=1,  # The graph leaves the batch open; the gateway has a limit of its own.
+        max_batch_size=MAX_BATCH_SIZE,
         instance_count=1,
         weights_digest="",
     )
@@ -85,34 +85,48 @@ def describe_interface(model: OnnxModel) -> ModelSpec:
 
 def check_interface(model: OnnxModel) -> tuple[ModelSpec | None, list[Finding]]:
     """Describe the model, and report what the gateway would refuse or could not batch."""
-    findings = _check_static_shapes(model)
     try:
-        return describe_interface(model), findings
+        spec = describe_interface(model)
     except StartupError as error:
         output = choose_output(model)
         remedy = ""
         if output and output.dtype.name == "bfloat16":
             remedy = "numpy has no bfloat16; `qwen3-triton model pool` adds a float32 output."
-        return None, [failure("interface", error.message, remedy), *findings]
+        return None, [failure("interface", error.message, remedy)]
+    if spec.max_batch_size > 1:
+        return spec, []
+    message = "The batch is fixed to 1, so the gateway sends texts one by one, which is slower."
+    remedy = "Export the model again with dynamic axes, as optimum does by default."
+    return spec, [warning("interface", message, remedy)]
 
 
 def choose_output(model: OnnxModel) -> TensorInfo | None:
     """Choose the output that the gateway would ask for, whatever its type and shape."""
     by_name = {tensor.name: tensor for tensor in model.outputs}
-    only = model.outputs[0] if len(model.outputs) == 1 else None
-    return by_name.get(POOLED_OUTPUT) or by_name.get(HIDDEN_OUTPUT) or only
+    chosen = find_output(_output_specs(model))
+    return by_name[chosen.name] if chosen else None
 
 
 def read_config(model_path: Path) -> dict[str, Any]:
     """Read the `config.json` of an export; empty if there is none or it cannot be parsed."""
+    return load_config(model_path)[0]
+
+
+def load_config(model_path: Path) -> tuple[dict[str, Any], list[Finding]]:
+    """Read the `config.json` of an export, and report one that cannot be read.
+
+    The gateway does not need it, so that is no error.
+    """
     file = find_sibling(model_path, "config.json")
     if file is None:
-        return {}
+        return {}, []
     try:
         document: object = orjson.loads(file.read_bytes())
-    except orjson.JSONDecodeError:
-        return {}
-    return cast("dict[str, Any]", document) if isinstance(document, dict) else {}
+    except OSError as error:
+        return {}, [warning("config.json", describe_os_error(error, file))]
+    except orjson.JSONDecodeError as error:
+        return {}, [warning("config.json", f"{file} is not JSON ({error}). Fetch it again.")]
+    return (cast("dict[str, Any]", document) if isinstance(document, dict) else {}), []
 
 
 def check_config(
@@ -226,27 +240,6 @@ def check_precision(precision: Precision, hidden_size: int | None) -> list[Findi
                 "enable_skip_layer_norm_strict_mode.",
             )
         )
-    return findings
-
-
-def _check_static_shapes(model: OnnxModel) -> list[Finding]:
-    """Report token inputs with a fixed batch or length; the gateway's batches vary in both."""
-    findings: list[Finding] = []
-    for axis, what in enumerate(("batch", "length")):
-        fixed = {
-            tensor.shape[axis]
-            for tensor in model.inputs
-            if tensor.name in TOKEN_INPUTS and tensor.shape and len(tensor.shape) > axis
-        } - {-1}
-        if fixed:
-            findings.append(
-                failure(
-                    "interface",
-                    f"The {what} is fixed to {_join(sorted(fixed))}, but the gateway sends batches "
-                    f"of any {what}.",
-                    "Export the model again with dynamic axes, as optimum does by default.",
-                )
-            )
     return findings
 
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_triton_gateway.backends.base import POOLED_RANK, ModelSpec
+from qwen3_triton_gateway.model_files import find_sibling
 from qwen3_triton_gateway.tokenization import END_TOKEN
 
 from ..findings import Finding, has_errors, note, ok, warning
-from ..onnx_model import OnnxModel, TensorInfo, read_model
+from ..onnx_model import OnnxModel, TensorInfo, as_text, read_model
 from .files import (
     ExternalFile,
     check_external_file,
-    find_sibling,
     format_bytes,
     list_external_files,
 )
@@ -28,8 +28,8 @@ from .graph import (
     check_precision,
     choose_output,
     embedding_rows,
+    load_config,
     position_source,
-    read_config,
     read_precision,
     tolerated_padding,
     uses_grouped_attention,
@@ -92,7 +92,8 @@ def inspect_model(path: Path) -> Inspection:
     model = read_model(path)
     spec, findings = check_interface(model)
     output = choose_output(model)
-    config = read_config(path)
+    config, config_findings = load_config(path)
+    findings += config_findings
     hidden_size = spec.hidden_size if spec else _hidden_size(output)
     rows = embedding_rows(model)
     files = list_external_files(model)
@@ -270,7 +271,8 @@ def _gateway_lines(spec: ModelSpec) -> list[str]:
 
 
 def _producer(model: OnnxModel) -> str:
-    return f"{model.proto.producer_name} {model.proto.producer_version}".strip()
+    producer, version = model.proto.producer_name, model.proto.producer_version
+    return f"{as_text(producer)} {as_text(version)}".strip()
 
 
 def _interface(model: OnnxModel) -> str:

@@ -11,8 +11,6 @@ nothing is copied to the CPU in between. The vectors are not normalized: the gat
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,10 +28,13 @@ from qwen3_triton_gateway.backends.base import (
 
 from ..errors import ModelError
 from ..onnx_model import MAX_FILE_BYTES, OnnxModel, TensorInfo, read_model
+from ..writing import all_or_none, replacing_file
 from .files import (
+    TOKENIZER_FILES,
     Transfer,
     check_external_file,
     copy_tokenizer,
+    is_inside,
     list_external_files,
     transfer_weights,
 )
@@ -103,18 +104,31 @@ def pool_model(
     target = _target(model_path, out)
     if target.exists() and not force:
         raise ModelError(f"{target} already exists. Pass `--force` to replace it.")
-    folder = target.parent
-    folder.mkdir(parents=True, exist_ok=True)
-    external_files = 0
-    if not folder.samefile(model_path.parent):
-        external_files = transfer_weights(model, folder, transfer=transfer, force=force)
-        if out is not None and not _is_file_name(out):
-            copy_tokenizer(model_path, folder, force=force)
-    _append_pooling(model, hidden, hidden_size, keep_hidden=keep_hidden)
-    _save(model, target)
-    return PooledModel(
-        target, hidden_size, external_files=external_files, checked_by=_check_result(target)
-    )
+    with all_or_none([target, *_transferred(model, target, out)]):
+        external_files = 0
+        if not _is_same_folder(target.parent, model_path.parent):
+            external_files = transfer_weights(model, target.parent, transfer=transfer, force=force)
+            if out is not None and not _is_file_name(out):
+                copy_tokenizer(model_path, target.parent, force=force)
+        _append_pooling(model, hidden, hidden_size, keep_hidden=keep_hidden)
+        with replacing_file(target, model.path.stat().st_mode & 0o777) as unfinished:
+            unfinished.write_bytes(model.proto.SerializeToString())
+        checked_by = _check_result(target)
+    return PooledModel(target, hidden_size, external_files=external_files, checked_by=checked_by)
+
+
+def _transferred(model: OnnxModel, target: Path, out: Path | None) -> list[Path]:
+    """List what another folder gets next to the graph."""
+    if _is_same_folder(target.parent, model.path.parent):
+        return []
+    names = [location for location in model.external_locations if is_inside(location)]
+    if out is not None and not _is_file_name(out):
+        names += TOKENIZER_FILES
+    return [target.parent / name for name in names]
+
+
+def _is_same_folder(left: Path, right: Path) -> bool:
+    return left.exists() and left.samefile(right)
 
 
 def _check_size(model_path: Path) -> None:
@@ -268,21 +282,6 @@ def _target(model_path: Path, out: Path | None) -> Path:
 
 def _is_file_name(path: Path) -> bool:
     return path.suffix == ".onnx" and not path.is_dir()
-
-
-def _save(model: OnnxModel, target: Path) -> None:
-    """Write the model in one step; `target` may be the model's own file."""
-    descriptor, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    unfinished = Path(name)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(model.proto.SerializeToString())
-        unfinished.chmod(model.path.stat().st_mode & 0o777)
-        unfinished.replace(target)
-    except OSError as error:
-        raise ModelError(f"{target} cannot be written: {error.strerror or error}.") from error
-    finally:
-        unfinished.unlink(missing_ok=True)
 
 
 def _check_result(target: Path) -> Literal["onnx", "reader"]:

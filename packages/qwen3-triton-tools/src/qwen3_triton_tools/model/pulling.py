@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from ..errors import ModelError
+from ..writing import replacing_file
 from .files import format_bytes
 from .hub import HubRepo, fetch_file, file_sha256, list_repo, partial_path
 from .hub_selection import MODEL_FILE, Selected, named_weights, select_files
@@ -105,9 +106,8 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Write a folder's manifest in one step, so that no reader sees half of it."""
-    written = folder / f".{MANIFEST_NAME}.new"
-    written.write_bytes(orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2))
-    written.replace(folder / MANIFEST_NAME)
+    with replacing_file(folder / MANIFEST_NAME) as written:
+        written.write_bytes(orjson.dumps(asdict(manifest), option=orjson.OPT_INDENT_2))
 
 
 def model_name(folder: Path) -> str | None:

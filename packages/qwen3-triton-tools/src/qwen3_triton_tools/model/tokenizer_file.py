@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import orjson
 
+from qwen3_triton_gateway.model_files import describe_os_error
 from qwen3_triton_gateway.tokenization import END_TOKEN
 
 from ..errors import ModelError
@@ -60,7 +61,9 @@ def read_tokenizer_file(path: Path) -> TokenizerFile:
             ids += cast("dict[str, int]", vocabulary).values()
         else:
             ids.append(len(vocabulary) - 1)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except OSError as error:
+        raise ModelError(describe_os_error(error, path)) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         msg = f"{path} is not a tokenizer file ({type(error).__name__}: {error}). Fetch it again."
         raise ModelError(msg) from error
     end_ids = [int(token["id"]) for token in added if token.get("content") == END_TOKEN]

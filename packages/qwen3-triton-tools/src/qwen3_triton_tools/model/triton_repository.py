@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import re
-import shutil
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import mkdtemp
 
 from qwen3_triton_gateway.fingerprint import weights_digest
 
 from ..errors import ModelError
+from ..writing import all_or_none, replacing_folder
 from .files import (
+    TOKENIZER_FILES,
     Transfer,
     copy_tokenizer,
     is_readable_by_triton,
@@ -104,9 +103,12 @@ def write_triton_repository(
     _check_place(folder, model_path, force=options.force)
     digest = weights_digest(model_path, on_digest) if options.with_digest else None
     config = _config(inspection, options, plan, digest)
-    with _replaced(folder) as unfinished:
-        _write_model(inspection, config, unfinished, options.transfer)
-    tokenizer = _copy_tokenizer(model_path, repository, options) if inspection.tokenizer else None
+    tokenizer = _tokenizer_folder(repository, options) if inspection.tokenizer else None
+    with all_or_none([tokenizer / name for name in TOKENIZER_FILES] if tokenizer else []):
+        if tokenizer:
+            copy_tokenizer(model_path, tokenizer, force=True)
+        with replacing_folder(folder) as unfinished:
+            _write_model(inspection, config, unfinished, options.transfer)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     unreadable = tuple(path.name for path in files if not is_readable_by_triton(path))
     return WrittenRepository(folder, tokenizer, plan, inspection, unreadable)
@@ -134,25 +136,6 @@ def _check_place(folder: Path, model_path: Path, *, force: bool) -> None:
     if model_path.resolve().is_relative_to(folder.resolve()):
         msg = f"{model_path} is in {folder}, which would be replaced. Choose another name."
         raise ModelError(msg)
-
-
-@contextmanager
-def _replaced(folder: Path) -> Generator[Path]:
-    """Yield a folder to write to that replaces `folder` at the end, completely or not at all.
-
-    Until then it is next to the repository: inside, a Triton that polls would load half a model.
-    """
-    repository = folder.absolute().parent
-    repository.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(mkdtemp(dir=repository.parent, prefix=f".{folder.name}-"))
-    try:
-        unfinished.chmod(0o755)  # Triton runs as another user
-        yield unfinished
-        if folder.exists():
-            shutil.rmtree(folder)
-        unfinished.rename(folder)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
 
 
 def _check_options(options: RepositoryOptions) -> None:
@@ -239,10 +222,7 @@ def _source(inspection: Inspection) -> str:
     return f"{precision.parameters / 1e6:,.0f} million values in {kind}, {pooled}"
 
 
-def _copy_tokenizer(model_path: Path, repository: Path, options: RepositoryOptions) -> Path:
-    """Copy it next to the repository: inside, Triton would take its folder for a model."""
-    folder = options.tokenizer_dir or (
-        repository.absolute().parent / f"{options.model_name}-tokenizer"
-    )
-    copy_tokenizer(model_path, folder, force=True)
-    return folder
+def _tokenizer_folder(repository: Path, options: RepositoryOptions) -> Path:
+    """Return a folder next to the repository: inside, Triton would take it for a model."""
+    name = f"{options.model_name}-tokenizer"
+    return options.tokenizer_dir or repository.absolute().parent / name

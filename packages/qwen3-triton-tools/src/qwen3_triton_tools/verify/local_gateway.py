@@ -17,14 +17,15 @@ from qwen3_triton_gateway.app import create_app
 from qwen3_triton_gateway.backends import choose_backend
 from qwen3_triton_gateway.backends.base import Backend
 from qwen3_triton_gateway.errors import StartupError
+from qwen3_triton_gateway.model_files import find_sibling
 from qwen3_triton_gateway.service import EmbeddingService
 from qwen3_triton_gateway.settings import Settings
 
 from ..errors import ModelError
-from ..model.files import find_model, find_sibling
+from ..model.files import find_model
 from ..onnx_model import read_model
 
-MODEL_FILE, TOKENIZER_FILE = "model.onnx", "tokenizer.json"
+TOKENIZER_FILE = "tokenizer.json"
 DEFAULT_DIMENSIONS = 1024
 POLL_SECONDS = 0.02
 
@@ -46,23 +47,19 @@ class FolderSettings(Settings):
 
 
 def folder_settings(folder: Path, *, model_id: str | None = None) -> Settings:
-    """Return settings for `model.onnx` and `tokenizer.json` of a folder, at up to 1024 dimensions.
+    """Return settings for the model and the tokenizer of a folder, at up to 1024 dimensions.
 
     Raises:
         ModelError: The model or the tokenizer is missing, or the file is not an ONNX model.
     """
     model = find_model(folder)
     tokenizer = find_sibling(model, TOKENIZER_FILE)
-    if model.name != MODEL_FILE or tokenizer is None:
-        msg = (
-            f"{folder} has no {MODEL_FILE if tokenizer else TOKENIZER_FILE}; both {MODEL_FILE} and "
-            f"{TOKENIZER_FILE} are needed."
-        )
-        raise ModelError(msg)
+    if tokenizer is None:
+        raise ModelError(f"{folder} has no {TOKENIZER_FILE}. Fetch the one of the model.")
     widths = [output.shape[-1] for output in read_model(model).outputs if output.shape]
     width = widths[0] if widths and widths[0] > 0 else DEFAULT_DIMENSIONS
     values: dict[str, Any] = {
-        "EMBED_MODEL_DIR": model.parent,
+        "EMBED_MODEL_DIR": model,
         "TOKENIZER_PATH": tokenizer.parent,
         "EMBED_MODEL_ID": model_id,
         "EMBED_OUTPUT_DIM": min(DEFAULT_DIMENSIONS, width),

@@ -1,0 +1,88 @@
+"""Write files and folders completely or not at all, even on a full disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from tempfile import mkdtemp, mkstemp
+
+from qwen3_triton_gateway.model_files import describe_os_error
+
+from .errors import ModelError
+
+_FOLDER_MODE = 0o755  # Triton runs as another user
+
+
+@contextmanager
+def replacing_file(target: Path, mode: int = 0o644) -> Generator[Path]:
+    """Yield a file to write to that replaces `target` at the end of the block.
+
+    Raises:
+        ModelError: It cannot be written.
+    """
+    unfinished: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = mkstemp(dir=target.parent, prefix=f".{target.name}.")
+        os.close(descriptor)
+        unfinished = Path(name)
+        yield unfinished
+        unfinished.chmod(mode)
+        unfinished.replace(target)
+    except OSError as error:
+        raise ModelError(describe_os_error(error, target)) from error
+    finally:
+        if unfinished is not None:
+            unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Generator[Path]:
+    """Yield a folder to write to that replaces `folder` at the end of the block.
+
+    Until then it is next to the parent of `folder`, which may be a model repository: inside, a
+    Triton that polls would load half a model.
+
+    Raises:
+        ModelError: It cannot be written.
+    """
+    parent = folder.absolute().parent
+    with all_or_none([parent / folder.name]):
+        unfinished: Path | None = None
+        try:
+            parent.mkdir(parents=True, exist_ok=True)
+            unfinished = Path(mkdtemp(dir=parent.parent, prefix=f".{folder.name}-"))
+            unfinished.chmod(_FOLDER_MODE)
+            yield unfinished
+            if folder.exists():
+                shutil.rmtree(folder)
+            unfinished.rename(folder)
+        except OSError as error:
+            raise ModelError(describe_os_error(error, folder)) from error
+        finally:
+            if unfinished is not None:
+                shutil.rmtree(unfinished, ignore_errors=True)
+
+
+@contextmanager
+def all_or_none(targets: Iterable[Path]) -> Generator[None]:
+    """Remove the files that the block created, and the folders above them, if it fails.
+
+    Args:
+        targets: What the block may create. What exists already stays.
+    """
+    new = [target.absolute() for target in targets if not os.path.lexists(target)]
+    folders = {parent for target in new for parent in target.parents if not parent.exists()}
+    try:
+        yield
+    except BaseException:
+        for target in new:
+            with suppress(OSError):
+                target.unlink()
+        for folder in sorted(folders, key=lambda folder: -len(folder.parts)):
+            with suppress(OSError):  # not empty: something else is in it
+                folder.rmdir()
+        raise

@@ -1,0 +1,103 @@
+"""What the commands leave behind where they may not read or write, or the disk is full."""
+
+from __future__ import annotations
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from onnx_exports import write_export
+
+# Root may read and write everything, unless it gives up that capability.
+UNPRIVILEGED = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
+COMMAND = Path(sys.executable).with_name("qwen3-triton")
+KILOBYTE = 1024
+REPOSITORY = ("--model-name", "m", "--gpu", "cpu")
+
+
+def run(*arguments: object, file_bytes: int | None = None) -> tuple[int, str]:
+    """Run the command as a user without rights; no file may grow beyond `file_bytes`."""
+
+    def limit() -> None:
+        if file_bytes is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, file_bytes))
+
+    done = subprocess.run(
+        [*UNPRIVILEGED, COMMAND, "model", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+        preexec_fn=limit,
+    )
+    return done.returncode, done.stdout
+
+
+@pytest.fixture(name="export", scope="module")
+def _export(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export")
+    write_export(folder)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "status"),
+    [
+        ("inspect", "config.json", 0),  # nothing needs it
+        ("inspect", "tokenizer.json", 1),
+        ("pool", "model.onnx", 1),
+        ("pool", "tokenizer.json", 1),
+        ("repository", "model.onnx_data", 1),
+        ("verify", "model.onnx_data", 1),
+    ],
+)
+def test_a_file_that_may_not_be_read_is_named(
+    tmp_path: Path, command: str, name: str, status: int
+) -> None:
+    write_export(tmp_path / "m")
+    out = ("-o", tmp_path / "new" / "r")
+    options = {"pool": out, "repository": (*out, *REPOSITORY)}.get(command, ())
+    (tmp_path / "m" / name).chmod(0)
+    code, output = run(command, tmp_path / "m", *options)
+    assert code == status
+    assert f"{name}: Permission denied. Give this user access" in " ".join(output.split())
+    assert "Traceback" not in output
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize(("command", "options"), [("pool", ()), ("repository", REPOSITORY)])
+def test_a_target_that_may_not_be_written_is_named(
+    tmp_path: Path, export: Path, command: str, options: tuple[str, ...]
+) -> None:
+    (tmp_path / "closed").mkdir(mode=0o555)
+    code, output = run(command, export, "-o", tmp_path / "closed" / "new" / "r", *options)
+    assert code == 1
+    assert "Permission denied. Give this user access" in output
+    assert "Traceback" not in output
+    assert list((tmp_path / "closed").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("command", "options", "file_bytes"),
+    [
+        pytest.param("pool", ("--copy",), 0, id="pool"),
+        pytest.param("pool", ("--copy",), 600 * KILOBYTE, id="pool-half"),
+        pytest.param("repository", ("--copy", *REPOSITORY), 600 * KILOBYTE, id="repository"),
+        pytest.param("repository", ("--backend", "python", *REPOSITORY), 0, id="python"),
+    ],
+)
+def test_a_full_disk_leaves_no_pieces(
+    tmp_path: Path, export: Path, command: str, options: tuple[str, ...], file_bytes: int
+) -> None:
+    (tmp_path / "existing").mkdir()
+    (tmp_path / "existing" / "file").write_text("of somebody else")
+    out = tmp_path / "existing" / "new" / "repository"
+    code, output = run(command, export, "-o", out, *options, file_bytes=file_bytes)
+    assert code == 1
+    assert "File too large. Free some space, or choose another disk." in output
+    assert "Traceback" not in output
+    assert [path.name for path in tmp_path.rglob("*")] == ["existing", "file"]

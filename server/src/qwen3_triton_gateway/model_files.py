@@ -1,0 +1,90 @@
+"""Find the files of a model folder, as every command and the gateway do."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+# Where exports keep the graph: optimum in the folder itself, the hub's onnx-community in `onnx`.
+USUAL_PLACES = ("model.onnx", "onnx/model.onnx")
+_REMEDIES = {
+    (errno.EACCES, errno.EPERM, errno.EROFS): " Give this user access, or choose another folder.",
+    (errno.ENOSPC, errno.EDQUOT, errno.EFBIG): " Free some space, or choose another disk.",
+}
+
+
+class ModelFileError(Exception):
+    """A file of a model is missing or cannot be used; the message says what to do."""
+
+
+def find_model(path: Path) -> Path:
+    """Find the ONNX file that `path` names: a file, or a folder with one.
+
+    Raises:
+        ModelFileError: There is none, or there are several and none has the usual name, or the
+            folder cannot be read.
+    """
+    # `Path.is_file` raises where a folder may not be entered; `os.path.isfile` does not.
+    if os.path.isfile(path):
+        return path.absolute()
+    if not os.path.isdir(path):
+        raise ModelFileError(f"There is no file or folder {path}.")
+    for place in USUAL_PLACES:
+        if os.path.isfile(path / place):
+            # Not resolved: external weights are next to the link, not next to its target.
+            return (path / place).absolute()
+    found = _list_models(path)
+    if len(found) == 1:
+        return found[0].absolute()
+    if found:
+        names = ", ".join(str(file.relative_to(path)) for file in found)
+        raise ModelFileError(f"{path} has several ONNX files. Name one of them: {names}.")
+    msg = (
+        f"{path} has no ONNX file. Export the model with `optimum-cli export onnx --task "
+        "feature-extraction`, or fetch an export with `qwen3-triton model pull`."
+    )
+    raise ModelFileError(msg)
+
+
+def find_sibling(model_path: Path, name: str) -> Path | None:
+    """Find a file of the export: next to its graph, or above it if the graph is in `onnx`."""
+    folders = [model_path.parent]
+    if model_path.parent.name == "onnx":
+        folders.append(model_path.parent.parent)
+    return next((folder / name for folder in folders if os.path.isfile(folder / name)), None)
+
+
+def tokenizer_of(model_dir: Path) -> Path:
+    """Return the folder with the tokenizer of a model folder, or of a model file."""
+    try:
+        file = find_sibling(find_model(model_dir), "tokenizer.json")
+    except ModelFileError:  # reported where the model is loaded
+        file = None
+    return file.parent if file else model_dir
+
+
+def describe_os_error(error: OSError, path: Path | None = None) -> str:
+    """Write an error of the operating system as sentences: the file, what is wrong, what to do.
+
+    Args:
+        error: The error.
+        path: The file, where the error does not name it.
+    """
+    name = path if path is not None else error.filename
+    reason = (error.strerror or str(error) or type(error).__name__).removesuffix(".")
+    remedy = next((text for codes, text in _REMEDIES.items() if error.errno in codes), "")
+    return f"{reason if name is None else f'{name}: {reason}'}.{remedy}"
+
+
+def _list_models(folder: Path) -> list[Path]:
+    """List the ONNX files of a folder and of its subfolder `onnx`."""
+    try:
+        names = [Path(name) for name in os.listdir(folder)]
+        if os.path.isdir(folder / "onnx"):
+            names += [Path("onnx", name) for name in os.listdir(folder / "onnx")]
+    except OSError as error:
+        raise ModelFileError(describe_os_error(error)) from error
+    return sorted(
+        folder / name for name in names if name.suffix == ".onnx" and os.path.isfile(folder / name)
+    )
