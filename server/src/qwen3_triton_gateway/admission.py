@@ -120,7 +120,7 @@ class Admission:
 
     @contextmanager
     def request(self) -> Generator[None]:
-        """Count a request as in progress, from before its body is read.
+        """Count a request as in progress, once its body has arrived.
 
         Raises:
             QueueFullError: As many requests as allowed are in progress.

@@ -105,10 +105,15 @@ def _add_middleware(app: FastAPI, service: EmbeddingService) -> Door:
     settings = service.settings
     keys = read_api_keys(settings)
     warn_about_keys(settings, keys)
-    accepted = ApiKeys(keys)
+    accepted = app.state.api_keys = ApiKeys(keys)
     door = Door(service, accepted)
     app.add_middleware(Decompression, max_body_bytes=settings.max_body_bytes)
-    app.add_middleware(Guard, keys=accepted, max_body_bytes=settings.max_body_bytes)
+    app.add_middleware(
+        Guard,
+        keys=accepted,
+        max_body_bytes=settings.max_body_bytes,
+        read_timeout_seconds=min(settings.read_timeout_seconds, settings.timeout_seconds),
+    )
     app.add_middleware(HeadRequests)
     if settings.cors_origins:
         app.add_middleware(

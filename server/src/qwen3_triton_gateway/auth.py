@@ -30,6 +30,10 @@ class ApiKeys:
     """The keys that a gateway accepts; without any, it accepts every caller."""
 
     def __init__(self, keys: Sequence[str]) -> None:
+        self.replace(keys)
+
+    def replace(self, keys: Sequence[str]) -> None:
+        """Accept these keys instead, from the next request on."""
         self.is_required = bool(keys)
         # A header is bytes: some clients send a key in UTF-8, others in Latin-1. The two differ
         # only for keys beyond ASCII.

@@ -5,8 +5,10 @@ EmbeddingServerError
 ├── InvalidRequestError        400
 ├── UnauthorizedError          401
 ├── ModelNotFoundError         404
+├── RequestTimeoutError        408  the request did not arrive in time
 ├── BodyTooLargeError          413
 ├── UnsupportedEncodingError   415
+├── HeadersTooLargeError       431
 ├── QueueFullError             429  with Retry-After
 ├── BadVectorError             502  the model returned something that is not an embedding
 ├── BackendError               502  the model refused the batch or broke the contract
@@ -89,6 +91,18 @@ class UnsupportedEncodingError(EmbeddingServerError):
     status = 415
     error_type = "invalid_request_error"
     code = "unsupported_encoding"
+
+
+class RequestTimeoutError(EmbeddingServerError):
+    status = 408
+    error_type = "invalid_request_error"
+    code = "request_timeout"
+
+
+class HeadersTooLargeError(EmbeddingServerError):
+    status = 431
+    error_type = "invalid_request_error"
+    code = "headers_too_large"
 
 
 class QueueFullError(EmbeddingServerError):

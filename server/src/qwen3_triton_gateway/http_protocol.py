@@ -1,32 +1,324 @@
-"""uvicorn's HTTP protocol, whose own refusals look like every other error of the gateway."""
+"""uvicorn's HTTP protocol with bounds on what a caller may send before its request is complete.
+
+The parser is httptools: h11 bounds headers by itself, but takes 2.4 times as much CPU
+(`docs/architecture.md`). What this file overrides is not documented by uvicorn (checked on 0.54;
+`test_http_protocol.py` fails if it moves).
+"""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import socket
 import uuid
+from dataclasses import dataclass
+from enum import Enum
+from http import HTTPStatus
+from typing import Any
 
+import httptools
+import uvicorn
+from starlette.types import Receive, Scope, Send
+from uvicorn.server import ServerState
+
+from .auth import is_health_path
+from .connections import Connections, Waiting
 from .door import DoorProtocol
-from .errors import InvalidRequestError
-from .responses import Dialect, error_response
+from .errors import (
+    EmbeddingServerError,
+    HeadersTooLargeError,
+    InvalidRequestError,
+    QueueFullError,
+    RequestTimeoutError,
+)
+from .responses import Dialect, dialect_of, error_response
 
 logger = logging.getLogger(__name__)
 
+# Headers are fed in pieces, so that what is between two counts is small.
+PIECE_BYTES = 16 * 1024
+# Chunked bodies of one byte a chunk have five bytes around each.
+MAX_FRAMING_RATIO = 8
+# How long after the end of its own stream a caller is asked whether it still reads.
+HALF_CLOSED_SECONDS = 1.0
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
-class GatewayProtocol(DoorProtocol):
-    """The protocol for `uvicorn.Config(http=...)`.
 
-    uvicorn answers bytes that are not HTTP before the application sees a request, through a method
-    that it does not document (checked on 0.54; `test_http_protocol.py` fails if it moves).
+@dataclass(frozen=True, slots=True)
+class HttpBounds:
+    """What a caller may send, and how slowly.
+
+    Attributes:
+        header_bytes: Request line and headers together; also trailers.
+        headers: Number of headers.
+        header_seconds: From the first byte to the end of the headers.
+        body_seconds: From the first byte to the end of the body.
     """
 
-    def send_400_response(self, msg: str) -> None:
-        """Answer with the error's JSON and a request ID, and close the connection."""
-        request_id = uuid.uuid4().hex
-        logger.info("status=400 request_id=%s %s", request_id, msg)
-        error = InvalidRequestError(
-            "The request is not valid HTTP. Check its request line, URL and headers.",
-            code="malformed_request",
+    header_bytes: int = 64 * 1024
+    headers: int = 100
+    header_seconds: float = 10.0
+    body_seconds: float = 60.0
+
+
+class Part(Enum):
+    """The part of a request that is read next."""
+
+    START = "the first byte"
+    HEAD = "request line and headers"
+    BODY = "body and trailers"
+
+
+class GatewayProtocol(DoorProtocol):
+    """The protocol for `uvicorn.Config(http=...)`."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+        *,
+        bounds: HttpBounds | None = None,
+        connections: Connections | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._whole_app: Any = self.app  # pyright: ignore[reportUnknownMemberType]
+        self._bounds = bounds or HttpBounds()
+        self._connections = connections
+        self._part = Part.START
+        self._began: float | None = None
+        self._head_bytes = 0
+        self._framing_bytes = 0
+        self._allowed_framing = 0
+        self._offers_upgrade = False
+        self._refusal: EmbeddingServerError | None = None
+        self._has_refused = False
+        self._read_timer: asyncio.TimerHandle | None = None
+        self._timed: tuple[Part, float | None] = (Part.START, None)
+        self._waiting = Waiting.FOR_REQUEST
+        self._half_closed_timer: asyncio.TimerHandle | None = None
+        self._descriptor = -1
+
+    # What asyncio calls.
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        super().connection_made(transport)
+        self._descriptor = transport.get_extra_info("socket").fileno()
+        # A connection opened in advance is idle, like one between two requests.
+        self.timeout_keep_alive_task = self.loop.call_later(
+            self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
+
+    def data_received(self, data: bytes) -> None:
+        if self._has_refused:
+            return
+        self._unset_keepalive_if_required()
+        if self._began is None:
+            self._began = self.loop.time()
+        for start in range(0, len(data), PIECE_BYTES):
+            if self._part is Part.BODY:
+                self._feed(data[start:])
+                break
+            self._feed(data[start : start + PIECE_BYTES])
+            if self._has_refused:
+                break
+        self._update_wait()
+
+    def eof_received(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Keep the connection if an answer is due: the caller may only have stopped sending.
+
+        It may also be gone, which looks the same until something is sent. So it gets a `100
+        Continue` if the answer takes long; HTTP/1.0, which nginx speaks by default, has none, and
+        its callers are taken as gone.
+        """
+        is_due = self._is_answer_due and self._part is Part.START and self.scheme == "http"
+        if not is_due or self.scope["http_version"] == "1.0":
+            return False
+        self.cycle.keep_alive = False
+        self._ask_whether_gone()
+        return True
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        for timer in (self._read_timer, self._half_closed_timer):
+            if timer is not None:
+                timer.cancel()
+        self._unset_keepalive_if_required()
+        super().connection_lost(exc)
+
+    # What httptools calls.
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        if self._began is None:  # pipelined
+            self._began = self.loop.time()
+        self._part = Part.HEAD
+        self._head_bytes = 0
+        self._offers_upgrade = False
+        # The request's deadline begins with its first byte.
+        self.scope.setdefault("state", {})["began"] = self._began
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if self._part is Part.BODY:
+            return  # trailers, which nothing here reads
+        if len(self.headers) >= self._bounds.headers:
+            msg = f"The request has more than {self._bounds.headers} headers."
+            raise self._refuse_with(HeadersTooLargeError(msg))
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self.parser.should_upgrade() and not self._offers_upgrade:
+            if self.parser.get_method() == b"CONNECT":
+                raise self._refuse_with(_malformed())
+            self._offers_upgrade = True
+            return
+        path = self.url.partition(b"?")[0].decode("ascii")
+        is_crowded = self._connections is not None and self._connections.is_crowded
+        self.app = _refuse_crowd if is_crowded and not is_health_path(path) else self._whole_app
+        super().on_headers_complete()
+        self._part = Part.BODY
+        self._framing_bytes = 0
+        self._allowed_framing = self._bounds.header_bytes
+
+    def on_body(self, body: bytes) -> None:
+        self._framing_bytes -= len(body)
+        self._allowed_framing += MAX_FRAMING_RATIO * len(body)
+        super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._offers_upgrade:
+            return
+        self._part = Part.START
+        self._began = None
+        self._head_bytes = 0
+        super().on_message_complete()
+
+    # What uvicorn calls.
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._update_wait()
+
+    def send_400_response(self, msg: str) -> None:
+        self._reject(_malformed())
+
+    def _feed(self, data: bytes) -> None:
+        """Feed the parser, and count what it consumed without giving it back."""
+        part = self._part
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            self._ignore_upgrade(data[upgrade.args[0] :])
+            return
+        except httptools.HttpParserError:
+            self._reject(self._refusal or _malformed())
+            return
+        if part is Part.BODY and self._part is Part.BODY:
+            self._framing_bytes += len(data)
+            if self._framing_bytes > self._allowed_framing:
+                self._reject(_malformed())
+        elif part is not Part.BODY and self._part is part:
+            self._head_bytes += len(data)
+            if self._head_bytes > self._bounds.header_bytes:
+                msg = (
+                    "The request line and headers are larger than "
+                    f"{self._bounds.header_bytes} bytes."
+                )
+                self._reject(HeadersTooLargeError(msg))
+
+    def _ignore_upgrade(self, rest: bytes) -> None:
+        """Read the request as if it offered no other protocol (RFC 9110, 7.8).
+
+        The parser ends an offer at its headers. A second one gets them without the offer, then the
+        body.
+        """
+        if not self._offers_upgrade:
+            self._reject(_malformed())
+            return
+        line = b" ".join([self.parser.get_method(), self.url, b"HTTP/1.1"])
+        headers = [b": ".join(header) for header in self.headers if header[0] != b"upgrade"]
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        self._feed(b"\r\n".join([line, *headers, b"", b""]))
+        if rest and not self._has_refused:
+            self._feed(rest)
+
+    @property
+    def _is_answer_due(self) -> bool:
+        # uvicorn declares what is None until the first request as never None.
+        cycle: Any = self.cycle
+        return cycle is not None and not cycle.response_complete
+
+    def _update_wait(self) -> None:
+        """Note what the connection waits for now, and until when."""
+        if self._part is Part.BODY:
+            waiting = Waiting.FOR_BODY
+        else:
+            waiting = Waiting.FOR_ANSWER if self._is_answer_due else Waiting.FOR_REQUEST
+        if self._connections is not None and waiting is not self._waiting:
+            self._connections.mark(self._descriptor, waiting)
+        self._waiting = waiting
+        self._set_read_timer()
+
+    def _set_read_timer(self) -> None:
+        if self._read_timer is not None:
+            if self._timed == (self._part, self._began):
+                return
+            self._read_timer.cancel()
+            self._read_timer = None
+        if self._began is None or self._has_refused:
+            return
+        seconds = self._bounds.header_seconds
+        if self._part is Part.BODY:
+            seconds = self._bounds.body_seconds
+        self._timed = (self._part, self._began)
+        self._read_timer = self.loop.call_at(self._began + seconds, self._end_slow_request)
+
+    def _end_slow_request(self) -> None:
+        self._read_timer = None
+        if self.flow.read_paused:  # the gateway is the slow one
+            self._began = self.loop.time()
+            self._set_read_timer()
+        elif self._part is not Part.START:
+            msg = "The request did not arrive in time. Send it faster, or in smaller parts."
+            self._reject(RequestTimeoutError(msg))
+        elif not self._is_answer_due:
+            self.transport.close()
+
+    def _ask_whether_gone(self) -> None:
+        """Find out, by sending something, whether a caller that sends no more still reads."""
+        connection = self.transport.get_extra_info("socket")
+        if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            self.transport.abort()
+            return
+        if self._half_closed_timer is not None and not self.pipeline:
+            if self.cycle.response_started:
+                return
+            self.transport.write(CONTINUE)
+        self._half_closed_timer = self.loop.call_later(HALF_CLOSED_SECONDS, self._ask_whether_gone)
+
+    def _refuse_with(self, error: EmbeddingServerError) -> EmbeddingServerError:
+        """Note the reason of an exception that has to pass through the parser."""
+        self._refusal = error
+        return error
+
+    def _reject(self, error: EmbeddingServerError) -> None:
+        """Answer with the error's JSON and a request ID, and close the connection."""
+        self._has_refused = True
+        if self._part is Part.BODY and not self._is_answer_due and self._held is None:
+            self.transport.close()  # it has its answer
+            return
+        if self._is_answer_due:
+            if self._part is not Part.BODY:
+                self.cycle.keep_alive = False  # closes after the answers that are due
+                return
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            if self.cycle.response_started or self.pipeline:
+                self.transport.close()
+                return
+        request_id = uuid.uuid4().hex
+        logger.info("status=%d request_id=%s %s", error.status, request_id, error.message)
         # There may be no path yet, so the dialect is unknown.
         response = error_response(error, Dialect.NATIVE)
         headers = [
@@ -34,6 +326,25 @@ class GatewayProtocol(DoorProtocol):
             (b"x-request-id", request_id.encode()),
             (b"connection", b"close"),
         ]
-        lines = [b"HTTP/1.1 400 Bad Request", *(b": ".join(header) for header in headers)]
+        status = HTTPStatus(error.status)
+        lines = [
+            f"HTTP/1.1 {status} {status.phrase}".encode(),
+            *(b": ".join(header) for header in headers),
+        ]
         self.transport.write(b"\r\n".join([*lines, b"", bytes(response.body)]))
-        self.transport.close()
+        self._close_soon(has_rest=True)
+
+
+def _malformed() -> InvalidRequestError:
+    return InvalidRequestError(
+        "The request is not valid HTTP. Check its request line, URL and headers.",
+        code="malformed_request",
+    )
+
+
+async def _refuse_crowd(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answer in place of the application while the spare connections are in use."""
+    msg = "The gateway has no connection left but for health checks. Retry later."
+    response = error_response(QueueFullError(msg, retry_after_seconds=1), dialect_of(scope))
+    response.headers["connection"] = "close"
+    await response(scope, receive, send)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .admission import settle_entry
 from .auth import ApiKeys, is_health_path, is_open
 from .door import RefusalLog
-from .errors import BodyTooLargeError, EmbeddingServerError, shorten
+from .errors import BodyTooLargeError, EmbeddingServerError, RequestTimeoutError, shorten
 from .responses import choose_request_id, dialect_of, error_response
 from .service import EmbeddingService
 
@@ -123,36 +124,54 @@ class HeadRequests:
 
 
 class Guard:
-    """Middleware that refuses callers without a key and bodies over the limit.
+    """Middleware that refuses callers without a key, and bodies that are too large or too slow.
 
     It does so before they cost memory or time.
     """
 
-    def __init__(self, app: ASGIApp, *, keys: ApiKeys, max_body_bytes: int) -> None:
+    def __init__(
+        self, app: ASGIApp, *, keys: ApiKeys, max_body_bytes: int, read_timeout_seconds: float
+    ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
+        self._read_timeout_seconds = read_timeout_seconds
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope.setdefault("state", {})
         try:
             headers = Headers(scope=scope)
             if is_open(scope["method"], scope["path"]):
                 # Health checks show addresses and paths only to callers who may know them.
-                scope.setdefault("state", {})["is_trusted"] = self._keys.accept(headers)
+                scope["state"]["is_trusted"] = self._keys.accept(headers)
             else:
                 self._keys.check(headers)
             self._check_length(int(headers.get("content-length", 0)))
         except EmbeddingServerError as error:
             await error_response(error, dialect_of(scope))(scope, receive, send)
             return
-        received = 0
+        received, is_complete = 0, False
+        # Servers other than the gateway's own do not tell when the first byte arrived.
+        began = scope["state"].setdefault("began", asyncio.get_running_loop().time())
+        end = began + self._read_timeout_seconds
 
         async def receive_bounded() -> Message:
-            nonlocal received
-            message = await receive()
+            nonlocal received, is_complete
+            if is_complete:  # what comes next is the end of the connection
+                return await receive()
+            try:
+                async with asyncio.timeout_at(end):
+                    message = await receive()
+            except TimeoutError:
+                msg = (
+                    f"The body did not arrive within {self._read_timeout_seconds:g} s "
+                    "(EMBED_READ_TIMEOUT_S). Send fewer texts per request."
+                )
+                raise RequestTimeoutError(msg) from None
+            is_complete = not message.get("more_body", False)
             received += len(message.get("body", b""))
             self._check_length(received)
             return message

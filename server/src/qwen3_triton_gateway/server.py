@@ -8,18 +8,27 @@ import logging
 import math
 import os
 import signal
+import socket
 import ssl
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
+from functools import partial
 from importlib.util import find_spec
-from typing import Literal
+from typing import Any
 
 import uvicorn
 from pythonjsonlogger.orjson import OrjsonFormatter
 
 from .app import create_app
+from .auth import ApiKeys, read_api_keys, warn_about_keys
 from .backends import choose_backend, with_bundled_model
+from .connections import (
+    Connections,
+    connection_limit,
+    open_listeners,
+    raise_descriptor_limit,
+)
 from .errors import StartupError
 from .service import EmbeddingService
 from .settings import Settings
@@ -29,6 +38,7 @@ logger = logging.getLogger(__name__)
 
 # Time to write a response, in addition to the request's deadline.
 GRACE_SECONDS = 5
+MAX_HEADER_SECONDS = 10.0
 # malloc.h of glibc.
 _M_MMAP_THRESHOLD = -3
 _M_ARENA_MAX = -8
@@ -43,26 +53,32 @@ class GatewayServer(uvicorn.Server):
 
     SIGTERM comes from an orchestrator that may still send requests: readiness turns false at once,
     and the gateway stops listening a moment later. SIGINT comes from a person who wants it to end.
+    SIGHUP means that files have changed; from a terminal that is closed, that the person is gone.
 
     Attributes:
         failure: Why the gateway cannot serve; None if it can.
     """
 
-    def __init__(self, config: uvicorn.Config, service: EmbeddingService) -> None:
+    def __init__(
+        self, config: uvicorn.Config, service: EmbeddingService, reload: Callable[[], None]
+    ) -> None:
         super().__init__(config)
         self._service = service
+        self._reload = reload
         self.failure: str | None = None
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
         """Drain on SIGINT and SIGTERM; uvicorn's own version raises the signal again at the end."""
         loop = asyncio.get_running_loop()
+        hang_up = self._stop_soon if sys.stderr.isatty() else self._reload
         loop.add_signal_handler(signal.SIGINT, self.handle_exit, signal.SIGINT, None)
         loop.add_signal_handler(signal.SIGTERM, self._stop_soon)
+        loop.add_signal_handler(signal.SIGHUP, hang_up)
         try:
             yield
         finally:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
                 loop.remove_signal_handler(number)
                 # Everything is drained: a second signal must not turn exit code 0 into 143.
                 signal.signal(number, signal.SIG_IGN)
@@ -75,6 +91,14 @@ class GatewayServer(uvicorn.Server):
         delay = self._service.settings.shutdown_delay_seconds
         logger.info("No longer ready; listening for another %g s.", delay)
         asyncio.get_running_loop().call_later(delay, self.handle_exit, signal.SIGTERM, None)
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        scheme = "https" if self.config.is_ssl else "http"
+        for listener in sockets or ():
+            host, port = listener.getsockname()[:2]
+            shown = f"[{host}]" if ":" in host else host
+            logger.info("Gateway running on %s://%s:%d (Press CTRL+C to quit)", scheme, shown, port)
 
     def fail(self, message: str) -> None:
         """Stop serving; `run_gateway` raises the message."""
@@ -104,24 +128,32 @@ async def serve(settings: Settings) -> None:
         server.fail(message)
 
     app = create_app(service, on_fatal=stop)
+    descriptors = raise_descriptor_limit()
+    connections = Connections(connection_limit(settings.max_connections, descriptors))
     config = uvicorn.Config(
         app,
-        host=settings.host,
-        port=settings.port,
-        http=_http_protocol(),
+        http=_http_protocol(settings, connections),
+        ws="none",
         log_config=None,
         access_log=False,
+        timeout_keep_alive=math.ceil(settings.keep_alive_seconds),
         timeout_graceful_shutdown=math.ceil(settings.timeout_seconds) + GRACE_SECONDS,
         server_header=False,
         ssl_certfile=settings.tls_certificate,
         ssl_keyfile=settings.tls_key,
     )
-    server = GatewayServer(config, service)
+    reload = partial(reload_api_keys, settings, app.state.api_keys)
+    server = GatewayServer(config, service, reload)
     try:
-        await server.serve()
-    except SystemExit:  # uvicorn logs why it cannot bind, and exits
-        msg = f"Cannot listen on {settings.host}:{settings.port}. Choose another port with --port."
+        listeners = open_listeners(settings.host, settings.port, connections)
+    except OSError as error:
+        msg = (
+            f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}. Choose another "
+            "port with --port."
+        )
         raise StartupError(msg) from None
+    try:
+        await server.serve(sockets=[*listeners])
     except ssl.SSLError as error:
         msg = (
             f"EMBED_TLS_CERTIFICATE '{settings.tls_certificate}' and EMBED_TLS_KEY "
@@ -134,12 +166,34 @@ async def serve(settings: Settings) -> None:
         raise StartupError(server.failure)
 
 
-def _http_protocol() -> type[asyncio.Protocol] | Literal["auto"]:
+def reload_api_keys(settings: Settings, keys: ApiKeys) -> None:
+    """Read `EMBED_API_KEYS_FILE` again, or keep the keys as they are if it is invalid."""
+    if settings.api_keys_file is None:
+        logger.info("SIGHUP: there is no EMBED_API_KEYS_FILE to read again.")
+        return
+    try:
+        found = read_api_keys(settings)
+    except StartupError as error:
+        logger.error("SIGHUP: the API keys stay as they were. %s", error.message)
+        return
+    keys.replace(found)
+    warn_about_keys(settings, found)
+    logger.info("SIGHUP: %d API keys are accepted from now on.", len(found))
+
+
+def _http_protocol(settings: Settings, connections: Connections) -> Any:
+    """Build what uvicorn calls for each connection; its type asks for a class."""
     if find_spec("httptools") is None:  # on Windows, uvicorn's other parser serves
         return "auto"
-    from .http_protocol import GatewayProtocol
+    from .http_protocol import GatewayProtocol, HttpBounds
 
-    return GatewayProtocol
+    read_seconds = min(settings.read_timeout_seconds, settings.timeout_seconds)
+    bounds = HttpBounds(
+        header_seconds=min(MAX_HEADER_SECONDS, read_seconds),
+        # The application answers first; this closes what it does not read.
+        body_seconds=read_seconds + GRACE_SECONDS,
+    )
+    return partial(GatewayProtocol, bounds=bounds, connections=connections)
 
 
 def keep_memory_flat() -> None:

@@ -120,6 +120,33 @@ class Settings(BaseSettings):
             "Maximum embedding requests in progress; a request that exceeds it gets status 429."
         ),
     )
+    max_connections: int = Field(
+        default=2048,
+        ge=1,
+        validation_alias="EMBED_MAX_CONNECTIONS",
+        description=(
+            "Maximum open connections, as far as there are file descriptors for them; beyond "
+            "it, the one that has been idle longest makes room."
+        ),
+    )
+    keep_alive_seconds: float = Field(
+        default=75.0,
+        gt=0,
+        validation_alias="EMBED_KEEP_ALIVE_S",
+        description=(
+            "Seconds that an idle connection stays open; longer than proxies in front of the "
+            "gateway keep theirs."
+        ),
+    )
+    read_timeout_seconds: float = Field(
+        default=30.0,
+        gt=0,
+        validation_alias="EMBED_READ_TIMEOUT_S",
+        description=(
+            "Seconds from the first byte of a request in which its body must arrive; a slower one "
+            "gets status 408. For headers, at most 10 s."
+        ),
+    )
     cache_bytes: int = Field(
         default=0,
         ge=0,

@@ -27,7 +27,7 @@ Result = TypeVar("Result")
 
 # Proxies limit the size of headers: beyond this many indices, the rest is only counted.
 MAX_INDICES_IN_HEADER = 100
-ERROR_STATUSES = {400, 401, 413, 415, 429, 502, 503, 504}
+ERROR_STATUSES = {400, 401, 408, 413, 415, 429, 502, 503, 504}
 
 
 # FastAPI would run a plain function in a thread, which costs a third of a millisecond.
@@ -181,17 +181,23 @@ class EmbedAnswer:
 
 @asynccontextmanager
 async def open_exchange(request: Request, service: EmbeddingService) -> AsyncGenerator[Exchange]:
-    """Accept a request: start its deadline, count it, then read its body.
+    """Accept a request: read its body, then count it.
+
+    A body may take long to arrive, and may never be complete. Until it is, it takes no place from
+    others.
 
     Raises:
         BackendUnavailableError: The model is unavailable.
         QueueFullError: Too many requests are in progress.
         BodyTooLargeError: The body exceeds the limit.
+        RequestTimeoutError: The body did not arrive in time.
         InvalidRequestError: The body is not a JSON object.
     """
-    deadline = asyncio.get_running_loop().time() + service.settings.timeout_seconds
-    with service.embedder.scheduler.request():
-        yield Exchange(request, service, parse_json(await request.body()), deadline)
+    deadline = request.state.began + service.settings.timeout_seconds
+    scheduler = service.embedder.scheduler
+    body = await request.body()
+    with scheduler.request():
+        yield Exchange(request, service, parse_json(body), deadline)
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:
