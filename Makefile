@@ -1,6 +1,9 @@
 # Everything that a person or CI runs in this repository. `make help` lists it.
 
 SHELL := /bin/bash
+# Some machines forbid bytecode, and then every process compiles all that it imports: twice the time
+# to collect the tests and to start a gateway.
+export PYTHONDONTWRITEBYTECODE :=
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 

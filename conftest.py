@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import signal
+import sys
 from collections.abc import Generator
 
 import hypothesis
@@ -19,6 +20,11 @@ from qwen3_triton_tools.local_triton import LocalTriton
 
 # Tests import ONNX Runtime directly; the product sets this itself.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+
+# As in the Makefile, for tests that are run without it: compile each module once, not in every
+# process that a test starts.
+sys.dont_write_bytecode = False
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 # A shell starts background jobs (`nohup make test &`) with SIGINT ignored, and every process that
 # a test starts would inherit that. With a handler installed here, they start with the default.
