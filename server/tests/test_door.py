@@ -180,6 +180,53 @@ async def test_of_a_large_body_nothing_is_read(
     await gateway.open_door(waiting)
 
 
+def in_one_piece(extra: bytes = b"", body: bytes = b'{"texts": ["a"]}') -> bytes:
+    head = b"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n" % len(body)
+    return head + extra + b"\r\n" + body
+
+
+ODD_REQUESTS = [
+    pytest.param(in_one_piece(b"bad header\r\n"), b"400", id="bad-header"),
+    pytest.param(in_one_piece(b"Content-Length: 9\r\n"), b"400", id="two-lengths"),
+    pytest.param(
+        b"POST /embed HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+        b"10\r\n" + b'{"texts": ["a"]}' + b"\r\n0\r\n\r\n",
+        b"429",
+        id="chunked",
+    ),
+    pytest.param(in_one_piece(b"Connection: close\r\n"), b"429", id="close"),
+    pytest.param(in_one_piece(b"Expect: 100-continue\r\n"), b"429", id="expect"),
+    pytest.param(in_one_piece(b"Content-Encoding: gzip\r\n"), b"400", id="not-gzip"),
+    pytest.param(in_one_piece().replace(b"1.1", b"1.0", 1), b"429", id="http-1.0"),
+    pytest.param(in_one_piece() * 3, b"429", id="pipelined"),
+    pytest.param(in_one_piece(body=b"no JSON"), b"429", id="not-json"),
+]
+
+
+@pytest.mark.parametrize("piece_bytes", [50, 10_000])
+@pytest.mark.parametrize(("request_bytes", "status"), ODD_REQUESTS)
+async def test_every_request_is_refused_or_judged_whatever_its_pieces(
+    gateway: Gateway,
+    monkeypatch: pytest.MonkeyPatch,
+    request_bytes: bytes,
+    status: bytes,
+    piece_bytes: int,
+) -> None:
+    waiting = await gateway.close_door()
+    monkeypatch.setattr(admission, "LATE_WAIT_SECONDS", admission.MAX_WAIT_SECONDS)
+    host, port = gateway.client.base_url.host, gateway.client.base_url.port
+    reader, writer = await asyncio.open_connection(host, port)
+    for start in range(0, len(request_bytes), piece_bytes):
+        writer.write(request_bytes[start : start + piece_bytes])
+        await asyncio.sleep(0)
+    line = await reader.readuntil(b"\r\n\r\n")
+    while line.startswith(b"HTTP/1.1 100 "):
+        line = await reader.readuntil(b"\r\n\r\n")
+    assert line.split()[1] == status
+    writer.close()
+    await gateway.open_door(waiting)
+
+
 @pytest.mark.parametrize(("path", "body"), QUERIES)
 async def test_queries_pass_while_documents_are_refused(
     gateway: Gateway, path: str, body: dict[str, Any]

@@ -302,3 +302,59 @@ async def test_waiting_texts_are_reported_per_lane() -> None:
     model.gate.set()
     await asyncio.gather(*tasks)
     assert [state.texts for state in scheduler.lane_states()] == [0, 0]
+
+
+async def test_a_slow_event_loop_does_not_make_batches_smaller() -> None:
+    """The model takes 10 ms, and its answers reach the scheduler after 200 ms."""
+
+    class Late(Model):
+        async def __call__(
+            self, entries: Sequence[QueuedText], timeout_seconds: float
+        ) -> Float32Matrix:
+            await asyncio.sleep(0.2)
+            for entry in entries:
+                entry.model_seconds = 0.01
+            return await super().__call__(entries, timeout_seconds)
+
+    model = Late()
+    texts = [text(400, number) for number in range(64)]
+    await make(model, max_queue_tokens=10**9).submit(texts, lane=Lane.DOCUMENT, deadline=deadline())
+    assert {len(markers) for _, markers in model.batches} == {8}
+
+
+async def test_a_batch_that_is_slow_for_once_does_not_make_the_next_ones_smaller() -> None:
+    class Uneven(Model):
+        async def __call__(
+            self, entries: Sequence[QueuedText], timeout_seconds: float
+        ) -> Float32Matrix:
+            seconds = sum(entry.text.length for entry in entries) / 32_000
+            for entry in entries:
+                entry.model_seconds = seconds if len(self.batches) % 3 else 50 * seconds
+            return await super().__call__(entries, timeout_seconds)
+
+    model = Uneven()
+    scheduler = make(model, window=1, max_queue_tokens=10**9)
+    texts = [text(400, number) for number in range(200)]
+    await scheduler.submit(texts, lane=Lane.DOCUMENT, deadline=deadline())
+    sizes = [len(markers) for _, markers in model.batches]
+    assert set(sizes[10:-1]) == {8}
+
+
+async def test_texts_of_rare_lengths_do_not_wait_for_all_others() -> None:
+    """Texts keep arriving; none is overtaken by many that came later."""
+    model = Model()
+    model.gate = asyncio.Event()
+    scheduler = make(model, window=1, max_queue_tokens=10**9, max_queue_requests=1000)
+    lengths = np.random.default_rng(3).integers(14, 22, size=400)
+    requests = [
+        asyncio.create_task(
+            scheduler.submit([text(int(length), number)], lane=Lane.DOCUMENT, deadline=deadline())
+        )
+        for number, length in enumerate(lengths)
+    ]
+    await asyncio.sleep(0)
+    model.gate.set()
+    await asyncio.gather(*requests)
+    order = [marker for _, markers in model.batches for marker in markers]
+    delays = [position - marker for position, marker in enumerate(order)]
+    assert max(delays) < 3 * LIMITS.max_batch_size

@@ -104,7 +104,7 @@ class Admission:
         """Create the bounds of an empty queue; see `Scheduler`."""
         self._max_tokens = max_queue_tokens
         self._max_requests = max_queue_requests
-        self._metrics = metrics
+        self._refusals = {limit: metrics.rejected_requests.labels(limit.value) for limit in Limit}
         self.requests = 0
         self.queued = dict.fromkeys(Lane, 0)
         self.entering = 0
@@ -187,7 +187,7 @@ class Admission:
 
     def refuse(self, limit: Limit, lane: Lane, tokens: int = 0) -> QueueFullError:
         """Count a refusal, and build its error."""
-        self._metrics.rejected_requests.labels(limit.value).inc()
+        self._refusals[limit].inc()
         return QueueFullError(
             self._describe(limit, lane, tokens),
             retry_after_seconds=self.retry_after_seconds(limit, lane, tokens),
@@ -206,7 +206,7 @@ class Admission:
             ahead = max(0, self.queued_tokens + tokens - self._max_tokens)
         seconds = math.ceil(ahead / rate)
         # Whole seconds, and spread: callers that were refused together do not return together.
-        spread = random.randint(0, max(1, math.ceil(JITTER * seconds)))
+        spread = int(random.random() * (1 + max(1, math.ceil(JITTER * seconds))))
         return min(max(1, seconds) + spread, MAX_RETRY_AFTER_SECONDS)
 
     def _limit_of(self, lane: Lane, tokens: int, seconds_left: float) -> Limit | None:

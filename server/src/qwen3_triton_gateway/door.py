@@ -8,14 +8,15 @@ and no validation, the response is rendered once, and all refusals of a second s
 from __future__ import annotations
 
 import asyncio
+import collections
 import logging
 import re
-from collections import Counter
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import uvicorn
+from prometheus_client import Counter, Histogram
 from starlette.datastructures import Headers
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
@@ -47,6 +48,14 @@ LOG_SECONDS = 1.0
 # How long the rest of a refused body is dropped: a connection that is closed with unread bytes is
 # reset, and the caller may lose the response.
 LINGER_SECONDS = 1.0
+# A head that can be answered without the parser, and the fields that matter to that.
+PLAIN_HEAD = re.compile(rb"POST (/[!-~]*) HTTP/1\.1\r\n((?:[!-9;-~]+:[^\r\n\0]*\r\n)+)\r\n")
+FIELDS = re.compile(
+    rb"^(authorization|connection|content-encoding|content-length|expect|origin|transfer-encoding"
+    rb"|upgrade|x-request-id):[ \t]*([^\r\n]*?)[ \t]*\r\n",
+    re.IGNORECASE | re.MULTILINE,
+)
+PLAIN_FIELDS = {b"authorization", b"connection", b"content-length", b"origin", b"x-request-id"}
 STATUS_LINE = b"HTTP/1.1 429 Too Many Requests\r\n"
 
 
@@ -54,7 +63,7 @@ class RefusalLog:
     """A log line per second for all requests that were refused with 429."""
 
     def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
+        self._counts: collections.Counter[str] = collections.Counter()
 
     def count(self, path: str) -> None:
         if not self._counts:
@@ -92,6 +101,7 @@ class Door:
         self.log = RefusalLog()
         self.path_of = lru_cache(256)(self._path_of)
         self._render = lru_cache(64)(Refusal.render)
+        self._counters = lru_cache(64)(self._find_counters)
 
     @property
     def admission(self) -> Admission | None:
@@ -106,6 +116,11 @@ class Door:
         return admission.limit_at_the_door(
             lane, is_bulk=is_bulk, timeout_seconds=self._timeout_seconds
         )
+
+    def limit_of_any(self, *, is_bulk: bool) -> Limit | None:
+        """Return the limit that a request would hit whose lane is not known yet."""
+        limit = self.limit(Lane.DOCUMENT, is_bulk=is_bulk)
+        return limit or (None if is_bulk else self.limit(Lane.QUERY, is_bulk=False))
 
     def needs_framework(self, headers: list[tuple[bytes, bytes]]) -> bool:
         """Return whether a refusal would not be a plain 429, or the body cannot be read here."""
@@ -128,14 +143,19 @@ class Door:
         """
         admission = self.admission
         assert admission is not None, "limit() comes first"
-        metrics = self._service.metrics
-        metrics.requests.labels(path, dialect.value, 429).inc()
-        metrics.request_seconds.labels(path).observe(0.0)
+        requests, seconds = self._counters(path, dialect)
+        requests.inc()
+        seconds.observe(0.0)
         self.log.count(path)
         error = admission.refuse(limit, lane)
         refusal = self._render(error.message, dialect)
         retry_after = b"retry-after: %d\r\n" % (error.retry_after_seconds or 1)
         return b"".join([refusal.head, retry_after, *headers, b"\r\n", refusal.body])
+
+    def _find_counters(self, path: str, dialect: Dialect) -> tuple[Counter, Histogram]:
+        metrics = self._service.metrics
+        requests = metrics.requests.labels(path, dialect.value, 429)
+        return requests, metrics.request_seconds.labels(path)
 
     def _path_of(self, url: bytes) -> str | None:
         """Return the route that embeds what is sent to a URL; None if there is none."""
@@ -163,6 +183,16 @@ class DoorProtocol(HttpToolsProtocol):
         self._path: str | None = None
         self._held: bytearray | None = None
         self._is_dropping = False
+        self._is_reading = False
+        self._refused_at = 0.0
+
+    def data_received(self, data: bytes) -> None:
+        if self._door is None or self._is_reading or not self._refuse_at_once(self._door, data):
+            super().data_received(data)
+
+    def on_message_begin(self) -> None:
+        self._is_reading = True
+        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._path = None
@@ -171,13 +201,11 @@ class DoorProtocol(HttpToolsProtocol):
             return
         length = self._announced_length()
         is_bulk = length > HELD_BYTES
-        limit = self._door.limit(Lane.DOCUMENT, is_bulk=is_bulk)
-        if not is_bulk:
-            limit = limit or self._door.limit(Lane.QUERY, is_bulk=False)
+        limit = self._door.limit_of_any(is_bulk=is_bulk)
         if limit is None or length < 0 or self._door.needs_framework(self.headers):
             super().on_headers_complete()
         elif is_bulk:
-            self._refuse(self._door, limit, Lane.DOCUMENT, b"")
+            self._refuse(self._door, limit, Lane.DOCUMENT, self._sent_id(), b"")
             self._is_dropping = True
         elif self.expect_100_continue:  # it sends its body only when it is asked to
             super().on_headers_complete()
@@ -191,12 +219,13 @@ class DoorProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
+        self._is_reading = False
         if self._is_dropping:
             self._is_dropping = False
             return
         if self._held is not None:
             body, self._held = bytes(self._held), None
-            if self._is_refused(body):
+            if self._is_refused(body, self._sent_id()):
                 return
             super().on_headers_complete()
             super().on_body(body)
@@ -206,13 +235,57 @@ class DoorProtocol(HttpToolsProtocol):
             state: dict[str, Any] = self.cycle.scope.get("state", {})
             admission.enter(state)
 
-    def _is_refusable(self, door: Door) -> bool:
-        """Return whether the request embeds texts, and may be answered here."""
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection; refusals do not start the timer anew, since that costs time."""
+        idle = self.loop.time() - self._refused_at
+        if idle >= self.timeout_keep_alive:
+            super().timeout_keep_alive_handler()
+        else:
+            self._keep_alive_for(self.timeout_keep_alive - idle)
+
+    def _keep_alive_for(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(
+            seconds, self.timeout_keep_alive_handler
+        )
+
+    def _refuse_at_once(self, door: Door, data: bytes) -> bool:
+        """Refuse a small request that arrived in one piece, if its lane is full.
+
+        The parser calls this class a dozen times for a request, which takes as long as the rest of
+        a refusal. Whatever is not plain is left to it.
+        """
+        if door.limit_of_any(is_bulk=False) is None or not self._is_first_in_line:
+            return False
+        head = PLAIN_HEAD.match(data)
+        path = door.path_of(head[1]) if head else None
+        if head is None or path is None:
+            return False
+        fields = [(name.lower(), value) for name, value in FIELDS.findall(head[2])]
+        by_name = dict(fields)
+        length, body = by_name.get(b"content-length", b""), data[head.end() :]
+        is_plain = (
+            len(by_name) == len(fields)
+            and by_name.keys() <= PLAIN_FIELDS
+            and by_name.get(b"connection", b"keep-alive").lower() == b"keep-alive"
+            and length.isdigit()
+            and int(length) == len(body) <= HELD_BYTES
+        )
+        if not is_plain or not body or door.needs_framework(fields):
+            return False
+        self._path = path
+        return self._is_refused(body, by_name.get(b"x-request-id", b""))
+
+    @property
+    def _is_first_in_line(self) -> bool:
+        """Return whether nothing is ahead of a response on this connection."""
         # uvicorn declares what is None until the first request as never None.
         cycle: Any = self.cycle
-        is_first_in_line = cycle is None or cycle.response_complete
+        return (cycle is None or cycle.response_complete) and not self.flow.write_paused
+
+    def _is_refusable(self, door: Door) -> bool:
+        """Return whether the request embeds texts, and may be answered here."""
         parser: Any = self.parser
-        if not is_first_in_line or self.flow.write_paused or parser.should_upgrade():
+        if not self._is_first_in_line or parser.should_upgrade():
             return False
         if parser.get_method() == b"POST":
             self._path = door.path_of(self.url)
@@ -222,32 +295,39 @@ class DoorProtocol(HttpToolsProtocol):
         """Return the body's length, -1 if it is not known."""
         return int(next((value for name, value in self.headers if name == b"content-length"), -1))
 
-    def _is_refused(self, body: bytes) -> bool:
+    def _sent_id(self) -> bytes:
+        return next((value for name, value in self.headers if name == b"x-request-id"), b"")
+
+    def _is_refused(self, body: bytes, sent_id: bytes) -> bool:
         """Refuse a small request whose body is complete, if its lane is still full."""
         assert self._door is not None, "it holds the request"
         lane = Lane.QUERY if QUERY_MARKER.search(body) else Lane.DOCUMENT
         limit = self._door.limit(lane, is_bulk=False)
         if limit is not None:
-            self._refuse(self._door, limit, lane, body)
+            self._refuse(self._door, limit, lane, sent_id, body)
         return limit is not None
 
-    def _refuse(self, door: Door, limit: Limit, lane: Lane, body: bytes) -> None:
+    def _refuse(self, door: Door, limit: Limit, lane: Lane, sent_id: bytes, body: bytes) -> None:
+        """Answer with 429; a body that is empty has not been read."""
         path = self._path or ""
         dialect = dialect_of({"path": path})
         if path == "/embed" and b'"inputs"' in body and b'"texts"' not in body:
             dialect = Dialect.TEI
-        sent_id = next((value for name, value in self.headers if name == b"x-request-id"), b"")
         request_id = choose_request_id(sent_id.decode("latin-1"))
         lines = [b"%b: %b\r\n" % header for header in self.server_state.default_headers]
         lines.append(b"x-request-id: %b\r\n" % request_id.encode())
+        # Between messages, the parser does not know yet: whoever asked for it was plain.
         parser: Any = self.parser
-        is_kept = bool(body) and parser.should_keep_alive()
+        is_kept = bool(body) and (not self._is_reading or parser.should_keep_alive())
         if not is_kept:
             lines.append(b"connection: close\r\n")
         self.transport.write(door.refuse(limit, lane, path=path, dialect=dialect, headers=lines))
-        self.on_response_complete()
+        self.server_state.total_requests += 1
+        self._refused_at = self.loop.time()
         if not is_kept:
             self._close_soon(has_rest=not body)
+        elif self.timeout_keep_alive_task is None:
+            self._keep_alive_for(self.timeout_keep_alive)
 
     def _close_soon(self, *, has_rest: bool) -> None:
         if not has_rest:

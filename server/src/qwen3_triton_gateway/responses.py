@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
-import uuid
+import secrets
 from collections.abc import Callable
 from enum import StrEnum
 from typing import Any, Literal, TypeAlias
@@ -122,7 +122,7 @@ async def render_vectors(
 
 def choose_request_id(sent: str) -> str:
     """Use the caller's ID if it is safe in a header and in a log line, else create one."""
-    return sent if REQUEST_ID.fullmatch(sent) else uuid.uuid4().hex
+    return sent if REQUEST_ID.fullmatch(sent) else secrets.token_hex(16)
 
 
 def dialect_of(scope: Scope) -> Dialect:

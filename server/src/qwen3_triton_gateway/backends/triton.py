@@ -26,6 +26,7 @@ from ..fingerprint import digest_of_version
 from ..tensors import HiddenStates, PooledStates, TokenBatch
 from ..tracing import trace_headers
 from .base import AnyArray, Feed, ModelSpec, TensorSpec, build_feed, describe_model, wrap_output
+from .model_time import ModelTime
 from .reloads import LoadHistory, Verdict, read_statistics
 
 logger = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ TRITON_NAMES = {np.dtype(numpy): triton for triton, numpy in DTYPES.items()}
 # A model whose config has no batch dimension accepts any number of rows; this bounds them.
 UNBATCHED_MAX_BATCH_SIZE = 32
 PROBE_SECONDS = 1.0
+LATE_SECONDS = 0.25
 # aiohttp accepts gzip by default, and Triton uses it: compressing hidden states takes three times
 # as long as computing them (`bench/README.md`).
 UNCOMPRESSED = {"Accept-Encoding": "identity"}
@@ -136,6 +138,7 @@ class TritonBackend:
         self._doubts = 0
         self._answers = 0
         self._in_flight = 0
+        self._model_time = ModelTime()
 
     @property
     def spec(self) -> ModelSpec:
@@ -185,6 +188,7 @@ class TritonBackend:
         self, batch: TokenBatch, *, timeout_seconds: float, priority: int
     ) -> HiddenStates | PooledStates:
         self._in_flight += 1
+        began = time.monotonic()
         try:
             async with asyncio.timeout(timeout_seconds):
                 feed = build_feed(self.spec, batch)
@@ -202,7 +206,8 @@ class TritonBackend:
             self._in_flight -= 1
         self._last_answer = time.monotonic()
         self._answers += 1
-        return wrap_output(self.spec, batch, values)
+        seconds = self._model_time.count(len(batch.input_ids), self._last_answer - began)
+        return wrap_output(self.spec, batch, values, seconds=seconds)
 
     async def is_ready(self) -> bool:
         reload = asyncio.create_task(self._notice_reload())
@@ -227,6 +232,9 @@ class TritonBackend:
                     await self._open().is_model_ready(self._model, headers=self.address.headers)
                 )
         except TimeoutError:
+            if time.monotonic() - began > PROBE_SECONDS + LATE_SECONDS:
+                # The event loop was late for its own timer, so the answer may be waiting too.
+                return self._answered
             # Too busy to answer a probe, but not to run batches.
             return self._last_answer > began
         except Exception:  # for any reason, the model would not answer
@@ -251,6 +259,7 @@ class TritonBackend:
         if reading is None or began < self._observed_at:
             return
         self._observed_at = time.monotonic()
+        self._model_time.read(reading.runs)
         self._draw_conclusions(self._history.judge(reading))
 
     def _draw_conclusions(self, verdict: Verdict) -> None:
