@@ -85,6 +85,7 @@ def test_ollama_lists_and_shows_the_model(start_gateway: StartGateway) -> None:
     [
         ("/api/embed", {"input": ["a", " "]}, 400),
         ("/api/embed", {"input": 7}, 400),
+        ("/api/embed", {"input": [], "dimensions": 0}, 400),
         ("/api/embed", {"input": "a", "model": "llama3"}, 404),
         ("/api/embeddings", {"prompt": " "}, 400),
         ("/api/show", {"model": "llama3"}, 404),

@@ -1,5 +1,6 @@
 """The OpenAPI document: what clients build on does not change by accident."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ SNAPSHOT = Path(__file__).resolve().parents[2] / "docs" / "openapi.json"
 
 
 def describe() -> bytes:
-    """Build the OpenAPI document of an application that never runs."""
-    service = EmbeddingService(Settings(tokenizer_path=qwen3_nano.model_dir()), FakeBackend())
+    """Build the OpenAPI document of an application that never runs, and requires a key."""
+    settings = Settings(TOKENIZER_PATH=qwen3_nano.model_dir(), EMBED_API_KEYS="documented-key")
+    service = EmbeddingService(settings, FakeBackend())
     app = create_app(service, on_fatal=print)
     return orjson.dumps(app.openapi(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
@@ -72,10 +74,20 @@ def test_an_unknown_model_is_described_wherever_a_call_names_one() -> None:
         assert "404" in operations()[call]["responses"]
 
 
+def test_a_gateway_without_keys_describes_none(client: TestClient) -> None:
+    document = client.get("/openapi.json").text
+    assert '"401"' not in document
+    assert "security" not in document
+
+
 def test_a_running_gateway_states_the_dimensions_of_its_model(client: TestClient) -> None:
     body = client.get("/openapi.json").json()["paths"]["/v1/embeddings"]["post"]["requestBody"]
     schema = body["content"]["application/json"]["schema"]["properties"]["dimensions"]
-    assert schema["anyOf"][0] == {"type": "integer", "minimum": 32, "maximum": 1280}
+    number, text, _ = schema["anyOf"]
+    assert number == {"type": "integer", "minimum": 32, "maximum": 1280}
+    pattern = re.compile(text["pattern"])
+    accepted = [value for value in range(2000) if pattern.search(str(value))]
+    assert accepted == list(range(32, 1281))
 
 
 def test_dimensions_without_a_fraction_are_an_integer_as_in_json_schema(

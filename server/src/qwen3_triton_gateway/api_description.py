@@ -23,24 +23,34 @@ UNUSED_SCHEMAS = ("HTTPValidationError", "ValidationError")
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """Describe the API, including the key, which `Guard` checks before any route does."""
+    """Describe the API as this gateway serves it, with the key if it requires one."""
+    service: EmbeddingService = app.state.service
+    settings = service.settings
     schema = FastAPI.openapi(app)
-    components = schema["components"]
-    components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
     for name in UNUSED_SCHEMAS:
-        components["schemas"].pop(name, None)
-    schema["security"] = [{"key": []}]
-    if root_path := app.state.service.settings.root_path:
-        schema["servers"] = [{"url": root_path}]
+        schema["components"]["schemas"].pop(name, None)
+    if settings.root_path:
+        schema["servers"] = [{"url": settings.root_path}]
+    needs_key = bool(settings.api_keys or settings.api_keys_file)
+    if needs_key:
+        schema["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        schema["security"] = [{"key": []}]
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
             operation["responses"].pop(NEVER_RETURNED, None)
-            if is_open(method.upper(), path):
+            _describe_key(operation, is_required=needs_key and not is_open(method.upper(), path))
+            if needs_key and is_open(method.upper(), path):
                 operation["security"] = []
-            else:
-                operation["responses"].setdefault("401", UNAUTHORIZED)
-            _limit_numbers(operation.get("requestBody"), app.state.service)
+            _limit_numbers(operation.get("requestBody"), service)
     return schema
+
+
+def _describe_key(operation: dict[str, Any], *, is_required: bool) -> None:
+    """List the refusal of a call without a key; `Guard` checks it before any route does."""
+    if is_required:
+        operation["responses"].setdefault("401", UNAUTHORIZED)
+    else:
+        operation["responses"].pop("401", None)
 
 
 def _limit_numbers(body: object, service: EmbeddingService) -> None:

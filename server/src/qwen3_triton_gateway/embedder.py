@@ -115,7 +115,7 @@ class Embedder:
                 long and the call refuses such texts; `index` names the text.
             EmbeddingServerError: A text could not be embedded.
         """
-        dimensions = self._check_dimensions(call.dimensions)
+        dimensions = self.check_dimensions(call.dimensions)
         _check_call(call)
         keys = self._cache_keys(call, dimensions)
         embedded = self._look_up(keys)
@@ -222,7 +222,12 @@ class Embedder:
         self._metrics.cache_lookups.labels("miss").inc(len(keys) - len(embedded))
         return embedded
 
-    def _check_dimensions(self, dimensions: int | None) -> int:
+    def check_dimensions(self, dimensions: int | None) -> int:
+        """Return the dimensions that a request gets.
+
+        Raises:
+            InvalidRequestError: The model does not have so many, or they are too few.
+        """
         hidden_size = self._backend.spec.hidden_size
         if dimensions is None:
             return self.default_dimensions

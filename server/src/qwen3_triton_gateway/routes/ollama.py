@@ -109,6 +109,7 @@ async def embed(request: Request, service: ServiceDep) -> Response:
         )
         answer = {"model": body.model or service.model_id, "load_duration": 0}
         if not body.input:
+            service.embedder.check_dimensions(body.dimensions)
             return JsonResponse(answer | {"embeddings": []} | _spent(began, 0))
         embedded = await exchange.embed(call)
         vectors = {"embeddings": await embedded.render("float")}
