@@ -186,10 +186,6 @@ class DoorProtocol(HttpToolsProtocol):
         self._is_reading = False
         self._refused_at = 0.0
 
-    def data_received(self, data: bytes) -> None:
-        if self._door is None or self._is_reading or not self._refuse_at_once(self._door, data):
-            super().data_received(data)
-
     def on_message_begin(self) -> None:
         self._is_reading = True
         super().on_message_begin()
@@ -248,13 +244,14 @@ class DoorProtocol(HttpToolsProtocol):
             seconds, self.timeout_keep_alive_handler
         )
 
-    def _refuse_at_once(self, door: Door, data: bytes) -> bool:
+    def _refuse_at_once(self, data: bytes) -> bool:
         """Refuse a small request that arrived in one piece, if its lane is full.
 
-        The parser calls this class a dozen times for a request, which takes as long as the rest of
-        a refusal. Whatever is not plain is left to it.
+        It is called between two requests. The parser would call this class a dozen times for one,
+        which takes as long as the rest of a refusal. Whatever is not plain is left to it.
         """
-        if door.limit_of_any(is_bulk=False) is None or not self._is_first_in_line:
+        door = self._door
+        if door is None or door.limit_of_any(is_bulk=False) is None or not self._is_first_in_line:
             return False
         head = PLAIN_HEAD.match(data)
         path = door.path_of(head[1]) if head else None

@@ -113,6 +113,8 @@ class GatewayProtocol(DoorProtocol):
     def data_received(self, data: bytes) -> None:
         if self._has_refused:
             return
+        if self._began is None and self._refuse_at_once(data):
+            return
         self._unset_keepalive_if_required()
         if self._began is None:
             self._began = self.loop.time()
