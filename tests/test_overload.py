@@ -10,7 +10,7 @@ from collections.abc import Generator
 import pytest
 
 from gateway_process import GatewayProcess, running_gateway
-from overload import Outcome, run_load, start_load, watching
+from load_generator import Outcome, run_load, start_load, watching
 
 pytestmark = [pytest.mark.stack, pytest.mark.campaign]
 

@@ -1,7 +1,7 @@
 """Load that does not wait for answers, from a process of the lowest priority.
 
-    python tests/support/overload.py URL --rate 2000 --seconds 10 --kind short
-    python tests/support/overload.py URL --callers 64 --seconds 10
+    python tests/support/load_generator.py URL --rate 2000 --seconds 10 --kind short
+    python tests/support/load_generator.py URL --callers 64 --seconds 10
 
 It prints what came back as JSON. `run_load` starts it as a child: the generator must not take time
 from the gateway that it measures. (Where the kernel groups processes by session, priorities count
