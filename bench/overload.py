@@ -29,7 +29,7 @@ from gateway_process import GatewayProcess, running_gateway, triton_flags
 from load_generator import Outcome, Watch, run_load, start_load, watching
 from qwen3_triton_tools.local_triton import LocalTriton
 
-CALLERS = 64
+CALLERS = 32
 # Share of the sustained rate that must remain, by the multiple of it that comes in.
 TARGETS = {2: 0.9, 4: 0.8, 10: 0.5}
 MAX_ANSWER_SECONDS = 3.0
