@@ -1,9 +1,12 @@
 """Bodies as clients really send them: broken texts, encodings, lists in lists, numbers as text."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 from starlette.testclient import TestClient
+
+StartGateway = Callable[..., TestClient]
 
 PATHS = {
     "/embed": "texts",
@@ -121,6 +124,77 @@ def test_dimensions_may_be_text_or_a_whole_float(
     assert answer.status_code == 200, answer.text
     same = client.post("/embed", json={"texts": ["a"], "dimensions": 256}).headers
     assert answer.headers["X-Embedding-Fingerprint"] == same["X-Embedding-Fingerprint"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        pytest.param(
+            "/v1/embeddings",
+            {"model": "fake-embedding", "input": ["ping"], "encoding_format": "float"},
+            id="Dify",
+        ),
+        pytest.param(
+            "/v1/embeddings",
+            {
+                "input": ["a"],
+                "model": "fake-embedding",
+                "encoding_format": "float",
+                "drop_params": True,
+            },
+            id="RAGFlow",
+        ),
+        pytest.param("/v1/embeddings", {"input": ["a", "b"], "model": "qwen3-embed"}, id="n8n"),
+        pytest.param(
+            "/v1/embeddings",
+            {"input": ["a"], "model": "tei", "dimensions": 256, "user": "x"},
+            id="mem0",
+        ),
+        pytest.param(
+            "/api/embed",
+            {"model": "fake-embedding:latest", "input": ["a"], "truncate": True, "prefix": None},
+            id="Open WebUI, Ollama",
+        ),
+        pytest.param(
+            "/api/embed",
+            {
+                "model": "fake-embedding",
+                "input": ["a"],
+                "options": {"num_ctx": 8192},
+                "keep_alive": -1,
+            },
+            id="AnythingLLM, Ollama",
+        ),
+        pytest.param(
+            "/v1/embeddings",
+            {"input": "a", "model": "fake-embedding", "dimensions": None, "user": None},
+            id="Spring AI",
+        ),
+        pytest.param(
+            "/v1/embeddings",
+            {
+                "model": "fake-embedding",
+                "input": ["a"],
+                "encoding_format": "float",
+                "truncate_prompt_tokens": 1024,
+                "add_special_tokens": True,
+                "priority": 0,
+            },
+            id="vLLM's clients",
+        ),
+        pytest.param(
+            "/v1/embeddings",
+            {"input": ["a"], "model": "fake-embedding", "input_type": "query", "truncate": "NONE"},
+            id="aiperf, nim_embeddings",
+        ),
+    ],
+)
+def test_requests_of_programs_that_are_not_run_are_answered_by_their_form(
+    start_gateway: StartGateway, path: str, body: dict[str, Any]
+) -> None:
+    client = start_gateway(EMBED_MODEL_ALIASES="qwen3-embed,tei")
+    answer = client.post(path, json=body)
+    assert answer.status_code == 200, answer.text
 
 
 @pytest.mark.parametrize("value", ["", "abc", "-256", "256.5", "1e3", "0256", "31", 256.5, True])

@@ -18,8 +18,11 @@ SNAPSHOT = Path(__file__).resolve().parents[2] / "docs" / "openapi.json"
 
 def describe() -> bytes:
     """Build the OpenAPI document of an application that never runs, and requires a key."""
-    settings = Settings(TOKENIZER_PATH=qwen3_nano.model_dir(), EMBED_API_KEYS="documented-key")
-    service = EmbeddingService(settings, FakeBackend())
+    values: dict[str, Any] = {
+        "TOKENIZER_PATH": qwen3_nano.model_dir(),
+        "EMBED_API_KEYS": "documented-key",
+    }
+    service = EmbeddingService(Settings(**values), FakeBackend())
     app = create_app(service, on_fatal=print)
     return orjson.dumps(app.openapi(), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
