@@ -3,7 +3,7 @@
 from array import array
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, assert_type
+from typing import Any, Literal, assert_type
 
 import httpx2
 import numpy as np
@@ -55,6 +55,7 @@ def the_client_returns_lists_arrays_or_pairs(client: EmbeddingClient) -> None:
     assert_type(client.iter_embed(iter(["text"])), Iterator[tuple[int, Vector]])
     assert_type(client.fingerprint(), str)
     assert_type(client.tokenizer_json(), bytes)
+    assert_type(client.info(), dict[str, Any])
 
 
 async def the_asynchronous_client_returns_the_same(
@@ -67,6 +68,7 @@ async def the_asynchronous_client_returns_the_same(
     assert_type(client.aiter_embed(["text"]), AsyncIterator[tuple[int, Vector]])
     assert_type(await client.fingerprint(), str)
     assert_type(await client.tokenizer_json(), bytes)
+    assert_type(await client.info(), dict[str, Any])
     assert_type(await client.aclose(), None)
     async with client as entered:
         assert_type(entered, AsyncEmbeddingClient)

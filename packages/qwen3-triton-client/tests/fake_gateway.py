@@ -27,6 +27,7 @@ import pytest
 
 DIMENSIONS = 32
 FINGERPRINT = "fake-0001"
+INFO_JSON = b'{"model": "fake", "max_length": 1024}'
 TOKENIZER_JSON = b'{"model": {"type": "BPE"}}'
 
 Kind = Literal[
@@ -289,6 +290,9 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if recorded.path.endswith("/tokenizer"):
             self._send(200, TOKENIZER_JSON, {})
+            return
+        if recorded.path.endswith("/info"):
+            self._send(200, INFO_JSON, {})
             return
         answer = gateway.answer(recorded)
         _spoil(answer["embeddings"], fault.kind if fault else None)

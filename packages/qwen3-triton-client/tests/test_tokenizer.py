@@ -1,4 +1,4 @@
-"""The served model's tokenizer, for callers that count tokens themselves."""
+"""The served model's tokenizer and limits, for callers that count tokens themselves."""
 
 import asyncio
 from collections.abc import Callable
@@ -71,3 +71,15 @@ def test_a_download_is_counted_among_the_requests(fake: FakeGateway) -> None:
     with EmbeddingClient(fake.url) as client:
         client.tokenizer_json()
         assert (client.stats.requests, client.stats.texts) == (1, 0)
+
+
+def test_the_limits_are_asked_for_with_the_key(fake: FakeGateway) -> None:
+    with EmbeddingClient(fake.url, api_key="secret-key") as client:
+        assert client.info()["max_length"] == 1024
+
+    async def ask() -> object:
+        async with AsyncEmbeddingClient(fake.url, api_key="secret-key") as client:
+            return (await client.info())["max_length"]
+
+    assert asyncio.run(ask()) == 1024
+    assert {request.headers["authorization"] for request in fake.requests} == {"Bearer secret-key"}

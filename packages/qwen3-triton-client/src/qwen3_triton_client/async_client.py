@@ -12,7 +12,7 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AbstractAsyncContextManager, aclosing, closing, nullcontext
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx2
 from tenacity import AsyncRetrying
@@ -150,6 +150,17 @@ class AsyncEmbeddingClient(ClientBase[httpx2.AsyncClient]):
             EmbeddingError: The gateway does not answer.
         """
         exchange = self._tokenizer_exchange()
+        with exchange.counted(self._count):
+            return await self._send(exchange)
+
+    async def info(self) -> dict[str, Any]:
+        """Return the gateway's description of its model and limits; see `EmbeddingClient.info`.
+
+        Raises:
+            ModelNotFoundError: The server has no route `/info`.
+            EmbeddingError: The gateway does not answer.
+        """
+        exchange = self._info_exchange()
         with exchange.counted(self._count):
             return await self._send(exchange)
 

@@ -16,7 +16,9 @@ from .wire import (
     BatchAnswer,
     EmbedOptions,
     embed_request,
+    info_request,
     parse_embeddings,
+    parse_info,
     tokenizer_request,
 )
 
@@ -205,6 +207,9 @@ class ClientBase(Generic[HttpClient]):
     def _tokenizer_exchange(self) -> Exchange[bytes]:
         request = tokenizer_request(self._settings)
         return Exchange(self._settings, request, lambda response: response.content)
+
+    def _info_exchange(self) -> Exchange[dict[str, Any]]:
+        return Exchange(self._settings, info_request(self._settings), parse_info)
 
     def _count(self, stats: ClientStats) -> None:
         self._stats.add(stats)

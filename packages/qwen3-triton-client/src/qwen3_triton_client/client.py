@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, closing, nullcontext
 from contextvars import copy_context
 from queue import SimpleQueue
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 import httpx2
 from tenacity import Retrying
@@ -170,6 +170,17 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
             EmbeddingError: The gateway does not answer.
         """
         exchange = self._tokenizer_exchange()
+        with exchange.counted(self._count):
+            return self._send(exchange, threading.Event())
+
+    def info(self) -> dict[str, Any]:
+        """Return what the gateway says of its model and its limits, such as `max_length`.
+
+        Raises:
+            ModelNotFoundError: The server has no route `/info`.
+            EmbeddingError: The gateway does not answer.
+        """
+        exchange = self._info_exchange()
         with exchange.counted(self._count):
             return self._send(exchange, threading.Event())
 

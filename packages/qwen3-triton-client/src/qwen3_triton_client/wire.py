@@ -127,6 +127,20 @@ def tokenizer_request(settings: ClientSettings) -> WireRequest:
     return WireRequest("GET", f"{settings.base_url}/tokenizer", _headers(settings))
 
 
+def info_request(settings: ClientSettings) -> WireRequest:
+    """Build the request for the gateway's description of its model and limits."""
+    return WireRequest("GET", f"{settings.base_url}/info", _headers(settings))
+
+
+def parse_info(response: WireResponse) -> dict[str, Any]:
+    """Return the description.
+
+    Raises:
+        EmbeddingError: The answer is not a JSON object.
+    """
+    return _json_object(response.content)
+
+
 def _headers(settings: ClientSettings) -> dict[str, str]:
     headers = {"Accept": "application/json", "User-Agent": USER_AGENT}
     if settings.api_key:
