@@ -7,6 +7,7 @@ import re
 import secrets
 import time
 from collections.abc import Generator
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -22,8 +23,8 @@ from ingest_corpus import SENTENCES
 from ingest_loading import Loading, notes, quick_loading
 from qwen3_triton_client import EmbeddingError
 from qwen3_triton_ingest.cli import main
-from qwen3_triton_ingest.config import GatewayOptions, ReadOptions, SplitOptions
-from qwen3_triton_ingest.errors import DatabaseError, SourceError, TableError
+from qwen3_triton_ingest.config import GatewayOptions, IndexOptions, ReadOptions, SplitOptions
+from qwen3_triton_ingest.errors import DatabaseError, IngestError, SourceError, TableError
 
 GOOD = notes(5)
 
@@ -239,6 +240,69 @@ def test_a_role_with_its_grants_can_load(loading: Loading, folder: Path, weak_ds
         database = Identifier(connection.info.dbname)
         connection.execute(SQL("GRANT CREATE ON DATABASE {} TO {}").format(database, role))
     assert loading(folder, dsn=weak_dsn).counts.documents == len(GOOD)
+
+
+def test_a_right_on_the_ledger_that_is_missing_is_named_before_anything_is_embedded(
+    loading: Loading, folder: Path, weak_dsn: str
+) -> None:
+    loading(folder)
+    role = str(conninfo_to_dict(weak_dsn)["user"])
+    loading.execute(
+        f"GRANT ALL ON chunks TO {role}; GRANT USAGE ON SCHEMA qwen3_ingest TO {role}; "
+        f"GRANT ALL ON ALL TABLES IN SCHEMA qwen3_ingest TO {role}; "
+        f"REVOKE INSERT, UPDATE ON qwen3_ingest.documents FROM {role}"
+    )
+    (folder / "new.txt").write_text("A new document.")
+    texts = loading.texts()
+    with pytest.raises(TableError, match=r"GRANT INSERT, UPDATE ON .*documents.* TO"):
+        loading(folder, dsn=weak_dsn)
+    assert loading.texts() - texts <= 1  # the probe for the embedding space
+    loading.execute(f"GRANT INSERT, UPDATE ON qwen3_ingest.documents TO {role}")
+    with pytest.raises(TableError, match=r"only its owner .*--index none"):
+        loading(folder, dsn=weak_dsn, index=IndexOptions())
+    assert loading(folder, dsn=weak_dsn).counts.documents == 1, "without an index"
+    loading(folder, index=IndexOptions())
+    loading.execute(f"REVOKE CREATE ON SCHEMA public FROM {role}")
+    (folder / "newer.txt").write_text("A newer document.")
+    report = loading(folder, dsn=weak_dsn, index=IndexOptions())
+    assert (report.counts.documents, report.index) == (1, "kept")
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (IndexOptions(text_search_config="englsh"), r"no text search configuration 'englsh'.*, en"),
+        (IndexOptions(text_search_config="nix.x"), r"no text search configuration 'nix.x'"),
+        (IndexOptions(text="paradedb"), "needs the extension pg_search"),
+        (IndexOptions(maintenance_work_mem="2 pounds"), "`maintenance_work_mem` is '2 pounds'"),
+        (IndexOptions(maintenance_work_mem="1kB"), "`maintenance_work_mem` is '1kB'"),
+        (IndexOptions(m=300), "`m` is 300"),
+        (IndexOptions(parallel_workers=9999), "`parallel_workers` is 9999"),
+    ],
+)
+def test_an_index_that_cannot_be_built_is_an_error_before_anything_is_embedded(
+    loading: Loading, folder: Path, index: IndexOptions, message: str
+) -> None:
+    texts = loading.texts()
+    with pytest.raises((TableError, ValueError), match=message):
+        loading(folder, index=index)
+    assert loading.texts() - texts <= 1
+    assert loading.query("SELECT FROM pg_class WHERE relname = 'chunks'") == []
+
+
+@pytest.mark.parametrize(
+    ("chunk_tokens", "instruction", "most"), [(65, None, 64), (64, "Find the twin", None)]
+)
+def test_chunks_longer_than_the_gateway_takes_are_an_error_at_once(
+    loading: Loading, folder: Path, chunk_tokens: int, instruction: str | None, most: int | None
+) -> None:
+    with running_gateway("--max-length", "64") as gateway:
+        options = GatewayOptions(url=gateway.url, instruction=instruction)
+        split = SplitOptions(chunk_tokens=chunk_tokens, overlap_tokens=0)
+        message = rf"`--chunk-tokens` is {chunk_tokens}, .* takes 64 tokens.* at most {most or ''}"
+        with pytest.raises(IngestError, match=message):
+            loading(folder, gateway=options, split=split)
+        assert loading(folder, gateway=replace(options, truncate=True), split=split)
 
 
 def test_an_unavailable_server_is_an_error_after_a_while(loading: Loading, folder: Path) -> None:

@@ -1,9 +1,16 @@
-"""Connections to PostgreSQL, short locks, and error messages that never hold a password."""
+"""Connections to PostgreSQL, short locks, and error messages that never hold a password.
+
+A connection may lead to a pooler in transaction mode, such as PgBouncer, where each transaction can
+run in another session of the server. So nothing is left in a session: statements are not prepared,
+locks and settings last until the end of their transaction.
+"""
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
 from typing import Any, TypeAlias, TypeVar
 
 import psycopg
@@ -17,6 +24,7 @@ from tenacity import (
     wait_random,
 )
 
+from .connection_strings import libpq_dsn
 from .errors import BusyError, DatabaseError
 
 Connection: TypeAlias = psycopg.Connection[TupleRow]
@@ -32,6 +40,9 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 5.0
 _TRANSIENT_WORDS = (
     *("starting up", "shutting down", "recovery mode", "not yet accepting", "too many"),
     "terminating connection",  # by an administrator, or because the postmaster died
+    # Of PgBouncer, while its server is away or all of its connections are taken:
+    *("no more connections allowed", "query_wait_timeout", "server login has been failing"),
+    *("cannot connect to server", "server conn crashed", "server_login_retry"),
 )
 # Apart from lost connections: errors after which the same statement may succeed a moment later.
 _TRANSIENT = (
@@ -42,14 +53,20 @@ _TRANSIENT = (
     psycopg.errors.DeadlockDetected,
     psycopg.errors.SerializationFailure,
     psycopg.errors.LockNotAvailable,
+    # Time limits that end a connection. What they ended is tried on another one.
+    psycopg.errors.IdleSessionTimeout,
+    psycopg.errors.IdleInTransactionSessionTimeout,
+    psycopg.errors.TransactionTimeout,
 )
+_TIME_LIMITS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
+_TRANSACTION_TIMEOUT_SINCE = 170_000
 
 
 def connect(dsn: str, *, autocommit: bool = False) -> Connection:
     """Open a connection to PostgreSQL.
 
     Args:
-        dsn: libpq URI or keywords; libpq's PG* variables supply what it leaves out.
+        dsn: URI or keywords, see `libpq_dsn`; libpq's PG* variables supply what it leaves out.
         autocommit: Whether each statement is its own transaction.
 
     Raises:
@@ -57,35 +74,60 @@ def connect(dsn: str, *, autocommit: bool = False) -> Connection:
             password, no such database).
         psycopg.OperationalError: The server is unavailable; `keep_trying` waits for it.
     """
-    keywords = _keywords(dsn)
+    dsn = libpq_dsn(dsn)
     try:
-        return psycopg.connect(dsn, autocommit=autocommit, **keywords)
+        return psycopg.connect(dsn, autocommit=autocommit, **_keywords(dsn))
     except psycopg.OperationalError as error:
         raise _connection_error(error) from None
 
 
 async def connect_async(dsn: str, *, autocommit: bool = False) -> AsyncConnection:
     """Open a connection for an event loop, otherwise as `connect` does."""
-    keywords = _keywords(dsn)
+    dsn = libpq_dsn(dsn)
     try:
-        return await psycopg.AsyncConnection.connect(dsn, autocommit=autocommit, **keywords)
+        return await psycopg.AsyncConnection.connect(dsn, autocommit=autocommit, **_keywords(dsn))
     except psycopg.OperationalError as error:
         raise _connection_error(error) from None
 
 
 def _keywords(dsn: str) -> dict[str, Any]:
-    """Return the connection parameters that the DSN leaves out."""
-    try:
-        specified = conninfo_to_dict(dsn)
-    except psycopg.ProgrammingError:
-        msg = "The DSN cannot be parsed. Write postgresql://user:password@host:5432/database."
-        raise DatabaseError(msg) from None  # libpq's message quotes the DSN
-    defaults: dict[str, Any] = {
-        "application_name": APPLICATION_NAME,
-        "connect_timeout": CONNECT_TIMEOUT_SECONDS,
-        **_KEEPALIVES,
+    """Return the connection parameters that the DSN leaves out, and those that texts depend on."""
+    defaults: dict[str, Any] = {"fallback_application_name": APPLICATION_NAME, **_KEEPALIVES}
+    if "PGCONNECT_TIMEOUT" not in os.environ:
+        defaults["connect_timeout"] = CONNECT_TIMEOUT_SECONDS
+    specified = conninfo_to_dict(dsn)
+    return {
+        **{key: value for key, value in defaults.items() if key not in specified},
+        # Python's texts and the binary formats are UTF-8, whatever the database's encoding is.
+        "client_encoding": "utf8",
+        "prepare_threshold": None,
     }
-    return {key: value for key, value in defaults.items() if key not in specified}
+
+
+@contextmanager
+def unlimited(connection: Connection) -> Generator[None]:
+    """Run a transaction without the time limits that the role or the server may have."""
+    with connection.transaction():
+        limits = dict.fromkeys(time_limits(connection), "0")
+        try:
+            set_locally(connection, limits)
+        except psycopg.errors.QueryCanceled as error:  # by the limit itself; so it is transient
+            raise psycopg.OperationalError(explain(error)) from None
+        yield
+
+
+def time_limits(connection: Connection) -> list[str]:
+    """Return the names of the settings that end long transactions."""
+    since = connection.info.server_version >= _TRANSACTION_TIMEOUT_SINCE
+    return [*_TIME_LIMITS, *(["transaction_timeout"] if since else [])]
+
+
+def set_locally(connection: Connection, settings: Mapping[str, str]) -> None:
+    """Change settings until the end of the transaction."""
+    connection.execute(
+        "SELECT set_config(name, value, true) FROM unnest(%s::text[], %s::text[]) s (name, value)",
+        (list(settings), list(settings.values())),
+    )
 
 
 def _connection_error(error: psycopg.OperationalError) -> Exception:
@@ -108,7 +150,7 @@ def is_transient(error: BaseException) -> bool:
     if not isinstance(error, psycopg.OperationalError | psycopg.InterfaceError):
         return False
     # Class 08 is for connections. Errors without a state are libpq's own; among those, "FATAL" is a
-    # permanent refusal, unless the server says that it is starting up, shutting down or full.
+    # permanent refusal, unless the server or a pooler says that it is starting, stopping or full.
     if error.sqlstate is not None:
         return error.sqlstate.startswith("08")
     text = str(error)
@@ -157,7 +199,7 @@ def keep_trying(
     )
     try:
         return retrying(work)
-    except (psycopg.OperationalError, psycopg.InterfaceError) as error:
+    except psycopg.Error as error:
         if not is_transient(error):
             raise
         away = time.monotonic() - failed_at[0]
@@ -187,7 +229,7 @@ class Session:
         self._connection: Connection | None = None
 
     def run(self, work: Callable[[Connection], Result]) -> Result:
-        """Call `work` in a transaction; it must be safe to do twice.
+        """Call `work` in a transaction without time limits; it must be safe to do twice.
 
         Raises:
             DatabaseError: The server stayed unavailable.
@@ -212,10 +254,11 @@ class Session:
         if self._connection is None or self._connection.closed:
             self._connection = connect(self._dsn, autocommit=True)
         try:
-            with self._connection.transaction():
+            with unlimited(self._connection):
                 return work(self._connection)
-        except (psycopg.OperationalError, psycopg.InterfaceError):
-            self.close()
+        except psycopg.Error as error:
+            if is_transient(error) or isinstance(error, psycopg.OperationalError):
+                self.close()
             raise
 
 
@@ -249,9 +292,10 @@ def with_short_lock(
         try:
             with connection.transaction():
                 former = connection.execute("SHOW lock_timeout").fetchone()
-                _set_lock_timeout(connection, str(LOCK_WAIT_MILLISECONDS))
+                limits = dict.fromkeys(time_limits(connection), "0")
+                set_locally(connection, limits | {"lock_timeout": str(LOCK_WAIT_MILLISECONDS)})
                 result = work()
-                _set_lock_timeout(connection, former[0] if former else "0")
+                set_locally(connection, {"lock_timeout": former[0] if former else "0"})
                 return result
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
             if time.monotonic() > deadline:
@@ -261,7 +305,3 @@ def with_short_lock(
                 )
                 raise BusyError(msg) from None
         time.sleep(PAUSE_SECONDS)
-
-
-def _set_lock_timeout(connection: Connection, value: str) -> None:
-    connection.execute("SELECT set_config('lock_timeout', %s, true)", (value,))

@@ -8,11 +8,11 @@ from contextlib import closing
 from functools import lru_cache
 from itertools import chain, count
 
-from qwen3_triton_client import EmbeddingClient, EmbeddingError, Vector
+from qwen3_triton_client import EmbeddingClient, EmbeddingError, ModelNotFoundError, Vector
 
 from .config import GatewayOptions
 from .documents import BadRecord
-from .errors import FingerprintError
+from .errors import FingerprintError, IngestError
 from .ledger.tables import Space
 from .preparing import PreparedDocument
 
@@ -50,6 +50,40 @@ def served_space(client: EmbeddingClient, gateway: GatewayOptions) -> Space:
     """
     answer = client.embed(["probe"])
     return Space(answer.fingerprint, answer.model, answer.dimensions, gateway.instruction)
+
+
+def check_chunk_tokens(client: EmbeddingClient, gateway: GatewayOptions, chunk_tokens: int) -> None:
+    """Check that the gateway takes chunks of this length.
+
+    Raises:
+        IngestError: It does not.
+        EmbeddingError: It does not answer.
+    """
+    if not chunk_tokens or gateway.truncate:
+        return
+    try:
+        limit = client.info().get("max_length")
+    except ModelNotFoundError:  # another server, with the same API to embed
+        return
+    prompt_tokens = _prompt_tokens(client, gateway.instruction)
+    if not isinstance(limit, int) or chunk_tokens + prompt_tokens <= limit:
+        return
+    room = f"{prompt_tokens:,} of them for the instruction, " if prompt_tokens else ""
+    msg = (
+        f"`--chunk-tokens` is {chunk_tokens:,}, but the gateway at {client.settings.base_url} "
+        f"takes {limit:,} tokens, {room}so longer chunks would be skipped. Set `--chunk-tokens` to "
+        f"at most {limit - prompt_tokens:,}, serve the model with a longer `--max-length`, or pass "
+        "`--truncate`."
+    )
+    raise IngestError(msg)
+
+
+def _prompt_tokens(client: EmbeddingClient, instruction: str | None) -> int:
+    """Return how many tokens the instruction adds to a text."""
+    if instruction is None:
+        return 0
+    query = client.embed(["probe"], input_type="query", instruction=instruction)
+    return query.prompt_tokens - client.embed(["probe"]).prompt_tokens
 
 
 def embed_documents(

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from functools import partial
 from typing import Literal, TypeAlias
 
-from .config import LoadOptions
-from .database import Session, keep_trying
-from .index.build import OnNotice, build_vector_index
-from .index.catalog import IndexProgress, find_vector_indexes
+from .config import IndexOptions, IndexPolicy, LoadOptions
+from .database import Connection, Session, keep_trying
+from .errors import TableError
+from .index.build import OnNotice, build_vector_index, check_memory
+from .index.catalog import IndexProgress, find_vector_indexes, why_not_indexable
+from .index.plan import check_options, vector_index_statement
 from .layouts import Table
 from .ledger.documents import (
     Ownership,
@@ -19,7 +21,7 @@ from .ledger.documents import (
     settle_former_names,
 )
 from .ledger.runs import drop_stale_dead_letters
-from .search import create_text_index
+from .search import create_text_index, find_text_index_for
 
 IndexOutcome: TypeAlias = Literal["built", "kept", "none"]
 """What a load did with the vector index."""
@@ -71,6 +73,35 @@ def remove_vanished_documents(
             pass
     session.run(lambda connection: drop_stale_dead_letters(connection, table_id, owner))
     return tuple(kept)
+
+
+def check_indexes(connection: Connection, table: Table, options: IndexOptions) -> IndexPolicy:
+    """Check that the indexes can be built after the load, before it does anything.
+
+    Returns:
+        The policy for the vector index: a user who may not drop it keeps it.
+
+    Raises:
+        TableError: This user may not build them, an extension is missing, or an option is not what
+            this server or this table allows.
+        ValueError: An option is out of range.
+    """
+    if options.policy == "none":
+        return "none"
+    check_options(options)
+    has_index = any(index.valid for index in find_vector_indexes(connection, table))
+    builds = options.policy == "rebuild" or not has_index
+    if builds:
+        vector_index_statement(table, options)
+    if options.text != "none":
+        config = options.text_search_config
+        builds |= find_text_index_for(connection, table, options.text, config) is None
+    if options.maintenance_work_mem is not None:
+        check_memory(connection, options.maintenance_work_mem)
+    reason = why_not_indexable(connection, table)
+    if builds and reason:
+        raise TableError(f"{reason} To load without building any, set `--index none`.")
+    return "keep" if reason and options.policy == "auto" else options.policy
 
 
 def build_indexes(

@@ -16,10 +16,15 @@ import psycopg
 from .config import LoadOptions
 from .database import Connection, Session, explain
 from .documents import text_digest
-from .embedding import open_client, served_space
+from .embedding import check_chunk_tokens, open_client, served_space
 from .engines import map_shards, open_engine
 from .errors import IngestError, NothingLoadedError, TableError
-from .finishing import IndexOutcome, build_indexes, remove_vanished_documents
+from .finishing import (
+    IndexOutcome,
+    build_indexes,
+    check_indexes,
+    remove_vanished_documents,
+)
 from .index.build import OnNotice
 from .index.catalog import (
     IndexProgress,
@@ -54,7 +59,7 @@ from .sources import (
     plan_sql,
     source_name,
 )
-from .tables.preparation import prepare_table, version_warning
+from .tables.preparation import check_ledger_rights, prepare_table, version_warning
 
 # Shards that are planned ahead, so that the progress has a total.
 _PLANNED_AHEAD = 10_000
@@ -176,6 +181,7 @@ class _Load:
         self._began = time.monotonic()
         self._progress = LoadProgress("load")
         self._skipped: dict[str, int] = {}
+        self._index_policy = options.index.policy
         self._session = stack.enter_context(
             Session(dsn, retry_seconds=options.retry_seconds, on_pause=self._wait_for_postgres)
         )
@@ -235,6 +241,7 @@ class _Load:
         options = self._options
         if options.read.vector_column is None:
             with open_client(options.gateway) as client:
+                check_chunk_tokens(client, options.gateway, options.split.chunk_tokens)
                 return served_space(client, options.gateway)
         if not options.fingerprint or not options.gateway.dimensions:
             raise IngestError(
@@ -250,7 +257,9 @@ class _Load:
             )
             if warning := version_warning(connection):
                 self._on_notice(warning)
+            self._index_policy = check_indexes(connection, table, self._options.index)
             prepare_ledger(connection)
+            check_ledger_rights(connection)
             record = claim_table(connection, table, space, adopt=self._options.adopt)
         except psycopg.errors.InsufficientPrivilege as error:
             raise TableError(f"PostgreSQL denied access: {explain(error)}.") from None
@@ -353,7 +362,7 @@ class _Load:
         counts, done, indexes = self._session.run(work)
         self._show(counts=counts, shards_done=done, waiting_for=None)
         plan = decide(
-            self._options.index.policy,
+            self._index_policy,
             rows_before=run.rows_before,
             rows_added=counts.chunks_written,
             index_exists=bool(indexes),

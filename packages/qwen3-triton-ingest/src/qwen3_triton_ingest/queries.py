@@ -149,6 +149,14 @@ ORDER BY c.oid
 """
 
 # index.catalog
+INDEX_RIGHTS = """
+SELECT pg_has_role(c.relowner, 'USAGE'), has_schema_privilege(n.oid, 'CREATE'),
+    c.relowner::regrole::text, quote_ident(current_user)
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = %s AND c.relname = %s
+"""
+
+# index.catalog
 INDEX_PROGRESS = """
 SELECT p.pid, p.phase, p.blocks_done, p.blocks_total, p.tuples_done,
     greatest(p.tuples_total, CASE WHEN c.reltuples > 0 THEN c.reltuples::bigint ELSE 0 END)

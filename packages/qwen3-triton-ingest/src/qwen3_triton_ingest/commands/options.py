@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from types import NoneType, UnionType
@@ -15,6 +16,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 Options = TypeVar("Options")
 
 DSN_VARIABLE = "DATABASE_URL"
+_LIBPQ_VARIABLES = {"PGDATABASE", "PGHOST", "PGHOSTADDR", "PGSERVICE"}
 
 
 class _KeyValue(click.ParamType):  # pyright: ignore[reportMissingTypeArgument] - generic since click 8.4
@@ -41,11 +43,18 @@ def database_options(command: Command) -> Command:
         "--dsn",
         envvar=DSN_VARIABLE,
         show_envvar=True,
-        required=True,
+        callback=_dsn,
         metavar="URI",
-        help="PostgreSQL database: postgresql://user:password@host:5432/database. Prefer the "
-        "variable, which other users of the machine cannot read.",
+        help="PostgreSQL database: postgresql://user:password@host:5432/database, or "
+        "`service=NAME`. Prefer the variable, which other users of the machine cannot read. "
+        "Default: what libpq's variables say, such as PGHOST and PGSERVICE.",
     )(command)
+
+
+def _dsn(ctx: click.Context, param: click.Parameter, value: str | None) -> str:
+    if value is None and not _LIBPQ_VARIABLES.intersection(os.environ):
+        raise click.MissingParameter(ctx=ctx, param=param)
+    return value or ""
 
 
 def json_option(command: Command) -> Command:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from typing import NamedTuple, TypeAlias
@@ -13,7 +13,7 @@ import psycopg
 from psycopg import sql
 
 from ..config import IndexOptions
-from ..database import Connection, connect, explain
+from ..database import Connection, connect, explain, time_limits, unlimited
 from ..errors import TableError
 from ..layouts import Table, fit_name
 from ..rows.chunks import count_chunks
@@ -39,7 +39,7 @@ _OUTGROWN = re.compile(r"hnsw graph no longer fits into maintenance_work_mem aft
 _UNDER_CONSTRUCTION = "_building"
 # During a build, the server notices only at this interval that the client was killed.
 _CLIENT_CHECK = "5s"
-_CLIENT_CHECK_SINCE, _TRANSACTION_TIMEOUT_SINCE = 140_000, 170_000
+_CLIENT_CHECK_SINCE = 140_000
 
 
 def build_vector_index(
@@ -73,7 +73,7 @@ def build_vector_index(
     """
     statement = vector_index_statement(table, options)
     build_index(dsn, table, statement, options, on_progress=on_progress, on_notice=on_notice)
-    with connect(dsn, autocommit=True) as connection:
+    with connect(dsn, autocommit=True) as connection, unlimited(connection):
         found = find_vector_indexes(connection, table)
         name = final_name(connection, table, statement.name)
     return next(index for index in reversed(found) if index.name == name)
@@ -94,28 +94,38 @@ def build_index(
     It replaces an index of the same name, and with `replaces`, those of the same kind.
     """
     with connect(dsn, autocommit=True) as connection:
-        set_up_session(connection)
-        drop_invalid(connection, table)
-        name = final_name(connection, table, statement.name)
-        temporary = fit_name(name, _UNDER_CONSTRUCTION)
-        drop_if_exists(connection, table, temporary)
-        plan = _Plan(
-            statement.compose(table, temporary, concurrently=options.concurrently),
-            table,
-            _choose_workers(connection, options),
-            options.concurrently,
-        )
-        memory = _choose_memory(connection, table, statement, options)
+        with unlimited(connection):
+            drop_invalid(connection, table)
+            name = final_name(connection, table, statement.name)
+            temporary = fit_name(name, _UNDER_CONSTRUCTION)
+            drop_if_exists(connection, table, temporary)
+            memory = options.maintenance_work_mem or _needed(connection, table, statement)
+            memory_bytes = check_memory(connection, memory)
+            plan = _Plan(
+                statement.compose(table, temporary, concurrently=options.concurrently),
+                table,
+                _choose_workers(connection, options),
+                {"maintenance_work_mem": memory},
+                options.concurrently,
+            )
         if on_notice is not None:
-            _surface_notices(connection, memory, on_notice)
+            _surface_notices(connection, memory_bytes, on_notice)
         _build(dsn, connection, plan, on_progress, on_notice)
-        put_in_place(connection, table, temporary, name, replaces=replaces)
+        with unlimited(connection):
+            put_in_place(connection, table, temporary, name, replaces=replaces)
 
 
 class _Plan(NamedTuple):
+    """One build.
+
+    Attributes:
+        settings: Of the session or the transaction in which it runs, beyond `set_for_build`.
+    """
+
     create: sql.Composed
     table: Table
     workers: int
+    settings: Mapping[str, str]
     concurrently: bool
 
 
@@ -165,16 +175,24 @@ def _execute_watched(
 
 
 def _execute(connection: Connection, plan: _Plan) -> None:
-    # CREATE INDEX CONCURRENTLY cannot run in a transaction.
-    transaction = contextlib.nullcontext() if plan.concurrently else connection.transaction()
-    with transaction, _table_workers(connection, plan.table, plan.workers):
-        connection.execute(plan.create)
+    workers = {"max_parallel_maintenance_workers": str(plan.workers)}
+    # CREATE INDEX CONCURRENTLY cannot run in a transaction. Its settings are the session's, which
+    # is only its own where no pooler shares it.
+    is_in_transaction = not plan.concurrently
+    transaction = connection.transaction() if is_in_transaction else contextlib.nullcontext()
+    with transaction:
+        if is_in_transaction or not is_pooled(connection):
+            set_for_build(connection, {**plan.settings, **workers}, is_local=is_in_transaction)
+        with _table_workers(connection, plan.table, plan.workers):
+            connection.execute(plan.create)
 
 
 def _watch(dsn: str, table: Table, future: Future[None], on_progress: OnIndexProgress) -> None:
     with contextlib.suppress(psycopg.Error), connect(dsn, autocommit=True) as connection:
         while not wait([future], POLL_SECONDS).done:
-            if progress := index_progress(connection, table):
+            with unlimited(connection):
+                progress = index_progress(connection, table)
+            if progress:
                 on_progress(progress)
 
 
@@ -187,7 +205,11 @@ def _cancel(connection: Connection, future: Future[None]) -> None:
 def _clean_up(dsn: str, plan: _Plan) -> None:
     """Remove what a canceled `CONCURRENTLY` left; if that fails, the next build does it."""
     if plan.concurrently:
-        with contextlib.suppress(Exception), connect(dsn, autocommit=True) as connection:
+        with (
+            contextlib.suppress(Exception),
+            connect(dsn, autocommit=True) as connection,
+            unlimited(connection),
+        ):
             drop_invalid(connection, plan.table)
 
 
@@ -209,48 +231,55 @@ def _is_shared_memory_short(error: psycopg.Error) -> bool:
     return isinstance(error, psycopg.errors.DiskFull) and "/PostgreSQL." in str(error)
 
 
-def set_up_session(connection: Connection) -> None:
-    """Remove all time limits, and let the server end the build if this process is killed."""
-    version = connection.info.server_version
-    limits = ["statement_timeout", "lock_timeout"]
-    if version >= _TRANSACTION_TIMEOUT_SINCE:
-        limits.append("transaction_timeout")
-    for limit in limits:
-        _set(connection, limit, "0")
-    if version >= _CLIENT_CHECK_SINCE:
-        with contextlib.suppress(psycopg.errors.InvalidParameterValue):  # not on every platform
-            _set(connection, "client_connection_check_interval", _CLIENT_CHECK)
+def set_for_build(
+    connection: Connection, settings: Mapping[str, str], *, is_local: bool = True
+) -> None:
+    """Change settings and remove all time limits, for the transaction or for the session.
+
+    The server then also ends the build if this process is killed.
+    """
+    wanted = dict.fromkeys(time_limits(connection), "0") | dict(settings)
+    for name, value in wanted.items():
+        _set(connection, name, value, is_local=is_local)
+    if connection.info.server_version >= _CLIENT_CHECK_SINCE:
+        # Not every platform has it.
+        with (
+            contextlib.suppress(psycopg.errors.InvalidParameterValue),
+            connection.transaction(),
+        ):
+            _set(connection, "client_connection_check_interval", _CLIENT_CHECK, is_local=is_local)
 
 
-def _choose_memory(
-    connection: Connection, table: Table, statement: BuildStatement, options: IndexOptions
-) -> int:
-    """Set `maintenance_work_mem` for this session and return it in bytes.
+def is_pooled(connection: Connection) -> bool:
+    """Return whether the connection leads to a pooler, which invents the process id."""
+    row = connection.execute("SELECT pg_backend_pid()").fetchone()
+    return row != (connection.info.backend_pid,)
+
+
+def check_memory(connection: Connection, wanted: str) -> int:
+    """Return a value of `maintenance_work_mem` in bytes.
 
     Raises:
-        ValueError: The option is not a size that PostgreSQL understands.
+        ValueError: It is not a size that PostgreSQL understands.
     """
-    wanted = options.maintenance_work_mem
-    if wanted is None:
-        wanted = f"{_needed(connection, table, statement) // _KIB}kB"
     try:
-        _set(connection, "maintenance_work_mem", wanted)
+        with connection.transaction(force_rollback=True):
+            _set(connection, "maintenance_work_mem", wanted)
+            return _size(connection, "maintenance_work_mem")
     except psycopg.errors.InvalidParameterValue as error:
         msg = (
             f"`maintenance_work_mem` is {wanted!r}; write a size such as '2GB' "
             f"({error.diag.message_primary})."
         )
         raise ValueError(msg) from None
-    return _size(connection, "maintenance_work_mem")
 
 
 def _choose_workers(connection: Connection, options: IndexOptions) -> int:
-    """Set how many parallel workers this session's builds may use, and return it."""
-    if options.parallel_workers is None:
-        row = connection.execute("SHOW max_parallel_maintenance_workers").fetchone()
-        return int(row[0]) if row else 0
-    _set(connection, "max_parallel_maintenance_workers", str(options.parallel_workers))
-    return options.parallel_workers
+    """Return how many parallel workers a build may use."""
+    if options.parallel_workers is not None:
+        return options.parallel_workers
+    row = connection.execute("SHOW max_parallel_maintenance_workers").fetchone()
+    return int(row[0]) if row else 0
 
 
 @contextmanager
@@ -287,18 +316,19 @@ def _workers_of(connection: Connection, table: Table) -> int | None:
     return row[0] if row else None
 
 
-def _needed(connection: Connection, table: Table, statement: BuildStatement) -> int:
+def _needed(connection: Connection, table: Table, statement: BuildStatement) -> str:
     limit = memory_limit_bytes(
         shared_buffers=_size(connection, "shared_buffers"),
         maintenance_work_mem=_size(connection, "maintenance_work_mem"),
     )
-    return build_memory_bytes(
+    needed = build_memory_bytes(
         count_chunks(connection, table),  # fast, and correct before any ANALYZE
         dimensions=table.dimensions,
         bytes_per_dimension=statement.bytes_per_dimension,
         m=statement.m,
         limit=limit,
     )
+    return f"{needed // _KIB}kB"
 
 
 def _size(connection: Connection, name: str) -> int:
@@ -306,5 +336,5 @@ def _size(connection: Connection, name: str) -> int:
     return row[0] if row else 0
 
 
-def _set(connection: Connection, name: str, value: str) -> None:
-    connection.execute("SELECT set_config(%s, %s, false)", (name, value))
+def _set(connection: Connection, name: str, value: str, *, is_local: bool = True) -> None:
+    connection.execute("SELECT set_config(%s, %s, %s)", (name, value, is_local))

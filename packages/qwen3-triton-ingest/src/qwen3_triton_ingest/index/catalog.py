@@ -82,6 +82,22 @@ def find_vector_indexes(connection: Connection, table: Table) -> list[VectorInde
     ]
 
 
+def why_not_indexable(connection: Connection, table: Table) -> str | None:
+    """Return why this user may not build an index on a table, None if it may."""
+    row = connection.execute(queries.INDEX_RIGHTS, (table.schema, table.name)).fetchone()
+    assert row is not None
+    is_owner, may_create, owner, user = row
+    if not is_owner:
+        return f"The user {user} may not build an index on {table}: only its owner {owner} may."
+    if not may_create:
+        schema = sql.Identifier(table.schema).as_string(connection)
+        return (
+            f"The user {user} may not build an index in the schema {schema}. Its owner can run: "
+            f"GRANT CREATE ON SCHEMA {schema} TO {user};"
+        )
+    return None
+
+
 def index_progress(connection: Connection, table: Table) -> IndexProgress | None:
     """Return how far the index being built on a table is, None if none is being built.
 

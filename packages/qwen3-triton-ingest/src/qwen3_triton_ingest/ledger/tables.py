@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import psycopg
 from psycopg import sql
 
-from ..database import Connection, connect, keep_trying
+from ..database import Connection, connect, keep_trying, set_locally, time_limits
 from ..errors import BusyError, FingerprintError, TableError
 from ..layouts import Table
 from .schema import LOCK_CLASS, ledger_version
@@ -120,7 +121,9 @@ def check_space(table: Table, stored: Space, offered: Space) -> None:
 class TableHold:
     """The exclusive right to load a table, for as long as this object is open.
 
-    It is an advisory lock on a connection of its own, so it ends with this process in any case.
+    It is an advisory lock of a transaction on a connection of its own, so it ends with this process
+    in any case. A lock of the session would stay behind with a pooler. The transaction is idle and
+    has no snapshot, so it keeps nothing from being vacuumed.
     """
 
     def __init__(
@@ -155,6 +158,8 @@ class TableHold:
 
     def close(self) -> None:
         """Release the lock."""
+        with contextlib.suppress(psycopg.Error):
+            self._connection.rollback()
         self._connection.close()
 
     def __enter__(self) -> TableHold:
@@ -165,8 +170,10 @@ class TableHold:
 
     def _take(self) -> Connection:
         connection = connect(self._dsn, autocommit=True)
+        connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
+        set_locally(connection, dict.fromkeys(time_limits(connection), "0"))
         row = connection.execute(
-            "SELECT pg_try_advisory_lock(%s, %s)", (LOCK_CLASS, self._record.id)
+            "SELECT pg_try_advisory_xact_lock(%s, %s)", (LOCK_CLASS, self._record.id)
         ).fetchone()
         if row and row[0]:
             return connection

@@ -13,7 +13,15 @@ from psycopg import sql
 from qwen3_triton_client import EmbeddingClient
 
 from ..config import LoadOptions
-from ..database import Connection, Session, connect, explain, keep_trying, with_short_lock
+from ..database import (
+    Connection,
+    Session,
+    connect,
+    explain,
+    keep_trying,
+    unlimited,
+    with_short_lock,
+)
 from ..embedding import open_client, served_space
 from ..errors import TableError
 from ..index.build import OnNotice
@@ -244,10 +252,10 @@ class _Run:
     def _try_swap(self, filling: Filling, may_embed: bool) -> bool:
         """Swap the tables if nothing is left to do, and return whether they were swapped."""
         with connect(self._job.dsn, autocommit=True) as connection:
-            record = find_record(connection, self._job.table)
+            with unlimited(connection):
+                record = find_record(connection, self._job.table)
             if record is not None and record.space == self._job.space:
                 return True  # by a commit whose answer was lost
-            connection.execute("SET statement_timeout = 0")
             work = partial(self._swap, connection, filling, may_embed)
             return with_short_lock(connection, work, what=str(self._job.table))
 

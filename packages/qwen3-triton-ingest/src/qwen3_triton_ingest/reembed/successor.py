@@ -12,9 +12,9 @@ from qwen3_triton_client import Vector
 
 from .. import queries
 from ..config import IndexOptions
-from ..database import Connection, connect, explain
+from ..database import Connection, connect, explain, unlimited
 from ..errors import TableError
-from ..index.build import OnIndexProgress, OnNotice, build_index, set_up_session
+from ..index.build import OnIndexProgress, OnNotice, build_index, set_for_build
 from ..layouts import Table, fit_name
 from ..rows.binary import copy_stream, pack_vector
 from .old_table import OldIndex, OldTable
@@ -141,16 +141,19 @@ def build_missing_indexes(
         psycopg.OperationalError: The connection was lost; what was built stays.
     """
     with connect(dsn, autocommit=True) as connection:
-        set_up_session(connection)
-        existing = _index_names(connection, successor)
+        with unlimited(connection):
+            existing = _index_names(connection, successor)
         missing = [index for index in old.indexes if _temporary_name(index) not in existing]
         for index in missing:
-            if index.constraint is not None:
-                _add_constraint(connection, successor, index)
-            elif not index.is_vector:
-                name = _temporary_name(index)
-                connection.execute(index.statement.compose(successor, name))
-        connection.execute(sql.SQL("ANALYZE {}").format(successor.identifier))
+            with connection.transaction():
+                set_for_build(connection, {})
+                if index.constraint is not None:
+                    _add_constraint(connection, successor, index)
+                elif not index.is_vector:
+                    name = _temporary_name(index)
+                    connection.execute(index.statement.compose(successor, name))
+        with unlimited(connection):
+            connection.execute(sql.SQL("ANALYZE {}").format(successor.identifier))
     alone = replace(options, concurrently=False)  # nobody else uses the table
     for index in missing:
         if index.is_vector:

@@ -13,6 +13,7 @@ from .text_indexes import (
     create_text_index,
     detect_text_backend,
     drop_text_indexes,
+    find_text_index_for,
     find_text_indexes,
     text_index_statement,
 )
@@ -34,6 +35,7 @@ __all__ = [
     "detect_text_backend",
     "drop_text_indexes",
     "find_text_access",
+    "find_text_index_for",
     "find_text_indexes",
     "parse_filters",
     "search",

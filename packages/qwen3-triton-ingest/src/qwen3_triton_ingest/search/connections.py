@@ -63,7 +63,6 @@ class Connections:
     def _open(self) -> Connection:
         connection = connect(self._dsn, autocommit=True)
         connection.isolation_level = IsolationLevel.READ_COMMITTED
-        connection.prepare_threshold = None
         return connection
 
     def _take(self) -> Connection | None:
@@ -131,7 +130,6 @@ class AsyncConnections:
     async def _open(self) -> AsyncConnection:
         connection = await connect_async(self._dsn, autocommit=True)
         await connection.set_isolation_level(IsolationLevel.READ_COMMITTED)
-        connection.prepare_threshold = None
         return connection
 
 

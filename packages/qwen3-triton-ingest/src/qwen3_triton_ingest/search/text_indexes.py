@@ -132,18 +132,11 @@ def create_text_index(
             own the table.
         ValueError: There is no such backend.
     """
-    check_backend(backend)
-    version = _paradedb_version(connection)
-    chosen: TextBackend = backend if backend != "auto" else "paradedb" if version else "tsvector"
-    if chosen == "paradedb" and version is None:
-        msg = (
-            f"The text index of {chosen} needs the extension {PARADEDB_EXTENSION}. Run as a "
-            f"superuser: CREATE EXTENSION {PARADEDB_EXTENSION}; or choose tsvector."
-        )
-        raise TableError(msg)
-    existing = _of_backend(connection, table, chosen)
+    existing = find_text_index_for(connection, table, backend, config)
     if existing is not None:
         return existing
+    version = _paradedb_version(connection)
+    chosen = _choose(backend, version)
     columns = tsvector_columns(connection, table)
     statement = text_index_statement(
         table, chosen, config, version=version or "", tsvector_column=next(iter(columns), None)
@@ -157,6 +150,49 @@ def create_text_index(
     created = _of_backend(connection, table, chosen)
     assert created is not None
     return created
+
+
+def find_text_index_for(
+    connection: Connection, table: Table, backend: TextBackendChoice, config: str
+) -> TextIndex | None:
+    """Return the index that `create_text_index` would leave as it is; None if it would create one.
+
+    Raises:
+        TableError: It could not: the extension is missing, or the configuration is unknown.
+        ValueError: There is no such backend.
+    """
+    check_backend(backend)
+    version = _paradedb_version(connection)
+    chosen = _choose(backend, version)
+    if chosen == "paradedb" and version is None:
+        msg = (
+            f"The text index of {chosen} needs the extension {PARADEDB_EXTENSION}. Run as a "
+            f"superuser: CREATE EXTENSION {PARADEDB_EXTENSION}; or choose tsvector."
+        )
+        raise TableError(msg)
+    existing = _of_backend(connection, table, chosen)
+    if existing is None and not (chosen == "paradedb" and config in PARADEDB_STEMMERS):
+        _check_config(connection, config)
+    return existing
+
+
+def _choose(backend: TextBackendChoice, paradedb_version: str | None) -> TextBackend:
+    if backend != "auto":
+        return backend
+    return "paradedb" if paradedb_version else "tsvector"
+
+
+def _check_config(connection: Connection, config: str) -> None:
+    try:
+        with connection.transaction():
+            connection.execute("SELECT %s::regconfig", (config,))
+    except psycopg.errors.DatabaseError:
+        rows = connection.execute("SELECT cfgname::text FROM pg_ts_config ORDER BY cfgname")
+        msg = (
+            f"There is no text search configuration {config!r}. The database has "
+            f"{', '.join(row[0] for row in rows)}."
+        )
+        raise TableError(msg) from None
 
 
 def drop_text_indexes(

@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import PurePath
 
-import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
 from ..config import ReadOptions, SourceFormat
+from ..connection_strings import is_uri, libpq_dsn
 from ..documents import Origin, text_digest
-from ..errors import SourceError
+from ..errors import DatabaseError, SourceError
 
 # How many names of one folder are held at once; a larger folder is listed several times.
 NAMES_AT_ONCE = 100_000
@@ -25,7 +25,6 @@ _MAGIC = re.compile(r"[*?\[]")
 _ANY_FOLDERS = "**"
 TARGET_DATABASE = "sql"
 _DIGEST_DIGITS = 12
-_SCHEMES = ("postgresql://", "postgres://")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +88,7 @@ def file_shard(
 
 def is_sql(source: str) -> bool:
     """Return whether a SOURCE is a database."""
-    return source.startswith(_SCHEMES) or source == TARGET_DATABASE
+    return is_uri(source) or source == TARGET_DATABASE
 
 
 def source_name(source: str, options: ReadOptions) -> str:
@@ -166,10 +165,9 @@ def shown_source(source: str) -> str:
     if source == TARGET_DATABASE:
         return source
     try:
-        parts = conninfo_to_dict(source)
-    except psycopg.ProgrammingError:
-        msg = "The SOURCE is not a valid URI. Use postgresql://user:password@host:5432/database."
-        raise SourceError(msg) from None  # libpq's message quotes the URI
+        parts = conninfo_to_dict(libpq_dsn(source))
+    except DatabaseError as error:
+        raise SourceError(f"The SOURCE is not a valid URI. {error}") from None
     host, port = parts.get("host") or "localhost", parts.get("port") or 5432
     return f"postgresql://{host}:{port}/{parts.get('dbname') or ''}"
 

@@ -27,6 +27,8 @@ MAX_DIMENSIONS = 16_000  # of pgvector's `vector`
 # The first pgvector with iterative scans; the first that vacuum is not known to corrupt HNSW in.
 OLDEST_PGVECTOR, SOUND_PGVECTOR = (0, 8, 0), (0, 8, 4)
 _WRITING = ("SELECT", "INSERT", "UPDATE", "DELETE")
+_LEDGER = "qwen3_ingest"
+_LEDGER_TABLES = ("tables", "runs", "shards", "documents", "dead_letters")
 _LOCK = 0x71776E33_7461626C  # "qwn3tabl": only one process at a time creates tables
 
 
@@ -100,6 +102,27 @@ def find_table(
         msg = f"The user {user!r} may not use {relation}. Its owner can run: {' '.join(grants)}"
         raise TableError(msg)
     return read_shape(relation, columns, found, writing="INSERT" in rights)
+
+
+def check_ledger_rights(connection: Connection) -> None:
+    """Check that this user may write to all tables of the ledger.
+
+    Raises:
+        TableError: It may not.
+    """
+    found = (find_relation(connection, _LEDGER, name) for name in _LEDGER_TABLES)
+    grants = [
+        grant
+        for relation in found
+        if relation is not None
+        for grant in missing_rights(connection, relation, _WRITING)
+    ]
+    if grants:
+        msg = (
+            f"The user {current_user(connection)!r} may not use the ledger in the schema "
+            f"`{_LEDGER}`. Its owner can run: {' '.join(dict.fromkeys(grants))}"
+        )
+        raise TableError(msg)
 
 
 def version_warning(connection: Connection) -> str | None:
