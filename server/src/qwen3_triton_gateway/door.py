@@ -1,8 +1,8 @@
 """The door: under overload, a request is refused before the framework sees it.
 
-The framework takes about a millisecond for a refusal. When more requests come than can be answered,
-that time is taken from those that can be. A refusal here takes a few microseconds: there is no task
-and no validation, the response is rendered once, and all refusals of a second share a log line.
+When more requests come than can be answered, the time of refusals is taken from the answers. The
+framework and a log line take 220 microseconds for one, the door 35 to 50: there is no task and no
+validation, the response is rendered once, and all refusals of a second share a log line.
 """
 
 from __future__ import annotations

@@ -114,6 +114,8 @@ class GatewayProtocol(DoorProtocol):
         if self._has_refused:
             return
         if self._began is None and self._refuse_at_once(data):
+            if self._connections is not None:
+                self._connections.mark(self._descriptor, Waiting.FOR_REQUEST)
             return
         self._unset_keepalive_if_required()
         if self._began is None:
