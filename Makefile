@@ -132,7 +132,10 @@ lint: install ## Check format, style, types and import contracts
 
 .PHONY: check
 check: lint ## Run `lint` and look for known vulnerabilities of the locked packages (online)
-	@$(BIN)/pip-audit --require-hashes --disable-pip -r requirements/dev.txt
+	@$(BIN)/pip-audit --strict --require-hashes --disable-pip \
+		$(addprefix -r requirements/,bootstrap.txt dev.txt server.txt tools.txt) \
+	|| { echo "The audit failed. If a line says \"could not be audited\", nothing was found out about that package:"; \
+		echo "the package index in use has no advisories, or is not reachable. Run it where pypi.org can be reached."; exit 1; }
 
 .PHONY: format
 format: install ## Format the code and fix what can be fixed
