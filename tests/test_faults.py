@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Generator
+import threading
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import httpx2
@@ -110,6 +114,70 @@ def test_a_dead_triton_of_two_is_excluded_and_comes_back(
             return _inferences(own_triton) > before
 
         wait_for(both_work, "the restarted Triton computes")
+
+
+@contextmanager
+def flaky_proxy(url: str, statuses: Sequence[int]) -> Generator[str]:
+    """Forward to a Triton, but answer every third inference in its place."""
+    turns = itertools.cycle([None, None, *statuses])
+
+    class Proxy(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_GET(self) -> None:
+            self._forward(b"")
+
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers["content-length"]))
+            status = next(turns)
+            if status is None:
+                self._forward(body)
+            else:
+                self._answer(status, {}, b"<html>proxy</html>")
+
+        def _forward(self, body: bytes) -> None:
+            headers = {name: value for name, value in self.headers.items() if name != "Host"}
+            reply = httpx2.request(self.command, url + self.path, headers=headers, content=body)
+            names = ("content-type", "inference-header-content-length")
+            kept = {name: reply.headers[name] for name in names if name in reply.headers}
+            self._answer(reply.status_code, kept, reply.content)
+
+        def _answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
+            self.send_response(status)
+            for name, value in (headers | {"content-length": str(len(body))}).items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+            del format, args
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+        threading.Thread(target=server.serve_forever).start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+
+
+def test_a_proxy_that_answers_for_one_triton_reaches_no_caller(triton: LocalTriton) -> None:
+    statuses = (502, 504, 429, 403)
+    with flaky_proxy(triton.http_url, statuses) as proxy:
+        urls = f"{proxy},{triton.grpc_url}"
+        with running_gateway(*triton_flags(urls)) as gateway, ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda _: post(gateway.url, texts=TEXTS), range(40)))
+            assert [answer.status_code for answer in answers] == [200] * 40
+            wait_for(lambda: "A proxy in front of Triton" in gateway.log, "the proxy is named")
+
+
+def test_a_proxy_that_answers_for_the_only_triton_is_a_503(triton: LocalTriton) -> None:
+    with (
+        flaky_proxy(triton.http_url, (502,)) as proxy,
+        running_gateway(*triton_flags(proxy)) as gateway,
+    ):
+        refused = [post(gateway.url, texts=["a"]) for _ in range(6)]
+    assert {answer.status_code for answer in refused} == {200, 503}
+    assert all("Retry-After" in answer.headers for answer in refused if answer.status_code == 503)
 
 
 def test_batches_on_a_paused_triton_of_two_are_run_on_the_other(

@@ -28,7 +28,7 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 COMMANDS_GROUP = "qwen3_triton.commands"
 TOOLS_COMMANDS = ("doctor", "model", "triton", "up")
-SECRETS = ("EMBED_API_KEYS", "TRITON_URL")
+SECRETS = ("EMBED_API_KEYS", "EMBED_TRITON_HEADERS", "TRITON_URL")
 
 
 class CommandGroup(click.Group):
@@ -185,6 +185,9 @@ def warn_about_secret_flags(flags: dict[str, str | None]) -> None:
     """Log that secrets on the command line can be read by other users of the machine."""
     if flags["EMBED_API_KEYS"] is not None:
         msg = "--api-keys shows the keys in `ps`. Set EMBED_API_KEYS or EMBED_API_KEYS_FILE."
+        logger.warning(msg)
+    if flags["EMBED_TRITON_HEADERS"] is not None:
+        msg = "--triton-headers shows its values in `ps`. Set EMBED_TRITON_HEADERS."
         logger.warning(msg)
     if "@" in (flags["TRITON_URL"] or ""):
         msg = "--triton-url shows the credentials in `ps`. Set TRITON_URL in the environment."

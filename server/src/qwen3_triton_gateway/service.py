@@ -160,7 +160,9 @@ class EmbeddingService:
                 await self._accept(spec)
                 break
             except BackendUnavailableError as error:
-                reason = f"waiting for {self.backend.description}"
+                reason = (
+                    f"waiting for {self.backend.description}: {error.message.removesuffix('.')}"
+                )
                 self._readiness = Readiness(ready=False, backend_ready=False, reason=reason)
                 if loop.time() - logged >= WAITING_LOG_SECONDS:
                     logger.warning("Waiting for %s: %s", self.backend.description, error.message)

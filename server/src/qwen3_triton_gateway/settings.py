@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from pathlib import Path
-from typing import Annotated, Literal, cast
+from typing import Annotated, Any, Literal, cast
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+HEADER_VALUE = re.compile(r"[ -~]+")
+# What the protocol or tritonclient sets, in HTTP or in gRPC.
+CONNECTION_HEADERS = {
+    *("accept-encoding", "connection", "content-encoding", "content-length", "content-type"),
+    *("host", "inference-header-content-length", "te", "transfer-encoding", "upgrade"),
+}
 MIN_DIMENSIONS = 32
 MAX_TEXTS = 2048
 
@@ -34,7 +43,7 @@ class Settings(BaseSettings):
         description=(
             "Triton server: http://HOST:PORT or grpc://HOST:PORT, https or grpcs for TLS. "
             "Several, separated by commas, share the load. With credentials, "
-            "http://USER:PASSWORD@HOST:PORT."
+            "http://USER:PASSWORD@HOST:PORT; behind a proxy, http://HOST:PORT/PATH."
         ),
         repr=False,  # may contain a password
     )
@@ -42,6 +51,21 @@ class Settings(BaseSettings):
         default="qwen3_embed_onnx",
         validation_alias="TRITON_MODEL",
         description="Name of the model in Triton's model repository.",
+    )
+    triton_headers: Annotated[dict[str, SecretStr], NoDecode] = Field(
+        default_factory=dict[str, SecretStr],
+        validation_alias="EMBED_TRITON_HEADERS",
+        description=(
+            "Headers of every request to Triton, over HTTP and gRPC: NAME=VALUE, separated by "
+            "commas, or a JSON object."
+        ),
+    )
+    triton_ca_file: Path | None = Field(
+        default=None,
+        validation_alias="EMBED_TRITON_CA_FILE",
+        description=(
+            "Certificates in PEM format to trust instead of the system's, for https and grpcs."
+        ),
     )
     tokenizer_path: Path | None = Field(
         default=None,
@@ -249,6 +273,11 @@ class Settings(BaseSettings):
             return [part.strip() for part in value.split(",") if part.strip()]
         return value
 
+    @field_validator("triton_headers", mode="before")
+    @classmethod
+    def _parse_headers(cls, value: object) -> object:
+        return parse_headers(value) if isinstance(value, str) else value
+
     @field_validator("root_path")
     @classmethod
     def _one_leading_slash(cls, value: str) -> str:
@@ -275,7 +304,7 @@ class Settings(BaseSettings):
             raise ValueError(msg)
         return keys
 
-    @field_validator("api_keys_file", "tls_certificate", "tls_key")
+    @field_validator("api_keys_file", "tls_certificate", "tls_key", "triton_ca_file")
     @classmethod
     def _readable(cls, path: Path | None) -> Path | None:
         if path is not None and (path.is_dir() or not os.access(path, os.R_OK)):
@@ -296,6 +325,35 @@ class Settings(BaseSettings):
             msg = "TRITON_URL and EMBED_MODEL_DIR are both set. Set only one of them."
             raise ValueError(msg)
         return self
+
+
+def parse_headers(text: str) -> dict[str, str]:
+    """Parse `NAME=VALUE,NAME=VALUE`, also with colons, or a JSON object.
+
+    Raises:
+        ValueError: It is neither, or a header cannot be sent. The message shows no value.
+    """
+    if text.lstrip().startswith("{"):
+        try:
+            headers: Any = json.loads(text)
+        except ValueError:
+            raise ValueError("It is not a JSON object.") from None
+        if not all(isinstance(value, str) for value in headers.values()):
+            raise ValueError("The values of its JSON object are not all strings.")
+    else:
+        parts = [part.strip() for part in text.replace("\n", ",").split(",") if part.strip()]
+        pairs = [re.split("[=:]", part, maxsplit=1) for part in parts]
+        if any(len(pair) == 1 for pair in pairs):
+            msg = "A part of it is not NAME=VALUE. Write values with commas as a JSON object."
+            raise ValueError(msg)
+        headers = {name.strip(): value.strip() for name, value in pairs}
+    for number, (name, value) in enumerate(headers.items(), start=1):
+        if not HEADER_NAME.fullmatch(name) or not HEADER_VALUE.fullmatch(value):
+            msg = f"Header {number} is invalid: names are words, and values printable ASCII."
+            raise ValueError(msg)
+        if name.lower() in CONNECTION_HEADERS:
+            raise ValueError(f"{name!r} is set by the gateway itself. Remove it.")
+    return headers
 
 
 def _stripped(key: object) -> object:

@@ -19,10 +19,18 @@ def choose_backend(settings: Settings) -> Backend:
         from .onnx import OnnxBackend
 
         return OnnxBackend(settings.model_dir)
+    from .address import TritonAddress
     from .replicas import ReplicatedBackend
     from .triton import TritonBackend
 
-    tritons = [TritonBackend(url, settings.triton_model) for url in settings.triton_url]
+    headers = {name: value.get_secret_value() for name, value in settings.triton_headers.items()}
+    tritons = [
+        TritonBackend(
+            TritonAddress.parse(url).with_options(headers, settings.triton_ca_file),
+            settings.triton_model,
+        )
+        for url in settings.triton_url
+    ]
     return tritons[0] if len(tritons) == 1 else ReplicatedBackend(tritons)
 
 

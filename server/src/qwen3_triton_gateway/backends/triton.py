@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
 import logging
 import time
-from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import aiohttp
 import numpy as np
-from tritonclient.utils import InferenceServerException
 
 from ..errors import (
     BackendError,
     BackendUnavailableError,
     DeadlineExceededError,
-    EmbeddingServerError,
-    StartupError,
 )
 from ..fingerprint import digest_of_version
 from ..tensors import HiddenStates, PooledStates, TokenBatch
 from ..tracing import trace_headers
+from .address import TritonAddress
 from .base import AnyArray, Feed, ModelSpec, TensorSpec, build_feed, describe_model, wrap_output
 from .model_time import ModelTime
+from .refusals import translate, translate_at_start
 from .reloads import LoadHistory, Verdict, read_statistics
 
 logger = logging.getLogger(__name__)
@@ -39,7 +35,6 @@ DTYPES = {
     "FP64": np.float64,
     "BOOL": np.bool_,
 }
-SCHEMES = ("http", "https", "grpc", "grpcs")
 TRITON_NAMES = {np.dtype(numpy): triton for triton, numpy in DTYPES.items()}
 # A model whose config has no batch dimension accepts any number of rows; this bounds them.
 UNBATCHED_MAX_BATCH_SIZE = 32
@@ -48,84 +43,13 @@ LATE_SECONDS = 0.25
 # aiohttp accepts gzip by default, and Triton uses it: compressing hidden states takes three times
 # as long as computing them (`bench/README.md`).
 UNCOMPRESSED = {"Accept-Encoding": "identity"}
-# Reconnect within a second of Triton's return (gRPC's default backoff grows to two minutes), and
-# notice a peer that hangs. Message sizes are unlimited: hidden states reach tens of megabytes.
-GRPC_OPTIONS = [
-    ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 1000),
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 5_000),
-]
-
-
-@dataclass(frozen=True, slots=True)
-class TritonAddress:
-    """The address of a Triton.
-
-    Attributes:
-        scheme: `http`, `https`, `grpc` or `grpcs`.
-        netloc: Host and port.
-        authorization: The `Authorization` header that its requests carry; empty without
-            credentials. It is in no text form of an address.
-    """
-
-    scheme: str
-    netloc: str
-    authorization: str = field(default="", repr=False)
-
-    def __str__(self) -> str:
-        return f"{self.scheme}://{self.netloc}"
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """The headers of every request to this Triton, for HTTP and gRPC."""
-        return {"authorization": self.authorization} if self.authorization else {}
-
-    @classmethod
-    def parse(cls, url: str) -> TritonAddress:
-        """Parse a URL; without a scheme it is HTTP, as in the runbook.
-
-        Raises:
-            StartupError: The scheme is unknown, or there is no host, or the password contains
-                characters that a URL must escape. The message shows no credentials.
-        """
-        try:
-            parts = urlsplit(url if "://" in url else f"http://{url}")
-            is_valid = parts.scheme in SCHEMES and bool(parts.hostname) and parts.port != 0
-        except ValueError:  # its message may quote the URL
-            raise _invalid_address(url, is_shown=False) from None
-        # A `/`, `?` or `#` in a password ends the address: its `@` is then in the wrong part.
-        if not is_valid or "@" in f"{parts.path}{parts.query}{parts.fragment}":
-            raise _invalid_address(url, is_shown="@" not in url)
-        credentials, _, netloc = parts.netloc.rpartition("@")
-        return cls(parts.scheme, netloc, _basic_authorization(credentials))
-
-
-def _invalid_address(url: str, *, is_shown: bool) -> StartupError:
-    """Build the error; it shows the URL only where no part can belong to a password."""
-    shown = f"TRITON_URL {url!r}" if is_shown else "TRITON_URL"
-    msg = f"{shown} is invalid. Use http://HOST:PORT or grpc://HOST:PORT."
-    if not is_shown:
-        msg += " PORT is a number; in a user name or password, percent-encode special characters."
-    return StartupError(msg)
-
-
-def _basic_authorization(credentials: str) -> str:
-    if not credentials:
-        return ""
-    user, _, password = credentials.partition(":")
-    pair = f"{unquote(user)}:{unquote(password)}".encode()
-    return f"Basic {base64.b64encode(pair).decode()}"
 
 
 class TritonBackend:
     """One model on one Triton."""
 
-    def __init__(self, url: str, model: str) -> None:
-        self.address = TritonAddress.parse(url)
+    def __init__(self, address: TritonAddress | str, model: str) -> None:
+        self.address = TritonAddress.parse(address) if isinstance(address, str) else address
         self._model = model
         self._client: Any = None
         self._spec: ModelSpec | None = None
@@ -179,7 +103,7 @@ class TritonBackend:
             msg = f"Triton at {self.address} accepts connections but does not answer."
             raise BackendUnavailableError(msg) from None
         except Exception as error:
-            raise self._translate(error) from error
+            raise translate_at_start(error, self.address) from error
         self._spec = _describe(metadata, config.get("config", config))
         await self._notice_reload()  # the first reading is from before the first batch
         return self._spec
@@ -201,7 +125,7 @@ class TritonBackend:
             msg = f"Triton at {self.address} did not answer within {timeout_seconds:.1f} s."
             raise DeadlineExceededError(msg) from None
         except Exception as error:
-            raise self._translate(error) from error
+            raise translate(error, self.address) from error
         finally:
             self._in_flight -= 1
         self._last_answer = time.monotonic()
@@ -277,30 +201,13 @@ class TritonBackend:
             )
 
     @property
-    def _is_grpc(self) -> bool:
-        return self.address.scheme.startswith("grpc")
-
-    @property
     def _json_arguments(self) -> dict[str, Any]:
-        return {"as_json": True} if self._is_grpc else {}
+        return {"as_json": True} if self.address.is_grpc else {}
 
     def _open(self) -> Any:
         """Create the client on first use, since both kinds are bound to the running event loop."""
         if self._client is None:
-            secure = self.address.scheme in {"https", "grpcs"}
-            if self._is_grpc:
-                from tritonclient.grpc import aio as grpc_client
-
-                self._client = grpc_client.InferenceServerClient(
-                    self.address.netloc, ssl=secure, channel_args=GRPC_OPTIONS
-                )
-            else:
-                from tritonclient.http import aio as http_client
-
-                # Each call has its own deadline; the client's would be the same for all calls.
-                self._client = http_client.InferenceServerClient(
-                    self.address.netloc, ssl=secure, conn_timeout=24 * 3600.0
-                )
+            self._client = self.address.open_client()
         return self._client
 
     async def _call(self, method: Any, **arguments: Any) -> dict[str, Any]:
@@ -308,13 +215,13 @@ class TritonBackend:
 
     async def _infer(self, feed: Feed, timeout_seconds: float, priority: int) -> AnyArray:
         client = self._open()
-        protocol: Any = _protocol(grpc=self._is_grpc)
+        protocol: Any = _protocol(grpc=self.address.is_grpc)
         inputs = [_infer_input(protocol, name, array) for name, array in feed.items()]
         outputs = [protocol.InferRequestedOutput(self.spec.output.name)]
         # If its queue policy allows it, Triton drops a request that has waited this long.
         options: dict[str, Any] = {"priority": priority, "timeout": int(timeout_seconds * 1e6)}
         options["headers"] = self.address.headers | trace_headers()
-        if self._is_grpc:
+        if self.address.is_grpc:
             options["client_timeout"] = timeout_seconds
         else:
             options["headers"] |= UNCOMPRESSED
@@ -324,25 +231,6 @@ class TritonBackend:
             msg = f"Triton's response has no output `{self.spec.output.name}`."
             raise BackendError(msg)
         return values
-
-    def _translate(self, error: Exception) -> EmbeddingServerError:
-        """Map what tritonclient, aiohttp and gRPC raise to the gateway's errors."""
-        if isinstance(error, EmbeddingServerError):
-            return error
-        if isinstance(error, (aiohttp.ClientError, OSError)):
-            msg = f"Triton at {self.address} does not answer ({type(error).__name__})."
-            return BackendUnavailableError(msg)
-        if not isinstance(error, InferenceServerException):
-            return BackendError(f"Triton's response cannot be read: {error!r}.")
-        reply: Any = error
-        status = str(reply.status()).removeprefix("StatusCode.")
-        message = str(reply.message())
-        if status == "DEADLINE_EXCEEDED" or "timeout expired" in message.lower():
-            return DeadlineExceededError(f"Triton at {self.address} dropped the batch: {message}")
-        away = {"503", "UNAVAILABLE", "CANCELLED"}
-        if status in away or "not at ready state" in message or "unknown model" in message:
-            return BackendUnavailableError(f"Triton at {self.address} is not ready: {message}")
-        return BackendError(f"Triton refused the batch: {message}")
 
 
 def _protocol(*, grpc: bool) -> Any:

@@ -10,8 +10,9 @@ from typing import Any, cast
 
 import numpy as np
 
+from qwen3_triton_gateway.backends.address import TritonAddress
 from qwen3_triton_gateway.backends.base import ModelSpec
-from qwen3_triton_gateway.backends.triton import TritonAddress, TritonBackend
+from qwen3_triton_gateway.backends.triton import TritonBackend
 from qwen3_triton_gateway.errors import EmbeddingServerError, StartupError
 from qwen3_triton_gateway.tensors import HiddenStates, PooledStates, TokenBatch
 

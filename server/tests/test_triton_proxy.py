@@ -1,0 +1,310 @@
+"""What may be between the gateway and a Triton: proxies, headers, TLS, the wrong port."""
+
+import subprocess
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from ssl import PROTOCOL_TLS_SERVER, SSLContext
+from typing import Any
+
+import grpc
+import pytest
+from aiohttp import web
+from pydantic import ValidationError
+from tritonclient.grpc import service_pb2_grpc
+from tritonclient.utils import InferenceServerException
+
+from qwen3_triton_gateway.backends import choose_backend
+from qwen3_triton_gateway.backends.address import TritonAddress
+from qwen3_triton_gateway.backends.refusals import translate
+from qwen3_triton_gateway.backends.triton import TritonBackend
+from qwen3_triton_gateway.errors import (
+    BackendError,
+    BackendUnavailableError,
+    DeadlineExceededError,
+    EmbeddingServerError,
+    StartupError,
+)
+from qwen3_triton_gateway.settings import Settings, parse_headers
+
+ADDRESS = TritonAddress.parse("http://triton:8000")
+HTML = "<html><h1>proxy</h1></html>"
+PROXY_STATUSES = [401, 403, 404, 405, 407, 408, 413, 429, 500, 502, 503, 504, 520]
+
+
+@asynccontextmanager
+async def http_server(
+    seen: list[web.Request], status: int = 502, body: str = HTML, ssl: SSLContext | None = None
+) -> AsyncGenerator[str]:
+    """Answer everything with one status, and record the requests."""
+
+    async def handle(request: web.Request) -> web.Response:
+        seen.append(request)
+        return web.Response(status=status, text=body, content_type="text/html")
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=ssl).start()
+    yield f"127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
+
+
+@asynccontextmanager
+async def grpc_server(
+    seen: list[dict[str, Any]], credentials: grpc.ServerCredentials | None = None
+) -> AsyncGenerator[str]:
+    """Answer what Triton answers while the model loads, and record the metadata."""
+
+    class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
+        async def refuse(self, request: Any, context: Any) -> None:
+            seen.append(dict(context.invocation_metadata()))
+            await context.abort(grpc.StatusCode.UNAVAILABLE, "not ready")
+
+        ModelMetadata = ModelReady = refuse
+
+    server = grpc.aio.server()
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Servicer(), server)
+    if credentials is None:
+        port = server.add_insecure_port("127.0.0.1:0")
+    else:
+        port = server.add_secure_port("127.0.0.1:0", credentials)
+    await server.start()
+    yield f"127.0.0.1:{port}"
+    await server.stop(None)
+
+
+async def connect(url: str, **settings: Any) -> EmbeddingServerError:
+    """Connect to something that is not the model, and return the error."""
+    backend = choose_backend(Settings.model_validate({"TRITON_URL": url, **settings}))
+    with pytest.raises(EmbeddingServerError) as caught:
+        await backend.connect()
+    await backend.close()
+    return caught.value
+
+
+@pytest.mark.parametrize("status", PROXY_STATUSES)
+async def test_whatever_a_proxy_answers_at_start_is_waited_for_and_named(status: int) -> None:
+    async with http_server([], status) as netloc:
+        error = await connect(f"http://{netloc}")
+    assert isinstance(error, BackendUnavailableError)
+    assert f"A proxy in front of Triton at http://{netloc} answered {status}" in error.message
+    assert "html" not in error.message
+    assert ("EMBED_TRITON_HEADERS" in error.message) == (status in {401, 403, 407})
+
+
+async def test_what_triton_itself_refuses_at_start_ends_it_with_a_sentence() -> None:
+    async with http_server([], 400, '{"error": "the model has no config"}') as netloc:
+        error = await connect(f"http://{netloc}")
+    assert isinstance(error, StartupError)
+    assert error.message.endswith("does not describe the model: the model has no config")
+
+
+async def test_a_restricted_api_names_the_setting_for_its_header() -> None:
+    body = '{"error": "This API is restricted, expecting header \'admin-key\'"}'
+    async with http_server([], 403, body) as netloc:
+        error = await connect(f"http://{netloc}")
+    assert isinstance(error, BackendUnavailableError)
+    assert "expecting header 'admin-key'" in error.message
+    assert "EMBED_TRITON_HEADERS" in error.message
+
+
+@pytest.mark.parametrize("status", [*map(str, PROXY_STATUSES), "StatusCode.UNAVAILABLE"])
+def test_a_proxys_answer_at_run_time_can_be_retried_elsewhere(status: str) -> None:
+    words = "an exception occurred in the client while decoding the response: not JSON"
+    error = translate(InferenceServerException(words, status), ADDRESS)
+    assert isinstance(error, BackendUnavailableError)
+    assert error.status == 503
+    assert error.retry_after_seconds is not None
+
+
+@pytest.mark.parametrize("code", [401, 403, 404, 429, 500, 502, 503, 504])
+def test_a_proxys_answer_to_grpc_can_be_retried_elsewhere(code: int) -> None:
+    words = f"Received http2 header with status: {code}"
+    for status in ("UNKNOWN", "INTERNAL", "UNAVAILABLE", "UNIMPLEMENTED"):
+        reply = InferenceServerException(words, f"StatusCode.{status}")
+        error = translate(reply, TritonAddress.parse("grpc://triton:8001"))
+        assert isinstance(error, BackendUnavailableError)
+        assert f"answered {code} " in error.message
+
+
+def test_what_triton_says_of_a_batch_is_not_retried() -> None:
+    for status in ("400", "500", "StatusCode.INTERNAL", "StatusCode.INVALID_ARGUMENT"):
+        error = translate(InferenceServerException("unexpected shape", status), ADDRESS)
+        assert type(error) is BackendError
+    late = InferenceServerException("timeout expired", "StatusCode.UNAVAILABLE")
+    assert type(translate(late, ADDRESS)) is DeadlineExceededError
+
+
+@pytest.mark.parametrize(
+    ("url", "prefix"), [("", ""), ("/", ""), ("/triton", "/triton"), ("/a/b/", "/a/b")]
+)
+async def test_requests_go_below_the_path_of_the_address(url: str, prefix: str) -> None:
+    seen: list[web.Request] = []
+    async with http_server(seen) as netloc:
+        backend = TritonBackend(f"http://{netloc}{url}", "m")
+        with pytest.raises(BackendUnavailableError):
+            await backend.connect()
+        assert not await backend.is_ready()
+        await backend.close()
+        assert str(backend.address) == f"http://{netloc}{prefix}"
+    assert {request.path.removeprefix(prefix) for request in seen} >= {
+        "/v2/models/m",
+        "/v2/models/m/ready",
+    }
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("grpc://h:1/triton", "has a path, which gRPC does not support"),
+        ("grpcs://me:hunter2@h:1/triton", "grpcs://h:1, or http:// with the path"),
+        ("http://h:1/a?token=hunter2", "is followed by a query or a fragment"),
+        ("http://h:1/#hunter2", "is followed by a query or a fragment"),
+    ],
+)
+def test_what_an_address_cannot_have_is_refused(url: str, words: str) -> None:
+    with pytest.raises(StartupError) as caught:
+        TritonAddress.parse(url)
+    assert words in caught.value.message
+    assert "hunter2" not in caught.value.message
+
+
+async def test_the_grpc_port_as_http_is_named() -> None:
+    async with grpc_server([]) as netloc:
+        error = await connect(f"http://{netloc}")
+    assert isinstance(error, StartupError)
+    assert f"use grpc://{netloc}." in error.message
+
+
+async def test_the_http_port_as_grpc_is_named() -> None:
+    async with http_server([], 200) as netloc:
+        error = await connect(f"grpc://{netloc}")
+    assert isinstance(error, StartupError)
+    assert f"use http://{netloc}." in error.message
+
+
+HEADERS = {"X-Route": "blue", "triton-grpc-protocol-infer-key": "hunter2"}
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+async def test_every_request_carries_the_headers_and_no_error_shows_them(
+    scheme: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    seen: list[Any] = []
+    serve: Callable[[list[Any]], Any] = http_server if scheme == "http" else grpc_server
+    values = ",".join(f"{name}={value}" for name, value in HEADERS.items())
+    async with serve(seen) as netloc:
+        settings = Settings.model_validate(
+            {"TRITON_URL": f"{scheme}://{netloc}", "EMBED_TRITON_HEADERS": values}
+        )
+        backend = choose_backend(settings)
+        with pytest.raises(BackendUnavailableError) as caught:
+            await backend.connect()
+        assert not await backend.is_ready()
+        await backend.close()
+    assert len(seen) >= 2
+    for request in seen:
+        headers = dict(request.headers) if scheme == "http" else request
+        lower = {name.lower(): value for name, value in headers.items()}
+        assert lower["x-route"] == "blue"
+        assert lower["triton-grpc-protocol-infer-key"] == "hunter2"
+    assert "hunter2" not in f"{settings!r} {caught.value} {backend.description} {caplog.text}"
+
+
+@pytest.mark.parametrize(
+    ("text", "headers"),
+    [
+        ("A=b", {"A": "b"}),
+        ("A: b", {"A": "b"}),
+        ("Authorization=Bearer x==, X-B = c:d", {"Authorization": "Bearer x==", "X-B": "c:d"}),
+        ("A: b\nC: d\n", {"A": "b", "C": "d"}),
+        ('{"A": "b, c", "D": "e"}', {"A": "b, c", "D": "e"}),
+    ],
+)
+def test_headers_are_read_from_pairs_or_json(text: str, headers: dict[str, str]) -> None:
+    assert parse_headers(text) == headers
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["hunter2", "A=b,hunter2", "{hunter2", '{"A": 2}', "A b=hunter2", "A=hünter2", "Host=hunter2"],
+)
+def test_headers_that_cannot_be_sent_are_refused_without_their_values(text: str) -> None:
+    with pytest.raises(ValidationError) as caught:
+        Settings.model_validate({"EMBED_TRITON_HEADERS": text})
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_header_that_grpc_keeps_for_itself_is_refused() -> None:
+    address = TritonAddress.parse("grpc://h:1")
+    for name in ("Trace-Bin", "grpc-timeout"):
+        with pytest.raises(StartupError, match="keeps for itself"):
+            address.with_options({name: "x"}, None)
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+async def test_a_proxy_of_the_environment_is_not_used(
+    scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "grpc_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    seen: list[Any] = []
+    serve: Callable[[list[Any]], Any] = http_server if scheme == "http" else grpc_server
+    async with serve(seen) as netloc:
+        await connect(f"{scheme}://{netloc}")
+    assert seen
+
+
+@pytest.fixture(name="certificate", scope="module")
+def _certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("tls")
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
+            *("-keyout", key, "-out", certificate, "-subj", "/CN=localhost"),
+            *("-addext", "subjectAltName=IP:127.0.0.1"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    return certificate, key
+
+
+async def test_https_trusts_the_certificates_of_the_setting(
+    certificate: tuple[Path, Path],
+) -> None:
+    context = SSLContext(PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(*certificate)
+    seen: list[web.Request] = []
+    async with http_server(seen, ssl=context) as netloc:
+        untrusted = await connect(f"https://{netloc}")
+        assert "EMBED_TRITON_CA_FILE" in untrusted.message
+        assert not seen
+        trusted = await connect(f"https://{netloc}", EMBED_TRITON_CA_FILE=certificate[0])
+        assert "502 Bad Gateway" in trusted.message
+
+
+async def test_grpcs_trusts_the_certificates_of_the_setting(
+    certificate: tuple[Path, Path],
+) -> None:
+    chain, key = certificate[0].read_bytes(), certificate[1].read_bytes()
+    seen: list[dict[str, Any]] = []
+    async with grpc_server(seen, grpc.ssl_server_credentials([(key, chain)])) as netloc:
+        untrusted = await connect(f"grpcs://{netloc}")
+        assert isinstance(untrusted, BackendUnavailableError)
+        assert not seen
+        await connect(f"grpcs://{netloc}", EMBED_TRITON_CA_FILE=certificate[0])
+        assert seen
+
+
+@pytest.mark.parametrize("scheme", ["https", "grpcs"])
+async def test_a_file_without_certificates_is_named(scheme: str, tmp_path: Path) -> None:
+    (tmp_path / "ca.pem").write_text("none")
+    error = await connect(f"{scheme}://127.0.0.1:1", EMBED_TRITON_CA_FILE=tmp_path / "ca.pem")
+    assert isinstance(error, StartupError)
+    assert "EMBED_TRITON_CA_FILE" in error.message
