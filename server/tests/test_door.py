@@ -20,6 +20,7 @@ from qwen3_triton_gateway import admission
 from qwen3_triton_gateway.admission import ALWAYS_ADMITTED, Admission, Limit
 from qwen3_triton_gateway.app import create_app
 from qwen3_triton_gateway.batching import Lane
+from qwen3_triton_gateway.connections import Connections
 from qwen3_triton_gateway.door import HELD_BYTES
 from qwen3_triton_gateway.http_protocol import GatewayProtocol
 from qwen3_triton_gateway.responses import Dialect, error_response
@@ -52,6 +53,7 @@ class Gateway:
     backend: FakeBackend
     client: httpx2.AsyncClient
     entered: list[str]
+    protocol_options: dict[str, Any]
 
     @property
     def admission(self) -> Admission:
@@ -93,6 +95,7 @@ async def running(tokenizer_dir: Path, **values: Any) -> AsyncGenerator[Gateway]
     service = EmbeddingService(settings, backend)
     app = create_app(service, on_fatal=pytest.fail)
     entered: list[str] = []
+    options: dict[str, Any] = {}
 
     async def watched(scope: Any, receive: Any, send: Any) -> None:
         entered.append(scope["path"])
@@ -107,7 +110,9 @@ async def running(tokenizer_dir: Path, **values: Any) -> AsyncGenerator[Gateway]
         server_state = ServerState()
         loop = asyncio.get_running_loop()
         server = await loop.create_server(
-            lambda: GatewayProtocol(config, server_state, dict(state), loop), "127.0.0.1", 0
+            lambda: GatewayProtocol(config, server_state, dict(state), loop, **options),
+            "127.0.0.1",
+            0,
         )
         stack.callback(server.close)
         host, port = server.sockets[0].getsockname()
@@ -116,7 +121,7 @@ async def running(tokenizer_dir: Path, **values: Any) -> AsyncGenerator[Gateway]
         )
         while not service.readiness.ready:
             await asyncio.sleep(0.01)
-        yield Gateway(service, backend, client, entered)
+        yield Gateway(service, backend, client, entered, options)
 
 
 @pytest_asyncio.fixture(name="gateway")
@@ -290,6 +295,28 @@ async def test_refusals_are_counted_and_share_a_log_line(
 
 def _lines_of_refusals(caplog: pytest.LogCaptureFixture) -> list[str]:
     return [line for line in caplog.messages if line.startswith("status=429")]
+
+
+async def test_what_another_application_answers_does_not_count_for_ever(gateway: Gateway) -> None:
+    """The protocol answers by itself while there are too many connections."""
+    gateway.protocol_options["connections"] = Connections(limit=-1)
+    for _ in range(3):
+        refused = await gateway.client.post("/embed", json={"texts": ["a"]})
+        assert refused.status_code == 429
+    assert gateway.admission.entering == 0
+
+
+async def test_callers_that_leave_do_not_count_for_ever(gateway: Gateway) -> None:
+    gateway.backend.gate = asyncio.Event()
+    host, port = gateway.client.base_url.host, gateway.client.base_url.port
+    for _ in range(5):
+        _, writer = await asyncio.open_connection(host, port)
+        writer.write(in_one_piece())
+        await writer.drain()
+        writer.transport.abort()
+    gateway.backend.gate.set()
+    while gateway.admission.entering or gateway.admission.requests:
+        await asyncio.sleep(0.01)
 
 
 async def test_nothing_counts_as_entering_once_all_is_answered(gateway: Gateway) -> None:

@@ -45,7 +45,9 @@ MEAN_SMOOTHING = 0.05
 MAX_RETRY_AFTER_SECONDS = 60
 # Callers that are refused together are told times that differ by up to this share.
 JITTER = 0.5
+# Where a request's state holds the bounds that it counts towards, or `ENDED`.
 ENTRY = "entered_through"
+ENDED = object()
 
 
 class Limit(StrEnum):
@@ -173,8 +175,9 @@ class Admission:
 
     def enter(self, state: dict[str, Any]) -> None:
         """Count a request that has arrived, until `settle_entry` gets its `state`."""
-        self.entering += 1
-        state[ENTRY] = self
+        if state.get(ENTRY) is not ENDED:
+            self.entering += 1
+            state[ENTRY] = self
 
     def limit_at_the_door(
         self, lane: Lane, *, is_bulk: bool, timeout_seconds: float
@@ -270,7 +273,8 @@ class Admission:
 
 
 def settle_entry(state: dict[str, Any]) -> None:
-    """Stop counting a request as entering: its tokens are known now, or it has ended."""
-    admission: Admission | None = state.pop(ENTRY, None)
-    if admission is not None:
+    """Stop counting a request as entering, for good: its tokens are known, or it has ended."""
+    admission = state.get(ENTRY)
+    state[ENTRY] = ENDED
+    if isinstance(admission, Admission):
         admission.entering -= 1

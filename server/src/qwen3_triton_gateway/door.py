@@ -18,10 +18,11 @@ from typing import Any
 import uvicorn
 from prometheus_client import Counter, Histogram
 from starlette.datastructures import Headers
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from .admission import Admission, Limit
+from .admission import Admission, Limit, settle_entry
 from .auth import ApiKeys
 from .batching import Lane
 from .errors import QueueFullError
@@ -230,6 +231,17 @@ class DoorProtocol(HttpToolsProtocol):
         if admission is not None and not self.cycle.response_complete:
             state: dict[str, Any] = self.cycle.scope.get("state", {})
             admission.enter(state)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """Start the application, whichever it is, so that its request is counted to its end."""
+
+        async def counted(scope: Scope, receive: Receive, send: Send) -> None:
+            try:
+                await app(scope, receive, send)
+            finally:
+                settle_entry(scope.setdefault("state", {}))
+
+        super()._start_asgi_task(cycle, counted)  # pyright: ignore[reportArgumentType]
 
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection; refusals do not start the timer anew, since that costs time."""

@@ -14,7 +14,6 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .admission import settle_entry
 from .auth import ApiKeys, is_health_path, is_open
 from .door import RefusalLog
 from .errors import BodyTooLargeError, EmbeddingServerError, RequestTimeoutError, shorten
@@ -66,7 +65,6 @@ class RequestLog:
         try:
             await self._app(scope, receive, send_with_id)
         finally:
-            settle_entry(scope.get("state", {}))
             self._record(scope, status, request_id, time.perf_counter() - began)
 
     def _record(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
