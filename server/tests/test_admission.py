@@ -81,7 +81,7 @@ async def test_bulk_requests_may_wait_for_half_of_their_deadline() -> None:
 
 async def test_nothing_is_refused_for_its_wait_before_the_rate_is_known() -> None:
     admission = make()
-    admission.record_batch(10, 0.0, model_rate=1.0)
+    admission.record_batch(10, 0.0, model_rate=1.0, has_more=True)
     with ExitStack() as stack:
         for _ in range(500):
             submit(admission, stack, 1000)
@@ -158,6 +158,16 @@ def test_the_rate_is_what_leaves_while_requests_wait() -> None:
     for second in range(60, 90):
         rate.record(1, float(second), is_backlogged=False)
     assert rate.per_second == pytest.approx(500, rel=0.1)
+
+
+async def test_a_pause_after_the_last_batch_does_not_lower_the_rate() -> None:
+    admission = measured()
+    with ExitStack() as stack:
+        for _ in range(20):
+            submit(admission, stack, 10)
+        admission.record_batch(1000, 3.0, model_rate=RATE, has_more=False)
+        admission.record_batch(1000, 60.0, model_rate=RATE, has_more=True)
+    assert admission.drain.per_second == pytest.approx(RATE, rel=0.1)
 
 
 def test_the_rate_follows_within_seconds() -> None:

@@ -161,16 +161,18 @@ class Admission:
             self._submitted[kind] -= 1
             self._by_lane[lane] -= 1
 
-    def record_batch(self, tokens: int, now: float, *, model_rate: float) -> None:
+    def record_batch(self, tokens: int, now: float, *, model_rate: float, has_more: bool) -> None:
         """Count a batch that the model has finished.
 
         Args:
             tokens: Its tokens, without padding.
             now: The event loop's time.
             model_rate: How many tokens per second the model is able to do.
+            has_more: Whether other texts are queued or in flight. If not, the requests that still
+                count as waiting are about to get their answers.
         """
         self._model_rate = model_rate
-        waiting = self.entering + sum(self._by_lane.values())
+        waiting = self.entering + (sum(self._by_lane.values()) if has_more else 0)
         self.drain.record(tokens, now, is_backlogged=waiting >= MEASURED_BACKLOG)
 
     def enter(self, state: dict[str, Any]) -> None:

@@ -290,8 +290,12 @@ class Scheduler:
         # Without it, batches in flight share the model: together they were that many times as fast.
         model_seconds = batch[0].model_seconds or seconds / len(self._tasks)
         self._speeds[batch[0].lane].append(tokens / max(model_seconds, 1e-6))
-        now = asyncio.get_running_loop().time()
-        self.admission.record_batch(tokens, now, model_rate=max(map(self._speed, Lane)))
+        self.admission.record_batch(
+            tokens,
+            asyncio.get_running_loop().time(),
+            model_rate=max(map(self._speed, Lane)),
+            has_more=len(self._tasks) > 1 or self.queued_tokens > 0,
+        )
 
     def _speed(self, lane: Lane) -> float:
         """Return the model's tokens per second for a lane; 0 while unknown.
