@@ -124,7 +124,7 @@ def test_without_a_file_descriptor_callers_are_refused_and_the_log_stays_short()
         low = process.num_fds() + 10
         resource.prlimit(gateway.process.pid, resource.RLIMIT_NOFILE, (low, limits[1]))
         refused = [connect(gateway, stack) for _ in range(40)][-1]
-        assert read(refused).startswith(b"HTTP/1.1 503 ")
+        assert read(refused).startswith(b"HTTP/1.1 429 ")
         wait_for(lambda: is_live(gateway), "an answer to a health check")
         assert "No file descriptor is left" in gateway.log
         assert len(gateway.log.splitlines()) < 30

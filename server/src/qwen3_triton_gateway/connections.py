@@ -37,7 +37,7 @@ REFUSAL_BODY = (
     b'"detail":"Too many connections are open. Retry later."}'
 )
 REFUSAL = (
-    b"HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\nretry-after: 1\r\n"
+    b"HTTP/1.1 429 Too Many Requests\r\ncontent-type: application/json\r\nretry-after: 1\r\n"
     b"connection: close\r\ncontent-length: %d\r\n\r\n%b" % (len(REFUSAL_BODY), REFUSAL_BODY)
 )
 
@@ -115,8 +115,12 @@ class Connections:
     def make_room(self) -> bool:
         """Close the connection that has waited longest for its caller; return whether one has."""
         latest = time.monotonic() - MIN_WAIT_SECONDS
-        for waits in self._waits.values():
+        for kind, waits in self._waits.items():
             descriptor, began = next(iter(waits.items()), (-1, latest + 1))
+            while began <= latest and _has_sent(self._sockets[descriptor]):
+                # It waits for the event loop and not for its caller.
+                self.mark(descriptor, kind)
+                descriptor, began = next(iter(waits.items()))
             if began <= latest:
                 del waits[descriptor]
                 self._closing.add(descriptor)
@@ -200,6 +204,14 @@ class Listener(socket.socket):
             except OSError:
                 self._reserve = -1
                 raise BlockingIOError from None
+
+
+def _has_sent(connection: socket.socket) -> bool:
+    """Return whether something has arrived that the event loop has not read yet."""
+    try:
+        return bool(connection.recv(1, socket.MSG_PEEK | getattr(socket, "MSG_DONTWAIT", 0)))
+    except OSError:
+        return False
 
 
 def _refuse(connection: socket.socket) -> None:
