@@ -154,6 +154,18 @@ def fingerprint_of(model: ServedModel) -> str:
         return post(gateway.url, texts=["a"]).headers["X-Embedding-Fingerprint"]
 
 
+def test_weights_replaced_while_the_gateway_was_stopped_refuse_to_start(model: ServedModel) -> None:
+    model.state_canary()
+    fingerprint_of(model)
+    model.swap_weights()
+    with model.triton() as triton:
+        gateway = GatewayProcess(*triton_flags(triton.http_url))
+        wait_for(lambda: gateway.process.poll() is not None, "the gateway ends")
+        log = gateway.log
+        assert gateway.stop() == 1
+    assert "the weights were replaced" in log
+
+
 @pytest.mark.campaign
 def test_a_replica_that_swaps_its_weights_over_and_over_returns_no_wrong_vector(
     triton: LocalTriton, model: ServedModel

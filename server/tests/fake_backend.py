@@ -33,7 +33,9 @@ class FakeBackend:
         doubts: To be incremented as if one might have happened.
     """
 
-    def __init__(self, *, max_batch_size: int = 8, pooled: bool = False) -> None:
+    def __init__(
+        self, *, max_batch_size: int = 8, pooled: bool = False, stated_canary: str = ""
+    ) -> None:
         self._table = np.random.default_rng(7).normal(size=(VOCABULARY_SIZE, HIDDEN_SIZE))
         shape = (-1, HIDDEN_SIZE) if pooled else (-1, -1, HIDDEN_SIZE)
         name = "sentence_embedding" if pooled else "last_hidden_state"
@@ -48,6 +50,7 @@ class FakeBackend:
             max_batch_size=max_batch_size,
             instance_count=1,
             weights_digest="fake",
+            stated_canary=stated_canary,
         )
         self.calls: list[tuple[int, int]] = []
         self.priorities: list[int] = []

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
@@ -296,6 +297,39 @@ async def test_a_model_that_cannot_embed_a_sentence_refuses_to_start(
     backend.corrupt = lambda _, values: values * float("nan")
     with pytest.raises(StartupError, match="cannot embed a plain sentence"):
         await make_service(tokenizer_dir, backend).connect()
+
+
+async def stated_by(backend: FakeBackend, tokenizer_dir: Path) -> str:
+    """State the canary's vector as `model repository` does."""
+    batch = canary.canary_batch(make_service(tokenizer_dir, backend).tokenizer)
+    return canary.state_canary(batch, await probe.embed_probe(backend, batch))
+
+
+async def test_weights_other_than_those_that_the_configuration_states_refuse_to_start(
+    tokenizer_dir: Path, backend: FakeBackend
+) -> None:
+    stating = FakeBackend(stated_canary=await stated_by(backend, tokenizer_dir))
+    await make_service(tokenizer_dir, stating).connect()
+    swap_model(stating)
+    with pytest.raises(StartupError, match=r"config.pbtxt: the weights were replaced.*--force"):
+        await make_service(tokenizer_dir, stating).connect()
+
+
+async def test_less_precise_weights_have_the_vector_that_the_configuration_states(
+    tokenizer_dir: Path, backend: FakeBackend
+) -> None:
+    stating = FakeBackend(stated_canary=await stated_by(backend, tokenizer_dir))
+    stating.corrupt = lambda _, values: np.round(values * 8 / abs(values).max()).astype(np.float32)
+    await make_service(tokenizer_dir, stating).connect()
+
+
+@pytest.mark.parametrize("length", [4, 64])
+async def test_a_vector_of_other_tokens_says_nothing_about_the_weights(
+    tokenizer_dir: Path, backend: FakeBackend, length: int
+) -> None:
+    stating = FakeBackend(stated_canary=await stated_by(backend, tokenizer_dir))
+    swap_model(stating)
+    await make_service(tokenizer_dir, stating, EMBED_MAX_LENGTH=length).connect()
 
 
 @pytest.mark.parametrize(

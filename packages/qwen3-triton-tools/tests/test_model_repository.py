@@ -1,3 +1,4 @@
+import asyncio
 import json
 import shutil
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from click.testing import CliRunner
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+import qwen3_nano
 from onnx_exports import (
     HIDDEN_SIZE,
     TINY_SIZE,
@@ -25,19 +27,27 @@ from onnx_exports import (
     write_external_giant,
     write_tokenizer,
 )
+from qwen3_triton_gateway.backends.base import CANARY_PARAMETER
+from qwen3_triton_gateway.backends.onnx import OnnxBackend
+from qwen3_triton_gateway.backends.probe import embed_probe
 from qwen3_triton_gateway.backends.triton import TritonBackend
+from qwen3_triton_gateway.canary import canary_batch, check_stated_canary
 from qwen3_triton_gateway.cli import main
+from qwen3_triton_gateway.errors import StartupError
 from qwen3_triton_gateway.fingerprint import weights_digest
+from qwen3_triton_gateway.tensors import Float32Vector, TokenBatch
 from qwen3_triton_gateway.tokenization import TextTokenizer
 from qwen3_triton_tools.errors import ModelError
 from qwen3_triton_tools.local_triton import LocalTriton
 from qwen3_triton_tools.local_triton.repository import MODEL_SOURCE
+from qwen3_triton_tools.model import canary_vector
 from qwen3_triton_tools.model.gpu_plan import CARDS, MIB, ModelShape, plan_gpu
 from qwen3_triton_tools.model.inspection import inspect_model
 from qwen3_triton_tools.model.triton_repository import (
     RepositoryOptions,
     write_triton_repository,
 )
+from swapped_weights import write_other_weights
 
 GIB = 1024**3
 FORMS = {**VARIANTS, "pooled": {"output": "sentence_embedding"}}
@@ -168,6 +178,37 @@ def test_every_setting_has_its_reason_beside_it(exports: Path, tmp_path: Path) -
     for parameter in ("gpu_mem_limit", "arena_extend_strategy", "weights_digest"):
         index = next(i for i, line in enumerate(lines) if f'"{parameter}"' in line)
         assert lines[index - 1].startswith("# "), parameter
+
+
+async def canary_of(model_dir: Path) -> tuple[TokenBatch, Float32Vector]:
+    batch = canary_batch(TextTokenizer(qwen3_nano.model_dir(), max_length=1024))
+    backend = OnnxBackend(model_dir)
+    await backend.connect()
+    try:
+        return batch, await embed_probe(backend, batch)
+    finally:
+        await backend.close()
+
+
+def test_the_configuration_states_the_canary_of_its_weights(tmp_path: Path) -> None:
+    folder = write(qwen3_nano.model_dir() / "model.onnx", tmp_path / "r", gpu="cpu")
+    stated = parse(folder).parameters[CANARY_PARAMETER].string_value
+    check_stated_canary(stated, *asyncio.run(canary_of(qwen3_nano.model_dir())))
+    (tmp_path / "other").mkdir()
+    write_other_weights(tmp_path / "other" / "model.onnx")
+    with pytest.raises(StartupError, match="the weights were replaced"):
+        check_stated_canary(stated, *asyncio.run(canary_of(tmp_path / "other")))
+
+
+def test_a_canary_that_is_not_computed_is_reported_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(canary_vector, "MAX_WEIGHT_BYTES", 1024)
+    arguments = ["-o", str(tmp_path / "r"), "--model-name", "m", "--gpu", "cpu"]
+    code, output = run(str(qwen3_nano.model_dir()), *arguments)
+    assert code == 0
+    assert "does not state the canary's vector: The weights have" in output
+    assert CANARY_PARAMETER not in parse(tmp_path / "r" / "m").parameters
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
+import hashlib
 import logging
 from collections.abc import Callable
 
+import numpy as np
+
 from .backends import probe
-from .backends.base import Backend
+from .backends.base import CANARY_PARAMETER, Backend
 from .backends.probe import MIN_COSINE, cosine, embed_probe
 from .batching import pad_batch
 from .errors import (
@@ -17,6 +22,7 @@ from .errors import (
     DeadlineExceededError,
     StartupError,
 )
+from .pooling import l2_normalize
 from .tensors import Float32Vector, TokenBatch
 from .tokenization import InputType, TextTokenizer, format_inputs
 
@@ -27,6 +33,12 @@ logger = logging.getLogger(__name__)
 INTERVAL_SECONDS = 30.0
 TEXT = "The importance of a canary: it notices bad air before the miners do."
 INPUT_TYPE: InputType = "query"
+# How much of the vector a config.pbtxt states: other weights show in any part, and the file stays
+# readable.
+STATED_DIMENSIONS = 128
+# Between engines and precisions of the same weights: dynamic int8 has 0.997 with float32. Other
+# weights are far below (0.2 with one matrix shuffled).
+MIN_STATED_COSINE = 0.99
 
 
 def canary_batch(tokenizer: TextTokenizer) -> TokenBatch:
@@ -37,6 +49,44 @@ def canary_batch(tokenizer: TextTokenizer) -> TokenBatch:
         pad_token_id=tokenizer.end_token_id,
         max_length=tokenizer.max_length,
     )
+
+
+def state_canary(batch: TokenBatch, vector: Float32Vector) -> str:
+    """Write what `check_stated_canary` reads: which tokens were embedded, and their vector."""
+    part = l2_normalize(vector[None, :STATED_DIMENSIONS])[0]
+    encoded = base64.b64encode(part.astype("<f2").tobytes()).decode()
+    return f"{_tokens_digest(batch)}:{encoded}"
+
+
+def check_stated_canary(stated: str, batch: TokenBatch, vector: Float32Vector) -> None:
+    """Compare the canary's vector with the one that the model's configuration states.
+
+    One of other tokens, from another release or tokenizer, says nothing about the weights.
+
+    Raises:
+        StartupError: The model has other weights than its configuration was written for.
+    """
+    digest, _, encoded = stated.partition(":")
+    if digest != _tokens_digest(batch):
+        return
+    try:
+        expected = np.frombuffer(base64.b64decode(encoded), dtype="<f2").astype(np.float32)
+    except (ValueError, binascii.Error):
+        expected = np.zeros(0, dtype=np.float32)
+    agreement = cosine(expected, l2_normalize(vector[None, :STATED_DIMENSIONS])[0])
+    if agreement < MIN_STATED_COSINE:
+        msg = (
+            f"The canary sentence's vector has cosine {agreement:.4f} with `{CANARY_PARAMETER}` in "
+            "the model's config.pbtxt: the weights were replaced since it was written. Run "
+            "`qwen3-triton model repository --force` with these weights, and embed again what the "
+            "old ones embedded."
+        )
+        raise StartupError(msg)
+
+
+def _tokens_digest(batch: TokenBatch) -> str:
+    tokens = batch.input_ids[batch.attention_mask == 1].astype("<i8").tobytes()
+    return hashlib.sha256(tokens).hexdigest()[:16]
 
 
 class Canary:
@@ -70,8 +120,8 @@ class Canary:
         self.is_pending = False
         self.has_changed = False
 
-    async def start(self) -> None:
-        """Embed the sentence for the first time.
+    async def start(self) -> Float32Vector:
+        """Embed the sentence for the first time, and return its vector.
 
         Raises:
             BackendUnavailableError: The model is unavailable or too busy.
@@ -85,6 +135,7 @@ class Canary:
         except DeadlineExceededError as error:
             raise BackendUnavailableError(error.message) from error
         self._due = asyncio.get_running_loop().time() + INTERVAL_SECONDS
+        return self._first
 
     def distrust(self) -> None:
         """Trust nothing until the next run: a model that returns may have other weights."""

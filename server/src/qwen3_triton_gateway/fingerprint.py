@@ -60,13 +60,18 @@ def weights_digest(model_path: Path, on_bytes: Callable[[int], object] | None = 
     return digest.hexdigest()
 
 
+def served_version(versions: Sequence[str]) -> int:
+    """Return the version that answers requests that name none: the latest."""
+    return max((int(version) for version in versions), default=FIRST_VERSION)
+
+
 def digest_of_version(stated_digest: str, versions: Sequence[str]) -> str:
     """Bind the digest that Triton's config states to the version that answers, the latest.
 
     One config describes all versions of a model, and is rarely edited when a version is added. It
     was written for the first, whose digest is taken as it is: its fingerprints stay valid.
     """
-    served = max((int(version) for version in versions), default=FIRST_VERSION)
+    served = served_version(versions)
     if served == FIRST_VERSION:
         return stated_digest
     return hashlib.sha256(f"{stated_digest} version {served}".encode()).hexdigest()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from .admission import Admission
 from .backends.base import Backend, ModelSpec
-from .canary import Canary, canary_batch
+from .canary import Canary, canary_batch, check_stated_canary
 from .embedder import Embedder
 from .errors import BackendUnavailableError, ModelNotFoundError, StartupError, shorten
 from .fingerprint import EmbeddingSpace
@@ -294,7 +294,7 @@ class EmbeddingService:
         checks_itself = await self.backend.adopt_canary(batch)
         embedder = Embedder(self.backend, self.tokenizer, self._space, self.settings, self.metrics)
         canary = Canary(self.backend, batch, last_answer=lambda: embedder.scheduler.last_answer)
-        await canary.start()
+        check_stated_canary(spec.stated_canary, batch, await canary.start())
         self._embedder, self._canary = embedder, canary
         self._backend_checks_itself = checks_itself
         self._generation, self._doubts = self.backend.generation, self.backend.doubts

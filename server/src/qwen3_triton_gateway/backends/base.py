@@ -7,7 +7,7 @@ serve. From then on, it turns a `TokenBatch` into `HiddenStates` or `PooledState
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -19,6 +19,8 @@ HIDDEN_OUTPUT = "last_hidden_state"
 POOLED_OUTPUT = "sentence_embedding"
 TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
 PAST_PREFIX = "past_key_values."
+# The parameter of config.pbtxt with the canary's vector.
+CANARY_PARAMETER = "canary_vector"
 TOKEN_RANK = 2
 # Shape of a past key or value: (batch, key-value heads, past length, head size).
 PAST_RANK = 4
@@ -52,6 +54,7 @@ class ModelSpec:
         max_batch_size: Maximum texts per batch.
         instance_count: Batches that can run at the same time.
         weights_digest: What identifies the weights, as far as the backend can see them.
+        stated_canary: What the model's configuration states about the canary's vector, if it does.
     """
 
     name: str
@@ -62,6 +65,7 @@ class ModelSpec:
     max_batch_size: int
     instance_count: int
     weights_digest: str
+    stated_canary: str = field(default="", compare=False)
 
     @property
     def hidden_size(self) -> int:
@@ -157,6 +161,7 @@ def describe_model(
     max_batch_size: int,
     instance_count: int,
     weights_digest: str,
+    stated_canary: str = "",
 ) -> ModelSpec:
     """Check a model's interface, and determine how to feed it.
 
@@ -176,6 +181,7 @@ def describe_model(
         max_batch_size=min(max_batch_size, batch_limit or max_batch_size),
         instance_count=max(1, instance_count),
         weights_digest=weights_digest,
+        stated_canary=stated_canary,
     )
 
 

@@ -16,11 +16,20 @@ from ..errors import (
     BackendUnavailableError,
     DeadlineExceededError,
 )
-from ..fingerprint import digest_of_version
+from ..fingerprint import FIRST_VERSION, digest_of_version, served_version
 from ..tensors import HiddenStates, PooledStates, TokenBatch
 from ..tracing import trace_headers
 from .address import TritonAddress
-from .base import AnyArray, Feed, ModelSpec, TensorSpec, build_feed, describe_model, wrap_output
+from .base import (
+    CANARY_PARAMETER,
+    AnyArray,
+    Feed,
+    ModelSpec,
+    TensorSpec,
+    build_feed,
+    describe_model,
+    wrap_output,
+)
 from .model_time import ModelTime
 from .refusals import translate, translate_at_start
 from .reloads import LoadHistory, Verdict, read_statistics
@@ -252,6 +261,7 @@ def _describe(metadata: dict[str, Any], config: dict[str, Any]) -> ModelSpec:
     max_batch_size = int(config.get("max_batch_size", 0))
     parameters: dict[str, Any] = config.get("parameters", {})
     stated_digest = parameters.get("weights_digest", {}).get("string_value")
+    stated_canary = parameters.get(CANARY_PARAMETER, {}).get("string_value", "")
     name, versions = metadata["name"], metadata.get("versions", [])
     inputs = [_tensor_spec(tensor) for tensor in metadata.get("inputs", [])]
     outputs = [_tensor_spec(tensor) for tensor in metadata.get("outputs", [])]
@@ -267,6 +277,8 @@ def _describe(metadata: dict[str, Any], config: dict[str, Any]) -> ModelSpec:
         weights_digest=digest_of_version(stated_digest, versions)
         if stated_digest
         else hashlib.sha256(interface).hexdigest(),
+        # As the digest, it is that of the first version.
+        stated_canary=stated_canary if served_version(versions) == FIRST_VERSION else "",
     )
 
 

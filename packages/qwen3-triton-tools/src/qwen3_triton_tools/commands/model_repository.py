@@ -52,7 +52,7 @@ PATH = click.Path(path_type=Path)
 )
 @click.option("--copy/--link", "copy", default=None, help="Default: hard link, else copy.")
 @click.option("--tokenizer-dir", type=PATH, help="Default: NAME-tokenizer next to the repository.")
-@click.option("--no-digest", is_flag=True, help="Do not read the weights to compute their digest.")
+@click.option("--no-digest", is_flag=True, help="Do not read the weights.")
 @click.option(
     "--queue-policy",
     is_flag=True,
@@ -156,6 +156,7 @@ def _report(written: WrittenRepository, out: Path, name: str, *, as_json: bool) 
                 "hidden_size": written.inspection.hidden_size,
                 "pooled": written.inspection.is_pooled,
                 "closed_to_triton": written.unreadable,
+                "canary_problem": written.canary_problem or None,
             }
         )
         return
@@ -164,6 +165,8 @@ def _report(written: WrittenRepository, out: Path, name: str, *, as_json: bool) 
     for finding in written.inspection.findings:
         if finding.severity == "warning":
             click.echo(f"  {finding.message} {finding.remedy}")
+    if written.canary_problem:
+        click.echo(f"  config.pbtxt does not state the canary's vector: {written.canary_problem}")
     if written.unreadable:
         click.echo(
             f"  Triton's image runs as uid 1000 and cannot read {', '.join(written.unreadable)}: "

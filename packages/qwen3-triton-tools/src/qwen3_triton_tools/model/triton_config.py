@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from qwen3_triton_gateway.backends.base import CANARY_PARAMETER
+
 from ..onnx_model import TensorInfo
 from .gpu_plan import MemoryPlan
 
@@ -52,6 +54,7 @@ class TritonConfig:
     strict_layer_norm: bool
     samples: list[WarmupSample]
     weights_digest: str | None
+    canary_vector: str | None
     queue_policy: bool
 
 
@@ -224,6 +227,12 @@ def _parameters(config: TritonConfig) -> str:
             "metadata does not include it."
         )
         lines.append(_parameter("weights_digest", config.weights_digest))
+    if config.canary_vector:
+        lines += _comment(
+            "The vector of the gateway's canary sentence. The gateway refuses to start if the "
+            "weights give another one: they were replaced, and the digest was not."
+        )
+        lines.append(_parameter(CANARY_PARAMETER, config.canary_vector))
     return "\n".join(lines)
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen3_triton_gateway.fingerprint import weights_digest
 
 from ..errors import ModelError
 from ..writing import all_or_none, replacing_folder
+from .canary_vector import compute_canary_vector
 from .files import (
     TOKENIZER_FILES,
     Transfer,
@@ -64,12 +65,14 @@ class WrittenRepository:
     Attributes:
         folder: The model's folder in the repository.
         tokenizer: The tokenizer's folder, next to the repository.
+        canary_problem: Why the configuration does not state the canary's vector; empty if it does.
         unreadable: Files that Triton's account may not read: a hard link has the mode of the
             original.
     """
 
     folder: Path
     tokenizer: Path | None
+    canary_problem: str
     plan: MemoryPlan
     inspection: Inspection
     unreadable: tuple[str, ...]
@@ -108,18 +111,23 @@ def write_triton_repository(
         if tokenizer:
             copy_tokenizer(model_path, tokenizer, force=True)
         with replacing_folder(folder) as unfinished:
-            _write_model(inspection, config, unfinished, options.transfer)
+            canary_problem = _write_model(inspection, config, unfinished, options)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     unreadable = tuple(path.name for path in files if not is_readable_by_triton(path))
-    return WrittenRepository(folder, tokenizer, plan, inspection, unreadable)
+    return WrittenRepository(folder, tokenizer, canary_problem, plan, inspection, unreadable)
 
 
 def _write_model(
-    inspection: Inspection, config: TritonConfig, folder: Path, transfer: Transfer
-) -> None:
-    version = folder / "1"
-    transfer_file(inspection.path, version / "model.onnx", transfer=transfer)
-    transfer_weights(inspection.model, version, transfer=transfer)
+    inspection: Inspection, config: TritonConfig, folder: Path, options: RepositoryOptions
+) -> str:
+    """Write the model's folder, and return why it does not state the canary's vector."""
+    version, problem = folder / "1", ""
+    transfer_file(inspection.path, version / "model.onnx", transfer=options.transfer)
+    transfer_weights(inspection.model, version, transfer=options.transfer)
+    try:
+        config = replace(config, canary_vector=_canary_vector(inspection, version, options))
+    except ModelError as error:
+        problem = str(error)
     tokenizer = inspection.tokenizer
     write_warmup_files(
         folder / "warmup",
@@ -128,6 +136,20 @@ def _write_model(
         end_token_id=tokenizer.end_token_id if tokenizer else None,
     )
     (folder / "config.pbtxt").write_text(render_config(config), encoding="utf-8")
+    return problem
+
+
+def _canary_vector(inspection: Inspection, version: Path, options: RepositoryOptions) -> str:
+    if not options.with_digest:
+        raise ModelError("The weights are not read without their digest.")
+    if inspection.tokenizer is None:
+        raise ModelError("There is no tokenizer.json next to the model.")
+    return compute_canary_vector(
+        version,
+        Path(inspection.tokenizer.path),
+        weight_bytes=inspection.precision.weight_bytes,
+        max_length=options.max_length,
+    )
 
 
 def _check_place(folder: Path, model_path: Path, *, force: bool) -> None:
@@ -211,6 +233,7 @@ def _config(
             batch_tokens=plan.batch_tokens,
         ),
         weights_digest=digest,
+        canary_vector=None,
         queue_policy=options.queue_policy,
     )
 
