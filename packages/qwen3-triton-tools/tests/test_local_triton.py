@@ -301,6 +301,15 @@ sys.exit(run_foreground(triton, on_ready=ready))
         assert eventually(lambda pattern=pattern: not list(Path("/dev/shm").glob(pattern)))
 
 
+@pytest.mark.parametrize("host", ["::1", "::"])
+def test_it_listens_on_an_ipv6_address(graphs: Path, host: str) -> None:
+    with LocalTriton(model_dir=graphs / "plain", model_name="plain", host=host) as triton:
+        assert triton.http_url.startswith("http://[::1]:")
+        for protocol in (tritonclient.http, tritonclient.grpc):
+            with client_of(protocol, triton) as client:
+                assert client.is_model_ready("plain")
+
+
 def test_a_taken_port_is_named(runtime: TritonRuntime, graphs: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -284,12 +284,6 @@ class Settings(BaseSettings):
         path = value.strip("/")
         return f"/{path}" if path else ""
 
-    @field_validator("host")
-    @classmethod
-    def _without_brackets(cls, value: str) -> str:
-        """Accept an IPv6 address as it is written in a URL: `[::1]`."""
-        return value[1:-1] if value.startswith("[") and value.endswith("]") else value
-
     @field_validator("api_keys", mode="before")
     @classmethod
     def _no_blank_keys(cls, value: object) -> object:

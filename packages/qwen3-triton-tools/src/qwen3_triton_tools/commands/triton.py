@@ -82,6 +82,7 @@ def triton(
             return
         if model_dir and model_repository:
             raise click.UsageError("Pass --model-dir or --model-repository, not both.")
+        host = host.removeprefix("[").removesuffix("]")
         server = _local_triton(model_dir, model_repository, host=host, **flags)
         sys.exit(run_foreground(server, on_ready=_show_addresses))
 

@@ -14,7 +14,14 @@ from typing import Self
 
 from ..errors import LaunchError, ModelFolderError, UnreachableError
 from ..http import request
-from .process import Ports, TritonProcess, choose_ports, is_port_clash, server_command
+from .process import (
+    Ports,
+    TritonProcess,
+    bracketed,
+    choose_ports,
+    is_port_clash,
+    server_command,
+)
 from .repository import write_repository
 from .runtime import TritonRuntime, ensure_runtime
 
@@ -179,7 +186,7 @@ class LocalTriton:
 
     @property
     def _reachable_host(self) -> str:
-        return "127.0.0.1" if self.host == "0.0.0.0" else self.host
+        return bracketed({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host))
 
     @property
     def _started(self) -> TritonProcess:

@@ -78,9 +78,9 @@ def server_command(
         # Two servers that share a prefix corrupt each other's memory and die with signal 11.
         f"--backend-config=python,shm-region-prefix-name={shm_prefix}",
         f"--backend-config=python,stub-timeout-seconds={_STUB_TIMEOUT_SECONDS}",
-        f"--http-address={host}",
-        f"--grpc-address={host}",
-        f"--metrics-address={host}",
+        f"--http-address={_evhtp_address(host)}",
+        f"--grpc-address={bracketed(host)}",
+        f"--metrics-address={_evhtp_address(host)}",
         *(f"--{name}={port}" for name, port in ports.named()),
         f"--exit-timeout-secs={exit_timeout_seconds}",
         "--model-control-mode=none",
@@ -190,6 +190,16 @@ class TritonProcess:
         return f"The end of its log ({self.log_file}):\n{shown}"
 
 
+def bracketed(host: str) -> str:
+    """Write a host as it is in a URL: an IPv6 address has brackets there."""
+    return f"[{host}]" if ":" in host else host
+
+
+def _evhtp_address(host: str) -> str:
+    """Write a host as libevhtp, Triton's HTTP server, takes it (`evhtp_bind_socket`)."""
+    return f"ipv6:{host}" if ":" in host else host
+
+
 def choose_ports(host: str, wanted: Ports, *, patience_seconds: float = 0.0) -> Ports:
     """Check that the `wanted` ports are free on `host`, and replace zeros by free ports.
 
@@ -219,7 +229,8 @@ def _listen(
     open_sockets: ExitStack, host: str, port: int, purpose: str, deadline: float
 ) -> socket.socket:
     while True:
-        listener = open_sockets.enter_context(socket.socket(socket.AF_INET, socket.SOCK_STREAM))
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listener = open_sockets.enter_context(socket.socket(family, socket.SOCK_STREAM))
         try:
             # As Triton does: connections in TIME_WAIT do not count.
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -229,7 +240,7 @@ def _listen(
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 reason = error.strerror or error
-                message = f"Cannot listen on {host}:{port} (`{purpose}`): {reason}."
+                message = f"Cannot listen on {bracketed(host)}:{port} (`{purpose}`): {reason}."
                 raise LaunchError(message) from error
             if time.monotonic() >= deadline:
                 raise PortInUseError(port, purpose) from error
