@@ -31,7 +31,7 @@ from qwen3_triton_ingest.load import load
 from restartable_postgres import RestartablePostgres, restartable_postgres
 
 COMMAND = Path(sys.executable).with_name("qwen3-triton-ingest")
-FILES, DOCUMENTS = 40, 20
+DOCUMENTS = 20  # in a file
 CHUNK_TOKENS, OVERLAP_TOKENS = 48, 8
 FLAGS = ("--chunk-tokens", str(CHUNK_TOKENS), "--overlap-tokens", str(OVERLAP_TOKENS))
 NO_INDEX = ("--index", "none", "--text-index", "none")
@@ -40,14 +40,35 @@ SLOW_INDEX = ("--hnsw-m", "64", "--hnsw-ef-construction", "800", "--text-index",
 END_SECONDS = 120.0
 
 
+@dataclass(frozen=True)
+class Scale:
+    """How many times to kill, and how many files to load meanwhile."""
+
+    kills: int
+    files: int
+
+
+@pytest.fixture(
+    name="scale",
+    scope="module",
+    params=[
+        pytest.param(Scale(kills=2, files=20), id="2-kills"),
+        pytest.param(Scale(kills=10, files=40), id="10-kills", marks=pytest.mark.campaign),
+    ],
+)
+def _scale(request: pytest.FixtureRequest) -> Scale:
+    return request.param
+
+
 @pytest.fixture(name="corpus", scope="module")
-def _corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_corpus(tmp_path_factory.mktemp("corpus"), files=FILES, documents=DOCUMENTS)
+def _corpus(tmp_path_factory: pytest.TempPathFactory, scale: Scale) -> Path:
+    folder = tmp_path_factory.mktemp("corpus")
+    return write_corpus(folder, files=scale.files, documents=DOCUMENTS)
 
 
 @pytest.fixture(name="expected", scope="module")
 def _expected(
-    corpus: Path, postgres_uri: str, in_process_gateway: GatewayProcess
+    corpus: Path, scale: Scale, postgres_uri: str, in_process_gateway: GatewayProcess
 ) -> Generator[dict[str, LoadedRow]]:
     """The rows of an undisturbed load."""
     options = LoadOptions(
@@ -57,29 +78,24 @@ def _expected(
     )
     for dsn in create_database(postgres_uri):
         load([corpus], dsn=dsn, table="undisturbed", options=options)
-        assert_true_ledger(dsn, "undisturbed", documents=FILES * DOCUMENTS)
+        assert_true_ledger(dsn, "undisturbed", documents=scale.files * DOCUMENTS)
         yield rows_of(dsn, "undisturbed")
 
 
 @dataclass
 class Kills:
-    """How many times to kill, and the source of the random moments."""
+    """How many times to kill, the documents to load, and the source of the random moments."""
 
     count: int
+    documents: int
     rng: random.Random
 
 
-@pytest.fixture(
-    name="kills",
-    params=[
-        pytest.param(2, id="2-kills"),
-        pytest.param(10, id="10-kills", marks=pytest.mark.campaign),
-    ],
-)
-def _kills(request: pytest.FixtureRequest) -> Kills:
+@pytest.fixture(name="kills")
+def _kills(request: pytest.FixtureRequest, scale: Scale) -> Kills:
     seed = os.environ.get("FAULT_SEED") or secrets.token_hex(4)
     print(f"FAULT_SEED={seed} repeats {request.node.name}")  # noqa: T201 - shown on failure
-    return Kills(request.param, random.Random(seed))
+    return Kills(scale.kills, scale.files * DOCUMENTS, random.Random(seed))
 
 
 @pytest.fixture(name="server")
@@ -146,7 +162,8 @@ def loading(corpus: Path, dsn: str, gateway_url: str, *flags: str) -> Generator[
 def assert_whole(dsn: str, expected: dict[str, LoadedRow]) -> None:
     assert_same_rows(rows_of(dsn, "chunks"), expected)
     _wait_until(lambda: not _own_backends(dsn), "the loader's backends end")
-    assert_true_ledger(dsn, "chunks", documents=FILES * DOCUMENTS)
+    documents = len({row.doc_id for row in expected.values()})
+    assert_true_ledger(dsn, "chunks", documents=documents)
 
 
 def _wait_until(condition: Callable[[], bool], what: str, *, seconds: float = 120) -> None:
@@ -184,8 +201,9 @@ class Moments:
     """Random moments of a load, spread over it by the number of documents that are done."""
 
     def __init__(self, kills: Kills, dsn: str) -> None:
-        total = FILES * DOCUMENTS
-        self.marks = sorted(kills.rng.randrange(total * 9 // 10) for _ in range(kills.count))
+        # Not in the last quarter, so that the load still runs when the part is killed.
+        last = kills.documents * 3 // 4
+        self.marks = sorted(kills.rng.randrange(last) for _ in range(kills.count))
         self._rng = kills.rng
         self._dsn = dsn
 
@@ -231,7 +249,7 @@ def test_a_loader_killed_while_it_builds_the_index_builds_it_on_resuming(
     for _ in range(kills.count):
         with loading(corpus, database_url, in_process_gateway.url, *SLOW_INDEX) as loader:
             _wait_until(lambda: _index_is_being_built(database_url), "the index build starts")
-            time.sleep(kills.rng.uniform(0, 1))
+            time.sleep(kills.rng.uniform(0, 0.5))
             loader.kill()
     with loading(corpus, database_url, in_process_gateway.url, *SLOW_INDEX) as loader:
         loader.finish()
@@ -305,7 +323,7 @@ def test_a_load_survives_kills_of_postgres_while_it_builds_the_index(
                 return _index_is_being_built(server.uri)
 
             _wait_until(has_started, "the index build starts")
-            time.sleep(kills.rng.uniform(0, 1))
+            time.sleep(kills.rng.uniform(0, 0.5))
             server.cut_power()
             server.start()
         loader.finish()

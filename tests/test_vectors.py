@@ -87,7 +87,7 @@ def test_any_order_and_any_split_give_the_same_vectors(any_gateway: GatewayProce
     assert cosines(shuffled, split[order]).min() >= FLOAT32_COSINE
 
 
-@pytest.mark.parametrize("count", [9, 64, 2048])
+@pytest.mark.parametrize("count", [9, 64, 300, pytest.param(2048, marks=pytest.mark.campaign)])
 def test_many_texts_in_one_request_keep_their_order(
     any_gateway: GatewayProcess, count: int
 ) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import secrets
-import time
 from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from gateway_process import GatewayProcess, running_gateway
 from ingest_corpus import SENTENCES
 from ingest_loading import Loading, notes, quick_loading
 from qwen3_triton_client import EmbeddingError
+from qwen3_triton_ingest import embedding
 from qwen3_triton_ingest.cli import main
 from qwen3_triton_ingest.config import GatewayOptions, IndexOptions, ReadOptions, SplitOptions
 from qwen3_triton_ingest.errors import DatabaseError, IngestError, SourceError, TableError
@@ -307,10 +307,8 @@ def test_chunks_longer_than_the_gateway_takes_are_an_error_at_once(
 
 def test_an_unavailable_server_is_an_error_after_a_while(loading: Loading, folder: Path) -> None:
     port = free_ports(1)[0]
-    began = time.monotonic()
     with pytest.raises(DatabaseError, match="unavailable for") as raised:
         loading(folder, dsn=f"postgresql://me:geheim@127.0.0.1:{port}/db", retry_seconds=1)
-    assert time.monotonic() - began < 15
     assert "run the same command again" in str(raised.value)
     assert "geheim" not in str(raised.value)
 
@@ -319,10 +317,8 @@ def test_a_wrong_password_is_not_shown(loading: Loading, folder: Path) -> None:
     parts = urlsplit(loading.dsn)
     place = parts.netloc.split("@")[1]
     wrong = urlunsplit(parts._replace(netloc=f"postgres:geheim@{place}"))
-    began = time.monotonic()
     with pytest.raises(DatabaseError, match="password") as raised:
-        loading(folder, dsn=wrong)
-    assert time.monotonic() - began < 5, "a wrong password does not become right"
+        loading(folder, dsn=wrong, retry_seconds=3600)  # it does not become right by waiting
     assert "geheim" not in _all_messages(raised.value)
 
 
@@ -358,9 +354,13 @@ def test_a_missing_database_is_an_error(loading: Loading, folder: Path) -> None:
         loading(folder, dsn=dsn)
 
 
+@pytest.mark.parametrize(
+    "retries", [1, pytest.param(embedding.DEFAULT_MAX_RETRIES, marks=pytest.mark.campaign)]
+)
 def test_an_unavailable_gateway_is_an_error_with_its_address(
-    loading: Loading, folder: Path
+    loading: Loading, folder: Path, monkeypatch: pytest.MonkeyPatch, retries: int
 ) -> None:
+    monkeypatch.setattr(embedding, "DEFAULT_MAX_RETRIES", retries)
     port = free_ports(1)[0]
     with pytest.raises(EmbeddingError, match=str(port)):
         loading(folder, gateway=GatewayOptions(url=f"http://127.0.0.1:{port}"))

@@ -61,7 +61,7 @@ def test_smaller_origin_wins_over_files(loading: Loading, tmp_path: Path, worker
     # In the first file it comes last, in the second first: workers come to the second before.
     write_jsonl(
         folder / "a.jsonl",
-        [{"id": f"a{n}", "text": SENTENCES[n]} for n in range(600)]
+        [{"id": f"a{n}", "text": SENTENCES[n]} for n in range(300)]
         + [{"id": "x", "text": "Of the first."}],
     )
     write_jsonl(folder / "b.jsonl", [{"id": "x", "text": "Of the second."}])

@@ -684,13 +684,27 @@ def has_come(line: str, moment: str | int) -> bool:
     return phase == moment if isinstance(moment, str) else int(rows or 0) >= moment
 
 
+@pytest.mark.parametrize(
+    "moments",
+    [
+        pytest.param((40, "index", "swap"), id="3-kills"),
+        pytest.param(
+            (1, 40, 80, 120, "changes", "index", "index", "swap"),
+            id="8-kills",
+            marks=pytest.mark.campaign,
+        ),
+    ],
+)
 def test_kills_at_any_moment_are_resumed(
-    database_url: str, in_process_gateway: GatewayProcess, other_gateway: GatewayProcess
+    database_url: str,
+    in_process_gateway: GatewayProcess,
+    other_gateway: GatewayProcess,
+    moments: tuple[str | int, ...],
 ) -> None:
     table = load(database_url, in_process_gateway.url)
     command = [sys.executable, "-c", _SCRIPT, database_url, other_gateway.url]
     pauses = random.Random(7)
-    for moment in (1, 40, 80, 120, "changes", "index", "index", "swap"):
+    for moment in moments:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             assert any(has_come(line, moment) for line in process.stdout), moment

@@ -115,13 +115,17 @@ def test_a_truncating_tokenizer_still_counts_every_token() -> None:
 @pytest.mark.parametrize(
     ("text", "markup"),
     [
-        pytest.param("a" * 1_000_000, "text", id="one-letter"),
-        pytest.param("你好世界" * 83_000, "markdown", id="chinese-without-punctuation"),
-        pytest.param("".join(map(chr, range(0x4E00, 0x9FA5))) * 16, "text", id="rare-characters"),
+        pytest.param("a" * 250_000, "text", id="one-letter"),
+        pytest.param("你好世界" * 21_000, "markdown", id="chinese-without-punctuation"),
+        pytest.param("".join(map(chr, range(0x4E00, 0x9FA5))) * 4, "text", id="rare-characters"),
     ],
 )
+@pytest.mark.parametrize("times", [1, pytest.param(4, marks=pytest.mark.campaign)])
 @pytest.mark.slow
-def test_a_megabyte_without_any_boundary_takes_seconds(text: str, markup: Markup) -> None:
+def test_a_megabyte_without_any_boundary_takes_seconds(
+    text: str, markup: Markup, times: int
+) -> None:
+    text *= times
     splitter = Splitter(SplitOptions(), TOKENIZER_JSON)
     began = time.process_time()
     chunks = splitter.split(document(text, markup))
@@ -234,8 +238,6 @@ def test_a_gateway_with_keys_requires_one() -> None:
 
 
 def test_a_gateway_that_stays_unavailable_is_an_error_after_a_while() -> None:
-    began = time.monotonic()
     with pytest.raises(EmbeddingConnectionError, match="Cannot reach the gateway") as caught:
         load_tokenizer(SMALL, GatewayOptions(url="http://127.0.0.1:9"), retry_seconds=1)
     assert caught.value.tries > 1
-    assert time.monotonic() - began < 20
