@@ -34,10 +34,16 @@ class FakeBackend:
     """
 
     def __init__(
-        self, *, max_batch_size: int = 8, pooled: bool = False, stated_canary: str = ""
+        self,
+        *,
+        max_batch_size: int = 8,
+        pooled: bool = False,
+        stated_canary: str = "",
+        width: int = HIDDEN_SIZE,
     ) -> None:
-        self._table = np.random.default_rng(7).normal(size=(VOCABULARY_SIZE, HIDDEN_SIZE))
-        shape = (-1, HIDDEN_SIZE) if pooled else (-1, -1, HIDDEN_SIZE)
+        rows = VOCABULARY_SIZE if width <= 2 * HIDDEN_SIZE else 1
+        self._table = np.random.default_rng(7).normal(size=(rows, width))
+        shape = (-1, width) if pooled else (-1, -1, width)
         name = "sentence_embedding" if pooled else "last_hidden_state"
         int64 = np.dtype(np.int64)
         self._spec = describe_model(

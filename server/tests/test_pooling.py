@@ -4,9 +4,11 @@ import pytest
 from qwen3_triton_gateway.pooling import (
     l2_normalize,
     last_token_pool,
+    pool_states,
     truncate_dimensions,
     unusable_rows,
 )
+from qwen3_triton_gateway.settings import Pooling
 
 # (batch, length, hidden_size) whose value at [b, t, h] is 100 b + 10 t + h
 STATES = (
@@ -51,3 +53,15 @@ def test_rows_without_a_direction_are_found() -> None:
 
 def test_large_finite_rows_are_usable() -> None:
     assert unusable_rows(np.full((1, 1280), 3e19, dtype=np.float32)) == []
+
+
+@pytest.mark.parametrize(
+    ("pooling", "tokens"),
+    [("mean", [[1, 2], [0, 1, 2, 3]]), ("cls", [[1], [0]]), ("last_token", [[2], [3]])],
+)
+def test_states_are_pooled_as_the_setting_says(pooling: Pooling, tokens: list[list[int]]) -> None:
+    mask = np.array([[0, 1, 1, 0], [1, 1, 1, 1]])
+    pooled = pool_states(STATES.astype(np.float16), mask, pooling)
+    assert pooled.dtype == np.float32
+    expected = [STATES[row, places].mean(axis=0).tolist() for row, places in enumerate(tokens)]
+    assert pooled.tolist() == expected

@@ -417,6 +417,22 @@ def test_the_tokenizer_is_served_while_the_model_is_unavailable(
     assert client.get("/tokenizer").status_code == 200
 
 
+def test_info_says_what_the_probe_found(client: TestClient) -> None:
+    info = client.get("/info").json()
+    assert info["pooling"] == info["model_type"]["embedding"]["pooling"] == "last_token"
+    assert (info["probe"]["pooling"], info["probe"]["shares_batches"]) == ("last_token", True)
+
+
+def test_another_pooling_is_another_embedding_space(
+    start_gateway: Callable[..., TestClient],
+) -> None:
+    last, mean = (start_gateway(EMBED_POOLING=pooling) for pooling in ("last_token", "mean"))
+    assert mean.get("/info").json()["pooling"] == "mean"
+    answers = [client.post("/embed", json={"texts": ["hello"]}).json() for client in (last, mean)]
+    assert answers[0]["fingerprint"] != answers[1]["fingerprint"]
+    assert answers[0]["embeddings"] != answers[1]["embeddings"]
+
+
 def test_info_states_the_limits(client: TestClient) -> None:
     info = client.get("/info").json()
     assert info["hidden_size"] == 1280

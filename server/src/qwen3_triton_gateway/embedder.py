@@ -16,9 +16,9 @@ from .cache import VectorCache
 from .errors import BadVectorError, EmbeddingServerError, InvalidRequestError
 from .fingerprint import EmbeddingSpace
 from .metrics import Metrics
-from .pooling import l2_normalize, last_token_pool, truncate_dimensions, unusable_rows
+from .pooling import l2_normalize, pool_states, truncate_dimensions, unusable_rows
 from .scheduler import Scheduler
-from .settings import MIN_DIMENSIONS, Settings
+from .settings import MIN_DIMENSIONS, Pooling, Settings
 from .tensors import (
     EmbeddedText,
     Embeddings,
@@ -84,7 +84,11 @@ class Embedder:
         space: EmbeddingSpace,
         settings: Settings,
         metrics: Metrics,
+        *,
+        shares_batches: bool = True,
     ) -> None:
+        """Prepare the queue; without `shares_batches`, every text runs alone."""
+        self._pooling: Pooling = settings.pooling
         self._backend = backend
         self._tokenizer = tokenizer
         self._space = space
@@ -95,7 +99,9 @@ class Embedder:
         self.scheduler = Scheduler(
             self._run_batch,
             limits=BatchLimits(
-                spec.max_batch_size, settings.max_batch_tokens, tokenizer.max_length
+                spec.max_batch_size if shares_batches else 1,
+                settings.max_batch_tokens,
+                tokenizer.max_length,
             ),
             window=spec.instance_count + 1,
             max_queue_tokens=settings.max_queue_tokens,
@@ -188,7 +194,7 @@ class Embedder:
         for entry in entries:
             entry.model_seconds = states.seconds
         if isinstance(states, HiddenStates):
-            return last_token_pool(states.values, batch.attention_mask)
+            return pool_states(states.values, batch.attention_mask, self._pooling)
         return states.values.astype(np.float32)
 
     def _assemble(self, call: EmbedCall, texts: Sequence[EmbeddedText]) -> Embeddings:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .settings import Pooling
 from .tensors import Float32Matrix, FloatArray, Int64Matrix
 
 # Below this norm, a row has no direction: fp16 overflow in some ONNX Runtime releases zeroes whole
@@ -25,6 +26,21 @@ def last_token_pool(last_hidden_state: FloatArray, attention_mask: Int64Matrix) 
     last = length - 1 - np.argmax(attention_mask[:, ::-1], axis=1)
     rows = np.arange(attention_mask.shape[0])
     return last_hidden_state[rows, last].astype(np.float32)
+
+
+def pool_states(
+    last_hidden_state: FloatArray, attention_mask: Int64Matrix, pooling: Pooling
+) -> Float32Matrix:
+    """Pool hidden states as a setting says; shapes are those of `last_token_pool`."""
+    if pooling == "mean":
+        weights = attention_mask[..., None].astype(np.float32)
+        # In float32, since the sum of many float16 states overflows.
+        total = (last_hidden_state.astype(np.float32) * weights).sum(axis=1)
+        return total / weights.sum(axis=1)
+    if pooling == "cls":
+        first = np.argmax(attention_mask, axis=1)
+        return last_hidden_state[np.arange(len(first)), first].astype(np.float32)
+    return last_token_pool(last_hidden_state, attention_mask)
 
 
 def truncate_dimensions(vectors: Float32Matrix, dimensions: int) -> Float32Matrix:

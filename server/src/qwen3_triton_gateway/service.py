@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from .admission import Admission
 from .backends.base import Backend, ModelSpec
+from .backends.behavior import Behavior, accept_pooling, probe_behavior
 from .canary import Canary, canary_batch, check_stated_canary
 from .embedder import Embedder
 from .errors import BackendUnavailableError, ModelNotFoundError, StartupError, shorten
@@ -80,6 +81,8 @@ class EmbeddingService:
         self.metrics.observe_state(self.state)
         self.stopping = False
         self._readiness = Readiness(ready=False, backend_ready=False, reason="starting")
+        self.behavior = Behavior("unknown")
+        self.pooling: str = settings.pooling
         self._embedder: Embedder | None = None
         self._canary: Canary | None = None
         self._backend_checks_itself = False
@@ -273,6 +276,12 @@ class EmbeddingService:
             problems=self.backend.problems,
         )
 
+    def _log_behavior(self, behavior: Behavior) -> None:
+        if behavior.pooling == "unknown":
+            logger.warning("The model is too slow to be probed: its pooling is taken on trust.")
+        if not behavior.shares_batches:
+            logger.warning("Texts run one by one: in a batch, this model fails or is wrong.")
+
     async def _accept(self, spec: ModelSpec) -> None:
         output_dim = self.settings.output_dim
         if output_dim > spec.hidden_size:
@@ -282,17 +291,27 @@ class EmbeddingService:
             )
             raise StartupError(msg)
         self._model_id = self.settings.model_id or MODEL_IDS.get(spec.hidden_size, spec.name)
+        batch = canary_batch(self.tokenizer)
+        checks_itself = await self.backend.adopt_canary(batch)
+        self.behavior = await probe_behavior(self.backend, self.tokenizer)
+        self._log_behavior(self.behavior)
+        self.pooling = accept_pooling(spec, self.behavior, self.settings.pooling)
         self._space = EmbeddingSpace(
             model_id=self._model_id,
             weights_digest=spec.weights_digest,
             tokenizer_digest=self.tokenizer.digest,
-            pooling="last_token",
+            pooling=self.pooling,
             prompt_version=PROMPT_VERSION,
             dtype=spec.output.dtype.name,
         )
-        batch = canary_batch(self.tokenizer)
-        checks_itself = await self.backend.adopt_canary(batch)
-        embedder = Embedder(self.backend, self.tokenizer, self._space, self.settings, self.metrics)
+        embedder = Embedder(
+            self.backend,
+            self.tokenizer,
+            self._space,
+            self.settings,
+            self.metrics,
+            shares_batches=self.behavior.shares_batches,
+        )
         canary = Canary(self.backend, batch, last_answer=lambda: embedder.scheduler.last_answer)
         check_stated_canary(spec.stated_canary, batch, await canary.start())
         self._embedder, self._canary = embedder, canary

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, Literal, TypeAlias, cast
 
 from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -18,6 +18,8 @@ CONNECTION_HEADERS = {
     *("accept-encoding", "connection", "content-encoding", "content-length", "content-type"),
     *("host", "inference-header-content-length", "te", "transfer-encoding", "upgrade"),
 }
+Pooling: TypeAlias = Literal["last_token", "mean", "cls", "graph"]
+
 MIN_DIMENSIONS = 32
 MAX_TEXTS = 2048
 
@@ -94,6 +96,15 @@ class Settings(BaseSettings):
         description=(
             "Folder with model.onnx (or onnx/model.onnx, as on the hub) and tokenizer.json, to run "
             "ONNX Runtime in the gateway's process instead of Triton."
+        ),
+    )
+    pooling: Pooling = Field(
+        default="last_token",
+        validation_alias="EMBED_POOLING",
+        description=(
+            "What a text's vector is: the state of its end token (last_token, as the family is "
+            "trained), of its first token (cls), or the mean. A graph that pools is refused if it "
+            "does not behave like this; graph accepts its pooling, whatever it is."
         ),
     )
     max_length: int = Field(

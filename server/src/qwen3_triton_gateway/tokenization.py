@@ -76,6 +76,7 @@ class TextTokenizer:
         max_length: Maximum tokens of a text, end token included.
         end_token_id: The token that ends every text, which is also the pad token.
         appends_end_token: Whether the file itself appends the end token.
+        vocabulary_size: Number of tokens, special ones included.
     """
 
     def __init__(self, path: Path, *, max_length: int) -> None:
@@ -101,6 +102,7 @@ class TextTokenizer:
         self.max_length = max_length
         self.end_token_id: int = end_token_id
         self.digest = hashlib.sha256(self.file_content).hexdigest()
+        self.vocabulary_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self.appends_end_token = self._tokenizer.encode("probe").ids[-1:] == [end_token_id]
 
     def encode(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -131,15 +132,16 @@ def _describe(service: EmbeddingService) -> dict[str, Any]:
         "model_aliases": settings.model_aliases,
         "version": __version__,
         "backend": service.backend.description,
-        "pooling": "last_token",
+        "pooling": service.pooling,
         "pooled_in_graph": spec.pooling == "in_graph",
+        "probe": asdict(service.behavior),
         "dtype": spec.output.dtype.name,
         "hidden_size": spec.hidden_size,
         "dimensions": settings.output_dim,
         "min_dimensions": MIN_DIMENSIONS,
         "max_length": settings.max_length,
         "max_texts": MAX_TEXTS,
-        "max_batch_size": spec.max_batch_size,
+        "max_batch_size": spec.max_batch_size if service.behavior.shares_batches else 1,
         "max_batch_tokens": settings.max_batch_tokens,
         "max_body_bytes": settings.max_body_bytes,
         "default_instruction": DEFAULT_INSTRUCTION,
@@ -154,7 +156,7 @@ def _describe_as_tei(service: EmbeddingService) -> dict[str, Any]:
         "model_id": service.model_id,
         "model_sha": spec.weights_digest,
         "model_dtype": spec.output.dtype.name,
-        "model_type": {"embedding": {"pooling": "last_token"}},
+        "model_type": {"embedding": {"pooling": service.pooling}},
         "max_input_length": settings.max_length,
         "max_client_batch_size": MAX_TEXTS,
         "max_concurrent_requests": settings.max_queue_requests,
