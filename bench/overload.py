@@ -6,8 +6,8 @@
 
 The rate that can be sustained is measured first, with callers that wait for their answers. Then
 requests come at random times at a multiple of it, whatever happens to them. All of it once with the
-whole machine, and once with the gateway held to half a core. The generator has the lowest priority.
-The machine has to be idle otherwise.
+whole machine, and once with the gateway held to half a core. The generator has a lower priority
+than the gateway. The machine has to be idle otherwise.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ def overload_row(
         f"{outcome.answered_per_second:.0f} texts/s; answered p50 {median:.2f}, p99 {high:.2f} s; "
         f"refused p99 {outcome.refused_seconds[1]:.2f} s; statuses {outcome.statuses}; "
         f"sent {outcome.sent_per_second:.0f}/s, {outcome.not_sent} not sent; Retry-After {told}; "
-        f"peak {watch.peak_mib:.0f} MiB; slowest probe {watch.slowest_seconds:.2f} s; "
+        f"generator late by {outcome.lag_seconds:.2f} s; peak {watch.peak_mib:.0f} MiB; "
+        f"slowest probe {watch.slowest_seconds:.2f} s; "
         f"afterwards {recovered / sustained:.2f} of the rate"
     )
     is_met = (

@@ -123,7 +123,7 @@ async def test_requests_that_have_just_arrived_count_at_the_door() -> None:
 
     with ExitStack() as stack:
         for _ in range(ALWAYS_ADMITTED):
-            submit(admission, stack, 50)
+            submit(admission, stack, 20)
         assert at_the_door() is None
         states: list[dict[str, object]] = [{} for _ in range(100)]
         for state in states:
