@@ -239,8 +239,8 @@ def test_headers_without_an_end_cost_no_memory(line: bytes) -> None:
 def test_1100_slow_requests_shut_nobody_out(start: bytes) -> None:
     with running_gateway() as gateway, ExitStack() as stack, watched(gateway) as most:
         slow = [connect(gateway, stack, start) for _ in range(1100)]
-        end = time.monotonic() + 45
-        while time.monotonic() < end:
+        for _ in range(40):
+            time.sleep(1)  # a byte a second
             for connection in slow:
                 try:
                     connection.send(b"a")

@@ -216,10 +216,56 @@ async def test_headers_that_never_end_are_a_408() -> None:
 
 
 async def test_a_body_that_never_ends_is_a_408_and_its_reader_learns_it() -> None:
-    app = Echo()
-    head, _ = await answer(post()[:-1], app, bounds=HttpBounds(body_seconds=0.05))
+    app, bounds = Echo(), HttpBounds(body_seconds=-0.95)
+    head, _ = await answer(post(b"", b"x" * 100_000)[:-1], app, bounds=bounds)
     assert head.startswith("HTTP/1.1 408")
     assert app.disconnected.is_set()
+
+
+async def test_a_small_body_that_never_ends_does_not_reach_the_application() -> None:
+    app = Echo()
+    head, body = await answer(post()[:-1], app, bounds=HttpBounds(body_seconds=0.05))
+    assert head.startswith("HTTP/1.1 408")
+    assert orjson.loads(body)["error"]["code"] == "request_timeout"
+    assert not app.requests
+    assert not app.disconnected.is_set()
+
+
+async def test_a_slow_second_body_does_not_damage_the_first_answer() -> None:
+    app = Echo()
+    app.may_answer.clear()
+    async with serve(app, HttpBounds(body_seconds=0.05)) as (reader, writer):
+        writer.write(post() + post()[:-1])
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        while not app.requests or loop.time() < began + 0.1:
+            await asyncio.sleep(0)
+        app.may_answer.set()
+        answers = await reader.read()
+    assert answers.count(b"HTTP/1.1") == 1
+    assert answers.endswith(BODY)
+
+
+@pytest.mark.parametrize("size", [1, 60_000, 70_000, 300_000])
+async def test_a_body_in_many_pieces_arrives_whole(size: int) -> None:
+    app, body = Echo(), bytes(range(256)) * (size // 256 + 1)
+    async with serve(app) as (reader, writer):
+        request = last(post(b"", body))
+        for start in range(0, len(request), max(1, size // 7)):
+            writer.write(request[start : start + max(1, size // 7)])
+            await writer.drain()
+            await asyncio.sleep(0)
+        answer_bytes = await reader.read()
+    assert answer_bytes.endswith(body)
+    assert app.requests[0]["body"] == body
+
+
+async def test_a_body_that_announces_too_much_is_not_waited_for() -> None:
+    app = Echo()
+    async with serve(app, HttpBounds(body_bytes=1000)) as (_, writer):
+        writer.write(post(b"", b"x" * 2000)[:-1990])
+        writer.write_eof()  # the application learns of it, so it has been started
+        await asyncio.wait_for(app.disconnected.wait(), 30)
 
 
 async def test_a_connection_without_a_request_is_closed_without_an_answer() -> None:

@@ -153,6 +153,10 @@ class Door:
         retry_after = b"retry-after: %d\r\n" % (error.retry_after_seconds or 1)
         return b"".join([refusal.head, retry_after, *headers, b"\r\n", refusal.body])
 
+    def count(self, path: str, dialect: Dialect, status: int) -> None:
+        """Count a request that the protocol answers for another reason."""
+        self._service.metrics.requests.labels(path, dialect.value, status).inc()
+
     def _find_counters(self, path: str, dialect: Dialect) -> tuple[Counter, Histogram]:
         metrics = self._service.metrics
         requests = metrics.requests.labels(path, dialect.value, 429)

@@ -23,7 +23,7 @@ from uvicorn.server import ServerState
 
 from .auth import is_health_path
 from .connections import Connections, Waiting
-from .door import DoorProtocol
+from .door import HELD_BYTES, DoorProtocol
 from .errors import (
     EmbeddingServerError,
     HeadersTooLargeError,
@@ -37,10 +37,14 @@ logger = logging.getLogger(__name__)
 
 # Headers are fed in pieces, so that what is between two counts is small.
 PIECE_BYTES = 16 * 1024
+# A request enters the framework once its body is complete, or larger than this: the framework takes
+# a millisecond for each, which slow callers would take from others by the thousand.
+EARLY_BYTES = 64 * 1024
 # Chunked bodies of one byte a chunk have five bytes around each.
 MAX_FRAMING_RATIO = 8
 # How long after the end of its own stream a caller is asked whether it still reads.
 HALF_CLOSED_SECONDS = 1.0
+BODY_GRACE_SECONDS = 1.0
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -51,12 +55,14 @@ class HttpBounds:
     Attributes:
         header_bytes: Request line and headers together; also trailers.
         headers: Number of headers.
+        body_bytes: A body that announces more is refused without waiting for it.
         header_seconds: From the first byte to the end of the headers.
         body_seconds: From the first byte to the end of the body.
     """
 
     header_bytes: int = 64 * 1024
     headers: int = 100
+    body_bytes: int = 8 * 1024 * 1024
     header_seconds: float = 10.0
     body_seconds: float = 60.0
 
@@ -92,10 +98,11 @@ class GatewayProtocol(DoorProtocol):
         self._framing_bytes = 0
         self._allowed_framing = 0
         self._offers_upgrade = False
+        self._early: bytearray | None = None
         self._refusal: EmbeddingServerError | None = None
         self._has_refused = False
         self._read_timer: asyncio.TimerHandle | None = None
-        self._timed: tuple[Part, float | None] = (Part.START, None)
+        self._timed: object = None
         self._waiting = Waiting.FOR_REQUEST
         self._half_closed_timer: asyncio.TimerHandle | None = None
         self._descriptor = -1
@@ -176,10 +183,10 @@ class GatewayProtocol(DoorProtocol):
                 raise self._refuse_with(_malformed())
             self._offers_upgrade = True
             return
-        path = self.url.partition(b"?")[0].decode("ascii")
-        is_crowded = self._connections is not None and self._connections.is_crowded
-        self.app = _refuse_crowd if is_crowded and not is_health_path(path) else self._whole_app
-        super().on_headers_complete()
+        if self._can_wait_for_body():
+            self._early = bytearray()
+        else:
+            self._start_request()
         self._part = Part.BODY
         self._framing_bytes = 0
         self._allowed_framing = self._bounds.header_bytes
@@ -187,11 +194,18 @@ class GatewayProtocol(DoorProtocol):
     def on_body(self, body: bytes) -> None:
         self._framing_bytes -= len(body)
         self._allowed_framing += MAX_FRAMING_RATIO * len(body)
-        super().on_body(body)
+        if self._early is None:
+            super().on_body(body)
+            return
+        self._early += body
+        if len(self._early) > EARLY_BYTES:
+            self._start_request()
 
     def on_message_complete(self) -> None:
         if self._offers_upgrade:
             return
+        if self._early is not None:
+            self._start_request()
         self._part = Part.START
         self._began = None
         self._head_bytes = 0
@@ -205,6 +219,28 @@ class GatewayProtocol(DoorProtocol):
 
     def send_400_response(self, msg: str) -> None:
         self._reject(_malformed())
+
+    def _can_wait_for_body(self) -> bool:
+        """Return whether nothing can be said about a request before its body is there."""
+        fields = dict(self.headers)
+        has_body = b"transfer-encoding" in fields or fields.get(b"content-length", b"0") != b"0"
+        # A caller that expects `100 Continue` waits too.
+        if not has_body or self.expect_100_continue:
+            return False
+        length = self._announced_length()
+        door = self._door
+        is_refused = door is not None and door.limit_of_any(is_bulk=length > HELD_BYTES)
+        return not is_refused and length <= self._bounds.body_bytes
+
+    def _start_request(self) -> None:
+        """Hand a request to the door and the framework, with what has arrived of its body."""
+        path = self.url.partition(b"?")[0].decode("ascii")
+        is_crowded = self._connections is not None and self._connections.is_crowded
+        self.app = _refuse_crowd if is_crowded and not is_health_path(path) else self._whole_app
+        super().on_headers_complete()
+        early, self._early = self._early, None
+        if early:
+            super().on_body(bytes(early))
 
     def _feed(self, data: bytes) -> None:
         """Feed the parser, and count what it consumed without giving it back."""
@@ -248,6 +284,11 @@ class GatewayProtocol(DoorProtocol):
             self._feed(rest)
 
     @property
+    def _is_started(self) -> bool:
+        """Whether the request whose body is read has left the protocol."""
+        return self._part is Part.BODY and self._early is None and self._held is None
+
+    @property
     def _is_answer_due(self) -> bool:
         # uvicorn declares what is None until the first request as never None.
         cycle: Any = self.cycle
@@ -266,7 +307,7 @@ class GatewayProtocol(DoorProtocol):
 
     def _set_read_timer(self) -> None:
         if self._read_timer is not None:
-            if self._timed == (self._part, self._began):
+            if self._timed == (self._part, self._began, self._is_started):
                 return
             self._read_timer.cancel()
             self._read_timer = None
@@ -275,7 +316,9 @@ class GatewayProtocol(DoorProtocol):
         seconds = self._bounds.header_seconds
         if self._part is Part.BODY:
             seconds = self._bounds.body_seconds
-        self._timed = (self._part, self._began)
+            if self._is_started:  # the application answers first
+                seconds += BODY_GRACE_SECONDS
+        self._timed = (self._part, self._began, self._is_started)
         self._read_timer = self.loop.call_at(self._began + seconds, self._end_slow_request)
 
     def _end_slow_request(self) -> None:
@@ -306,14 +349,23 @@ class GatewayProtocol(DoorProtocol):
         self._refusal = error
         return error
 
+    def _count(self, error: EmbeddingServerError) -> Dialect:
+        """Count a refusal, and return the dialect of its response."""
+        # Before the end of the headers, there may be no path.
+        path = self._door.path_of(self.url) if self._door and self._part is Part.BODY else None
+        dialect = dialect_of({"path": path}) if path else Dialect.NATIVE
+        if self._door is not None:
+            self._door.count(path or "unknown", dialect, error.status)
+        return dialect
+
     def _reject(self, error: EmbeddingServerError) -> None:
         """Answer with the error's JSON and a request ID, and close the connection."""
         self._has_refused = True
-        if self._part is Part.BODY and not self._is_answer_due and self._held is None:
+        if self._is_started and not self._is_answer_due:
             self.transport.close()  # it has its answer
             return
         if self._is_answer_due:
-            if self._part is not Part.BODY:
+            if not self._is_started:
                 self.cycle.keep_alive = False  # closes after the answers that are due
                 return
             self.cycle.disconnected = True
@@ -323,8 +375,7 @@ class GatewayProtocol(DoorProtocol):
                 return
         request_id = uuid.uuid4().hex
         logger.info("status=%d request_id=%s %s", error.status, request_id, error.message)
-        # There may be no path yet, so the dialect is unknown.
-        response = error_response(error, Dialect.NATIVE)
+        response = error_response(error, self._count(error))
         headers = [
             *response.raw_headers,
             (b"x-request-id", request_id.encode()),

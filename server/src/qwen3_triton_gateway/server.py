@@ -189,9 +189,9 @@ def _http_protocol(settings: Settings, connections: Connections) -> Any:
 
     read_seconds = min(settings.read_timeout_seconds, settings.timeout_seconds)
     bounds = HttpBounds(
+        body_bytes=settings.max_body_bytes,
         header_seconds=min(MAX_HEADER_SECONDS, read_seconds),
-        # The application answers first; this closes what it does not read.
-        body_seconds=read_seconds + GRACE_SECONDS,
+        body_seconds=read_seconds,
     )
     return partial(GatewayProtocol, bounds=bounds, connections=connections)
 
