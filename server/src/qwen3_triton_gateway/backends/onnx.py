@@ -187,6 +187,9 @@ def _open_session(path: Path, intra_op_threads: int) -> Any:
         raise StartupError(msg) from error
     options: Any = onnxruntime.SessionOptions()
     options.intra_op_num_threads = intra_op_threads
+    # A pattern makes a second run of a shape allocate all of its memory again, in one block, and
+    # saves no time: 80 MiB for a text of 1,024 tokens, twice what the run itself needs.
+    options.enable_mem_pattern = False
     try:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:
