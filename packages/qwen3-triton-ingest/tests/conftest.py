@@ -37,8 +37,8 @@ def _corpus(in_process_gateway: GatewayProcess) -> Corpus:
 
 @pytest.fixture(name="paragraphs", scope="session")
 def _paragraphs(in_process_gateway: GatewayProcess) -> Corpus:
-    """Three thousand paragraphs of Python's documentation; their metadata numbers them."""
-    texts = dict.fromkeys(" ".join(paragraph.split())[:240] for paragraph in _documentation())
+    """The beginnings of 3,000 paragraphs of Python's documentation; their metadata numbers them."""
+    texts = dict.fromkeys(" ".join(paragraph.split())[:120] for paragraph in _documentation())
     entries = [
         Entry(
             uuid.uuid5(uuid.NAMESPACE_OID, text),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pydoc_data.topics
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from llama_index.core.vector_stores import VectorStoreQuery
 from llama_index.vector_stores.postgres import PGVectorStore as LlamaIndexStore
 
 import demo
-from gateway_process import GatewayProcess
+from gateway_process import GatewayProcess, running_gateway
 from ingest_corpus import SENTENCES
 from ingest_loading import TABLE, Loading, quick_loading, write_jsonl
 from langchain_qwen3_triton import Qwen3TritonEmbeddings
@@ -23,11 +24,19 @@ from qwen3_triton_ingest.layouts import LAYOUTS, LayoutName
 
 K, QUERIES, RECALL = 10, 40, 0.95
 MARKDOWN = Path(demo.__path__[0]).parents[1] / "docs"
+CACHE_BYTES = 64_000_000
+
+
+@pytest.fixture(name="caching_gateway", scope="module")
+def _caching_gateway() -> Generator[GatewayProcess]:
+    """Embeds the texts once for all layouts."""
+    with running_gateway("--cache-bytes", str(CACHE_BYTES)) as gateway:
+        yield gateway
 
 
 @pytest.fixture(name="loading")
-def _loading(database_url: str, in_process_gateway: GatewayProcess) -> Loading:
-    return quick_loading(database_url, in_process_gateway)
+def _loading(database_url: str, caching_gateway: GatewayProcess) -> Loading:
+    return quick_loading(database_url, caching_gateway)
 
 
 @pytest.fixture(name="sources")
@@ -36,18 +45,19 @@ def _sources(tmp_path: Path) -> list[Path]:
     topics = sorted(pydoc_data.topics.topics.items())[:25]
     records = [{"id": name, "text": text, "kind": "manual"} for name, text in topics]
     articles = Path(demo.__path__[0]) / "documents.jsonl"
-    return [articles, MARKDOWN, write_jsonl(tmp_path / "manual.jsonl", records)]
+    guides = [MARKDOWN / name for name in ("http.md", "ingest.md", "models.md")]
+    return [articles, *guides, write_jsonl(tmp_path / "manual.jsonl", records)]
 
 
 @pytest.fixture(name="questions")
-def _questions(in_process_gateway: GatewayProcess) -> list[list[float]]:
-    with EmbeddingClient(in_process_gateway.url) as client:
+def _questions(caching_gateway: GatewayProcess) -> list[list[float]]:
+    with EmbeddingClient(caching_gateway.url) as client:
         texts = SENTENCES[:: len(SENTENCES) // QUERIES][:QUERIES]
         return [list(vector) for vector in client.embed(texts, input_type="query").vectors]
 
 
 def load_all(loading: Loading, sources: list[Path], layout: LayoutName) -> None:
-    split = replace(loading.options.split, chunk_tokens=128)
+    split = replace(loading.options.split, chunk_tokens=64)
     report = loading(*sources, layout=layout, split=split, index=IndexOptions(text="none"))
     assert report.counts.failed == 0
     assert report.counts.chunks_written > 1000
