@@ -136,6 +136,16 @@ def _connection_error(error: psycopg.OperationalError) -> Exception:
     return DatabaseError(f"PostgreSQL refused the connection: {explain(error)}.")
 
 
+def narrow_encoding(connection: Connection) -> str | None:
+    """Return Python's name of the database's encoding; None if it can store every character."""
+    row = connection.execute("SHOW server_encoding").fetchone()
+    if row is None or row[0] in {"UTF8", "SQL_ASCII"}:
+        return None
+    with connection.transaction(force_rollback=True):
+        set_locally(connection, {"client_encoding": row[0]})
+        return connection.info.encoding
+
+
 def explain(error: psycopg.Error) -> str:
     """Return PostgreSQL's message, detail and hint on one line, without a mark at the end."""
     primary = error.diag.message_primary or str(error)

@@ -98,7 +98,7 @@ def check_indexes(connection: Connection, table: Table, options: IndexOptions) -
         builds |= find_text_index_for(connection, table, options.text, config) is None
     if options.maintenance_work_mem is not None:
         check_memory(connection, options.maintenance_work_mem)
-    reason = why_not_indexable(connection, table)
+    reason = why_not_indexable(connection, table, concurrently=options.concurrently)
     if builds and reason:
         raise TableError(f"{reason} To load without building any, set `--index none`.")
     return "keep" if reason and options.policy == "auto" else options.policy

@@ -123,8 +123,21 @@ class Table:
         """Return the quoted, qualified name."""
         return sql.Identifier(self.schema, self.name)
 
+    @property
+    def escaped_identifier(self) -> sql.Identifier:
+        """Return the same for a statement that is executed with parameters."""
+        return escaped_identifier(self.schema, self.name)
+
     def __str__(self) -> str:
         return f"{self.schema}.{self.name}"
+
+
+def escaped_identifier(*names: str) -> sql.Identifier:
+    """Return a quoted name for a statement that is executed with parameters.
+
+    psycopg then looks for placeholders inside of names, too.
+    """
+    return sql.Identifier(*(name.replace("%", "%%") for name in names))
 
 
 def fit_name(stem: str, suffix: str) -> str:

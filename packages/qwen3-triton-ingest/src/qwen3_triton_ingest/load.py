@@ -14,7 +14,7 @@ from typing import Literal, TypeAlias
 import psycopg
 
 from .config import LoadOptions
-from .database import Connection, Session, explain
+from .database import Connection, Session, explain, narrow_encoding
 from .documents import text_digest
 from .embedding import check_chunk_tokens, open_client, served_space
 from .engines import map_shards, open_engine
@@ -316,6 +316,7 @@ class _Load:
             labels=options.labels,
             retry_seconds=options.retry_seconds,
             on_conflict=options.on_conflict,
+            encoding=self._session.run(narrow_encoding),
         )
 
     @property

@@ -96,6 +96,28 @@ def digests_of(document: Document, splitter_version: str) -> Digests:
     )
 
 
+def storable(record: Document | BadRecord, encoding: str) -> Document | BadRecord:
+    """Return a record that can be written in an encoding; else a report that can be.
+
+    A path is written with escapes. An id or a text that would need them is not loaded.
+    """
+
+    def clean(text: str) -> str:
+        return text.encode(encoding, "backslashreplace").decode(encoding)
+
+    origin = replace(record.origin, path=clean(record.origin.path))
+    doc_id = None if record.doc_id is None else clean(record.doc_id)
+    if isinstance(record, BadRecord):
+        return replace(record, origin=origin, doc_id=doc_id, reason=clean(record.reason))
+    try:
+        f"{record.doc_id}{record.text}".encode(encoding)
+    except UnicodeEncodeError as error:
+        character = f"U+{ord(error.object[error.start]):04X}"
+        reason = f"Contains {character}, which a database of the encoding {encoding} cannot store."
+        return BadRecord(origin, reason, "write", doc_id)
+    return replace(record, origin=origin)
+
+
 def in_one_source(
     document: Document, known: KnownDocument | None, owner: Ownership
 ) -> tuple[Document, KnownDocument | None]:

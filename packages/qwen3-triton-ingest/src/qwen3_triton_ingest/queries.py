@@ -148,10 +148,20 @@ WHERE n.nspname = %s AND t.relname = %s AND a.amname = ANY(%s)
 ORDER BY c.oid
 """
 
+# index.build: the table, or its partitions, with the option `parallel_workers`.
+TABLE_WORKERS = """
+SELECT n.nspname::text, c.relname::text, (
+    SELECT option_value::int FROM pg_options_to_table(c.reloptions)
+    WHERE option_name = 'parallel_workers')
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE c.relkind = 'r' AND (c.oid = to_regclass(%(table)s)
+    OR c.oid IN (SELECT relid FROM pg_partition_tree(to_regclass(%(table)s)) WHERE isleaf))
+"""
+
 # index.catalog
 INDEX_RIGHTS = """
 SELECT pg_has_role(c.relowner, 'USAGE'), has_schema_privilege(n.oid, 'CREATE'),
-    c.relowner::regrole::text, quote_ident(current_user)
+    c.relowner::regrole::text, quote_ident(current_user), c.relkind = 'p'
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = %s AND c.relname = %s
 """

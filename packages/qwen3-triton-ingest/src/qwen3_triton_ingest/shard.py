@@ -28,6 +28,7 @@ from .preparing import (
     in_one_source,
     is_duplicate,
     prepare,
+    storable,
 )
 from .sources import Shard, read_shard
 from .splitting import Splitter, load_tokenizer
@@ -55,6 +56,7 @@ class ShardTask:
         owner: The run, and the documents that it may change.
         gateway: Its `max_concurrency` is this worker's share.
         labels: Metadata that every document gets.
+        encoding: Of the database, if it cannot store every character.
         all_read: Whether all shards have been read once, see `preparing.compare`.
     """
 
@@ -71,11 +73,16 @@ class ShardTask:
     labels: Metadata
     retry_seconds: float
     on_conflict: ConflictPolicy = "skip"
+    encoding: str | None = None
     all_read: bool = False
 
     @property
     def run_id(self) -> int:
         return self.owner.run_id
+
+    def storable_name(self, shard: Shard) -> str:
+        encoding = self.encoding or "utf-8"
+        return shard.name.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def ingest_shard(task: ShardTask, shard: Shard, is_stopped: Callable[[], bool]) -> None:
@@ -97,7 +104,7 @@ def ingest_shard(task: ShardTask, shard: Shard, is_stopped: Callable[[], bool]) 
     with Session(task.dsn, retry_seconds=task.retry_seconds) as session:
         was_done = session.run(
             lambda connection: begin_shard(
-                connection, task.run_id, shard.key, shard.source, shard.name
+                connection, task.run_id, shard.key, shard.source, task.storable_name(shard)
             )
         )
         if was_done:
@@ -161,12 +168,15 @@ class _ShardRun:
 
     def _read(self) -> Generator[Document | BadRecord]:
         task = self._task
-        return read_shard(
+        records = read_shard(
             self._shard,
             task.read,
             source_dsn=task.source_dsns.get(self._shard.key),
             dimensions=task.table.dimensions,
         )
+        with closing(records):
+            for record in records:
+                yield storable(record, task.encoding) if task.encoding else record
 
     def _prepare_all(self, records: Iterable[Document | BadRecord]) -> Iterator[PreparedDocument]:
         """Yield the documents that need vectors, and deal with all others."""

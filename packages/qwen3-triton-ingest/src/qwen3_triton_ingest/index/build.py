@@ -12,6 +12,7 @@ from typing import NamedTuple, TypeAlias
 import psycopg
 from psycopg import sql
 
+from .. import queries
 from ..config import IndexOptions
 from ..database import Connection, connect, explain, time_limits, unlimited
 from ..errors import TableError
@@ -286,34 +287,31 @@ def _choose_workers(connection: Connection, options: IndexOptions) -> int:
 def _table_workers(connection: Connection, table: Table, workers: int) -> Generator[None]:
     """Make the planner give a build these workers, and restore the table's option afterwards.
 
-    On its own it gives none: vectors are stored out of line, and the table looks small.
+    On its own it gives none: vectors are stored out of line, and the table looks small. A table
+    with partitions has no options; its partitions do.
     """
-    former = _workers_of(connection, table)
-    _set_workers(connection, table, workers)
+    names = table.identifier.as_string(connection)
+    former = [
+        (sql.Identifier(schema, name), count)
+        for schema, name, count in connection.execute(queries.TABLE_WORKERS, {"table": names})
+    ]
+    for relation, _ in former:
+        _set_workers(connection, relation, workers)
     try:
         yield
     finally:
         # In a transaction that failed, the rollback restores the option.
         if connection.info.transaction_status != psycopg.pq.TransactionStatus.INERROR:
-            _set_workers(connection, table, former)
+            for relation, count in former:
+                _set_workers(connection, relation, count)
 
 
-def _set_workers(connection: Connection, table: Table, workers: int | None) -> None:
+def _set_workers(connection: Connection, relation: sql.Identifier, workers: int | None) -> None:
     """Set the table's option `parallel_workers`; None removes it."""
     change: sql.Composable = sql.SQL("RESET (parallel_workers)")
     if workers is not None:
         change = sql.SQL("SET (parallel_workers = {})").format(workers)
-    connection.execute(sql.SQL("ALTER TABLE {} {}").format(table.identifier, change))
-
-
-def _workers_of(connection: Connection, table: Table) -> int | None:
-    row = connection.execute(
-        "SELECT o.option_value::int FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace "
-        "CROSS JOIN pg_options_to_table(c.reloptions) o "
-        "WHERE n.nspname = %s AND c.relname = %s AND o.option_name = 'parallel_workers'",
-        (table.schema, table.name),
-    ).fetchone()
-    return row[0] if row else None
+    connection.execute(sql.SQL("ALTER TABLE {} {}").format(relation, change))
 
 
 def _needed(connection: Connection, table: Table, statement: BuildStatement) -> str:

@@ -82,11 +82,15 @@ def find_vector_indexes(connection: Connection, table: Table) -> list[VectorInde
     ]
 
 
-def why_not_indexable(connection: Connection, table: Table) -> str | None:
-    """Return why this user may not build an index on a table, None if it may."""
+def why_not_indexable(
+    connection: Connection, table: Table, *, concurrently: bool = False
+) -> str | None:
+    """Return why this user cannot build an index on a table, None if it can."""
     row = connection.execute(queries.INDEX_RIGHTS, (table.schema, table.name)).fetchone()
     assert row is not None
-    is_owner, may_create, owner, user = row
+    is_owner, may_create, owner, user, is_partitioned = row
+    if is_partitioned and concurrently:
+        return f"{table} has partitions, so PostgreSQL builds no index on it concurrently."
     if not is_owner:
         return f"The user {user} may not build an index on {table}: only its owner {owner} may."
     if not may_create:

@@ -12,6 +12,7 @@ from psycopg import sql
 from qwen3_triton_client import EmbeddingClient, EmbeddingError, Vector
 
 from ..database import Connection, Session
+from ..layouts import escaped_identifier
 from .job import Job
 from .old_table import OldTable
 from .state import (
@@ -167,16 +168,22 @@ class Filling:
     def _take_out(self, connection: Connection, *, keys: Sequence[str]) -> list[Row]:
         """Delete rows from the successor, and return those that still exist in the table."""
         self._delete(connection, keys)
-        key, content = sql.Identifier(self.old.key), self.job.table.layout.content
+        key, content = escaped_identifier(self.old.key), self.job.table.layout.content
         query = sql.SQL("SELECT {}::text, {} FROM {} WHERE {} = ANY(%s::{}[])").format(
-            *(key, sql.Identifier(content), self.job.table.identifier, key, self.old.key_type)
+            key,
+            sql.Identifier(content),
+            self.job.table.escaped_identifier,
+            key,
+            self.old.key_type,
         )
         return [(row[0], row[1]) for row in connection.execute(query, (list(keys),))]
 
     def _delete(self, connection: Connection, keys: Sequence[str]) -> None:
         connection.execute(
             sql.SQL("DELETE FROM {} WHERE {} = ANY(%s::{}[])").format(
-                self.job.successor.identifier, sql.Identifier(self.old.key), self.old.key_type
+                self.job.successor.escaped_identifier,
+                escaped_identifier(self.old.key),
+                self.old.key_type,
             ),
             (list(keys),),
         )

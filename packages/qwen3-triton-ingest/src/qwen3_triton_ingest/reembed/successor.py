@@ -81,7 +81,7 @@ def insert_rows(
     stage = sql.Identifier(_STAGE)
     connection.execute(
         sql.SQL(
-            "CREATE TEMPORARY TABLE IF NOT EXISTS {} (key text, embedding {}) ON COMMIT DELETE ROWS"
+            "CREATE TEMPORARY TABLE IF NOT EXISTS {} (key text, embedding {}) ON COMMIT DROP"
         ).format(stage, sql.Identifier(table.vector_schema, "vector"))
     )
     copy = sql.SQL("COPY {} (key, embedding) FROM STDIN (FORMAT binary)").format(stage)

@@ -15,7 +15,7 @@ from psycopg import sql
 
 from ..database import Connection
 from ..documents import Chunk, EmbeddedChunk
-from ..layouts import Table
+from ..layouts import Table, escaped_identifier
 from .binary import (
     BinaryDumper,
     BinaryValue,
@@ -135,23 +135,24 @@ def insert_statement(table: Table, *, upsert: bool) -> sql.Composed:
         sql.SQL("(VALUES ({})) AS sent ({})").format(values, _names(types))
     ]
     computed: dict[str, sql.Composable] = {
-        name: sql.SQL("filled.{}").format(_name(name)) for name in table.metadata_columns
+        name: sql.SQL("filled.{}").format(escaped_identifier(name))
+        for name in table.metadata_columns
     }
     if table.metadata_columns:
         sources.append(_filled(table))
     if table.tsv_column:
-        text = sql.SQL("sent.{}").format(_name(table.layout.content))
+        text = sql.SQL("sent.{}").format(escaped_identifier(table.layout.content))
         computed[table.tsv_column] = text_search_vector(table.tsv_config, text)
     statement = sql.SQL("INSERT INTO {} ({}) SELECT {} FROM {}").format(
-        _qualified(table),
+        table.escaped_identifier,
         _names([*types, *computed]),
         sql.SQL(", ").join([sql.SQL("sent.*"), *computed.values()]),
         sql.SQL(", ").join(sources),
     )
     if not upsert:
         return statement
-    columns = [_name(name) for name in [*types, *computed] if name != table.layout.id]
-    return sql.SQL(" ").join([statement, on_conflict(_name(table.layout.id), columns)])
+    columns = [escaped_identifier(name) for name in [*types, *computed] if name != table.layout.id]
+    return sql.SQL(" ").join([statement, on_conflict(escaped_identifier(table.layout.id), columns)])
 
 
 def on_conflict(id_column: sql.Identifier, columns: Iterable[sql.Identifier]) -> sql.Composed:
@@ -170,17 +171,19 @@ def update_statement(table: Table) -> sql.Composed:
     layout = table.layout
     assigned = [sql.SQL("seq = %b::int4").format()] if layout.name == "own" else []
     metadata_type = sql.SQL(table.metadata_type)
-    assigned.append(sql.SQL("{} = %b::{}").format(_name(layout.metadata), metadata_type))
+    assigned.append(
+        sql.SQL("{} = %b::{}").format(escaped_identifier(layout.metadata), metadata_type)
+    )
     source = sql.SQL("")
     for name in table.metadata_columns:
-        assigned.append(sql.SQL("{0} = filled.{0}").format(_name(name)))
+        assigned.append(sql.SQL("{0} = filled.{0}").format(escaped_identifier(name)))
     if table.metadata_columns:
         source = sql.SQL(" FROM {}").format(_filled(table))
     return sql.SQL("UPDATE {} AS t SET {}{} WHERE t.{} = %b::{}").format(
-        _qualified(table),
+        table.escaped_identifier,
         sql.SQL(", ").join(assigned),
         source,
-        _name(layout.id),
+        escaped_identifier(layout.id),
         sql.SQL(layout.id_type),  # pyright: ignore[reportArgumentType]
     )
 
@@ -188,7 +191,7 @@ def update_statement(table: Table) -> sql.Composed:
 def delete_statement(table: Table) -> sql.Composed:
     """Return the DELETE of rows by an array of their ids."""
     return sql.SQL("DELETE FROM {} WHERE {} = ANY(%b)").format(
-        _qualified(table), _name(table.layout.id)
+        table.escaped_identifier, escaped_identifier(table.layout.id)
     )
 
 
@@ -201,21 +204,14 @@ def text_search_vector(config: str | None, text: sql.Composable) -> sql.Composed
 
 def _filled(table: Table) -> sql.Composed:
     # Converts each JSON value to the type of its column, arrays included.
-    return sql.SQL("json_populate_record(NULL::{}, %b::json) AS filled").format(_qualified(table))
+    return sql.SQL("json_populate_record(NULL::{}, %b::json) AS filled").format(
+        table.escaped_identifier
+    )
 
 
 def _type(table: Table, kind: str) -> sql.Composable:
     return sql.Identifier(table.vector_schema, "vector") if kind == "vector" else sql.SQL(kind)  # pyright: ignore[reportArgumentType]
 
 
-def _name(name: str) -> sql.Identifier:
-    # psycopg looks for placeholders inside names, too.
-    return sql.Identifier(name.replace("%", "%%"))
-
-
 def _names(names: Iterable[str]) -> sql.Composed:
-    return sql.SQL(", ").join(map(_name, names))
-
-
-def _qualified(table: Table) -> sql.Composed:
-    return sql.SQL("{}.{}").format(_name(table.schema), _name(table.name))
+    return sql.SQL(", ").join(map(escaped_identifier, names))

@@ -8,8 +8,9 @@ copied to a temporary table and merged from there, in the caller's transaction.
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from psycopg import sql
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 _BATCH_ROWS = 1000  # about 5 MB, which fit into the default `temp_buffers` of 8 MB
 _STAGE = "qwen3_staged_rows"
 _STAGE_COLUMNS = ("id", "content", "metadata", "columns", "embedding")
+_ENCODINGS = "SELECT current_setting('client_encoding'), current_setting('server_encoding')"
+_UTF8 = "UTF8"
 _LITERALLY = {"no_parameters": True}  # a percent sign in a name is not a placeholder
 
 
@@ -44,6 +47,19 @@ class StagedRow:
     vector: Vector = field(repr=False)
     metadata: str | None = field(repr=False)
     columns: str | None = field(default=None, repr=False)
+
+    def without_escapes(self) -> StagedRow:
+        """Return the row with characters in JSON as they are, not as escapes such as `\\u00e9`.
+
+        PostgreSQL converts an escape to `jsonb` only in a database of an encoding that it knows.
+        """
+
+        def plain(document: str | None) -> str | None:
+            if document is None or "\\u" not in document:
+                return document
+            return json.dumps(json.loads(document), ensure_ascii=False)
+
+        return replace(self, metadata=plain(self.metadata), columns=plain(self.columns))
 
     def packed(self) -> list[bytes | None]:
         texts = (self.id, self.content, self.metadata, self.columns)
@@ -121,11 +137,14 @@ def write_rows(connection: Connection, table: StagedTable, rows: Iterable[Staged
         rows: What to write.
     """
     driver = connection.connection.driver_connection
+    client, server = connection.exec_driver_sql(_ENCODINGS).one()
     connection.exec_driver_sql(table.create_stage(), execution_options=_LITERALLY)
-    for number, batch in enumerate(_batches(rows)):
+    for number, batch in enumerate(_batches(rows, server)):
         if number:
             connection.exec_driver_sql(_empty_stage())
+        connection.exec_driver_sql(_set_encoding(_UTF8))
         _copy(driver, copy_stream(batch))
+        connection.exec_driver_sql(_set_encoding(client))
         connection.exec_driver_sql(table.merge_stage(), execution_options=_LITERALLY)
 
 
@@ -134,11 +153,14 @@ async def write_rows_async(
 ) -> None:
     """Write rows as `write_rows` does, with asyncpg or psycopg."""
     driver = (await connection.get_raw_connection()).driver_connection
+    client, server = (await connection.exec_driver_sql(_ENCODINGS)).one()
     await connection.exec_driver_sql(table.create_stage(), execution_options=_LITERALLY)
-    for number, batch in enumerate(_batches(rows)):
+    for number, batch in enumerate(_batches(rows, server)):
         if number:
             await connection.exec_driver_sql(_empty_stage())
+        await connection.exec_driver_sql(_set_encoding(_UTF8))
         await _copy_async(driver, copy_stream(batch))
+        await connection.exec_driver_sql(_set_encoding(client))
         await connection.exec_driver_sql(table.merge_stage(), execution_options=_LITERALLY)
 
 
@@ -147,9 +169,14 @@ def is_autocommit(pooled: Any) -> bool:
     return bool(getattr(pooled.dbapi_connection, "autocommit", False))
 
 
-def _batches(rows: Iterable[StagedRow]) -> Iterator[list[Sequence[bytes | None]]]:
+def _set_encoding(name: str) -> str:
+    # Until the end of the transaction: what is copied is UTF-8, whatever the client's encoding is.
+    return f"SET LOCAL client_encoding TO '{name}'"
+
+
+def _batches(rows: Iterable[StagedRow], server: str) -> Iterator[list[Sequence[bytes | None]]]:
     # One INSERT cannot write a row twice.
-    last = {row.id: row for row in rows}
+    last = {row.id: row if server == _UTF8 else row.without_escapes() for row in rows}
     ordered = list(last.values())
     for start in range(0, len(ordered), _BATCH_ROWS):
         yield [row.packed() for row in ordered[start : start + _BATCH_ROWS]]

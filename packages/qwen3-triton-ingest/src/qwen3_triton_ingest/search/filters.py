@@ -16,7 +16,7 @@ from uuid import UUID
 from psycopg import sql
 
 from ..errors import FilterError
-from ..layouts import Table
+from ..layouts import Table, escaped_identifier
 
 Filter: TypeAlias = Mapping[str, Any]
 
@@ -209,7 +209,7 @@ class _Compiler:
         """Return the JSON that contains a key, and the path to the key in it."""
         first, *rest = key.split(".")
         if first in self._table.metadata_columns:
-            return sql.SQL("to_jsonb({})").format(sql.Identifier(ROW, first)), rest
+            return sql.SQL("to_jsonb({})").format(escaped_identifier(ROW, first)), rest
         column = sql.Identifier(ROW, self._table.layout.metadata)
         cast_to = sql.SQL("" if self._table.metadata_type == "jsonb" else "::jsonb")
         return column + cast_to, [first, *rest]

@@ -11,7 +11,7 @@ from psycopg import sql
 from psycopg.adapt import PyFormat
 
 from ..index.catalog import VectorIndex
-from ..layouts import Table
+from ..layouts import Table, escaped_identifier
 from .filters import ROW, Condition, compile_filter
 from .options import SearchMode, SearchOptions
 from .text_access import TextAccess, text_arm
@@ -187,7 +187,7 @@ def _names(table: Table) -> dict[str, sql.Composable]:
     return {
         "key": sql.Identifier(table.layout.primary_key),
         "embedding": sql.Identifier(table.layout.embedding),
-        "table": table.identifier,
+        "table": table.escaped_identifier,
         "row": sql.Identifier(ROW),
     }
 
@@ -205,7 +205,9 @@ def _row_columns(table: Table) -> dict[str, sql.Composable]:
     metadata: sql.Composable = sql.Identifier(ROW, layout.metadata)
     if table.metadata_columns:  # LangChain stores these outside of the JSON
         pairs = [
-            sql.SQL("{}, {}").format(sql.Literal(name), sql.Identifier(ROW, name))
+            sql.SQL("{}, {}").format(
+                sql.Literal(name.replace("%", "%%")), escaped_identifier(ROW, name)
+            )
             for name in table.metadata_columns
         ]
         metadata = sql.SQL(

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from psycopg import sql
 
 from ..database import Connection
-from ..layouts import Table
+from ..layouts import Table, escaped_identifier
 from .filters import ROW
 from .text_indexes import (
     DEFAULT_CONFIG,
@@ -111,14 +111,14 @@ def _tsvector_access(
             return TextAccess("tsvector", used, index.identifier, _vector(index.keys[0], columns))
     for name, column_config in columns.items():
         if config in (None, column_config):
-            column = sql.Identifier(ROW, name)
+            column = escaped_identifier(ROW, name)
             return TextAccess("tsvector", column_config or DEFAULT_CONFIG, None, column)
     return TextAccess("tsvector", config or DEFAULT_CONFIG)
 
 
 def _vector(key: str, columns: Mapping[str, str | None]) -> sql.Composable:
     if key in columns:
-        return sql.Identifier(ROW, key)
+        return escaped_identifier(ROW, key)
     return sql.SQL("{}").format(sql.SQL(key.replace("%", "%%").replace("{", "{{")))  # pyright: ignore[reportArgumentType] - written by PostgreSQL
 
 
@@ -139,7 +139,7 @@ def _tsvector(table: Table, access: TextAccess) -> TextArm:
 
 
 def _paradedb(table: Table, access: TextAccess) -> TextArm:
-    key = sql.Identifier(ROW, access.key or table.layout.primary_key)
+    key = escaped_identifier(ROW, access.key or table.layout.primary_key)
     content = sql.Identifier(ROW, table.layout.content)
     # In this form ParadeDB pushes order and limit down to its index.
     return TextArm(

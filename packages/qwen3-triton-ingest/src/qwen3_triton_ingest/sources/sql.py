@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 from collections.abc import Generator, Iterator
 from contextlib import closing
 from typing import Any, cast
@@ -10,11 +11,12 @@ import psycopg
 from psycopg.rows import dict_row
 
 from ..config import ReadOptions
-from ..database import connect, explain
+from ..database import Connection, connect, explain, set_locally, time_limits
 from ..documents import BadRecord, Document, Origin, text_digest
 from ..errors import SourceError
 from .records import RecordReader
 from .shards import Shard, shown_source, source_name
+from .text_files import is_utf8
 from .values import as_json
 
 _MAX_SHOWN_CHARACTERS = 200
@@ -50,6 +52,8 @@ def read_sql(
     try:
         with connect(dsn) as connection:
             connection.read_only = True
+            set_locally(connection, dict.fromkeys(time_limits(connection), "0"))
+            _set_encoding(connection, options)
             cursor = connection.cursor(row_factory=dict_row)
             # A named cursor would hold thousands of rows at a time, whatever their size. A stream
             # that is left early must be closed, and so canceled, before its connection.
@@ -60,4 +64,17 @@ def read_sql(
                     yield reader.read(record, Origin(shard.source, path, number))
     except psycopg.Error as error:
         msg = f"The query on {shard.source} failed: {explain(error)}."
+        if isinstance(error, psycopg.errors.CharacterNotInRepertoire):
+            msg += (
+                " The database has the encoding SQL_ASCII, which can be any: set the one of its "
+                "texts with `--encoding`."
+            )
         raise SourceError(msg) from None
+
+
+def _set_encoding(connection: Connection, options: ReadOptions) -> None:
+    """Read the texts of a database that does not know their encoding as the options say."""
+    row = connection.execute("SHOW server_encoding").fetchone()
+    if row == ("SQL_ASCII",) and not is_utf8(options):
+        name = codecs.lookup(options.encoding).name.replace("cp125", "windows-125")
+        connection.execute("SELECT set_config('client_encoding', %s, true)", (name,))

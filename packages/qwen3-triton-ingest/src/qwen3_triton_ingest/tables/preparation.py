@@ -290,6 +290,12 @@ def _make_ids_unique(connection: Connection, table: Table) -> None:
         raise TableError(duplicates_message(*names, newest=newest)) from None
     except psycopg.errors.InsufficientPrivilege:
         raise TableError(not_unique_message(*names)) from None
+    except psycopg.errors.FeatureNotSupported as error:  # partitions by other columns
+        msg = (
+            f"A load finds rows of {table} by {table.layout.id} alone, which must be unique: "
+            f"{explain(error)}. Partition it by {table.layout.id}, or name another table."
+        )
+        raise TableError(msg) from None
 
 
 def _vector_schema(connection: Connection) -> str:
