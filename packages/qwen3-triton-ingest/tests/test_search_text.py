@@ -7,12 +7,22 @@ and on a real ParadeDB if PARADEDB_DSN is the URI of an empty database.
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
+from paradedb.sqlalchemy import pdb
+from paradedb.sqlalchemy.indexing import ParadeDBField
+from paradedb.sqlalchemy.search import match_any
+from paradedb.sqlalchemy.tokenizer import Tokenizer
 from psycopg import sql
+from sqlalchemy import Column, Index, MetaData, Text, bindparam, select
+from sqlalchemy import Table as SQLAlchemyTable
+from sqlalchemy.dialects import postgresql
+from sqlalchemy.schema import CreateIndex
 
 from filled_tables import LAYOUTS, Corpus
 from qwen3_triton_ingest.config import GatewayOptions
@@ -29,6 +39,8 @@ from qwen3_triton_ingest.search import (
     find_text_indexes,
     text_index_statement,
 )
+from qwen3_triton_ingest.search.filters import ROW
+from qwen3_triton_ingest.search.text_access import TextAccess, text_arm
 from qwen3_triton_ingest.tables.preparation import find_table
 
 SHIM = Path(__file__).parents[3] / "tests" / "support" / "paradedb_shim.sql"
@@ -141,6 +153,55 @@ def test_the_index_statement_fits_the_release_of_paradedb(
     table = Table("public", "t", LAYOUT_TYPES[layout], 1024)
     made = text_index_statement(table, "paradedb", config, version=version).as_string(None)
     assert made == f'CREATE INDEX "t_bm25" ON "public"."t" USING {statement}'
+
+
+def _bare(statement: str) -> str:
+    """Return a statement without quotes of names, redundant parentheses and layout."""
+    plain = " ".join(statement.replace('"', "").split())
+    return re.sub(r"\((\w+)\)::", r"\1::", plain)
+
+
+@pytest.mark.parametrize("config", ["simple", "english", "german"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_index_statement_is_the_one_of_paradedbs_own_library(
+    layout: LayoutName, config: str
+) -> None:
+    table = Table("public", "t", LAYOUT_TYPES[layout], 1024)
+    made = text_index_statement(table, "paradedb", config, version="0.26.2").as_string(None)
+    key, content = upstream_columns(table)
+    stemmed = config != "simple"
+    tokenizer = Tokenizer("simple", options={"stemmer": config}) if stemmed else None
+    fields = [ParadeDBField(key), ParadeDBField(content, tokenizer=tokenizer)]
+    theirs = CreateIndex(Index("t_bm25", *fields, postgresql_using="paradedb"))
+    assert _bare(made) == _bare(str(theirs.compile(dialect=postgresql.dialect())))
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_the_query_has_the_operators_of_paradedbs_own_library(layout: LayoutName) -> None:
+    table = Table("public", "t", LAYOUT_TYPES[layout], 1024)
+    key, content = upstream_columns(table)
+    theirs = (
+        select(key, pdb.score(key))
+        .where(match_any(content, bindparam("question")))
+        .order_by(pdb.score(key).desc(), key)
+    )
+    statement = _bare(str(theirs.compile(dialect=postgresql.dialect())))
+    arm = text_arm(table, TextAccess("paradedb", ""))
+    ours = {
+        part: _bare(getattr(arm, part).as_string(None)).replace(f"{ROW}.", "public.t.")
+        for part in ("score", "order", "condition")
+    }
+    assert f", {ours['score']} AS" in statement
+    assert statement.endswith(f"ORDER BY {ours['order']}")
+    condition = ours["condition"].removesuffix("::text")
+    assert f"WHERE {condition} " in statement.replace("::VARCHAR", "").replace("::TEXT", "")
+
+
+def upstream_columns(table: Table) -> tuple[Column[Any], Column[Any]]:
+    """Return the key and the content of a table as columns of SQLAlchemy."""
+    key, content = Column(table.layout.primary_key, Text), Column(table.layout.content, Text)
+    SQLAlchemyTable(table.name, MetaData(), key, content, schema=table.schema)
+    return key, content
 
 
 def test_a_missing_extension_or_configuration_is_an_error_that_names_it(
