@@ -21,6 +21,7 @@ StartGateway = Callable[..., TestClient]
         ("/v1/v1/embeddings", "/v1/embeddings"),
         ("/v1/v1/v1/models/", "/v1/models"),
         ("/v1/embeddings/embeddings", "/v1/embeddings"),
+        ("/v1/embeddings/v1/models", "/v1/models"),
         ("/embed/", "/embed"),
         ("/embed//", "/embed"),
         ("/embed/embed", "/embed"),

@@ -14,6 +14,8 @@ ALIASES = {
     "/models": "/v1/models",
     "/v1/embeddings/embeddings": EMBEDDINGS,
     "/v1/embeddings/v1/embeddings": EMBEDDINGS,
+    "/v1/embeddings/models": "/v1/models",
+    "/v1/embeddings/v1/models": "/v1/models",
     "/api/v1/embeddings": EMBEDDINGS,
     "/openai/v1/embeddings": EMBEDDINGS,
     "/embed/embed": "/embed",
