@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -117,9 +117,17 @@ def test_a_dead_triton_of_two_is_excluded_and_comes_back(
 
 
 @contextmanager
-def flaky_proxy(url: str, statuses: Sequence[int]) -> Generator[str]:
-    """Forward to a Triton, but answer every third inference in its place."""
-    turns = itertools.cycle([None, None, *statuses])
+def flaky_proxy(url: str, statuses: Sequence[int]) -> Generator[tuple[str, Callable[[], None]]]:
+    """Forward to a Triton; once told to, answer some inferences in its place.
+
+    Yields its address, and what starts the answers: with them, a gateway that checks a model with
+    several inferences might never start.
+    """
+    turns: Iterator[int | None] = itertools.repeat(None)
+
+    def start() -> None:
+        nonlocal turns
+        turns = itertools.cycle([None, None, *statuses])
 
     class Proxy(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
@@ -155,16 +163,17 @@ def flaky_proxy(url: str, statuses: Sequence[int]) -> Generator[str]:
     with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
         threading.Thread(target=server.serve_forever).start()
         try:
-            yield f"http://127.0.0.1:{server.server_port}"
+            yield f"http://127.0.0.1:{server.server_port}", start
         finally:
             server.shutdown()
 
 
 def test_a_proxy_that_answers_for_one_triton_reaches_no_caller(triton: LocalTriton) -> None:
     statuses = (502, 504, 429, 403)
-    with flaky_proxy(triton.http_url, statuses) as proxy:
+    with flaky_proxy(triton.http_url, statuses) as (proxy, start):
         urls = f"{proxy},{triton.grpc_url}"
         with running_gateway(*triton_flags(urls)) as gateway, ThreadPoolExecutor(4) as pool:
+            start()
             answers = list(pool.map(lambda _: post(gateway.url, texts=TEXTS), range(40)))
             assert [answer.status_code for answer in answers] == [200] * 40
             wait_for(lambda: "A proxy in front of Triton" in gateway.log, "the proxy is named")
@@ -172,9 +181,10 @@ def test_a_proxy_that_answers_for_one_triton_reaches_no_caller(triton: LocalTrit
 
 def test_a_proxy_that_answers_for_the_only_triton_is_a_503(triton: LocalTriton) -> None:
     with (
-        flaky_proxy(triton.http_url, (502,)) as proxy,
+        flaky_proxy(triton.http_url, (502,)) as (proxy, start),
         running_gateway(*triton_flags(proxy)) as gateway,
     ):
+        start()
         refused = [post(gateway.url, texts=["a"]) for _ in range(6)]
     assert {answer.status_code for answer in refused} == {200, 503}
     assert all("Retry-After" in answer.headers for answer in refused if answer.status_code == 503)
