@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 
 import psycopg
 
-from .config import LoadOptions
+from .config import IndexPolicy, LoadOptions
 from .database import Connection, Session, explain, narrow_encoding
 from .documents import text_digest
 from .embedding import check_chunk_tokens, open_client, served_space
@@ -181,7 +181,7 @@ class _Load:
         self._began = time.monotonic()
         self._progress = LoadProgress("load")
         self._skipped: dict[str, int] = {}
-        self._index_policy = options.index.policy
+        self._index_policy: IndexPolicy = options.index.policy
         self._session = stack.enter_context(
             Session(dsn, retry_seconds=options.retry_seconds, on_pause=self._wait_for_postgres)
         )
