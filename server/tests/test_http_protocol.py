@@ -352,3 +352,29 @@ async def test_a_refused_second_request_does_not_damage_the_first_answer() -> No
         answers = await reader.read()
     assert answers.count(b"HTTP/1.1 200") == 1
     assert answers.endswith(BODY)
+
+
+class Flood(Echo):
+    """An application whose answer is longer than what any socket takes."""
+
+    async def __call__(
+        self, scope: Any, receive: Callable[[], Any], send: Callable[[Any], Any]
+    ) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        gone = asyncio.ensure_future(receive())
+        while not gone.done():
+            await send({"type": "http.response.body", "body": bytes(1 << 17), "more_body": True})
+            await asyncio.sleep(0)
+        self.disconnected.set()
+
+
+async def test_a_caller_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(GatewayProtocol, "write_timeout_seconds", 0.2)
+    app = Flood()
+    async with serve(app) as (reader, writer):
+        writer.write(post())
+        await reader.read(1)
+        transport: Any = writer.transport
+        transport.pause_reading()
+        await asyncio.wait_for(app.disconnected.wait(), timeout=30)

@@ -14,7 +14,7 @@ import uuid
 from dataclasses import dataclass
 from enum import Enum
 from http import HTTPStatus
-from typing import Any
+from typing import Any, ClassVar
 
 import httptools
 import uvicorn
@@ -76,7 +76,13 @@ class Part(Enum):
 
 
 class GatewayProtocol(DoorProtocol):
-    """The protocol for `uvicorn.Config(http=...)`."""
+    """The protocol for `uvicorn.Config(http=...)`.
+
+    Attributes:
+        write_timeout_seconds: How long more than 64 KiB of an answer may wait for its caller.
+    """
+
+    write_timeout_seconds: ClassVar[float] = 30.0
 
     def __init__(
         self,
@@ -105,6 +111,7 @@ class GatewayProtocol(DoorProtocol):
         self._timed: object = None
         self._waiting = Waiting.FOR_REQUEST
         self._half_closed_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
         self._descriptor = -1
 
     # What asyncio calls.
@@ -151,11 +158,21 @@ class GatewayProtocol(DoorProtocol):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._read_timer, self._half_closed_timer):
+        for timer in (self._read_timer, self._half_closed_timer, self._write_timer):
             if timer is not None:
                 timer.cancel()
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """Cut the caller off unless it soon reads what waits for it, and costs memory."""
+        super().pause_writing()
+        self._write_timer = self.loop.call_later(self.write_timeout_seconds, self._cut_off)
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._write_timer is not None:
+            self._write_timer.cancel()
 
     # What httptools calls.
 
@@ -217,6 +234,13 @@ class GatewayProtocol(DoorProtocol):
         super().on_response_complete()
         self._update_wait()
 
+    def timeout_keep_alive_handler(self) -> None:
+        """Close an idle connection, even if its caller has not read the end of an answer."""
+        if self.transport.get_write_buffer_size():
+            self._cut_off()
+        else:
+            super().timeout_keep_alive_handler()
+
     def send_400_response(self, msg: str) -> None:
         self._reject(_malformed())
 
@@ -241,6 +265,10 @@ class GatewayProtocol(DoorProtocol):
         early, self._early = self._early, None
         if early:
             super().on_body(bytes(early))
+
+    def _cut_off(self) -> None:
+        logger.info("A caller did not read its answer and was cut off.")
+        self.transport.abort()
 
     def _feed(self, data: bytes) -> None:
         """Feed the parser, and count what it consumed without giving it back."""
