@@ -16,8 +16,9 @@ import numpy as np
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from qwen3_triton_gateway.responses import EncodingFormat, JsonResponse, render_vectors
-from qwen3_triton_gateway.tensors import Float32Matrix
+from qwen3_triton_gateway.responses import VECTORS as PLACE
+from qwen3_triton_gateway.responses import EncodingFormat, answer_parts
+from qwen3_triton_gateway.tensors import Embeddings, Float32Matrix
 
 VECTORS, DIMENSIONS = 256, 1024
 REPEATS = 10
@@ -42,7 +43,9 @@ def measure_answers() -> dict[str, float]:
 
 
 async def _render(vectors: Float32Matrix, encoding_format: EncodingFormat) -> None:
-    JsonResponse({"embeddings": await render_vectors(vectors, encoding_format)})
+    embeddings = Embeddings(vectors, np.arange(len(vectors)), prompt_tokens=0, truncated=())
+    for _ in answer_parts({"embeddings": PLACE}, embeddings, [encoding_format]):
+        await asyncio.sleep(0)
 
 
 def _usual_server(vectors: Float32Matrix) -> FastAPI:

@@ -113,6 +113,7 @@ def _add_middleware(app: FastAPI, service: EmbeddingService) -> Door:
         keys=accepted,
         max_body_bytes=settings.max_body_bytes,
         read_timeout_seconds=min(settings.read_timeout_seconds, settings.timeout_seconds),
+        memory=service.memory,
     )
     app.add_middleware(HeadRequests)
     if settings.cors_origins:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 
 from cachetools import LRUCache
 
@@ -24,20 +25,22 @@ class VectorCache:
     def used_bytes(self) -> int:
         return int(self._entries.currsize)
 
-    def key(self, text: str, *scope: str) -> bytes:
-        """Compute the key of a text.
+    def keys(self, texts: Sequence[str], *scope: str) -> list[bytes]:
+        """Compute the keys of texts.
 
         Args:
-            text: The text.
-            *scope: Everything else that decides its vector.
+            texts: The texts.
+            *scope: Everything else that decides their vectors.
         """
-        digest = hashlib.blake2b(digest_size=32)
-        for part in (*scope, text):
-            data = part.encode()
-            # With its length, a part cannot run into the next one.
-            digest.update(len(data).to_bytes(8, "little"))
-            digest.update(data)
-        return digest.digest()
+        common = hashlib.blake2b(digest_size=32)
+        for part in scope:
+            _update(common, part)
+        keys: list[bytes] = []
+        for text in texts:
+            digest = common.copy()
+            _update(digest, text)
+            keys.append(digest.digest())
+        return keys
 
     def get(self, key: bytes) -> EmbeddedText | None:
         return self._entries.get(key)
@@ -52,6 +55,13 @@ class VectorCache:
         copy = EmbeddedText(text.vector.copy(), text.count)
         if _size_bytes(copy) <= self._entries.maxsize:
             self._entries[key] = copy
+
+
+def _update(digest: hashlib.blake2b, part: str) -> None:
+    data = part.encode()
+    # With its length, a part cannot run into the next one.
+    digest.update(len(data).to_bytes(8, "little"))
+    digest.update(data)
 
 
 def _size_bytes(text: EmbeddedText) -> int:

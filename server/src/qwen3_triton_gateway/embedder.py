@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
@@ -13,8 +14,15 @@ import numpy as np
 from .backends.base import Backend
 from .batching import BatchLimits, Lane, QueuedText, pad_batch
 from .cache import VectorCache
-from .errors import BadVectorError, EmbeddingServerError, InvalidRequestError
+from .errors import (
+    DEADLINE_PASSED,
+    BadVectorError,
+    DeadlineExceededError,
+    EmbeddingServerError,
+    InvalidRequestError,
+)
 from .fingerprint import EmbeddingSpace
+from .memory import REQUEST_BYTES, Reservation, in_worker
 from .metrics import Metrics
 from .pooling import l2_normalize, pool_states, truncate_dimensions, unusable_rows
 from .scheduler import Scheduler
@@ -25,10 +33,11 @@ from .tensors import (
     Float32Matrix,
     Float32Vector,
     HiddenStates,
+    Int64Vector,
     TokenCount,
     TokenizedText,
 )
-from .tokenization import CutSide, InputType, TextTokenizer, format_inputs
+from .tokenization import CutSide, InputType, TextTokenizer, Tokenization, query_prefix
 from .tracing import batch_span, current_origin, stage_span
 
 # What happens to a text beyond `max_length`: it is refused, or its end or start is cut off.
@@ -38,6 +47,12 @@ Truncation: TypeAlias = Literal["refuse", "end", "start"]
 MIN_TOKENS = 2
 # Below this, a thread costs more than tokenizing does.
 TOKENIZE_INLINE_CHARACTERS = 4096
+# Below this, digests take less than a millisecond.
+HASH_INLINE_CHARACTERS = 1 << 18
+# A queued text has a record, a future and their places in lists, and its tokens twice.
+QUEUED_TEXT_BYTES = 1500
+QUEUED_TOKEN_BYTES = 16
+BLOCK_ROWS = 256
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,31 +124,42 @@ class Embedder:
             metrics=metrics,
         )
 
-    async def embed(self, call: EmbedCall, *, deadline: float) -> tuple[Embeddings, EmbedTimings]:
-        """Embed texts, in their order.
+    async def embed(
+        self, call: EmbedCall, *, deadline: float, memory: Reservation | None = None
+    ) -> tuple[Embeddings, EmbedTimings]:
+        """Embed texts, in their order. Equal ones are embedded once.
 
         Args:
             call: The texts and how to embed them.
             deadline: When the request times out, in the event loop's time.
+            memory: What the request is charged, which grows with what it takes.
 
         Raises:
             InvalidRequestError: A text is blank, `dimensions` is out of range, or a text is too
                 long and the call refuses such texts; `index` names the text.
+            QueueFullError: Its texts and vectors do not fit into memory, or into the queue.
             EmbeddingServerError: A text could not be embedded.
         """
         dimensions = self.check_dimensions(call.dimensions)
         _check_call(call)
-        keys = self._cache_keys(call, dimensions)
-        embedded = self._look_up(keys)
-        missing = [index for index in range(len(call.texts)) if index not in embedded]
+        distinct, rows = _distinct(call.texts)
+        if memory is not None:
+            memory.resize(self._bytes_of(call, len(distinct), dimensions))
+        keys = await self._cache_keys(call, distinct, dimensions)
+        embedded = self._look_up(distinct, keys)
+        missing = [index for index in distinct if index not in embedded]
         self._refuse_long(call, {index: text.count for index, text in embedded.items()})
         timings = EmbedTimings()
         if missing:
-            computed, timings = await self._compute(call, missing, dimensions, deadline=deadline)
+            computed, timings = await self._compute(
+                call, missing, dimensions, deadline=deadline, memory=memory
+            )
             embedded |= computed
-            for index in missing if keys else ():
-                self.cache.put(keys[index], computed[index])
-        return self._assemble(call, [embedded[index] for index in range(len(call.texts))]), timings
+            for index, key in zip(distinct, keys, strict=False):
+                if index in computed:
+                    self.cache.put(key, computed[index])
+        texts = [embedded[index] for index in distinct]
+        return self._assemble(call, texts, rows), timings
 
     async def _compute(
         self,
@@ -142,14 +168,18 @@ class Embedder:
         dimensions: int,
         *,
         deadline: float,
+        memory: Reservation | None,
     ) -> tuple[dict[int, EmbeddedText], EmbedTimings]:
         """Embed the texts of a call that are not cached."""
         began = time.perf_counter()
         with stage_span("tokenize"):
-            tokenized = await self._tokenize(call, [call.texts[index] for index in indices])
+            tokenized = await self._tokenize(call, indices, deadline)
         tokenize_seconds = time.perf_counter() - began
         counts = [text.count for text in tokenized]
         self._refuse_long(call, dict(zip(indices, counts, strict=True)))
+        if memory is not None:
+            tokens = sum(count.kept for count in counts)
+            memory.resize(memory.size_bytes + QUEUED_TOKEN_BYTES * tokens)
         lane = Lane.QUERY if call.input_type == "query" else Lane.DOCUMENT
         with stage_span("queue and infer"):
             entries = await self.scheduler.submit(
@@ -159,7 +189,9 @@ class Embedder:
                 origin=current_origin(),
             )
         vectors = self._collect(entries, indices)
-        rows = truncate_dimensions(np.stack(vectors), dimensions)
+        rows = np.concatenate(
+            [truncate_dimensions(vector[np.newaxis], dimensions) for vector in vectors]
+        )
         self._refuse_unusable(rows, indices)
         texts = map(EmbeddedText, rows, counts)
         return (
@@ -167,14 +199,29 @@ class Embedder:
             EmbedTimings(tokenize_seconds, *_queue_and_infer_seconds(entries)),
         )
 
-    async def _tokenize(self, call: EmbedCall, texts: Sequence[str]) -> list[TokenizedText]:
-        prompts = format_inputs(texts, input_type=call.input_type, instruction=call.instruction)
-        cut = _cut_side(call)
-        if sum(map(len, prompts)) <= TOKENIZE_INLINE_CHARACTERS:
-            return self._tokenizer.encode(prompts, cut=cut, limit=call.max_tokens)
-        return await asyncio.to_thread(
-            self._tokenizer.encode, prompts, cut=cut, limit=call.max_tokens
+    async def _tokenize(
+        self, call: EmbedCall, indices: Sequence[int], deadline: float
+    ) -> list[TokenizedText]:
+        """Tokenize the texts of these indices, in steps between which others get their turn."""
+        texts = [call.texts[index] for index in indices]
+        prefix = query_prefix(call.instruction) if call.input_type == "query" else ""
+        tokenization = Tokenization(
+            self._tokenizer,
+            texts,
+            prefix=prefix,
+            cut=_cut_side(call),
+            limit=call.max_tokens,
+            indices=indices,
         )
+        characters = len(prefix) * len(texts) + sum(map(len, texts))
+        while not tokenization.is_done:
+            if characters <= TOKENIZE_INLINE_CHARACTERS:
+                tokenization.step()
+            else:
+                await in_worker(tokenization.step)
+            if asyncio.get_running_loop().time() > deadline:
+                raise DeadlineExceededError(DEADLINE_PASSED)
+        return tokenization.tokenized()
 
     async def _run_batch(
         self, entries: Sequence[QueuedText], timeout_seconds: float
@@ -197,18 +244,33 @@ class Embedder:
             return pool_states(states.values, batch.attention_mask, self._pooling)
         return states.values.astype(np.float32)
 
-    def _assemble(self, call: EmbedCall, texts: Sequence[EmbeddedText]) -> Embeddings:
-        vectors: Float32Matrix = np.stack([text.vector for text in texts])
+    def _assemble(
+        self, call: EmbedCall, distinct: Sequence[EmbeddedText], rows: Int64Vector
+    ) -> Embeddings:
+        vectors: Float32Matrix = np.stack([text.vector for text in distinct])
+        texts = [distinct[row] for row in rows.tolist()]
         truncated = tuple(index for index, text in enumerate(texts) if text.count.truncated)
         prompt_tokens = sum(text.count.kept for text in texts)
         self._metrics.texts.labels(call.input_type).inc(len(texts))
         self._metrics.tokens.labels(call.input_type).inc(prompt_tokens)
         self._metrics.truncated_texts.inc(len(truncated))
-        rows = l2_normalize(vectors) if call.normalize else vectors
-        return Embeddings(rows, prompt_tokens, truncated)
+        if call.normalize:
+            for block in _blocks(vectors):
+                block[:] = l2_normalize(block)
+        return Embeddings(vectors, rows, prompt_tokens, truncated)
 
-    def _cache_keys(self, call: EmbedCall, dimensions: int) -> list[bytes]:
-        """Compute each text's key; none if the cache is disabled."""
+    def _bytes_of(self, call: EmbedCall, distinct: int, dimensions: int) -> int:
+        """Estimate what a call takes: its texts, and a queue entry and vectors per distinct one."""
+        # The model's row, and what is stacked from it.
+        floats = self._backend.spec.hidden_size + dimensions
+        texts_bytes = sum(map(sys.getsizeof, call.texts))
+        vectors_bytes = distinct * (QUEUED_TEXT_BYTES + floats * np.dtype(np.float32).itemsize)
+        return REQUEST_BYTES + texts_bytes + vectors_bytes
+
+    async def _cache_keys(
+        self, call: EmbedCall, distinct: Sequence[int], dimensions: int
+    ) -> list[bytes]:
+        """Compute each distinct text's key; none if the cache is disabled."""
         if not self.cache.enabled:
             return []
         # The side is always part of the key: whether a text is cut is known once it is tokenized.
@@ -219,10 +281,13 @@ class Embedder:
             _cut_side(call),
             str(call.max_tokens or self._tokenizer.max_length),
         )
-        return [self.cache.key(text, *scope) for text in call.texts]
+        texts = [call.texts[index] for index in distinct]
+        if sum(map(len, texts)) <= HASH_INLINE_CHARACTERS:
+            return self.cache.keys(texts, *scope)
+        return await in_worker(self.cache.keys, texts, *scope)
 
-    def _look_up(self, keys: Sequence[bytes]) -> dict[int, EmbeddedText]:
-        cached = {index: self.cache.get(key) for index, key in enumerate(keys)}
+    def _look_up(self, distinct: Sequence[int], keys: Sequence[bytes]) -> dict[int, EmbeddedText]:
+        cached = {index: self.cache.get(key) for index, key in zip(distinct, keys, strict=False)}
         embedded = {index: text for index, text in cached.items() if text is not None}
         self._metrics.cache_lookups.labels("hit").inc(len(embedded))
         self._metrics.cache_lookups.labels("miss").inc(len(keys) - len(embedded))
@@ -279,9 +344,9 @@ class Embedder:
 
     def _refuse_unusable(self, rows: Float32Matrix, indices: Sequence[int]) -> None:
         """Refuse rows that became zero when they were truncated to `dimensions`."""
-        for row in unusable_rows(rows):
+        blocks = enumerate(map(unusable_rows, _blocks(rows)))
+        for index in (indices[BLOCK_ROWS * n + row] for n, block in blocks for row in block):
             self._metrics.refused_vectors.inc()
-            index = indices[row]
             msg = (
                 f"The vector of text {index} is zero in its first {rows.shape[1]} dimensions. "
                 "Request more `dimensions`."
@@ -300,13 +365,26 @@ def _check_call(call: EmbedCall) -> None:
         )
         raise InvalidRequestError(msg, param="truncate")
     for index, text in enumerate(call.texts):
-        if not text.strip():
+        if not text or text.isspace():
             msg = f"Text {index} is blank, so nothing was embedded. Remove it or give it content."
             raise InvalidRequestError(msg, index=index, code="blank_text")
 
 
+def _distinct(texts: Sequence[str]) -> tuple[list[int], Int64Vector]:
+    """Return the indices of the distinct texts, and which of them each text equals."""
+    positions: dict[str, int] = {}
+    rows = np.array([positions.setdefault(text, len(positions)) for text in texts], dtype=np.int64)
+    indices: list[int] = np.unique(rows, return_index=True)[1].tolist()
+    return indices, rows
+
+
 def _cut_side(call: EmbedCall) -> CutSide:
     return "start" if call.truncation == "start" else "end"
+
+
+def _blocks(vectors: Float32Matrix) -> Iterator[Float32Matrix]:
+    """Divide vectors into blocks of rows: intermediate results of all would double their memory."""
+    return (vectors[start : start + BLOCK_ROWS] for start in range(0, len(vectors), BLOCK_ROWS))
 
 
 def _queue_and_infer_seconds(entries: Sequence[QueuedText]) -> tuple[float, float]:

@@ -23,6 +23,11 @@ from typing import ClassVar
 # The cause is in the log only: it is a bug, and its text may hold what must not leave the gateway.
 INTERNAL_ERROR = "Internal error. See the gateway's log."
 
+DEADLINE_PASSED = (
+    "The request's deadline (EMBED_TIMEOUT_S) passed before all its texts were embedded. Send "
+    "fewer texts per request, or raise the deadline."
+)
+
 # Callers choose the length of paths and names that are logged or repeated to them.
 MAX_SHOWN_CHARACTERS = 256
 

@@ -47,6 +47,7 @@ class GatewayState:
     lanes: Sequence[LaneState]
     batches_in_flight: int
     requests_under_way: int
+    memory_bytes: int
     cache_bytes: int
     ready: bool
     backends: dict[str, bool]
@@ -148,6 +149,11 @@ class _StateCollector(Collector):
         )
         yield _gauge(
             "requests_under_way", "Embedding requests in progress.", state.requests_under_way
+        )
+        yield _gauge(
+            "memory_bytes",
+            "Estimated memory of the requests in progress, up to EMBED_MAX_MEMORY_BYTES.",
+            state.memory_bytes,
         )
         yield _gauge("cache_bytes", "Memory used by cached vectors.", state.cache_bytes)
         yield _gauge("ready", "Whether requests are answered (1) or not (0).", state.ready)

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from .auth import ApiKeys, is_health_path, is_open
 from .door import RefusalLog
 from .errors import BodyTooLargeError, EmbeddingServerError, RequestTimeoutError, shorten
+from .memory import MemoryBudget
 from .responses import choose_request_id, dialect_of, error_response
 from .service import EmbeddingService
 
@@ -124,15 +125,24 @@ class HeadRequests:
 class Guard:
     """Middleware that refuses callers without a key, and bodies that are too large or too slow.
 
-    It does so before they cost memory or time.
+    It does so before they cost memory or time, and refuses what has no room. A request's part of
+    the memory budget begins here, grows with what the request takes, and ends here: when the last
+    byte of its answer has left, or its caller is gone.
     """
 
     def __init__(
-        self, app: ASGIApp, *, keys: ApiKeys, max_body_bytes: int, read_timeout_seconds: float
+        self,
+        app: ASGIApp,
+        *,
+        keys: ApiKeys,
+        max_body_bytes: int,
+        read_timeout_seconds: float,
+        memory: MemoryBudget,
     ) -> None:
         self._app = app
         self._max_body_bytes = max_body_bytes
         self._read_timeout_seconds = read_timeout_seconds
+        self._memory = memory
         self._keys = keys
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -147,9 +157,14 @@ class Guard:
                 scope["state"]["is_trusted"] = self._keys.accept(headers)
             else:
                 self._keys.check(headers)
-            self._check_length(int(headers.get("content-length", 0)))
+            length = int(headers.get("content-length", 0))
+            self._check_length(length)
+            reservation = self._memory.reserve(length) if scope["method"] == "POST" else None
         except EmbeddingServerError as error:
             await error_response(error, dialect_of(scope))(scope, receive, send)
+            return
+        if reservation is None:
+            await self._app(scope, receive, send)
             return
         received, is_complete = 0, False
         # Servers other than the gateway's own do not tell when the first byte arrived.
@@ -174,7 +189,9 @@ class Guard:
             self._check_length(received)
             return message
 
-        await self._app(scope, receive_bounded, send)
+        scope["state"]["memory"] = reservation
+        with reservation:
+            await self._app(scope, receive_bounded, send)
 
     def _check_length(self, length: int) -> None:
         if length > self._max_body_bytes:

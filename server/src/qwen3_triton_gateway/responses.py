@@ -1,4 +1,8 @@
-"""JSON on the wire: vectors without a Python object per float, and errors in each dialect."""
+"""JSON on the wire: vectors without a Python object per float, and errors in each dialect.
+
+An answer that is not small is encoded and written in parts, each as soon as the caller has read
+what was before it. So it takes the memory of two parts, however long it is.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +10,8 @@ import asyncio
 import base64
 import re
 import secrets
-from collections.abc import Callable
+from asyncio import Future
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from typing import Any, Literal, TypeAlias
 
@@ -14,16 +19,23 @@ import numpy as np
 import orjson
 from pydantic import BaseModel
 from starlette.responses import Response
-from starlette.types import Scope
+from starlette.types import Receive, Scope, Send
 
 from .errors import EmbeddingServerError, UnauthorizedError, UnsupportedEncodingError
-from .tensors import Float32Matrix
+from .tensors import Embeddings, Float32Matrix, Int64Vector
 
 EncodingFormat: TypeAlias = Literal["float", "base64"]
 
-# Encoding 2,048 vectors takes a tenth of a second; other requests get a turn after this many.
-ROWS_PER_TURN = 64
 REQUEST_ID = re.compile(r"[!-~]{1,128}")
+# Floats in a part of an answer: half a millisecond to encode, and 170 KiB as JSON.
+FLOATS_PER_PART = 16_384
+BYTES_PER_JSON_FLOAT = 11
+# Files in memory are written in parts of this size.
+BYTES_PER_PART = 65_536
+# JSON itself never contains this byte.
+_PLACEHOLDER = b"\0"
+# Stands for the vectors in the content of an answer.
+VECTORS = orjson.Fragment(_PLACEHOLDER)
 
 
 class Dialect(StrEnum):
@@ -79,7 +91,88 @@ class JsonResponse(Response):
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
+        return _dumps(content)
+
+
+class PartsResponse(Response):
+    """A response that is written in parts, as fast as its caller reads.
+
+    One part has its length in the headers; several are chunked if their length is unknown.
+    """
+
+    media_type = "application/json"
+
+    def __init__(
+        self,
+        parts: Callable[[], AsyncIterator[bytes]],
+        *,
+        length: int | None = None,
+        late_headers: Callable[[], Mapping[str, str]] = dict,
+    ) -> None:
+        """Prepare the response.
+
+        Args:
+            parts: Produces the body.
+            length: Its length, if it is known.
+            late_headers: Called when the first parts are there, for further headers.
+        """
+        super().__init__()
+        del self.headers["content-length"]
+        self._parts = parts
+        self._length = length
+        self._late_headers = late_headers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response; end early if the caller disconnects."""
+        disconnect = asyncio.ensure_future(_disconnect(receive))
+        try:
+            await self._send(scope, send, disconnect)
+        finally:
+            disconnect.cancel()
+
+    async def _send(self, scope: Scope, send: Send, disconnect: Future[None]) -> None:
+        parts = self._parts()
+        first, second = await anext(parts, b""), await anext(parts, None)
+        length = self._length
+        if second is None:
+            length = len(first)
+        elif length is None and scope["http_version"] == "1.0":  # which has no chunks
+            length = sum([len(part) async for part in self._parts()])
+        if length is not None:
+            self.headers["content-length"] = str(length)
+        self.headers.update(self._late_headers())
+        headers = self.raw_headers
+        await send({"type": "http.response.start", "status": self.status_code, "headers": headers})
+        if second is None and len(first) <= BYTES_PER_PART:
+            await send({"type": "http.response.body", "body": first})
+            return
+        await send({"type": "http.response.body", "body": first, "more_body": True})
+        part = second
+        while part is not None:
+            # It returns when the caller has read almost all of what was sent before.
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+            if disconnect.done():
+                return
+            await asyncio.sleep(0)  # other requests get their turn
+            part = await anext(parts, None)
+        # Thereby the response ends when its last part has been read, too.
+        await send({"type": "http.response.body"})
+
+
+async def _disconnect(receive: Receive) -> None:
+    """Wait until the caller is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def file_response(content: bytes, headers: Mapping[str, str]) -> PartsResponse:
+    """Build the response for a JSON file in memory, without copies of it for slow callers."""
+
+    async def parts() -> AsyncIterator[bytes]:
+        for start in range(0, len(content), BYTES_PER_PART):
+            yield content[start : start + BYTES_PER_PART]
+
+    return PartsResponse(parts, length=len(content), late_headers=lambda: headers)
 
 
 def encode_vectors(
@@ -97,27 +190,61 @@ def encode_vectors(
     return [orjson.Fragment(b'"' + base64.b64encode(row) + b'"') for row in rows]
 
 
-async def render_vectors(
-    vectors: Float32Matrix,
-    encoding_format: EncodingFormat,
+def answer_parts(
+    content: object,
+    embeddings: Embeddings,
+    encoding_formats: Sequence[EncodingFormat],
     wrap: Callable[[int, Any], Any] | None = None,
-) -> orjson.Fragment:
-    """Render vectors as a JSON array, yielding to other requests between chunks of rows.
+) -> Iterator[bytes]:
+    """Encode an answer as parts of JSON.
 
     Args:
-        vectors: Float32, of shape `(n, dimensions)`.
-        encoding_format: Each vector as an array of numbers, or as a base64 string.
+        content: The answer, with `VECTORS` wherever the vectors belong.
+        embeddings: The vectors.
+        encoding_formats: For each such place, whether a vector is an array of numbers or a base64
+            string.
         wrap: Builds an item from a row's index and its encoded vector; without it, the encoded
             vector is the item.
     """
-    parts: list[bytes] = []
-    for start in range(0, len(vectors), ROWS_PER_TURN):
-        rows: Any = encode_vectors(vectors[start : start + ROWS_PER_TURN], encoding_format)
-        items = rows if wrap is None else [wrap(start + i, row) for i, row in enumerate(rows)]
-        parts.append(orjson.dumps(items, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1])
-        if len(vectors) > ROWS_PER_TURN:
-            await asyncio.sleep(0)
-    return orjson.Fragment(b"[" + b",".join(parts) + b"]")
+    before, *others = _dumps(content).split(_PLACEHOLDER)
+    if not others:
+        yield before
+    count = len(embeddings.rows)
+    step = rows_per_part(embeddings.dimensions)
+    for encoding_format, after in zip(encoding_formats, others, strict=True):
+        encode = _row_encoder(embeddings, encoding_format)
+        for start in range(0, count, step):
+            rows: Any = encode(embeddings.rows[start : start + step])
+            items = rows if wrap is None else [wrap(start + i, row) for i, row in enumerate(rows)]
+            opening = before + b"[" if start == 0 else b","
+            closing = b"]" + after if start + step >= count else b""
+            yield b"".join((opening, _dumps(items)[1:-1], closing))
+        before = b""
+
+
+def rows_per_part(dimensions: int) -> int:
+    return max(1, FLOATS_PER_PART // dimensions)
+
+
+def encoded_bytes(texts: int, dimensions: int) -> int:
+    """Estimate what the encoded parts of an answer take at the same time."""
+    rows = min(texts, 2 * rows_per_part(dimensions))
+    return rows * dimensions * BYTES_PER_JSON_FLOAT
+
+
+def _row_encoder(
+    embeddings: Embeddings, encoding_format: EncodingFormat
+) -> Callable[[Int64Vector], Float32Matrix | list[orjson.Fragment]]:
+    distinct = embeddings.distinct
+    repeats = len(distinct) < len(embeddings.rows)
+    if not repeats or len(distinct) > rows_per_part(embeddings.dimensions):
+        return lambda rows: encode_vectors(distinct[rows], encoding_format)
+    encoded = [orjson.Fragment(_dumps(row)) for row in encode_vectors(distinct, encoding_format)]
+    return lambda rows: [encoded[row] for row in rows]
+
+
+def _dumps(content: object) -> bytes:
+    return orjson.dumps(content, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
 def choose_request_id(sent: str) -> str:

@@ -38,6 +38,7 @@ from .batching import (
     token_budget,
 )
 from .errors import (
+    DEADLINE_PASSED,
     INTERNAL_ERROR,
     BackendError,
     BadVectorError,
@@ -169,11 +170,7 @@ class Scheduler:
             async with asyncio.timeout_at(deadline):
                 await asyncio.wait({entry.done for entry in entries})
         except TimeoutError:
-            msg = (
-                "The request's deadline (EMBED_TIMEOUT_S) passed before all its texts were "
-                "embedded. Send fewer texts per request, or raise the deadline."
-            )
-            raise DeadlineExceededError(msg) from None
+            raise DeadlineExceededError(DEADLINE_PASSED) from None
         finally:
             for entry in entries:
                 self._release(entry)

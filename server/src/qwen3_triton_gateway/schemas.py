@@ -18,6 +18,10 @@ from .settings import MAX_TEXTS, MIN_DIMENSIONS
 Body = TypeVar("Body", bound=BaseModel)
 
 MAX_SHOWN_CHARACTERS = 40
+# Texts and fields are a few thousand; token IDs, which are refused with a better message, more.
+MAX_VALUES = 100_000
+_BEFORE_VALUES = (b",", b"[", b"{")
+_STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
 JSON_TYPES: dict[type, str] = {str: "a string", list: "an array", dict: "an object"}
 
 
@@ -139,12 +143,13 @@ class Usage(BaseModel):
     total_tokens: int
 
 
-def parse_json(body: bytes) -> dict[str, Any]:
+def parse_json(body: bytes | bytearray) -> dict[str, Any]:
     """Parse a JSON object.
 
     Raises:
-        InvalidRequestError: The JSON is malformed, or is not an object.
+        InvalidRequestError: The JSON is malformed, is not an object, or has too many values.
     """
+    _check_values(body)
     try:
         value: object = pydantic_core.from_json(body)
     except ValueError as error:
@@ -157,7 +162,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
     return cast("dict[str, Any]", value)
 
 
-def _why(body: bytes, error: ValueError) -> str:
+def _why(body: bytes | bytearray, error: ValueError) -> str:
     """Say why a body is not JSON: for an encoding, the parser only finds it at line 1, column 1."""
     for mark, name in BYTE_ORDER_MARKS.items():
         if body.startswith(mark):
@@ -169,7 +174,7 @@ def _why(body: bytes, error: ValueError) -> str:
     return f"The body is not valid JSON: {error}."
 
 
-def _parse_broken_texts(body: bytes) -> object:
+def _parse_broken_texts(body: bytes | bytearray) -> object:
     """Parse JSON some of whose strings are not Unicode, so that the text at fault can be named.
 
     Returns:
@@ -203,6 +208,31 @@ def _describe_broken(found: re.Match[str]) -> str:
         f"contains half of a surrogate pair (U+{code:04X}) at character {position}, as left by a "
         "splitter that cuts an emoji in two"
     )
+
+
+def _check_values(body: bytes | bytearray) -> None:
+    """Refuse JSON that would take far more memory as Python objects than as bytes.
+
+    A body of 8 MiB has room for 2.8 million empty arrays, which take 200 MiB.
+    """
+    if sum(map(body.count, _BEFORE_VALUES)) <= MAX_VALUES:
+        return
+    # There may be that many in texts, which count as one value each.
+    values = position = 0
+    while values <= MAX_VALUES:
+        quote = body.find(b'"', position)
+        end = quote if quote >= 0 else len(body)
+        values += sum(body.count(byte, position, end) for byte in _BEFORE_VALUES)
+        string = _STRING.match(body, end)
+        if string is None:  # the end, or malformed
+            break
+        position = string.end()
+    if values > MAX_VALUES:
+        msg = (
+            f"The body has more than {MAX_VALUES} JSON values. Send at most {MAX_TEXTS} texts per "
+            "request, as strings and not as token IDs."
+        )
+        raise InvalidRequestError(msg, code="too_many_values")
 
 
 def validate(schema: type[Body], value: dict[str, Any]) -> Body:

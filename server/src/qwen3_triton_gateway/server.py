@@ -30,6 +30,7 @@ from .connections import (
     raise_descriptor_limit,
 )
 from .errors import StartupError
+from .memory import MemoryBudget, in_worker
 from .service import EmbeddingService
 from .settings import Settings
 from .tracing import configure_tracing
@@ -46,6 +47,7 @@ _M_ARENA_MAX = -8
 # a tenth of a small model's throughput. Smaller than a long response as JSON.
 LARGE_BLOCK_BYTES = 16 << 20
 ARENAS = 2
+TRIM_SECONDS = 15.0
 
 
 class GatewayServer(uvicorn.Server):
@@ -152,6 +154,7 @@ async def serve(settings: Settings) -> None:
             "port with --port."
         )
         raise StartupError(msg) from None
+    trimming = asyncio.create_task(return_memory(service.memory))
     try:
         await server.serve(sockets=[*listeners])
     except ssl.SSLError as error:
@@ -161,6 +164,7 @@ async def serve(settings: Settings) -> None:
         )
         raise StartupError(msg) from None
     finally:
+        trimming.cancel()
         send_last_spans()
     if server.failure:
         raise StartupError(server.failure)
@@ -211,6 +215,18 @@ def keep_memory_flat() -> None:
         mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
     if "MALLOC_ARENA_MAX" not in os.environ:
         mallopt(_M_ARENA_MAX, ARENAS)
+
+
+async def return_memory(memory: MemoryBudget) -> None:
+    """Return what requests have freed to the system, a while after they took much.
+
+    glibc by itself returns only what is at the end of its heaps.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    while trim is not None:
+        await asyncio.sleep(TRIM_SECONDS)
+        if memory.take_peak_bytes() >= LARGE_BLOCK_BYTES:
+            await in_worker(trim, 0)
 
 
 def configure_logging(settings: Settings) -> None:

@@ -14,8 +14,10 @@ from .canary import Canary, canary_batch, check_stated_canary
 from .embedder import Embedder
 from .errors import BackendUnavailableError, ModelNotFoundError, StartupError, shorten
 from .fingerprint import EmbeddingSpace
+from .memory import MemoryBudget
 from .metrics import GatewayState, Metrics
 from .model_files import tokenizer_of
+from .segments import MAX_WORD_CHARACTERS
 from .settings import Settings
 from .tokenization import PROMPT_VERSION, TextTokenizer
 
@@ -76,8 +78,15 @@ class EmbeddingService:
         self.tokenizer = TextTokenizer(tokenizer_path, max_length=settings.max_length)
         if not self.tokenizer.appends_end_token:
             logger.warning("The tokenizer file does not append <|endoftext|>; the gateway does.")
+        if not self.tokenizer.segmenter.knows_words:
+            logger.warning(
+                "The tokenizer file does not split words as Qwen3's does, so texts of more than "
+                "%d characters are refused.",
+                MAX_WORD_CHARACTERS,
+            )
         self.backend = backend
         self.metrics = Metrics()
+        self.memory = MemoryBudget(settings.max_memory_bytes, self.metrics)
         self.metrics.observe_state(self.state)
         self.stopping = False
         self._readiness = Readiness(ready=False, backend_ready=False, reason="starting")
@@ -270,6 +279,7 @@ class EmbeddingService:
             lanes=scheduler.lane_states() if scheduler else [],
             batches_in_flight=scheduler.in_flight if scheduler else 0,
             requests_under_way=scheduler.requests_under_way if scheduler else 0,
+            memory_bytes=self.memory.used_bytes,
             cache_bytes=self._embedder.cache.used_bytes if self._embedder else 0,
             ready=self.readiness.ready,
             backends=self.backend.states,

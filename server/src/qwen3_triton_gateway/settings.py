@@ -182,6 +182,16 @@ class Settings(BaseSettings):
             "gets status 408. For headers, at most 10 s."
         ),
     )
+    max_memory_bytes: int | None = Field(
+        default=None,
+        ge=1024 * 1024,
+        validation_alias="EMBED_MAX_MEMORY_BYTES",
+        description=(
+            "Memory for all requests in progress in bytes, from their bodies to their answers; a "
+            "request that exceeds it gets status 429. By default a quarter of the container's or "
+            "machine's memory, at most 128 MiB."
+        ),
+    )
     cache_bytes: int = Field(
         default=0,
         ge=0,

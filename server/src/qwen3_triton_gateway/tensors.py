@@ -95,12 +95,23 @@ class Embeddings:
     """The embeddings of n texts.
 
     Attributes:
-        vectors: Float32 of shape `(n, dimensions)`, in the order of the texts; rows have norm 1
-            unless the call disabled that.
+        distinct: Float32 of shape `(m, dimensions)`, the vectors of the m distinct texts; they
+            have norm 1 unless the call disabled that.
+        rows: Int64 of shape `(n,)`: which of them belongs to each text.
         prompt_tokens: Tokens that the model saw, end tokens included.
         truncated: Indices of the texts that were truncated.
     """
 
-    vectors: Float32Matrix
+    distinct: Float32Matrix
+    rows: Int64Vector
     prompt_tokens: int
     truncated: tuple[int, ...]
+
+    @property
+    def vectors(self) -> Float32Matrix:
+        """Float32 of shape `(n, dimensions)`, in the order of the texts."""
+        return self.distinct[self.rows]
+
+    @property
+    def dimensions(self) -> int:
+        return self.distinct.shape[1]

@@ -6,20 +6,21 @@ Every text ends with `<|endoftext|>`, whatever the tokenizer file appends.
 from __future__ import annotations
 
 import hashlib
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from .errors import StartupError
-from .tensors import TokenCount, TokenizedText
+from .errors import InvalidRequestError, StartupError
+from .segments import MAX_WORD_CHARACTERS, create_segmenter
+from .tensors import Int64Vector, TokenCount, TokenizedText
 
 InputType: TypeAlias = Literal["document", "query"]
 CutSide: TypeAlias = Literal["end", "start"]
+TokenFields: TypeAlias = dict[str, int | str | bool | None]
 
 # The query template of the README of QwenLM/Qwen3-Embedding, `get_detailed_instruct`: there is no
 # space after `Query:`.
@@ -31,12 +32,13 @@ PROMPT_VERSION = "qwen3-instruct-1"
 # A text's vector is the model's state at this token, which is also the pad token. The `eos_token`
 # of some tokenizer configs, `<|im_end|>`, is another (QwenLM/Qwen3-Embedding issues 54 and 122).
 END_TOKEN = "<|endoftext|>"
-# Eight megabytes take seconds to tokenize, only to be truncated. A text with more than this many
-# characters per token is tokenized up to there; if that yields too few tokens, the whole text is.
+# A text's tokens are counted up to a cut after this many characters per token that it may keep, or
+# up to its end.
 CHARACTERS_PER_TOKEN = 16
-# Where a separator between two letters begins, the family's pre-tokenizer always splits, without
-# looking further back or ahead. So the tokens of the two parts are those of the whole.
-_SPLIT = re.compile(r"(?<=[^\W\d_])(?=[ ,.;:!?，。、；：？！][^\W\d_])")
+# A step tokenizes about this many characters: tens of milliseconds, and up to nine megabytes.
+STEP_CHARACTERS = 32_768
+# As they are listed, tokens take more.
+LISTED_CHARACTERS = 4096
 
 
 def format_inputs(
@@ -51,19 +53,13 @@ def format_inputs(
     """
     if input_type == "document":
         return list(texts)
-    prefix = QUERY_TEMPLATE.format(instruction=instruction or DEFAULT_INSTRUCTION, text="")
+    prefix = query_prefix(instruction)
     return [prefix + text for text in texts]
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
-    """One token, as `POST /tokenize` returns it; `start` and `stop` are character offsets."""
-
-    id: int
-    text: str
-    special: bool
-    start: int | None
-    stop: int | None
+def query_prefix(instruction: str | None) -> str:
+    """Return what precedes a query; see `format_inputs`."""
+    return QUERY_TEMPLATE.format(instruction=instruction or DEFAULT_INSTRUCTION, text="")
 
 
 class TextTokenizer:
@@ -75,6 +71,7 @@ class TextTokenizer:
         digest: Their SHA-256 digest, in hexadecimal digits.
         max_length: Maximum tokens of a text, end token included.
         end_token_id: The token that ends every text, which is also the pad token.
+        segmenter: Where long texts can be cut.
         appends_end_token: Whether the file itself appends the end token.
         vocabulary_size: Number of tokens, special ones included.
     """
@@ -103,73 +100,200 @@ class TextTokenizer:
         self.end_token_id: int = end_token_id
         self.digest = hashlib.sha256(self.file_content).hexdigest()
         self.vocabulary_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
+        self.segmenter = create_segmenter(self._tokenizer)
         self.appends_end_token = self._tokenizer.encode("probe").ids[-1:] == [end_token_id]
 
     def encode(
         self, texts: Sequence[str], *, cut: CutSide = "end", limit: int | None = None
     ) -> list[TokenizedText]:
-        """Tokenize, truncate to `limit - 1` tokens and append the end token.
+        """Tokenize texts in one go; see `Tokenization`."""
+        tokenization = Tokenization(self, texts, cut=cut, limit=limit)
+        while not tokenization.is_done:
+            tokenization.step()
+        return tokenization.tokenized()
 
-        The special tokens of the file's own template are left out, so that the end token is there
-        exactly once and truncation never removes it.
+    def check_words(self, text: str, index: int) -> None:
+        """Check that `list_tokens` can list a text.
 
-        Args:
-            texts: The texts, queries already wrapped.
-            cut: The side that is truncated.
-            limit: Maximum tokens of a text, end token included; by default `max_length`.
+        Raises:
+            InvalidRequestError: It contains a word that is too long; `index` is the text's.
         """
-        limit = limit or self.max_length
-        heads = [self._head(text) for text in texts] if cut == "end" else list(texts)
-        tokenized = self._encode_batch(heads, cut, limit)
-        for index, (text, head) in enumerate(zip(texts, heads, strict=True)):
-            if len(head) == len(text):
-                continue
-            tokenized_head = tokenized[index]
-            count = tokenized_head.count
-            if count.truncated:
-                bound = TokenCount(count.kept, count.total, exact=False)
-                tokenized[index] = TokenizedText(tokenized_head.input_ids, bound)
-            else:
-                tokenized[index] = self._encode_batch([text], cut, limit)[0]
-        return tokenized
+        for _ in self._segments(text, index):
+            pass
 
-    def list_tokens(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[Token]]:
-        """List the tokens of texts, without truncation.
+    def list_tokens(self, text: str, *, add_special_tokens: bool) -> Iterator[list[TokenFields]]:
+        """List the tokens of a text, without truncation, some thousand at a time.
+
+        A token has its `id` and `text`, whether it is `special`, and its character offsets `start`
+        and `stop`.
 
         Args:
-            texts: The texts.
+            text: The text.
             add_special_tokens: Whether to append the end token.
         """
-        end = [Token(self.end_token_id, END_TOKEN, special=True, start=None, stop=None)]
-        encodings = self._tokenizer.encode_batch(list(texts), add_special_tokens=False)
-        return [
-            [
-                Token(token_id, text[start:stop], special=False, start=start, stop=stop)
-                for token_id, (start, stop) in zip(encoding.ids, encoding.offsets, strict=True)
+        for start, stop in self._segments(text):
+            segment = text[start:stop]
+            (encoding,) = self._tokenizer.encode_batch([segment], add_special_tokens=False)
+            yield [
+                _token(token_id, segment[begin:end], start + begin, start + end)
+                for token_id, (begin, end) in zip(encoding.ids, encoding.offsets, strict=True)
             ]
-            + (end if add_special_tokens else [])
-            for text, encoding in zip(texts, encodings, strict=True)
-        ]
+        if add_special_tokens:
+            yield [_token(self.end_token_id, END_TOKEN, None, None)]
 
-    def _head(self, text: str) -> str:
-        """Shorten a huge text to what very likely has `max_length` tokens, at a safe split."""
-        enough = self.max_length * CHARACTERS_PER_TOKEN
-        if len(text) <= enough:
-            return text
-        split = _SPLIT.search(text, enough)
-        return text[: split.start()] if split else text
+    def token_ids(self, pieces: list[str]) -> list[list[int]]:
+        """Tokenize pieces of texts, without an end token."""
+        encodings = self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
+        return [encoding.ids for encoding in encodings]
 
-    def _encode_batch(self, texts: list[str], cut: CutSide, limit: int) -> list[TokenizedText]:
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
-        return [self._close(encoding.ids, cut, limit) for encoding in encodings]
+    def _segments(self, text: str, index: int = 0) -> Iterator[tuple[int, int]]:
+        start = 0
+        while start < len(text):
+            stop = self.segmenter.end_of(text, start, LISTED_CHARACTERS)
+            if stop is None:
+                raise _word_too_long(index)
+            yield start, stop
+            start = stop
 
-    def _close(self, token_ids: list[int], cut: CutSide, limit: int) -> TokenizedText:
-        room = limit - 1
-        text_ids = token_ids[:room] if cut == "end" else token_ids[-room:]
-        input_ids = np.empty(len(text_ids) + 1, dtype=np.int64)
-        input_ids[:-1] = text_ids
-        input_ids[-1] = self.end_token_id
-        return TokenizedText(input_ids, TokenCount(len(input_ids), len(token_ids) + 1))
+
+@dataclass(slots=True)
+class _Remaining:
+    """A text that is being tokenized: `text[start:stop]` is still to do.
+
+    Attributes:
+        kept: What may be kept of the tokens so far, in their order.
+        total: How many tokens there are so far.
+    """
+
+    index: int
+    text: str
+    start: int
+    stop: int
+    kept: list[Int64Vector] = field(default_factory=list[Int64Vector])
+    total: int = 0
+
+
+class Tokenization:
+    """The texts of one call on their way to tokens, a step at a time.
+
+    A text is truncated to `limit - 1` tokens, and the end token is appended. The special
+    tokens of the file's own template are left out, so that the end token is there exactly once and
+    truncation never removes it.
+
+    A step takes a bounded time and memory, whatever the texts are. A long text is tokenized only
+    as far as its kept tokens need; then its token count is a lower bound.
+
+    Attributes:
+        is_done: Whether every text is tokenized.
+    """
+
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        texts: Sequence[str],
+        *,
+        prefix: str = "",
+        cut: CutSide = "end",
+        limit: int | None = None,
+        indices: Sequence[int] | None = None,
+    ) -> None:
+        """Prepare the texts; `step` does the work.
+
+        Args:
+            tokenizer: The tokenizer.
+            texts: The texts.
+            prefix: What precedes each, such as a query's instruction.
+            cut: The side that is truncated.
+            limit: Maximum tokens of a text, end token included; by default `max_length`.
+            indices: The number of each text in errors, if it is not its position.
+        """
+        self._tokenizer = tokenizer
+        self._texts = texts
+        self._prefix = prefix
+        self._cut: CutSide = cut
+        limit = limit or tokenizer.max_length
+        self._room = limit - 1
+        self._piece_characters = min(limit * CHARACTERS_PER_TOKEN, STEP_CHARACTERS)
+        self._indices = indices or range(len(texts))
+        self._begun = 0
+        self._remaining: list[_Remaining] = []
+        self._tokenized: dict[int, TokenizedText] = {}
+
+    @property
+    def is_done(self) -> bool:
+        return len(self._tokenized) == len(self._texts)
+
+    def tokenized(self) -> list[TokenizedText]:
+        """Return the tokens of every text, in the order of the texts."""
+        return [self._tokenized[index] for index in range(len(self._texts))]
+
+    def step(self) -> None:
+        """Tokenize the next texts, or the next part of a long one.
+
+        Raises:
+            InvalidRequestError: A word is so long that its text cannot be truncated at a cut;
+                `index` names the text.
+        """
+        batch: list[_Remaining] = []
+        pieces: list[str] = []
+        characters = 0
+        while characters < STEP_CHARACTERS and (text := self._next()):
+            batch.append(text)
+            pieces.append(self._take_piece(text))
+            characters += len(pieces[-1])
+        for text, token_ids in zip(batch, self._tokenizer.token_ids(pieces), strict=True):
+            self._add(text, token_ids)
+
+    def _next(self) -> _Remaining | None:
+        if self._remaining:
+            return self._remaining.pop()
+        if self._begun == len(self._texts):
+            return None
+        index, self._begun = self._begun, self._begun + 1
+        # Prompts are built one by one: many queries with a long instruction would take gigabytes.
+        text = self._prefix + self._texts[index]
+        return _Remaining(index, text, 0, len(text))
+
+    def _take_piece(self, text: _Remaining) -> str:
+        characters = self._piece_characters
+        segmenter = self._tokenizer.segmenter
+        if self._cut == "end":
+            start, stop = text.start, segmenter.end_of(text.text, text.start, characters)
+            text.start = stop or 0
+        else:
+            start, stop = segmenter.start_of(text.text, text.stop, characters), text.stop
+            text.stop = start or 0
+        if start is None or stop is None:
+            raise _word_too_long(self._indices[text.index])
+        return text.text[start:stop]
+
+    def _add(self, text: _Remaining, token_ids: list[int]) -> None:
+        missing = self._room - sum(map(len, text.kept))
+        text.total += len(token_ids)
+        if self._cut == "end":
+            text.kept.append(np.array(token_ids[:missing], dtype=np.int64))
+        else:
+            text.kept.insert(0, np.array(token_ids[max(0, len(token_ids) - missing) :], np.int64))
+        if text.start < text.stop and text.total <= self._room:
+            self._remaining.append(text)
+            return
+        input_ids = np.concatenate([*text.kept, [self._tokenizer.end_token_id]])
+        count = TokenCount(len(input_ids), text.total + 1, exact=text.start >= text.stop)
+        self._tokenized[text.index] = TokenizedText(input_ids, count)
+
+
+def _token(token_id: int, text: str, start: int | None, stop: int | None) -> TokenFields:
+    # A dictionary: a record would take orjson seven times as long.
+    return {"id": token_id, "text": text, "special": start is None, "start": start, "stop": stop}
+
+
+def _word_too_long(index: int) -> InvalidRequestError:
+    msg = (
+        f"Text {index} has a word of more than {MAX_WORD_CHARACTERS} characters: no space, digit "
+        "or line end divides it, so it cannot be truncated exactly. Shorten the text, or divide "
+        "the word."
+    )
+    return InvalidRequestError(msg, index=index, code="word_too_long")
 
 
 def _read(file: Path) -> bytes:

@@ -118,8 +118,8 @@ async def probe_behavior(backend: Backend, tokenizer: TextTokenizer) -> Behavior
         BackendUnavailableError: There is no answer.
     """
     check_width(backend.spec, tokenizer.vocabulary_size)
-    [tokens] = tokenizer.list_tokens([TEXT], add_special_tokens=False)
-    probe = _Probe(backend, [token.id for token in tokens], tokenizer.end_token_id)
+    [token_ids] = tokenizer.token_ids([TEXT])
+    probe = _Probe(backend, token_ids, tokenizer.end_token_id)
     try:
         width = backend.spec.hidden_size
         if width > MAX_PLAIN_WIDTH and width not in FAMILY_WIDTHS:

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..embedder import MIN_TOKENS, EmbedCall, Truncation
-from ..responses import CohereErrorResponse, EncodingFormat
+from ..responses import VECTORS, CohereErrorResponse, EncodingFormat
 from ..schemas import LenientDimensions, Texts, never_together, validate
 from .exchange import EmbedAnswer, ServiceDep, describe_call, open_exchange
 from .openai import resolve_model
@@ -83,10 +83,11 @@ async def embed(request: Request, service: ServiceDep) -> Response:
         return answer.respond(
             {
                 "id": str(uuid.uuid4()),
-                "embeddings": {name: await answer.render(name) for name in types},
+                "embeddings": dict.fromkeys(types, VECTORS),
                 "response_type": "embeddings_by_type",
                 "meta": _meta(answer),
-            }
+            },
+            *types,
         )
 
 

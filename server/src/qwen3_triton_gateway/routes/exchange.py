@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar
 
-import orjson
 from fastapi import Depends, Request
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
@@ -17,7 +16,8 @@ from starlette.requests import ClientDisconnect
 from ..admission import settle_entry
 from ..embedder import EmbedCall, EmbedTimings
 from ..errors import BackendUnavailableError
-from ..responses import Dialect, EncodingFormat, JsonResponse, render_vectors
+from ..memory import REQUEST_BYTES, Reservation, in_worker, request_bytes
+from ..responses import Dialect, EncodingFormat, PartsResponse, answer_parts, encoded_bytes
 from ..schemas import Usage, parse_json
 from ..service import EmbeddingService
 from ..tensors import Embeddings
@@ -27,6 +27,8 @@ Result = TypeVar("Result")
 
 # Proxies limit the size of headers: beyond this many indices, the rest is only counted.
 MAX_INDICES_IN_HEADER = 100
+# Below this, a thread costs more than parsing does.
+PARSE_INLINE_BYTES = 1 << 18
 ERROR_STATUSES = {400, 401, 408, 413, 415, 429, 502, 503, 504}
 
 
@@ -83,6 +85,11 @@ class Exchange:
     body: dict[str, Any]
     deadline: float
 
+    @property
+    def memory(self) -> Reservation:
+        """What this request is charged; the middleware releases it after the response."""
+        return self.request.state.memory
+
     def use_dialect(self, dialect: Dialect) -> None:
         """Answer in this dialect from now on, errors included."""
         self.request.state.dialect = dialect
@@ -108,7 +115,7 @@ class Exchange:
             "queue_ms": round(timings.queue_seconds * 1000, 1),
             "infer_ms": round(timings.infer_seconds * 1000, 1),
         }
-        answer = EmbedAnswer(self.service, embeddings, timings)
+        answer = EmbedAnswer(self.service, self.memory, embeddings, timings)
         describe_embeddings(
             requested=self.body.get("model"),
             served=self.service.model_id,
@@ -119,7 +126,7 @@ class Exchange:
 
     async def _embed(self, call: EmbedCall) -> tuple[Embeddings, EmbedTimings]:
         settle_entry(self.request.scope["state"])
-        answer = await self.service.embedder.embed(call, deadline=self.deadline)
+        answer = await self.service.embedder.embed(call, deadline=self.deadline, memory=self.memory)
         await self.service.confirm(self.deadline)
         return answer
 
@@ -129,13 +136,14 @@ class EmbedAnswer:
     """Vectors on their way to the caller."""
 
     service: EmbeddingService
+    memory: Reservation
     embeddings: Embeddings
     timings: EmbedTimings
     encode_seconds: float = 0.0
 
     @property
     def dimensions(self) -> int:
-        return self.embeddings.vectors.shape[1]
+        return self.embeddings.dimensions
 
     @property
     def fingerprint(self) -> str:
@@ -146,25 +154,43 @@ class EmbedAnswer:
         tokens = self.embeddings.prompt_tokens
         return Usage(prompt_tokens=tokens, total_tokens=tokens).model_dump()
 
-    async def render(
-        self, encoding_format: EncodingFormat, wrap: Callable[[int, Any], Any] | None = None
-    ) -> orjson.Fragment:
-        """Render the vectors; see `render_vectors`."""
-        began = time.perf_counter()
-        vectors = await render_vectors(self.embeddings.vectors, encoding_format, wrap)
-        self.encode_seconds += time.perf_counter() - began
-        return vectors
+    def respond(
+        self,
+        content: object,
+        *encoding_formats: EncodingFormat,
+        wrap: Callable[[int, Any], Any] | None = None,
+    ) -> PartsResponse:
+        """Build the response, with the headers that embeddings carry in every dialect.
 
-    def respond(self, content: object) -> JsonResponse:
-        """Build the response, with the headers that embeddings carry in every dialect."""
+        Args:
+            content: The answer, with `VECTORS` wherever the vectors belong.
+            *encoding_formats: How they are encoded in each such place; see `answer_parts`.
+            wrap: What each is wrapped in; see `answer_parts`.
+        """
+
+        def parts() -> AsyncGenerator[bytes]:
+            return self._timed(answer_parts(content, self.embeddings, encoding_formats, wrap))
+
+        # The texts are no longer needed.
+        encoded = encoded_bytes(len(self.embeddings.rows), self.dimensions)
+        self.memory.resize(REQUEST_BYTES + self.embeddings.distinct.nbytes + encoded)
+        return PartsResponse(parts, late_headers=self._headers)
+
+    async def _timed(self, parts: Iterator[bytes]) -> AsyncGenerator[bytes]:
         began = time.perf_counter()
-        response = JsonResponse(content)
-        self.encode_seconds += time.perf_counter() - began
-        response.headers["X-Embedding-Fingerprint"] = self.fingerprint
-        response.headers["Server-Timing"] = self._server_timing()
+        for part in parts:
+            self.encode_seconds += time.perf_counter() - began
+            yield part
+            began = time.perf_counter()
+
+    def _headers(self) -> dict[str, str]:
+        headers = {
+            "X-Embedding-Fingerprint": self.fingerprint,
+            "Server-Timing": self._server_timing(),
+        }
         if self.embeddings.truncated:
-            response.headers["X-Embedding-Truncated"] = _indices(self.embeddings.truncated)
-        return response
+            headers["X-Embedding-Truncated"] = _indices(self.embeddings.truncated)
+        return headers
 
     def _server_timing(self) -> str:
         """Format the stages as a `Server-Timing` header, whose unit is milliseconds."""
@@ -195,9 +221,28 @@ async def open_exchange(request: Request, service: EmbeddingService) -> AsyncGen
     """
     deadline = request.state.began + service.settings.timeout_seconds
     scheduler = service.embedder.scheduler
-    body = await request.body()
+    body = await read_json(request)
     with scheduler.request():
-        yield Exchange(request, service, parse_json(body), deadline)
+        yield Exchange(request, service, body, deadline)
+
+
+async def read_json(request: Request) -> dict[str, Any]:
+    """Read and parse the body of a request, and keep nothing of its bytes.
+
+    Raises:
+        BodyTooLargeError: The body exceeds the limit.
+        RequestTimeoutError: The body did not arrive in time.
+        InvalidRequestError: The body is not a JSON object.
+        QueueFullError: There is no memory left for the body.
+    """
+    memory: Reservation = request.state.memory
+    body = bytearray()
+    async for chunk in request.stream():
+        memory.resize(request_bytes(len(body) + len(chunk)))
+        body += chunk
+    if len(body) <= PARSE_INLINE_BYTES:
+        return parse_json(body)
+    return await in_worker(parse_json, body)
 
 
 async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -> Result:

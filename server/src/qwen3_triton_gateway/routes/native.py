@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ..embedder import EmbedCall
 from ..errors import InvalidRequestError
-from ..responses import Dialect, EncodingFormat, ErrorResponse, TeiErrorResponse
+from ..responses import VECTORS, Dialect, EncodingFormat, ErrorResponse, TeiErrorResponse
 from ..schemas import INSTRUCTION_NEEDS_QUERY, Dimensions, Texts, Usage, validate
 from ..tokenization import InputType
 from . import tei
@@ -78,11 +78,12 @@ async def _embed_texts(exchange: Exchange) -> Response:
     )
     return answer.respond(
         {
-            "embeddings": await answer.render(body.encoding_format),
+            "embeddings": VECTORS,
             "model": exchange.service.model_id,
             "dimensions": answer.dimensions,
             "usage": answer.usage,
             "truncated": answer.embeddings.truncated,
             "fingerprint": answer.fingerprint,
-        }
+        },
+        body.encoding_format,
     )

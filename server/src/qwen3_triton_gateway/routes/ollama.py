@@ -11,11 +11,11 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.json_schema import WithJsonSchema
 
 from ..embedder import EmbedCall
-from ..responses import JsonResponse, OllamaErrorResponse
-from ..schemas import NOT_BLANK, LenientDimensions, Text, one_or_more, parse_json, validate
+from ..responses import VECTORS, JsonResponse, OllamaErrorResponse
+from ..schemas import NOT_BLANK, LenientDimensions, Text, one_or_more, validate
 from ..service import EmbeddingService
 from ..settings import MAX_TEXTS
-from .exchange import Exchange, ServiceDep, describe_call, describe_errors, open_exchange
+from .exchange import Exchange, ServiceDep, describe_call, describe_errors, open_exchange, read_json
 from .openai import resolve_model
 
 router = APIRouter(prefix="/api", tags=["ollama"])
@@ -112,9 +112,8 @@ async def embed(request: Request, service: ServiceDep) -> Response:
             service.embedder.check_dimensions(body.dimensions)
             return JsonResponse(answer | {"embeddings": []} | _spent(began, 0))
         embedded = await exchange.embed(call)
-        vectors = {"embeddings": await embedded.render("float")}
         spent = _spent(began, embedded.embeddings.prompt_tokens)
-        return embedded.respond(answer | vectors | spent)
+        return embedded.respond(answer | {"embeddings": VECTORS} | spent, "float")
 
 
 @router.post(
@@ -142,7 +141,7 @@ async def tags(service: ServiceDep) -> dict[str, Any]:
 @router.post("/show", **describe_call(OllamaShowRequest, errors=OllamaErrorResponse))
 async def show(request: Request, service: ServiceDep) -> dict[str, Any]:
     """Describe the served model."""
-    body = validate(OllamaShowRequest, parse_json(await request.body()))
+    body = validate(OllamaShowRequest, await read_json(request))
     resolve_model(_without_tag(body.model or body.name), service)
     info: dict[str, Any] = {
         "general.architecture": "qwen3",

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ..embedder import MIN_TOKENS, EmbedCall, Truncation
 from ..errors import InvalidRequestError
-from ..responses import EncodingFormat, JsonResponse, OpenAIErrorResponse
+from ..responses import VECTORS, EncodingFormat, JsonResponse, OpenAIErrorResponse
 from ..schemas import (
     INSTRUCTION_NEEDS_QUERY,
     LenientDimensions,
@@ -120,15 +120,16 @@ async def embeddings(request: Request, service: ServiceDep) -> Response:
             raise InvalidRequestError(msg, param="messages")
         body = validate(OpenAIEmbedRequest, exchange.body)
         answer = await exchange.embed(_embed_call(body, service))
-        data = await answer.render(body.encoding_format or "float", _item)
         return answer.respond(
             {
                 "object": "list",
-                "data": data,
+                "data": VECTORS,
                 "model": service.model_id,
                 "usage": answer.usage,
                 "truncated": answer.embeddings.truncated,
-            }
+            },
+            body.encoding_format or "float",
+            wrap=_item,
         )
 
 

@@ -10,7 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import PlainTextResponse, Response
 
 from .. import __version__
-from ..responses import ErrorResponse, JsonResponse
+from ..responses import ErrorResponse, JsonResponse, file_response
 from ..service import EmbeddingService
 from ..settings import MAX_TEXTS, MIN_DIMENSIONS
 from ..tokenization import DEFAULT_INSTRUCTION, QUERY_TEMPLATE
@@ -107,8 +107,7 @@ async def tokenizer(request: Request, service: ServiceDep) -> Response:
     etags = [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]
     if {etag, f"W/{etag}", "*"}.intersection(etags):
         return Response(status_code=NOT_MODIFIED, headers={"ETag": etag})
-    content = service.tokenizer.file_content
-    return Response(content, media_type="application/json", headers={"ETag": etag})
+    return file_response(service.tokenizer.file_content, {"ETag": etag})
 
 
 def _health(request: Request, service: EmbeddingService, details: dict[str, Any]) -> JsonResponse:

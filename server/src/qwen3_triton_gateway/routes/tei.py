@@ -2,18 +2,32 @@
 
 from __future__ import annotations
 
-import asyncio
-from dataclasses import asdict
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Literal, TypeAlias
 
+import orjson
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict
 
 from ..embedder import EmbedCall, Truncation
-from ..responses import Dialect, EncodingFormat, JsonResponse, TeiErrorResponse
+from ..errors import InvalidRequestError
+from ..memory import in_worker
+from ..responses import (
+    BYTES_PER_PART,
+    VECTORS,
+    Dialect,
+    EncodingFormat,
+    PartsResponse,
+    TeiErrorResponse,
+)
 from ..schemas import LenientDimensions, OneOrMoreTexts, TokenizableTexts, never_together, validate
-from ..tokenization import InputType, Token, format_inputs
+from ..tokenization import InputType, TextTokenizer, format_inputs
 from .exchange import Exchange, ServiceDep, describe_call, open_exchange
+
+# A token has a byte of text at least, and 60 to 70 in the answer.
+MAX_TOKENIZE_BYTES = 1 << 20
+# A step's tokens as Python objects and as JSON, and the texts.
+TOKENIZE_BYTES = 8 << 20
 
 router = APIRouter(tags=["text-embeddings-inference"])
 
@@ -53,6 +67,16 @@ class TokenizeRequest(BaseModel):
     prompt_name: InputType | None = None
 
 
+class Token(BaseModel):
+    """A token in the response to `POST /tokenize`; `start` and `stop` are character offsets."""
+
+    id: int
+    text: str
+    special: bool
+    start: int | None
+    stop: int | None
+
+
 @router.post(
     "/",
     response_model=Vectors,
@@ -77,7 +101,7 @@ async def embed_inputs(exchange: Exchange) -> Response:
             normalize=body.normalize is not False,
         )
     )
-    return answer.respond(await answer.render(body.encoding_format or "float"))
+    return answer.respond(VECTORS, body.encoding_format or "float")
 
 
 @router.post(
@@ -86,14 +110,55 @@ async def embed_inputs(exchange: Exchange) -> Response:
     **describe_call(TokenizeRequest, errors=TeiErrorResponse),
 )
 async def tokenize(request: Request, service: ServiceDep) -> Response:
-    """List the tokens that the model would see for each text, without truncation."""
+    """List the tokens that the model would see for each text, without truncation.
+
+    The texts of a request may have 1 MiB together.
+    """
     async with open_exchange(request, service) as exchange:
         body = validate(TokenizeRequest, exchange.body)
         prompts = format_inputs(body.inputs, input_type=body.prompt_name or "document")
-        tokenized = await asyncio.to_thread(
-            service.tokenizer.list_tokens, prompts, add_special_tokens=body.add_special_tokens
-        )
-        return JsonResponse([[asdict(token) for token in tokens] for tokens in tokenized])
+        await in_worker(_check_tokenizable, service.tokenizer, prompts)
+        exchange.memory.resize(TOKENIZE_BYTES)
+
+        async def parts() -> AsyncIterator[bytes]:
+            encoded = _token_parts(
+                service.tokenizer, prompts, add_special_tokens=body.add_special_tokens
+            )
+            while part := await in_worker(next, encoded, b""):
+                yield part
+
+        return PartsResponse(parts)
+
+
+def _check_tokenizable(tokenizer: TextTokenizer, texts: Sequence[str]) -> None:
+    size_bytes = 0
+    for index, text in enumerate(texts):
+        size_bytes += len(text.encode())
+        if size_bytes > MAX_TOKENIZE_BYTES:
+            msg = (
+                f"The texts have more than {MAX_TOKENIZE_BYTES} bytes together. Send fewer per "
+                "request, or count tokens with the file from `GET /tokenizer`."
+            )
+            raise InvalidRequestError(msg, index=index, code="too_much_text")
+        tokenizer.check_words(text, index)
+
+
+def _token_parts(
+    tokenizer: TextTokenizer, texts: Sequence[str], *, add_special_tokens: bool
+) -> Iterator[bytes]:
+    """Encode the tokens of texts as parts of a JSON array of arrays."""
+    part = bytearray(b"[")
+    for index, text in enumerate(texts):
+        part += b",[" if index else b"["
+        separator = b""
+        for tokens in tokenizer.list_tokens(text, add_special_tokens=add_special_tokens):
+            part += separator + orjson.dumps(tokens)[1:-1]
+            separator = b","
+            if len(part) >= BYTES_PER_PART:
+                yield bytes(part)
+                part.clear()
+        part += b"]"
+    yield bytes(part + b"]")
 
 
 def _truncation(body: TeiEmbedRequest) -> Truncation:
