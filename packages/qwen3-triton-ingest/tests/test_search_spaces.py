@@ -9,7 +9,7 @@ import psycopg
 import pytest
 
 from filled_tables import Corpus
-from qwen3_triton_client import EmbeddingClient
+from qwen3_triton_client import EmbeddingClient, EmbeddingResult
 from qwen3_triton_ingest.config import GatewayOptions
 from qwen3_triton_ingest.errors import FingerprintError, TableError
 from qwen3_triton_ingest.search import Searcher
@@ -17,12 +17,17 @@ from qwen3_triton_ingest.search import Searcher
 SHORT = 256  # dimensions; fewer dimensions of the same model are another embedding space
 
 
+@pytest.fixture(name="short", scope="module")
+def _short(corpus: Corpus) -> EmbeddingResult:
+    """The vectors of the corpus in another space."""
+    with EmbeddingClient(corpus.gateway_url, dimensions=SHORT) as client:
+        return client.embed([entry.text for entry in corpus.entries])
+
+
 @pytest.fixture(name="url")
-def _url(database_url: str, corpus: Corpus) -> str:
+def _url(database_url: str, corpus: Corpus, short: EmbeddingResult) -> str:
     """A table `manuals`, and another one of the same texts with vectors of another space."""
     corpus.fill(database_url, "manuals")
-    with EmbeddingClient(corpus.gateway_url, dimensions=SHORT) as client:
-        result = client.embed([entry.text for entry in corpus.entries])
     with psycopg.connect(database_url) as connection:
         connection.execute(
             f"CREATE TABLE beside (LIKE manuals INCLUDING ALL);"
@@ -33,11 +38,11 @@ def _url(database_url: str, corpus: Corpus) -> str:
             "VALUES (%s, %s, 0, %s, '{}', %s)",
             [
                 (entry.id, entry.doc_id, entry.text, str(vector.tolist()))
-                for entry, vector in zip(corpus.entries, result.vectors, strict=True)
+                for entry, vector in zip(corpus.entries, short.vectors, strict=True)
             ],
         )
         connection.execute("CREATE TABLE spaces (fingerprint text, dimensions int)")
-        connection.execute("INSERT INTO spaces VALUES (%s, %s)", (result.fingerprint, SHORT))
+        connection.execute("INSERT INTO spaces VALUES (%s, %s)", (short.fingerprint, SHORT))
     return database_url
 
 
