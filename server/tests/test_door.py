@@ -22,7 +22,7 @@ from qwen3_triton_gateway.app import create_app
 from qwen3_triton_gateway.batching import Lane
 from qwen3_triton_gateway.connections import Connections
 from qwen3_triton_gateway.door import HELD_BYTES
-from qwen3_triton_gateway.http_protocol import GatewayProtocol
+from qwen3_triton_gateway.http_protocol import GatewayProtocol, HttpBounds
 from qwen3_triton_gateway.responses import Dialect, error_response
 from qwen3_triton_gateway.service import EmbeddingService
 from qwen3_triton_gateway.settings import Settings
@@ -304,6 +304,18 @@ async def test_what_another_application_answers_does_not_count_for_ever(gateway:
         refused = await gateway.client.post("/embed", json={"texts": ["a"]})
         assert refused.status_code == 429
     assert gateway.admission.entering == 0
+
+
+async def test_a_body_that_is_held_and_never_ends_is_a_408(gateway: Gateway) -> None:
+    waiting = await gateway.close_door()
+    gateway.protocol_options["bounds"] = HttpBounds(body_seconds=0.1)
+    host, port = gateway.client.base_url.host, gateway.client.base_url.port
+    reader, writer = await asyncio.open_connection(host, port)
+    writer.write(b"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
+    assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
+    writer.close()
+    assert gateway.entered == []
+    await gateway.open_door(waiting)
 
 
 async def test_callers_that_leave_do_not_count_for_ever(gateway: Gateway) -> None:
