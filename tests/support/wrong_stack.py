@@ -90,6 +90,10 @@ def _pool(rows: Sequence[Ids], *, left: bool) -> Array:
     return hidden[np.arange(len(rows)), mask.sum(axis=1) - 1]
 
 
+def pool_first(rows: Sequence[Ids]) -> Array:
+    return _pool([row[:1] for row in rows], left=False)
+
+
 def overflow(pooled: Array, rows: Sequence[Ids]) -> Array:
     """Overflow float16 for texts that begin with `import`, as the 8B model does."""
     huge = np.array([[1e6 if row[:1] == [IMPORT_ID] else 1.0] for row in rows])
@@ -201,6 +205,7 @@ RIGHT = Stack()
 # Each with the check that must fail, and words that its cause must contain.
 WRONG: dict[str, tuple[Stack, str, str]] = {
     "left-padding": (replace(RIGHT, pool=pool_left_as_if_right), "batch invariance", "padded left"),
+    "first-token": (replace(RIGHT, pool=pool_first), "pooling", "The first token is pooled"),
     "no-end-token": (replace(RIGHT, close=without_end_token), "end token", "<|endoftext|>"),
     "end-token-cut-off": (replace(RIGHT, close=with_end_token_cut_off), "long text", "end token"),
     "other-tokenizer": (

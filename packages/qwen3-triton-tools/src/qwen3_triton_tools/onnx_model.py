@@ -10,6 +10,7 @@ from math import prod
 from pathlib import Path
 
 import onnx
+import onnx.shape_inference
 from google.protobuf.message import DecodeError
 
 from qwen3_triton_gateway.model_files import describe_os_error
@@ -164,18 +165,21 @@ def read_model(path: Path) -> OnnxModel:
         size_bytes=path.stat().st_size,
         proto=proto,
         inputs=tuple(_tensor_info(i) for i in proto.graph.input if i.name not in initializers),
-        outputs=tuple(_tensor_info(output) for output in proto.graph.output),
+        outputs=_outputs(proto),
         nodes=tuple(nodes),
         weights=tuple(weights),
     )
 
 
-def as_text(value: str | bytes) -> str:
-    """Return a text of the file; protobuf returns bytes where an exporter wrote no valid UTF-8.
+def takes_single_texts(model: OnnxModel) -> bool:
+    """Return whether the batch of `input_ids` is fixed to 1."""
+    shapes = [tensor.shape for tensor in model.inputs if tensor.name == "input_ids"]
+    return any(shape and shape[0] == 1 for shape in shapes)
 
-    The bytes survive, so that a file with such a name is found.
-    """
-    return os.fsdecode(value)
+
+def as_text(value: str | bytes) -> str:
+    """Return a text of the file; protobuf returns bytes where an exporter wrote no valid UTF-8."""
+    return value if isinstance(value, str) else value.decode(errors="backslashreplace")
 
 
 def integer_attributes(node: onnx.NodeProto) -> dict[str, int]:
@@ -243,11 +247,23 @@ def _weight(tensor: onnx.TensorProto) -> Weight:
         return weight
     entries = {entry.key: entry.value for entry in tensor.external_data}
     external = ExternalRange(
-        location=as_text(entries.get("location", "")),
+        location=os.fsdecode(entries.get("location", "")),
         offset=int(entries.get("offset", "0")),
         length=int(entries.get("length", weight.size_bytes)),
     )
     return Weight(weight.name, weight.dtype, weight.shape, external)
+
+
+def _outputs(proto: onnx.ModelProto) -> tuple[TensorInfo, ...]:
+    """Describe the outputs; shapes that the file omits are inferred where that is possible."""
+    outputs = tuple(map(_tensor_info, proto.graph.output))
+    if all(output.shape is not None for output in outputs):
+        return outputs
+    try:
+        inferred = onnx.shape_inference.infer_shapes(proto)
+    except Exception:  # onnx's own errors share no public base class
+        return outputs
+    return tuple(map(_tensor_info, inferred.graph.output))
 
 
 def _tensor_info(value: onnx.ValueInfoProto) -> TensorInfo:

@@ -29,6 +29,19 @@ def endpoint_option(command: Command) -> Command:
     )(command)
 
 
+def pooling_option(command: Command) -> Command:
+    """Add `--pooling`, the pooling that a model was trained with."""
+    return click.option(
+        "--pooling",
+        type=click.Choice(["last_token", "mean", "cls", "graph"]),
+        envvar="EMBED_POOLING",
+        show_envvar=True,
+        default="last_token",
+        show_default=True,
+        help="The pooling that is right for this model; another one is an error.",
+    )(command)
+
+
 @contextmanager
 def tool_errors() -> Generator[None]:
     """Print an error of the tools, or of the gateway at its start, without a traceback; exit 1.

@@ -7,6 +7,7 @@ from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -14,12 +15,16 @@ from . import (
     endpoint_option,
     is_terminal,
     json_option,
+    pooling_option,
     print_json,
     print_lines,
     report_progress,
     tool_errors,
 )
 from .model_repository import repository
+
+if TYPE_CHECKING:
+    from qwen3_triton_gateway.settings import Pooling
 
 CARDS = ("0.6b", "4b", "8b", "nano", "none")
 # Reading and writing larger files takes long enough to say so.
@@ -45,16 +50,25 @@ model.add_command(repository)
 @click.option("--revision", help="Of a repository: branch, tag or commit; default: the newest.")
 @click.option("--variant", metavar="NAME", help="Of a repository: fp16, int8, q4 …")
 @endpoint_option
+@pooling_option
+@click.option("--no-probe", is_flag=True, help="Do not run the model on a few short texts.")
 @json_option
 def inspect_command(
-    path: Path, *, revision: str | None, variant: str | None, endpoint: str | None, as_json: bool
+    path: Path,
+    *,
+    revision: str | None,
+    variant: str | None,
+    endpoint: str | None,
+    pooling: Pooling,
+    no_probe: bool,
+    as_json: bool,
 ) -> None:
     """Show what an ONNX export is, what the gateway would do with it, and what is wrong.
 
     PATH is an ONNX file or a folder with one. REPO is a repository of the Hugging Face hub; all but
-    its weights is fetched to a temporary folder. External weights are not loaded: gigabytes take
-    milliseconds; a file that contains its weights is read completely. Exits with 1 if the gateway
-    could not serve the model.
+    its weights is fetched to a temporary folder. With up to 4 GiB of weights and a tokenizer, the
+    model is run on a few short texts, which show what it returns; else the weights are not loaded.
+    Exits with 1 if the gateway could not serve the model.
 
     \b
     Examples:
@@ -76,6 +90,10 @@ def inspect_command(
         model_path = find_model(local_path)
         _report_size(model_path, "Reading")
         inspection = inspect_model(model_path)
+        if not no_probe and local_path == path:
+            from ..model.probing import with_probe
+
+            inspection = with_probe(inspection, pooling)
     if as_json:
         print_json(as_document(inspection))
     else:
@@ -285,9 +303,12 @@ def _served(target: str) -> AbstractContextManager[str]:
     if not folder.exists():
         msg = f"{target!r} is neither a URL (http://…) nor an existing folder."
         raise click.BadParameter(msg, param_hint="URL|PATH")
+    from ..model.files import find_model
+    from ..model.inspection import check_servable, inspect_model
     from ..model.pulling import model_name
     from ..verify.local_gateway import folder_settings, local_gateway
 
+    check_servable(inspect_model(find_model(folder)))
     return local_gateway(folder_settings(folder, model_id=model_name(folder)))
 
 

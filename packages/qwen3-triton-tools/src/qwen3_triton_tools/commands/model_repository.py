@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from . import is_terminal, json_option, print_json, tool_errors
+from . import is_terminal, json_option, pooling_option, print_json, tool_errors
 
 if TYPE_CHECKING:
     from ..model.triton_repository import WrittenRepository
@@ -66,6 +66,7 @@ PATH = click.Path(path_type=Path)
     help="`python` is for the local Triton, `qwen3-triton triton`.",
 )
 @click.option("--force", is_flag=True, help="Replace the model's folder.")
+@pooling_option
 @json_option
 def repository(
     path: Path,
@@ -125,9 +126,17 @@ def _progress(model_path: Path, *, shown: bool) -> Generator[Callable[[int], obj
 
 def _write_local(model_path: Path, out: Path, flags: dict[str, Any], *, as_json: bool) -> None:
     """Write for the local Triton, which reads the ONNX file in place."""
+    from ..errors import ModelError
     from ..local_triton import write_repository
     from ..model.gpu_plan import MAX_CPU_ROWS
+    from ..model.inspection import check_servable, inspect_model
+    from ..model.probing import with_probe
 
+    target = out / flags["model_name"]
+    if target.exists() and not flags["force"]:
+        raise ModelError(f"{target} already exists. Pass `--force` to replace it.")
+    inspection = with_probe(inspect_model(model_path), flags["pooling"])
+    check_servable(inspection)
     folder = write_repository(
         model_path,
         out,

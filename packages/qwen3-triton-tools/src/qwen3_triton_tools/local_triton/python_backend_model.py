@@ -48,6 +48,7 @@ class TritonPythonModel:
             for entry in config["input"]
         ]
         self._outputs = [entry["name"] for entry in config["output"]]
+        self._merges = config["max_batch_size"] > 0
 
     def execute(self, requests):
         """Answer `requests` in order; each that fails gets an error of its own."""
@@ -75,8 +76,8 @@ class TritonPythonModel:
         return np.from_dlpack(_Exporter(tensor))
 
     def _run_group(self, feeds):
-        if len(feeds) == 1:
-            return [self._run_alone(feeds[0])]
+        if len(feeds) == 1 or not self._merges:
+            return [self._run_alone(feed) for feed in feeds]
         merged = {name: np.concatenate([feed[name] for feed in feeds]) for name in feeds[0]}
         answer = self._run_alone(merged)
         if isinstance(answer, Exception):

@@ -10,9 +10,14 @@ from qwen3_triton_gateway.fingerprint import weights_digest
 from qwen3_triton_gateway.model_files import ModelFileError, find_model
 
 from ..errors import ModelError, ModelFolderError
-from ..onnx_model import OnnxModel, TensorInfo, read_model
+from ..onnx_model import OnnxModel, TensorInfo, read_model, takes_single_texts
 from ..writing import replacing_folder
 
+_BATCHING = """\
+# Empty on purpose. Priority levels, or a queue policy with a timeout or a size, make Triton miss
+# the wake-up of about every tenth batch and leave it idle for half a second.
+dynamic_batching { }"""
+_NO_BATCHING = "# The graph takes one text at a time, so the batch is part of all dims."
 MODEL_SOURCE = Path(__file__).with_name("python_backend_model.py")
 
 _CONFIG = """\
@@ -21,9 +26,7 @@ backend: "python"
 max_batch_size: {max_batch_size}
 {tensors}
 instance_group [ {{ kind: KIND_CPU count: {instance_count} }} ]
-# Empty on purpose. Priority levels, or a queue policy with a timeout or a size, make Triton miss
-# the wake-up of about every tenth batch and leave it idle for half a second.
-dynamic_batching {{ }}
+{batching}
 parameters {{ key: "onnx_path" value {{ string_value: {onnx_path} }} }}
 parameters {{ key: "intra_op_threads" value {{ string_value: "{intra_op_threads}" }} }}
 # For the gateway's fingerprint; Triton's metadata does not include it.
@@ -58,10 +61,12 @@ def write_repository(
         model = read_model(onnx_file)
     except (ModelError, ModelFileError) as error:
         raise ModelFolderError(str(error)) from error
+    is_batched = not takes_single_texts(model)
     config = _CONFIG.format(
         name=_quote(model_name),
-        max_batch_size=max_batch_size,
-        tensors=_tensors(model),
+        max_batch_size=max_batch_size if is_batched else 0,
+        tensors=_tensors(model, is_batched=is_batched),
+        batching=_BATCHING if is_batched else _NO_BATCHING,
         instance_count=instance_count,
         onnx_path=_quote(str(onnx_file)),
         intra_op_threads=intra_op_threads,
@@ -84,15 +89,17 @@ def _check_options(model_name: str, max_batch_size: int, instance_count: int) ->
         raise ValueError(f"`instance_count` must be at least 1, not {instance_count}.")
 
 
-def _tensors(model: OnnxModel) -> str:
+def _tensors(model: OnnxModel, *, is_batched: bool) -> str:
     if not model.inputs or not model.outputs:
         raise ModelFolderError(f"{model.path} has no inputs or no outputs.")
-    lines = [_tensor(model.path, "input", tensor) for tensor in model.inputs]
-    lines += [_tensor(model.path, "output", tensor) for tensor in model.outputs]
+    lines = [_tensor(model.path, "input", tensor, is_batched=is_batched) for tensor in model.inputs]
+    lines += [
+        _tensor(model.path, "output", tensor, is_batched=is_batched) for tensor in model.outputs
+    ]
     return "\n".join(lines)
 
 
-def _tensor(onnx_file: Path, role: str, tensor: TensorInfo) -> str:
+def _tensor(onnx_file: Path, role: str, tensor: TensorInfo, *, is_batched: bool) -> str:
     data_type = tensor.dtype.triton
     # The model exchanges numpy arrays of numbers, and numpy has no bfloat16.
     if data_type in (None, "TYPE_BF16", "TYPE_STRING"):
@@ -100,12 +107,12 @@ def _tensor(onnx_file: Path, role: str, tensor: TensorInfo) -> str:
             f"{onnx_file}: {role} `{tensor.name}` is {tensor.dtype.name}, which the local Triton "
             "cannot serve. Export the model in float32 or float16."
         )
-    if not tensor.shape or tensor.shape[0] != -1:
+    if not tensor.shape or (is_batched and tensor.shape[0] != -1):
         raise ModelFolderError(
             f"{onnx_file}: {role} `{tensor.name}` has shape {tensor.shape}; its first dimension "
             "must be dynamic (the batch). Export the model with dynamic axes."
         )
-    dims = ", ".join(str(size) for size in tensor.shape[1:])
+    dims = ", ".join(str(size) for size in tensor.shape[1 if is_batched else 0 :])
     return f"{role} [ {{ name: {_quote(tensor.name)} data_type: {data_type} dims: [ {dims} ] }} ]"
 
 

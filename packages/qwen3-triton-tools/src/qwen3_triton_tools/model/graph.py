@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
@@ -43,6 +44,7 @@ _DYNAMIC_INT8 = {
     "DynamicQuantizeLSTM",
 }
 _INT8 = {"int8", "uint8"}
+_INT8_LEVEL = 4
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
 # hidden_size of Qwen3-Embedding-8B, the member of the family known to overflow float16.
 _OVERFLOWING_HIDDEN_SIZE = 4096
@@ -57,6 +59,7 @@ class Precision:
         quantization: How the weights are quantized, in words; empty if they are not.
         compute: The floating-point type of most weights, or of the output if there are none.
         is_batch_dependent: Whether activations are quantized with one scale per batch.
+        accuracy_level: The highest one of MatMulNBits: 4 multiplies in int8; 0 if not set.
     """
 
     weight_bytes: int
@@ -65,10 +68,11 @@ class Precision:
     quantization: str
     compute: str
     is_batch_dependent: bool
+    accuracy_level: int = 0
 
 
-def describe_interface(model: OnnxModel) -> ModelSpec:
-    """Describe the model as the gateway does when it starts.
+def describe_interface(model: OnnxModel, outputs: Sequence[TensorSpec] | None = None) -> ModelSpec:
+    """Describe the model as the gateway does when it starts, or as it would with other outputs.
 
     Raises:
         StartupError: The gateway would refuse it.
@@ -76,7 +80,7 @@ def describe_interface(model: OnnxModel) -> ModelSpec:
     return describe_model(
         name=model.path.name,
         inputs=[_tensor_spec(tensor) for tensor in model.inputs],
-        outputs=_output_specs(model),
+        outputs=_output_specs(model) if outputs is None else outputs,
         max_batch_size=MAX_BATCH_SIZE,
         instance_count=1,
         weights_digest="",
@@ -204,6 +208,7 @@ def read_precision(model: OnnxModel, output_type: str) -> Precision:
         quantization=_quantization(model, by_type),
         compute=max(floats, key=lambda name: floats[name]) if floats else output_type,
         is_batch_dependent=bool(model.operators.keys() & _DYNAMIC_INT8),
+        accuracy_level=max(accuracy_levels(model), default=0),
     )
 
 
@@ -218,6 +223,15 @@ def check_precision(precision: Precision, hidden_size: int | None) -> list[Findi
                 "Activations are quantized to int8 at run time with one scale per batch, so a "
                 "text's vector depends on what shares its batch (microsoft/onnxruntime#8625).",
                 "Use a float16 or float32 export, or one with MatMulNBits weights.",
+            )
+        )
+    if precision.accuracy_level == _INT8_LEVEL:
+        findings.append(
+            warning(
+                name,
+                "MatMulNBits with accuracy_level 4 quantizes activations to int8 on a CPU, which "
+                "is inexact for Qwen3 (microsoft/onnxruntime#29849).",
+                "Set accuracy_level 0 when quantizing; it is slower on a CPU.",
             )
         )
     if precision.compute == "float16" and hidden_size == _OVERFLOWING_HIDDEN_SIZE:
@@ -301,6 +315,15 @@ def _count_parameters(model: OnnxModel) -> int:
     )
 
 
+def accuracy_levels(model: OnnxModel) -> list[int]:
+    """Return the `accuracy_level` of its MatMulNBits nodes, 0 where they leave it to the runtime.
+
+    https://github.com/microsoft/onnxruntime/blob/v1.23.0/docs/ContribOperators.md
+    """
+    nodes = (integer_attributes(node) for node in model.nodes if node.op_type == "MatMulNBits")
+    return sorted({integers.get("accuracy_level", 0) for integers in nodes})
+
+
 def _quantization(model: OnnxModel, bytes_by_type: Counter[str]) -> str:
     kinds: list[str] = []
     packed = [integer_attributes(node) for node in model.nodes if node.op_type == "MatMulNBits"]
@@ -309,7 +332,7 @@ def _quantization(model: OnnxModel, bytes_by_type: Counter[str]) -> str:
         blocks = sorted({integers.get("block_size", 0) for integers in packed})
         kinds.append(
             f"weights of {_join(widths)} bits in blocks of {_join(blocks)} (MatMulNBits, "
-            f"{len(packed)} matrices)"
+            f"{len(packed)} matrices, accuracy_level {_join(accuracy_levels(model))})"
         )
     operators = model.operators
     if operators["GatherBlockQuantized"]:

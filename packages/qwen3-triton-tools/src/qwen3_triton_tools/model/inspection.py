@@ -8,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from qwen3_triton_gateway.backends.base import POOLED_RANK, ModelSpec
+from qwen3_triton_gateway.backends.behavior import Behavior, check_width
+from qwen3_triton_gateway.errors import StartupError
 from qwen3_triton_gateway.model_files import find_sibling
 from qwen3_triton_gateway.tokenization import END_TOKEN
 
-from ..findings import Finding, has_errors, note, ok, warning
+from ..errors import ModelError
+from ..findings import Finding, failure, has_errors, note, ok, warning
 from ..onnx_model import OnnxModel, TensorInfo, as_text, read_model
 from .files import (
     ExternalFile,
@@ -46,7 +49,12 @@ _SEVERITIES = ("error", "warning", "note", "skipped", "ok")
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What `model inspect` reports; `spec` is None if the gateway refuses the model."""
+    """What `model inspect` reports.
+
+    Attributes:
+        spec: The interface; None if the gateway refuses the model.
+        behavior: What the probe found; None if the model was not run.
+    """
 
     path: Path
     model: OnnxModel
@@ -62,6 +70,7 @@ class Inspection:
     tokenizer: TokenizerFile | None
     config: dict[str, Any]
     findings: list[Finding]
+    behavior: Behavior | None = None
 
     @property
     def problems(self) -> list[Finding]:
@@ -107,6 +116,8 @@ def inspect_model(path: Path) -> Inspection:
     else:
         tokenizer, about_tokenizer = inspect_tokenizer(tokenizer_path, rows)
         findings += about_tokenizer
+    if spec:
+        findings += _check_width(spec, tokenizer.vocabulary_size if tokenizer else rows)
     findings.append(ok(path.name, f"{path}, {_interface(model)}"))
     findings += [check_external_file(path.parent, file) for file in files]
     findings += check_config(model, config, hidden_size, rows)
@@ -126,8 +137,25 @@ def inspect_model(path: Path) -> Inspection:
         embedding_rows=rows,
         tokenizer=tokenizer,
         config=config,
-        findings=sorted(findings, key=lambda finding: _SEVERITIES.index(finding.severity)),
+        findings=sort_findings(findings),
     )
+
+
+def sort_findings(findings: list[Finding]) -> list[Finding]:
+    """Sort findings by severity, the worst first."""
+    return sorted(findings, key=lambda finding: _SEVERITIES.index(finding.severity))
+
+
+def check_servable(inspection: Inspection) -> None:
+    """Check that the gateway could serve a model.
+
+    Raises:
+        ModelError: It could not; the message is that of the worst finding.
+    """
+    if not inspection.is_servable:
+        worst = inspection.problems[0]
+        msg = f"The gateway could not serve {inspection.path}: {worst.message} {worst.remedy}"
+        raise ModelError(msg.strip())
 
 
 def as_document(inspection: Inspection) -> dict[str, Any]:
@@ -150,6 +178,7 @@ def as_document(inspection: Inspection) -> dict[str, Any]:
         "grouped_query_attention": inspection.grouped_attention,
         "positions": inspection.positions,
         "padding": inspection.padding,
+        "probe": asdict(inspection.behavior) if inspection.behavior else None,
         "external_files": [
             asdict(file) | {"is_whole": file.is_whole} for file in inspection.external_files
         ],
@@ -208,6 +237,9 @@ def _rows(inspection: Inspection) -> Iterator[tuple[str, list[str]]]:
     yield "config.json", [", ".join(f"{n} {inspection.config[n]}" for n in names) or "none"]
     if inspection.spec:
         yield "gateway", _gateway_lines(inspection.spec)
+    if inspection.behavior:
+        messages = [f.message for f in inspection.findings if f.name == "behavior"]
+        yield "probe", messages
 
 
 def _tensor_lines(tensors: tuple[TensorInfo, ...]) -> list[str]:
@@ -261,12 +293,13 @@ def _gateway_lines(spec: ModelSpec) -> list[str]:
     inputs = ", ".join(spec.inputs)
     if spec.past_inputs:
         inputs += f", and {len(spec.past_inputs)} empty past tensors"
+    batches = "any batch" if spec.max_batch_size > 1 else "texts one by one"
     pooling = "pooled in the graph" if spec.pooling == "in_graph" else "pooled at the last token"
     return [
         f"feeds {inputs}",
         f"reads `{spec.output.name}` ({spec.output.dtype}), {pooling}, cut to `dimensions`, "
         "normalized",
-        f"up to {spec.hidden_size} dimensions, any batch and length",
+        f"up to {spec.hidden_size} dimensions, {batches}, any length",
     ]
 
 
@@ -293,6 +326,14 @@ def _tensor_document(tensor: TensorInfo) -> dict[str, Any]:
 
 def _hidden_size(output: TensorInfo | None) -> int | None:
     return output.shape[-1] if output and output.shape and output.shape[-1] > 0 else None
+
+
+def _check_width(spec: ModelSpec, vocabulary_size: int | None) -> list[Finding]:
+    try:
+        check_width(spec, vocabulary_size or 0)
+    except StartupError as error:
+        return [failure("output", error.message)]
+    return []
 
 
 def _check_outputs(

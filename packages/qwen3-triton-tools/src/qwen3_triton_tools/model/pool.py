@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
@@ -24,7 +25,11 @@ from qwen3_triton_gateway.backends.base import (
     POOLED_OUTPUT,
     POOLED_RANK,
     TOKEN_RANK,
+    TensorSpec,
 )
+from qwen3_triton_gateway.backends.behavior import check_width
+from qwen3_triton_gateway.errors import StartupError
+from qwen3_triton_gateway.model_files import find_sibling
 
 from ..errors import ModelError
 from ..onnx_model import MAX_FILE_BYTES, OnnxModel, TensorInfo, read_model
@@ -38,7 +43,8 @@ from .files import (
     list_external_files,
     transfer_weights,
 )
-from .graph import choose_output, read_config
+from .graph import choose_output, describe_interface, embedding_rows, read_config
+from .tokenizer_file import read_tokenizer_file
 
 _SUFFIX = "_pooled"
 # onnx's checker reads the whole file again, which without external weights is a few megabytes.
@@ -100,6 +106,7 @@ def pool_model(
         return PooledModel(model_path, pooled_size, already_pooled=True)
     hidden = _find_hidden_state(model)
     hidden_size = _hidden_size(model, hidden)
+    _check_states(model, hidden_size)
     _check_weights(model)
     target = _target(model_path, out)
     if target.exists() and not force:
@@ -177,6 +184,22 @@ def _find_hidden_state(model: OnnxModel) -> TensorInfo:
         )
         raise ModelError(msg)
     return hidden
+
+
+def _check_states(model: OnnxModel, hidden_size: int) -> None:
+    """Check that the gateway could serve the pooled model.
+
+    Raises:
+        ModelError: It has inputs that the gateway cannot feed, or the states are scores.
+    """
+    vectors = TensorSpec(POOLED_OUTPUT, np.dtype(np.float32), (-1, hidden_size))
+    try:
+        spec = describe_interface(model, [vectors])
+        file = find_sibling(model.path, "tokenizer.json")
+        rows = read_tokenizer_file(file).vocabulary_size if file else embedding_rows(model)
+        check_width(spec, rows or 0)
+    except StartupError as error:
+        raise ModelError(f"The gateway could not serve {model.path}: {error.message}") from error
 
 
 def _append_pooling(

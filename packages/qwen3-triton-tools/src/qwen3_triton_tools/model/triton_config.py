@@ -56,6 +56,11 @@ class TritonConfig:
     weights_digest: str | None
     canary_vector: str | None
     queue_policy: bool
+    is_batched: bool = True
+
+    def dims(self, shape: tuple[int, ...] | None) -> tuple[int, ...]:
+        """Return a shape as Triton takes it: without the batch, if it batches the model."""
+        return (shape or ())[1 if self.is_batched else 0 :]
 
 
 def render_config(config: TritonConfig) -> str:
@@ -104,6 +109,7 @@ def write_warmup_files(
             "input_ids": ids,
             "attention_mask": np.ones(sample.length, dtype="<i8"),
             "position_ids": positions,
+            "token_type_ids": np.zeros_like(positions),
         }
         for name, array in arrays.items():
             (folder / _warmup_file(name, sample)).write_bytes(array.tobytes())
@@ -119,8 +125,12 @@ def _head(config: TritonConfig) -> str:
             ),
             f"name: {_quote(config.name)}",
             'backend: "onnxruntime"',
-            *_comment(f"Maximum rows per batch. {config.plan.reason}"),
-            f"max_batch_size: {config.plan.max_batch_size}",
+            *_comment(
+                f"Maximum rows per batch. {config.plan.reason}"
+                if config.is_batched
+                else "The graph takes one text at a time, so the batch is part of all dims."
+            ),
+            f"max_batch_size: {config.plan.max_batch_size if config.is_batched else 0}",
             *_comment(
                 "One version, by number: a second version folder changes nothing by accident."
             ),
@@ -130,8 +140,8 @@ def _head(config: TritonConfig) -> str:
 
 
 def _tensors(config: TritonConfig) -> str:
-    inputs = [_tensor(tensor, (tensor.shape or ())[1:]) for tensor in config.inputs]
-    dims = (*(config.output.shape or ())[1:-1], config.hidden_size)
+    inputs = [_tensor(tensor, config.dims(tensor.shape)) for tensor in config.inputs]
+    dims = (*config.dims(config.output.shape)[:-1], config.hidden_size)
     lines = ["input [", ",\n".join(inputs), "]"]
     reason = (
         "Name, type and size are those of the file; Triton refuses to load the model otherwise."
@@ -158,6 +168,8 @@ def _instances(config: TritonConfig) -> str:
 
 
 def _batching(config: TritonConfig) -> str:
+    if not config.is_batched:
+        return ""
     if config.queue_policy:
         comment = (
             "A queue policy, as requested. With it, Triton (2.51, measured) misses the wake-up of "
@@ -259,11 +271,11 @@ def _sample(config: TritonConfig, sample: WarmupSample) -> str:
 
 def _sample_inputs(config: TritonConfig, sample: WarmupSample) -> Iterator[str]:
     for tensor in config.inputs:
-        sizes = (tensor.shape or ())[1:]
+        sizes = config.dims(tensor.shape)
         if tensor.dtype.name != "int64":  # a past, fed empty: `zero_data` of no bytes
             dims, source = [max(size, 0) for size in sizes], "zero_data: true"
         else:
-            dims = [sample.length]
+            dims = [*([] if config.is_batched else [1]), sample.length]
             source = f'input_data_file: "{_warmup_file(tensor.name, sample)}"'
         value = f"data_type: {tensor.dtype.triton} dims: [ {', '.join(map(str, dims))} ] {source}"
         yield f"inputs {{ key: {_quote(tensor.name)} value {{ {value} }} }}"

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen3_triton_gateway.fingerprint import weights_digest
+from qwen3_triton_gateway.settings import Pooling
 
 from ..errors import ModelError
 from ..writing import all_or_none, replacing_folder
@@ -21,7 +22,8 @@ from .files import (
     transfer_weights,
 )
 from .gpu_plan import CARDS, MemoryPlan, model_shape, plan_cpu, plan_gpu
-from .inspection import Inspection, inspect_model
+from .inspection import Inspection, check_servable, inspect_model
+from .probing import with_probe
 from .triton_config import TritonConfig, plan_samples, render_config, write_warmup_files
 
 # The first Triton with ONNX Runtime 1.27, whose fused layer norms sum in float32.
@@ -55,6 +57,7 @@ class RepositoryOptions:
     with_digest: bool = True
     queue_policy: bool = False
     force: bool = False
+    pooling: Pooling = "last_token"
     tokenizer_dir: Path | None = None
 
 
@@ -99,8 +102,8 @@ def write_triton_repository(
             the GPU, or the folder already exists.
     """
     _check_options(options)
-    inspection = inspect_model(model_path)
-    _check_servable(inspection)
+    inspection = with_probe(inspect_model(model_path), options.pooling)
+    check_servable(inspection)
     plan = _plan(inspection, options)
     folder = repository / options.model_name
     _check_place(folder, model_path, force=options.force)
@@ -178,13 +181,6 @@ def _parse_version(version: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _check_servable(inspection: Inspection) -> None:
-    if not inspection.is_servable:
-        worst = inspection.problems[0]
-        msg = f"The gateway could not serve {inspection.path}: {worst.message} {worst.remedy}"
-        raise ModelError(msg.strip())
-
-
 def _plan(inspection: Inspection, options: RepositoryOptions) -> MemoryPlan:
     if options.gpu == "cpu":
         return plan_cpu()
@@ -216,6 +212,7 @@ def _config(
     assert output is not None
     float16 = inspection.precision.compute == "float16" or str(spec.output.dtype) == "float16"
     old = _parse_version(options.triton_version) < _SAFE_LAYER_NORM
+    is_single = spec.max_batch_size == 1
     return TritonConfig(
         name=options.model_name,
         source=_source(inspection),
@@ -229,12 +226,13 @@ def _config(
         strict_layer_norm=float16 and old and options.gpu != "cpu",
         samples=plan_samples(
             max_length=options.max_length,
-            max_batch_size=1 if options.gpu == "cpu" else plan.max_batch_size,
+            max_batch_size=1 if options.gpu == "cpu" or is_single else plan.max_batch_size,
             batch_tokens=plan.batch_tokens,
         ),
         weights_digest=digest,
         canary_vector=None,
         queue_policy=options.queue_policy,
+        is_batched=not is_single,
     )
 
 

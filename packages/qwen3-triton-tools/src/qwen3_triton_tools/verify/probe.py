@@ -41,6 +41,7 @@ class ServedModel:
     hidden_size: int | None = None
     dimensions: int | None = None
     max_length: int | None = None
+    pooling: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +245,7 @@ def _served_model(facts: dict[str, Any]) -> ServedModel:
         hidden_size=number("hidden_size", "model_hidden_dim"),
         dimensions=number("dimensions", "embed_output_dim"),
         max_length=number("max_length", "max_input_length"),
+        pooling=str(facts["pooling"]) if "pooling" in facts else None,
     )
 
 

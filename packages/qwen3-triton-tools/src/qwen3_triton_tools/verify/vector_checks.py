@@ -44,6 +44,13 @@ MIXED_LENGTHS = (
 )
 
 
+SAME_START = (
+    "The river carried sand and clay to the sea for thousands of years.",
+    "The invoice from May is still unpaid",
+    "The square root of two cannot be written as a fraction, as was known early on!",
+)
+
+
 def check_hidden_size(probe: Probe) -> Finding:
     """Check that the served model is as wide as the one that its name promises."""
     if probe.card is None:
@@ -140,6 +147,34 @@ def check_batch_invariance(probe: Probe) -> Finding:
     )
 
 
+def check_pooling(probe: Probe) -> Finding:
+    """Check that the vector depends on a text's end, and not on its first token only.
+
+    From outside, a mean cannot be told from the last token's state, which depends on all tokens
+    too; the gateway's own probe can, and reports it in `/info`.
+    """
+    vectors = probe.embed_alone(SAME_START)
+    value = float(cosines(vectors[:1], vectors[1:]).max())
+    measured = f"cosine {value:.6f} for texts with nothing but their first word in common"
+    allowed = f"< {MIN_SAME_COSINE}"
+    found = probe.served.pooling
+    if value < MIN_SAME_COSINE and found in (None, "last_token"):
+        return passed(f"{measured}; {found or 'not reported'}", allowed)
+    if value < MIN_SAME_COSINE:
+        return failed(
+            f"the server pools {found!r}",
+            "last_token",
+            cause="The model does not pool the last token, or EMBED_POOLING says so.",
+            remedy="Serve an export that does; `qwen3-triton model pool` adds it to one without.",
+        )
+    return failed(
+        measured,
+        allowed,
+        cause="The first token is pooled, or every text has the same vector.",
+        remedy="Pool the last position whose attention_mask is 1.",
+    )
+
+
 def check_order(probe: Probe) -> Finding:
     """Check that the i-th vector belongs to the i-th text, whatever their order."""
     alone = probe.embed_alone(MIXED_LENGTHS)
@@ -232,6 +267,7 @@ CHECKS: dict[str, Check] = {
     "hidden size": check_hidden_size,
     "norm": check_norm,
     "dimensions": check_dimensions,
+    "pooling": check_pooling,
     "order": check_order,
     "batch invariance": check_batch_invariance,
     "duplicates": check_duplicates,
