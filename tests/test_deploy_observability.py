@@ -47,7 +47,15 @@ def gateway_series() -> dict[str, set[str]]:
     """Return every series of a gateway with its labels."""
     metrics = Metrics()
     lane = LaneState(lane="query", texts=0, tokens=0, oldest_seconds=0)
-    state = GatewayState([lane], 0, 0, 0, ready=True, backends={"grpc://triton:8001": True})
+    state = GatewayState(
+        lanes=[lane],
+        batches_in_flight=0,
+        requests_under_way=0,
+        memory_bytes=0,
+        cache_bytes=0,
+        ready=True,
+        backends={"grpc://triton:8001": True},
+    )
     metrics.observe_state(lambda: state)
     series = {
         name: {label for sample in family.samples for label in sample.labels}
