@@ -13,7 +13,8 @@ from aiohttp import web
 from tritonclient.grpc import service_pb2_grpc
 
 from qwen3_triton_gateway.backends import choose_backend
-from qwen3_triton_gateway.backends.triton import TritonAddress, TritonBackend
+from qwen3_triton_gateway.backends.address import TritonAddress
+from qwen3_triton_gateway.backends.triton import TritonBackend
 from qwen3_triton_gateway.errors import EmbeddingServerError, StartupError
 from qwen3_triton_gateway.service import EmbeddingService
 from qwen3_triton_gateway.settings import Settings
