@@ -343,7 +343,7 @@ def test_a_port_taken_during_the_start_is_replaced_unless_it_was_asked_for(
 def test_a_model_that_does_not_load_shows_the_log(
     runtime: TritonRuntime, graphs: Path, tmp_path: Path
 ) -> None:
-    for folder in ("data_missing", "pointer", "empty"):
+    for folder in ("data_missing", "pointer", "empty", "unknown_operator"):
         (tmp_path / folder).mkdir()
     (tmp_path / "pointer" / "model.onnx").write_text("version https://git-lfs.github.com/spec/v1")
     onnx.save(
@@ -353,10 +353,14 @@ def test_a_model_that_does_not_load_shows_the_log(
         location="model.onnx_data",
     )
     (tmp_path / "data_missing" / "model.onnx_data").unlink()
+    model = onnx.load(graphs / "plain" / "model.onnx")
+    model.graph.node[-1].op_type = "NoSuchOperator"
+    onnx.save(model, tmp_path / "unknown_operator" / "model.onnx")
     for folder, error, message in (
         ("empty", ModelFolderError, "has no ONNX file"),
         ("pointer", ModelFolderError, r"is not an ONNX model but a Git LFS pointer"),
-        ("data_missing", LaunchError, r"(?s)The end of its log.*model\.onnx_data"),
+        ("data_missing", ModelFolderError, r"has weights in .*model\.onnx_data', which is missing"),
+        ("unknown_operator", LaunchError, r"(?s)The end of its log.*NoSuchOperator"),
     ):
         server = LocalTriton(model_dir=tmp_path / folder, runtime=runtime)
         with pytest.raises(error, match=message), server:

@@ -57,8 +57,8 @@ def write_repository(
     _check_options(model_name, max_batch_size, instance_count)
     try:
         onnx_file = find_model(model_dir)
-        digest = weights_digest(onnx_file)
         model = read_model(onnx_file)
+        digest = weights_digest(onnx_file)
     except (ModelError, ModelFileError) as error:
         raise ModelFolderError(str(error)) from error
     is_batched = not takes_single_texts(model)
