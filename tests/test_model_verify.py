@@ -155,12 +155,17 @@ def test_a_model_that_overflows_behind_this_gateway_is_named_with_the_502_it_giv
 
 
 class LeftPaddingBackend(OnnxBackend):
-    """The nano model fed as the runbook does: the pooling behind it reckons with right padding."""
+    """The nano model padded on the left, where the pooling behind it expects padding on the right.
+
+    It is wrong only after the start, at which the gateway would refuse it.
+    """
+
+    is_wrong = False
 
     async def infer(
         self, batch: TokenBatch, *, timeout_seconds: float, priority: int
     ) -> HiddenStates | PooledStates:
-        pads = (batch.attention_mask == 0).sum(axis=1)
+        pads = (batch.attention_mask == 0).sum(axis=1) * self.is_wrong
         ids, mask = (
             np.stack([np.roll(row, pad) for row, pad in zip(rows, pads, strict=True)])
             for rows in (batch.input_ids, batch.attention_mask)
@@ -173,7 +178,9 @@ def test_a_cache_does_not_hide_that_padding_changes_vectors() -> None:
     folder = qwen3_nano.model_dir()
     short = {"max_length": MAX_LENGTH, "cache_bytes": 1 << 24}
     settings = folder_settings(folder).model_copy(update=short)
-    with local_gateway(settings, LeftPaddingBackend(folder)) as url:
+    backend = LeftPaddingBackend(folder)
+    with local_gateway(settings, backend) as url:
+        backend.is_wrong = True
         code, report = verify(url, "--card", "none")
     assert code == 1
     assert outcome(report, "batch invariance")["status"] == "fail"

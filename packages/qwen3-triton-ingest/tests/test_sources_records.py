@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 
 from qwen3_triton_ingest.documents import text_digest
+from qwen3_triton_ingest.errors import SourceError
 from record_files import good, read, reasons, write
 
 KINDS = pytest.mark.parametrize("kind", ["jsonl", "csv", "tsv", "parquet"])
@@ -85,13 +87,16 @@ def test_a_missing_text_column_is_reported_with_the_existing_ones(
     tmp_path: Path, kind: str
 ) -> None:
     path = write(tmp_path, kind, [{"id": "1", "body": "a"}, {"id": "2", "body": "b"}])
-    items = read(path)
+    items = read(tmp_path)
     expected = (
         "There is no text column 'text'. The columns are 'id', 'body'. Choose one with "
         "`--text-column`."
     )
     # Without a schema, each record is checked.
     assert reasons(items) == [expected] * (2 if kind == "jsonl" else 1)
+    if kind != "jsonl":  # a file that is named, not found in a folder, is refused at once
+        with pytest.raises(SourceError, match=re.escape(expected)):
+            read(path)
 
 
 @KINDS

@@ -276,6 +276,10 @@ def test_a_repository_is_inspected_without_its_weights(hub: FakeHub, tmp_path: P
     documents = [json.loads(result.stdout) for result in (remote, local)]
     for document in documents:
         del document["path"], document["tokenizer"]["path"]
+    # Only what is here can run.
+    probes = [document.pop("probe") for document in documents]
+    assert probes[0] is None
+    assert probes[1]["pooling"] == "last_token"
     assert documents[0] == documents[1]
     assert not any("model.onnx_data" in path for path in hub.downloads)
 
