@@ -33,7 +33,7 @@ def test_the_load_generator_loads_both_lanes(gateway_url: str) -> None:
         assert "200: " in row
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_the_table_is_printed_and_written(tmp_path: Path) -> None:
     table = tmp_path / "table.md"
     printed = run_script("run.py", "--only", "answers", "--rounds", "1", "--markdown", str(table))
@@ -72,7 +72,7 @@ for script in sys.argv[2:]:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_each_script_has_help() -> None:
     shown = run_python("-c", SHOW_HELP, str(ROOT / "bench"), *SCRIPTS)
     pages = {page.split(None, 1)[0]: page for page in shown.split("Script: ")[1:]}

@@ -217,6 +217,7 @@ def test_the_loaders_wheel_loads_and_searches_with_its_declared_dependencies_onl
             ("llama-index-embeddings-qwen3-triton", "pytest"),
             "",
             id="llamaindex",
+            marks=pytest.mark.campaign,
         ),
     ],
 )

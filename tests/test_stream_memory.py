@@ -60,7 +60,7 @@ def _caching_gateway() -> Generator[GatewayProcess]:
 
 
 @pytest.mark.parametrize("count", COUNTS)
-@pytest.mark.parametrize("kind", ["sync", "async"])
+@pytest.mark.parametrize("kind", ["sync", pytest.param("async", marks=pytest.mark.campaign)])
 def test_a_long_stream_takes_bounded_memory(
     caching_gateway: GatewayProcess, kind: str, count: int
 ) -> None:

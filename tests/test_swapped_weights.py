@@ -25,7 +25,6 @@ from tolerances import FLOAT32_COSINE
 pytestmark = pytest.mark.stack
 
 TEXTS = [f"{'filler ' * (index % 9)}text {index}" for index in range(24)]
-SCHEMES = ("http", "grpc")
 # Two seconds on an idle machine: the next reading of the statistics, which may take PROBE_SECONDS,
 # and the canary. Ten times that on a busy one, but less than until the canary's next turn: only
 # what Triton tells can explain a refusal by then.
@@ -57,7 +56,7 @@ def assert_no_wrong_vector(gateway: GatewayProcess, expected: Float32Matrix) -> 
     assert cosines(embed(gateway.url, TEXTS), expected).min() >= FLOAT32_COSINE
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", ["grpc", pytest.param("http", marks=pytest.mark.campaign)])
 def test_a_replica_that_returns_with_other_weights_is_left_out(
     triton: LocalTriton, model: ServedModel, scheme: str
 ) -> None:
@@ -83,7 +82,7 @@ def test_a_replica_that_returns_with_other_weights_is_left_out(
             assert_no_wrong_vector(gateway, expected)
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", ["http", pytest.param("grpc", marks=pytest.mark.campaign)])
 def test_a_model_reloaded_with_other_weights_is_noticed(
     model: ServedModel, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -140,7 +140,7 @@ def test_missing_ray_cluster_is_an_error_that_names_the_option(
     assert "Traceback" not in output
 
 
-@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("engine", ["threads", pytest.param("ray", marks=pytest.mark.campaign)])
 def test_an_interrupt_ends_soon_and_the_run_resumes(
     tmp_path: Path, database_url: str, in_process_gateway: GatewayProcess, engine: str
 ) -> None:
@@ -249,6 +249,7 @@ def in_a_program_that_uses_ray(script: str, *arguments: str) -> None:
     assert process.returncode == 0, process.stdout + process.stderr
 
 
+@pytest.mark.campaign
 @pytest.mark.stack
 def test_a_failing_shard_stops_the_rest_in_a_program_that_uses_ray(tmp_path: Path) -> None:
     in_a_program_that_uses_ray(

@@ -152,7 +152,14 @@ def leftovers(url: str) -> list[str]:
         return [row[0] for row in rows]
 
 
-@pytest.mark.parametrize("layout", ["own", "langchain", "llamaindex"])
+@pytest.mark.parametrize(
+    "layout",
+    [
+        "own",
+        pytest.param("langchain", marks=pytest.mark.campaign),
+        pytest.param("llamaindex", marks=pytest.mark.campaign),
+    ],
+)
 def test_searches_see_all_old_or_all_new_vectors_and_nothing_is_lost(
     database_url: str,
     in_process_gateway: GatewayProcess,

@@ -312,7 +312,7 @@ def test_eight_gigabytes_of_weights_beside_the_file_are_not_loaded(tmp_path: Pat
     assert (tmp_path / "out" / "model.onnx_data").stat().st_size == 8 * GIB
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_weights_inside_the_file_cost_about_three_times_their_size(tmp_path: Path) -> None:
     source, out = tmp_path / "model.onnx", tmp_path / "out.onnx"
     write_inline_giant(source, GIB // 2)
