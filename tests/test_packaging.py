@@ -211,6 +211,7 @@ def test_the_loaders_wheel_loads_and_searches_with_its_declared_dependencies_onl
             ("langchain-qwen3-triton", "pytest", "langchain-tests"),
             "asyncio_mode = auto\nasyncio_default_fixture_loop_scope = function",
             id="langchain",
+            marks=pytest.mark.campaign,
         ),
         pytest.param(
             "llamaindex_suite.py",
@@ -248,7 +249,13 @@ def test_the_metadata_of_all_distributions_is_valid(wheels: Path) -> None:
     release.check_metadata(wheels)
 
 
-@pytest.mark.parametrize("distribution", FOLDERS)
+@pytest.mark.parametrize(
+    "distribution",
+    [
+        pytest.param(name, marks=() if name == "qwen3-triton-gateway" else pytest.mark.campaign)
+        for name in FOLDERS
+    ],
+)
 def test_a_wheel_runs_alone_with_all_its_entry_points(
     distribution: str, wheels: Path, install: Install
 ) -> None:

@@ -407,7 +407,7 @@ def test_eight_gigabytes_of_external_weights_are_not_loaded(tmp_path: Path) -> N
     assert inspection.precision.bytes_by_type["float16"] > 7.9 * GIB
 
 
-@pytest.mark.slow
+@pytest.mark.campaign
 def test_weights_inside_the_file_cost_about_twice_their_size(tmp_path: Path) -> None:
     write_inline_giant(tmp_path / "model.onnx", GIB // 2)
     code, output = run(str(tmp_path), "--json")
