@@ -365,6 +365,7 @@ def _ray_workers(loader: Loader) -> list[psutil.Process]:
     return [each for each in loader.descendants() if is_worker(each)]
 
 
+@pytest.mark.campaign  # a cluster costs more CPU than all of the load
 def test_a_load_survives_kills_of_ray_workers(
     corpus: Path,
     expected: dict[str, LoadedRow],
