@@ -24,7 +24,7 @@ from .errors import (
 from .fingerprint import EmbeddingSpace
 from .memory import REQUEST_BYTES, Reservation, in_worker
 from .metrics import Metrics
-from .pooling import l2_normalize, pool_states, truncate_dimensions, unusable_rows
+from .pooling import l2_normalize, truncate_dimensions, unusable_rows, vectors_of
 from .scheduler import Scheduler
 from .settings import MIN_DIMENSIONS, Pooling, Settings
 from .tensors import (
@@ -32,7 +32,6 @@ from .tensors import (
     Embeddings,
     Float32Matrix,
     Float32Vector,
-    HiddenStates,
     Int64Vector,
     TokenCount,
     TokenizedText,
@@ -240,9 +239,7 @@ class Embedder:
             )
         for entry in entries:
             entry.model_seconds = states.seconds
-        if isinstance(states, HiddenStates):
-            return pool_states(states.values, batch.attention_mask, self._pooling)
-        return states.values.astype(np.float32)
+        return vectors_of(states, batch.attention_mask, self._pooling)
 
     def _assemble(
         self, call: EmbedCall, distinct: Sequence[EmbeddedText], rows: Int64Vector

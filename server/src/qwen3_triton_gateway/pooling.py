@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from .settings import Pooling
-from .tensors import Float32Matrix, FloatArray, Int64Matrix
+from .tensors import Float32Matrix, FloatArray, HiddenStates, Int64Matrix, PooledStates
 
 # Below this norm, a row has no direction: fp16 overflow in some ONNX Runtime releases zeroes whole
 # rows (microsoft/onnxruntime#29034). Real last-token states have norms of 10 to 1000.
@@ -41,6 +41,17 @@ def pool_states(
         first = np.argmax(attention_mask, axis=1)
         return last_hidden_state[np.arange(len(first)), first].astype(np.float32)
     return last_token_pool(last_hidden_state, attention_mask)
+
+
+def vectors_of(
+    states: HiddenStates | PooledStates,
+    attention_mask: Int64Matrix,
+    pooling: Pooling = "last_token",
+) -> Float32Matrix:
+    """Return one row per text of a model's output, pooling it where the graph does not."""
+    if isinstance(states, HiddenStates):
+        return pool_states(states.values, attention_mask, pooling)
+    return states.values.astype(np.float32)
 
 
 def truncate_dimensions(vectors: Float32Matrix, dimensions: int) -> Float32Matrix:

@@ -23,7 +23,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from ..errors import BackendError, DeadlineExceededError, StartupError
-from ..pooling import last_token_pool
+from ..pooling import vectors_of
 from ..settings import Pooling
 from ..tensors import HiddenStates, PooledStates, TokenBatch
 from ..tokenization import TextTokenizer
@@ -51,7 +51,7 @@ MAX_LAST_TO_MIDDLE, MIN_SHORT_TO_LONG = 3.0, 1.8
 NORM_ERROR = 1e-3
 # Exports pad the vocabulary to a multiple of 64 or more: 151,936 rows for 151,669 tokens.
 VOCABULARY_PADDING, VOCABULARY_STEP, MIN_VOCABULARY = 0.05, 256, 1000
-# The family's hidden sizes, which are no vocabulary.
+# The family's hidden sizes, which are not the size of a vocabulary.
 FAMILY_WIDTHS = (1024, 2560, 4096)
 # Hidden sizes of small models; the smallest vocabularies are larger.
 MAX_PLAIN_WIDTH = 2048
@@ -293,9 +293,7 @@ class _Probe:
                 raise
             self._shares_batches = False
             return await self._embed(rows)
-        if isinstance(answer, HiddenStates):
-            return list(last_token_pool(answer.values, _batch(rows).attention_mask))
-        return list(answer.values.astype(np.float32))
+        return list(vectors_of(answer, _batch(rows).attention_mask))
 
     async def _infer(self, rows: Sequence[Row]) -> HiddenStates | PooledStates:
         return await self._backend.infer(

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..errors import BadVectorError
-from ..pooling import l2_normalize, last_token_pool, unusable_rows
-from ..tensors import Float32Vector, HiddenStates, TokenBatch
+from ..pooling import l2_normalize, unusable_rows, vectors_of
+from ..tensors import Float32Vector, TokenBatch
 from .base import Backend
 
 # Equal weights on equal hardware agree to 1e-6 in float32 and 1e-4 in float16, in any batch. Other
@@ -26,10 +26,7 @@ async def embed_probe(backend: Backend, batch: TokenBatch) -> Float32Vector:
         EmbeddingServerError: See `Backend.infer`.
     """
     states = await backend.infer(batch, timeout_seconds=TIMEOUT_SECONDS, priority=QUERY_PRIORITY)
-    if isinstance(states, HiddenStates):
-        rows = last_token_pool(states.values, batch.attention_mask)
-    else:
-        rows = states.values.astype(np.float32)
+    rows = vectors_of(states, batch.attention_mask)
     if unusable_rows(rows):
         msg = "The vector of the canary sentence is not finite, or zero."
         raise BadVectorError(msg)
