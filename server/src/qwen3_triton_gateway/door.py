@@ -27,7 +27,7 @@ from .auth import ApiKeys
 from .batching import Lane
 from .errors import QueueFullError
 from .paths import canonical_path
-from .responses import Dialect, choose_request_id, dialect_of, error_response
+from .responses import Dialect, choose_request_id, dialect_of, error_response, raw_head
 from .service import EmbeddingService
 
 logger = logging.getLogger(__name__)
@@ -57,7 +57,6 @@ FIELDS = re.compile(
     re.IGNORECASE | re.MULTILINE,
 )
 PLAIN_FIELDS = {b"authorization", b"connection", b"content-length", b"origin", b"x-request-id"}
-STATUS_LINE = b"HTTP/1.1 429 Too Many Requests\r\n"
 
 
 class RefusalLog:
@@ -87,8 +86,7 @@ class Refusal:
     @classmethod
     def render(cls, message: str, dialect: Dialect) -> Refusal:
         response = error_response(QueueFullError(message), dialect)
-        lines = b"".join(b"%b: %b\r\n" % header for header in response.raw_headers)
-        return cls(STATUS_LINE + lines, bytes(response.body))
+        return cls(raw_head(response), bytes(response.body))
 
 
 class Door:
@@ -248,7 +246,7 @@ class DoorProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, counted)  # pyright: ignore[reportArgumentType]
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection; refusals do not start the timer anew, since that costs time."""
+        """Close an idle connection; refusals do not restart the timer, which would cost time."""
         idle = self.loop.time() - self._refused_at
         if idle >= self.timeout_keep_alive:
             super().timeout_keep_alive_handler()

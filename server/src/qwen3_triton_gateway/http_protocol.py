@@ -13,7 +13,6 @@ import socket
 import uuid
 from dataclasses import dataclass
 from enum import Enum
-from http import HTTPStatus
 from typing import Any, ClassVar
 
 import httptools
@@ -31,7 +30,7 @@ from .errors import (
     QueueFullError,
     RequestTimeoutError,
 )
-from .responses import Dialect, dialect_of, error_response
+from .responses import Dialect, dialect_of, error_response, raw_head
 
 logger = logging.getLogger(__name__)
 
@@ -404,17 +403,8 @@ class GatewayProtocol(DoorProtocol):
         request_id = uuid.uuid4().hex
         logger.info("status=%d request_id=%s %s", error.status, request_id, error.message)
         response = error_response(error, self._count(error))
-        headers = [
-            *response.raw_headers,
-            (b"x-request-id", request_id.encode()),
-            (b"connection", b"close"),
-        ]
-        status = HTTPStatus(error.status)
-        lines = [
-            f"HTTP/1.1 {status} {status.phrase}".encode(),
-            *(b": ".join(header) for header in headers),
-        ]
-        self.transport.write(b"\r\n".join([*lines, b"", bytes(response.body)]))
+        response.headers.update({"x-request-id": request_id, "connection": "close"})
+        self.transport.write(raw_head(response) + b"\r\n" + bytes(response.body))
         self._close_soon(has_rest=True)
 
 

@@ -13,6 +13,7 @@ import secrets
 from asyncio import Future
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
+from http import HTTPStatus
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -273,6 +274,13 @@ def error_response(error: EmbeddingServerError, dialect: Dialect) -> JsonRespons
     if isinstance(error, UnsupportedEncodingError):
         headers["Accept-Encoding"] = "gzip, deflate, zstd"
     return JsonResponse(_error_body(error, dialect), error.status, headers)
+
+
+def raw_head(response: Response) -> bytes:
+    """Write a response's status line and headers, for what is refused before the framework."""
+    status = HTTPStatus(response.status_code)
+    line = f"HTTP/1.1 {status.value} {status.phrase}\r\n".encode()
+    return line + b"".join(b"%b: %b\r\n" % header for header in response.raw_headers)
 
 
 def _error_body(error: EmbeddingServerError, dialect: Dialect) -> dict[str, Any]:
