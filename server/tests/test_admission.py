@@ -8,14 +8,13 @@ import pytest
 from qwen3_triton_gateway.admission import (
     ALWAYS_ADMITTED,
     BULK_TOKENS,
-    MAX_RETRY_AFTER_SECONDS,
     Admission,
     DrainRate,
     Limit,
     settle_entry,
 )
 from qwen3_triton_gateway.batching import Lane
-from qwen3_triton_gateway.errors import QueueFullError
+from qwen3_triton_gateway.errors import MAX_RETRY_AFTER_SECONDS, QueueFullError
 from qwen3_triton_gateway.metrics import Metrics
 
 RATE = 1000.0

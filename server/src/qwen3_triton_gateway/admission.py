@@ -2,7 +2,7 @@
 
 A request is admitted if the work ahead of it is done within `MAX_WAIT_SECONDS`, by the rate at
 which work was done recently. What waits longer than callers want costs goodput: its answer comes
-when nobody needs it any more. A few requests of each kind are admitted whatever is ahead, so that a
+when its caller has given up. A few requests of each kind are admitted whatever is ahead, so that a
 slow model serves its callers, each of whom waits for an answer before sending more.
 
 Queries have their own wait, since they overtake documents, and a share of requests and tokens that
@@ -21,7 +21,7 @@ from enum import StrEnum
 from typing import Any
 
 from .batching import Lane
-from .errors import QueueFullError
+from .errors import MAX_RETRY_AFTER_SECONDS, QueueFullError
 from .metrics import Metrics
 
 # Several batches, so that the model never idles. With the request's own batch and its way in and
@@ -43,7 +43,6 @@ MEMORY_SECONDS = 2.0
 # Less shows nothing: the first batches of a shape are slow.
 MIN_MEASURED_SECONDS = 0.5
 MEAN_SMOOTHING = 0.05
-MAX_RETRY_AFTER_SECONDS = 60
 # Callers that are refused together are told times that differ by up to this share.
 JITTER = 0.5
 # Where a request's state holds the bounds that it counts towards, or `ENDED`.

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+MAX_RETRY_AFTER_SECONDS = 60
 # The cause is in the log only: it is a bug, and its text may hold what must not leave the gateway.
 INTERNAL_ERROR = "Internal error. See the gateway's log."
 

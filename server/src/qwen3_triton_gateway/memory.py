@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import ParamSpec, Self, TypeVar
 
-from .errors import QueueFullError
+from .errors import MAX_RETRY_AFTER_SECONDS, QueueFullError
 from .metrics import Metrics
 
 P = ParamSpec("P")
@@ -32,7 +32,6 @@ REQUEST_BYTES = 16 << 10
 BODY_COPIES = 3
 # How fast memory is released is measured over about this time.
 RATE_SECONDS = 5.0
-MAX_RETRY_AFTER_SECONDS = 60
 
 # A task for a worker is short, so two suffice. More would take their memory at the same time.
 _WORKERS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="worker")
