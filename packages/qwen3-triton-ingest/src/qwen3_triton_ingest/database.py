@@ -108,25 +108,26 @@ def _keywords(dsn: str) -> dict[str, Any]:
 def unlimited(connection: Connection) -> Generator[None]:
     """Run a transaction without the time limits that the role or the server may have."""
     with connection.transaction():
-        limits = dict.fromkeys(time_limits(connection), "0")
         try:
-            set_locally(connection, limits)
+            change_settings(connection, no_time_limits(connection))
         except psycopg.errors.QueryCanceled as error:  # by the limit itself; so it is transient
             raise psycopg.OperationalError(explain(error)) from None
         yield
 
 
-def time_limits(connection: Connection) -> list[str]:
-    """Return the names of the settings that end long transactions."""
+def no_time_limits(connection: Connection) -> dict[str, str]:
+    """Return the settings with which nothing ends a long transaction."""
     since = connection.info.server_version >= _TRANSACTION_TIMEOUT_SINCE
-    return [*_TIME_LIMITS, *(["transaction_timeout"] if since else [])]
+    return dict.fromkeys([*_TIME_LIMITS, *(["transaction_timeout"] if since else [])], "0")
 
 
-def set_locally(connection: Connection, settings: Mapping[str, str]) -> None:
-    """Change settings until the end of the transaction."""
+def change_settings(
+    connection: Connection, settings: Mapping[str, str], *, is_local: bool = True
+) -> None:
+    """Change settings until the end of the transaction, or of the session."""
     connection.execute(
-        "SELECT set_config(name, value, true) FROM unnest(%s::text[], %s::text[]) s (name, value)",
-        (list(settings), list(settings.values())),
+        "SELECT set_config(name, value, %s) FROM unnest(%s::text[], %s::text[]) s (name, value)",
+        (is_local, list(settings), list(settings.values())),
     )
 
 
@@ -142,7 +143,7 @@ def narrow_encoding(connection: Connection) -> str | None:
     if row is None or row[0] in {"UTF8", "SQL_ASCII"}:
         return None
     with connection.transaction(force_rollback=True):
-        set_locally(connection, {"client_encoding": row[0]})
+        change_settings(connection, {"client_encoding": row[0]})
         return connection.info.encoding
 
 
@@ -302,10 +303,10 @@ def with_short_lock(
         try:
             with connection.transaction():
                 former = connection.execute("SHOW lock_timeout").fetchone()
-                limits = dict.fromkeys(time_limits(connection), "0")
-                set_locally(connection, limits | {"lock_timeout": str(LOCK_WAIT_MILLISECONDS)})
+                wait = {"lock_timeout": str(LOCK_WAIT_MILLISECONDS)}
+                change_settings(connection, no_time_limits(connection) | wait)
                 result = work()
-                set_locally(connection, {"lock_timeout": former[0] if former else "0"})
+                change_settings(connection, {"lock_timeout": former[0] if former else "0"})
                 return result
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
             if time.monotonic() > deadline:

@@ -14,7 +14,14 @@ from psycopg import sql
 
 from .. import queries
 from ..config import IndexOptions
-from ..database import Connection, connect, explain, time_limits, unlimited
+from ..database import (
+    Connection,
+    change_settings,
+    connect,
+    explain,
+    no_time_limits,
+    unlimited,
+)
 from ..errors import TableError
 from ..layouts import Table, fit_name
 from ..rows.chunks import count_chunks
@@ -239,16 +246,16 @@ def set_for_build(
 
     The server then also ends the build if this process is killed.
     """
-    wanted = dict.fromkeys(time_limits(connection), "0") | dict(settings)
-    for name, value in wanted.items():
-        _set(connection, name, value, is_local=is_local)
+    wanted = no_time_limits(connection) | dict(settings)
+    change_settings(connection, wanted, is_local=is_local)
     if connection.info.server_version >= _CLIENT_CHECK_SINCE:
         # Not every platform has it.
         with (
             contextlib.suppress(psycopg.errors.InvalidParameterValue),
             connection.transaction(),
         ):
-            _set(connection, "client_connection_check_interval", _CLIENT_CHECK, is_local=is_local)
+            check = {"client_connection_check_interval": _CLIENT_CHECK}
+            change_settings(connection, check, is_local=is_local)
 
 
 def is_pooled(connection: Connection) -> bool:
@@ -265,7 +272,7 @@ def check_memory(connection: Connection, wanted: str) -> int:
     """
     try:
         with connection.transaction(force_rollback=True):
-            _set(connection, "maintenance_work_mem", wanted)
+            change_settings(connection, {"maintenance_work_mem": wanted})
             return _size(connection, "maintenance_work_mem")
     except psycopg.errors.InvalidParameterValue as error:
         msg = (
@@ -332,7 +339,3 @@ def _needed(connection: Connection, table: Table, statement: BuildStatement) -> 
 def _size(connection: Connection, name: str) -> int:
     row = connection.execute("SELECT pg_size_bytes(current_setting(%s))", (name,)).fetchone()
     return row[0] if row else 0
-
-
-def _set(connection: Connection, name: str, value: str, *, is_local: bool = True) -> None:
-    connection.execute("SELECT set_config(%s, %s, %s)", (name, value, is_local))

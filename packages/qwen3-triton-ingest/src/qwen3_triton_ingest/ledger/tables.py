@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import sql
 
-from ..database import Connection, connect, keep_trying, set_locally, time_limits
+from ..database import Connection, change_settings, connect, keep_trying, no_time_limits
 from ..errors import BusyError, FingerprintError, TableError
 from ..layouts import Table
 from .schema import LOCK_CLASS, ledger_version
@@ -171,7 +171,7 @@ class TableHold:
     def _take(self) -> Connection:
         connection = connect(self._dsn, autocommit=True)
         connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-        set_locally(connection, dict.fromkeys(time_limits(connection), "0"))
+        change_settings(connection, no_time_limits(connection))
         row = connection.execute(
             "SELECT pg_try_advisory_xact_lock(%s, %s)", (LOCK_CLASS, self._record.id)
         ).fetchone()
