@@ -6,7 +6,6 @@ import json
 import re
 import socket
 import ssl
-import subprocess
 from collections.abc import Generator
 from pathlib import Path
 from typing import Any
@@ -178,22 +177,6 @@ def test_settings_that_cannot_work_are_bad_usage(flags: tuple[str, ...], words: 
     gateway = GatewayProcess(*flags)
     assert gateway.process.wait(timeout=60) == 2
     assert words in gateway.log
-
-
-@pytest.fixture(name="certificate", scope="module")
-def _certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("tls")
-    key, certificate = folder / "key.pem", folder / "certificate.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-            *("-keyout", key, "-out", certificate, "-subj", "/CN=localhost"),
-            *("-addext", "subjectAltName=IP:127.0.0.1"),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return certificate, key
 
 
 def test_with_a_certificate_the_gateway_speaks_https(certificate: tuple[Path, Path]) -> None:

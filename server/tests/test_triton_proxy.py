@@ -1,6 +1,5 @@
 """What may be between the gateway and a Triton: proxies, headers, TLS, the wrong port."""
 
-import subprocess
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -257,22 +256,6 @@ async def test_a_proxy_of_the_environment_is_not_used(
     async with serve(seen) as netloc:
         await connect(f"{scheme}://{netloc}")
     assert seen
-
-
-@pytest.fixture(name="certificate", scope="module")
-def _certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    folder = tmp_path_factory.mktemp("tls")
-    key, certificate = folder / "key.pem", folder / "certificate.pem"
-    subprocess.run(
-        [
-            *("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"),
-            *("-keyout", key, "-out", certificate, "-subj", "/CN=localhost"),
-            *("-addext", "subjectAltName=IP:127.0.0.1"),
-        ],
-        check=True,
-        capture_output=True,
-    )
-    return certificate, key
 
 
 async def test_https_trusts_the_certificates_of_the_setting(
