@@ -5,10 +5,12 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import click
 import orjson
+
+from qwen3_triton_gateway.settings import Pooling
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -33,7 +35,7 @@ def pooling_option(command: Command) -> Command:
     """Add `--pooling`, the pooling that a model was trained with."""
     return click.option(
         "--pooling",
-        type=click.Choice(["last_token", "mean", "cls", "graph"]),
+        type=click.Choice(get_args(Pooling)),
         envvar="EMBED_POOLING",
         show_envvar=True,
         default="last_token",
