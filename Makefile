@@ -135,7 +135,7 @@ check: lint ## Run `lint` and look for known vulnerabilities of the locked packa
 	@$(BIN)/pip-audit --strict --require-hashes --disable-pip \
 		$(addprefix -r requirements/,bootstrap.txt dev.txt server.txt tools.txt) \
 	|| { echo "The audit failed. If a line says \"could not be audited\", nothing was found out about that package:"; \
-		echo "the package index in use has no advisories, or is not reachable. Run it where pypi.org can be reached."; exit 1; }
+		echo "the package index in use has no advisories, or is not reachable. Use one that has them."; exit 1; }
 
 .PHONY: format
 format: install ## Format the code and fix what can be fixed

@@ -242,7 +242,7 @@ def test_headers_without_an_end_cost_no_memory(line: bytes) -> None:
 
 @pytest.mark.campaign
 @pytest.mark.parametrize("start", [HEAD % 500_000, b"POST /embed HTTP/1.1\r\nX-A: "])
-def test_1100_slow_requests_shut_nobody_out(start: bytes) -> None:
+def test_1100_slow_requests_keep_no_one_out(start: bytes) -> None:
     with running_gateway() as gateway, ExitStack() as stack, watched(gateway) as most:
         slow = [connect(gateway, stack, start) for _ in range(1100)]
         for _ in range(40):
@@ -259,7 +259,7 @@ def test_1100_slow_requests_shut_nobody_out(start: bytes) -> None:
 
 
 @pytest.mark.campaign
-def test_more_connections_than_file_descriptors_shut_nobody_out() -> None:
+def test_more_connections_than_file_descriptors_keep_no_one_out() -> None:
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with running_gateway() as gateway, ExitStack() as stack:
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 8192), hard))

@@ -54,8 +54,8 @@ class Connections:
     """The open connections of a server, and the bound on them.
 
     At the bound, a new connection replaces the one that has waited longest for its caller, so that
-    silent connections shut nobody out. If all wait for an answer, only health checks are served, on
-    `SPARE_CONNECTIONS` more, and everybody else is refused.
+    silent connections do not keep others out. If all wait for an answer, only health checks are
+    served, on `SPARE_CONNECTIONS` more, and everybody else is refused.
     """
 
     def __init__(self, limit: int) -> None:

@@ -252,9 +252,8 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
         ClientDisconnect: The caller disconnected.
     """
     task = asyncio.ensure_future(work)
-    disconnect = asyncio.ensure_future(
-        request.receive()
-    )  # after the body, only a disconnect can come
+    # After the body, only a disconnect can come.
+    disconnect = asyncio.ensure_future(request.receive())
     try:
         await asyncio.wait({task, disconnect}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():

@@ -79,7 +79,7 @@ def find_text_access(
         config: Text search configuration for `tsvector`; None takes the index's, else `english`.
 
     Raises:
-        ValueError: There is no such backend.
+        ValueError: The backend is unknown.
     """
     check_backend(backend)
     indexes = find_text_indexes(connection, table)

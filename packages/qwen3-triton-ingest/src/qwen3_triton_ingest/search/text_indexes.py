@@ -97,7 +97,7 @@ def check_backend(backend: str) -> None:
     """Refuse a backend that does not exist, for callers without a type checker.
 
     Raises:
-        ValueError: There is no such backend.
+        ValueError: The backend is unknown.
     """
     if backend not in BACKENDS:
         msg = f"The text backend must be one of {', '.join(BACKENDS)}, not {backend!r}."
@@ -130,7 +130,7 @@ def create_text_index(
     Raises:
         TableError: The extension is missing, the configuration is unknown, or the user does not
             own the table.
-        ValueError: There is no such backend.
+        ValueError: The backend is unknown.
     """
     existing = find_text_index_for(connection, table, backend, config)
     if existing is not None:
@@ -159,7 +159,7 @@ def find_text_index_for(
 
     Raises:
         TableError: It could not: the extension is missing, or the configuration is unknown.
-        ValueError: There is no such backend.
+        ValueError: The backend is unknown.
     """
     check_backend(backend)
     version = _paradedb_version(connection)

@@ -119,7 +119,7 @@ def read_config(model_path: Path) -> dict[str, Any]:
 def load_config(model_path: Path) -> tuple[dict[str, Any], list[Finding]]:
     """Read the `config.json` of an export, and report one that cannot be read.
 
-    The gateway does not need it, so that is no error.
+    The gateway does not need it, so that is only a warning.
     """
     file = find_sibling(model_path, "config.json")
     if file is None:
