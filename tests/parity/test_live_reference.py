@@ -32,15 +32,19 @@ QUERY = (
     "Instruct: Given a web search query, retrieve relevant passages that answer the query\nQuery:"
 )
 ALPHABETS = ["abc deé", "日本語漢字", "привет ", "مرحبا ", "😀👩‍🚀🇩🇪 ", "def f(x):\n\t", "नमस्ते "]
+# Other texts: `PARITY_SEED=7 make parity`.
+SEED = int(os.environ.get("PARITY_SEED", "0"))
+# An emoji is up to four tokens. The product truncates at 1,024, `reference_vectors` does not.
+MAX_CHARACTERS = 250
 
 
 def random_texts(count: int) -> list[str]:
-    """Random characters of several scripts: texts of 1 to about 900 tokens."""
-    random = np.random.default_rng()
+    """Draw characters of one script each: texts of 1 to about 900 tokens."""
+    random = np.random.default_rng(SEED)
     texts: list[str] = []
     for _ in range(count):
         alphabet = ALPHABETS[random.integers(len(ALPHABETS))]
-        length = int(np.exp(random.uniform(0, np.log(400))))
+        length = int(np.exp(random.uniform(0, np.log(MAX_CHARACTERS))))
         texts.append("x" + "".join(random.choice(list(alphabet), size=length)))
     return texts
 
