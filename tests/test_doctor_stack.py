@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import json
 import math
-import socket
 import threading
 from collections.abc import Callable, Generator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from qwen3_triton_tools.local_triton.process import (
     Ports,
     TritonProcess,
     choose_ports,
+    free_ports,
     server_command,
 )
 from qwen3_triton_tools.local_triton.repository import MODEL_SOURCE
@@ -56,12 +56,6 @@ def doctor(*arguments: str) -> tuple[int, dict[str, dict[str, str]], str]:
     result = CliRunner().invoke(main, ["doctor", "--json", *arguments])
     checks: list[dict[str, str]] = json.loads(result.stdout)["checks"]
     return result.exit_code, {check["name"]: check for check in checks}, result.stdout
-
-
-def free_port() -> int:
-    with closing(socket.socket()) as listener:
-        listener.bind((HOST, 0))
-        return int(listener.getsockname()[1])
 
 
 @contextmanager
@@ -208,7 +202,7 @@ def test_more_dimensions_than_the_model_has_are_an_error(triton: LocalTriton) ->
 
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
 def test_a_triton_that_is_named_and_down_is_a_failure(scheme: str) -> None:
-    code, checks, _ = doctor("--triton-url", f"{scheme}://{HOST}:{free_port()}")
+    code, checks, _ = doctor("--triton-url", f"{scheme}://{HOST}:{free_ports(1)[0]}")
     assert code == 1
     assert checks["Triton"]["outcome"] == "failed"
     assert "docker start triton" in checks["Triton"]["remedy"]
@@ -268,7 +262,7 @@ def test_the_files_of_those_models_show_the_same_without_a_triton(broken_reposit
 
 
 def test_a_gateway_that_is_named_and_down_is_a_failure() -> None:
-    code, checks, _ = doctor("--url", f"http://{HOST}:{free_port()}")
+    code, checks, _ = doctor("--url", f"http://{HOST}:{free_ports(1)[0]}")
     assert code == 1
     assert "Nothing listens" in checks["gateway"]["seen"]
     assert "docker logs -n 200 embed-gateway" in checks["gateway"]["remedy"]
@@ -312,7 +306,7 @@ def test_a_missing_and_a_wrong_key_are_distinguished_and_never_shown() -> None:
 
 
 def test_a_gateway_without_its_triton_is_degraded_and_says_why() -> None:
-    waiting = GatewayProcess(*triton_flags(f"http://{HOST}:{free_port()}"))
+    waiting = GatewayProcess(*triton_flags(f"http://{HOST}:{free_ports(1)[0]}"))
     try:
         waiting.wait_listening()
         code, checks, _ = doctor("--url", waiting.url)
@@ -397,7 +391,7 @@ def test_a_database_without_pgvector_or_without_an_answer_is_a_failure(database_
     code, checks, _ = doctor("--database-url", database_url)
     assert code == 1
     assert checks["pgvector"]["remedy"] == "CREATE EXTENSION vector"
-    lost = f"postgresql://me:hunter2@{HOST}:{free_port()}/rag"
+    lost = f"postgresql://me:hunter2@{HOST}:{free_ports(1)[0]}/rag"
     code, checks, output = doctor("--database-url", lost)
     assert code == 1
     assert "Start PostgreSQL" in checks["database"]["remedy"]

@@ -33,6 +33,7 @@ from langchain_qwen3_triton import Qwen3TritonEmbeddings
 from llama_index.embeddings.qwen3_triton import Qwen3TritonEmbedding
 from polling import wait_for
 from qwen3_triton_tools.local_triton import LocalTriton
+from qwen3_triton_tools.local_triton.process import free_ports
 from tolerances import FLOAT32_COSINE
 
 DIMENSIONS = 1024
@@ -50,8 +51,8 @@ class MortalGateway:
     """A gateway that can be killed and restarted on the same port."""
 
     def __init__(self, *flags: str) -> None:
-        self._flags = flags
-        self._process = GatewayProcess(*flags)
+        self._flags = (*flags, "--port", str(free_ports(1)[0]))
+        self._process = GatewayProcess(*self._flags)
 
     @property
     def url(self) -> str:
@@ -69,7 +70,7 @@ class MortalGateway:
         self._process.kill()
 
     def restart(self) -> None:
-        self._process = GatewayProcess(*self._flags, "--port", self.url.rsplit(":", 1)[1])
+        self._process = GatewayProcess(*self._flags)
         self._process.wait_ready()
 
     def stop(self) -> None:

@@ -28,6 +28,7 @@ from gateway_process import GatewayProcess
 from ingest_corpus import LoadedRow, assert_same_rows, assert_true_ledger, rows_of, write_corpus
 from qwen3_triton_ingest.config import GatewayOptions, IndexOptions, LoadOptions, SplitOptions
 from qwen3_triton_ingest.load import load
+from qwen3_triton_tools.local_triton.process import free_ports
 from restartable_postgres import RestartablePostgres, restartable_postgres
 
 COMMAND = Path(sys.executable).with_name("qwen3-triton-ingest")
@@ -272,10 +273,11 @@ def test_a_load_survives_kills_of_the_gateway(
     database_url: str,
     kills: Kills,
 ) -> None:
-    gateway = GatewayProcess()
+    port = str(free_ports(1)[0])
+    gateway = GatewayProcess("--port", port)
     try:
         gateway.wait_ready()
-        url, port = gateway.url, gateway.url.rpartition(":")[2]
+        url = gateway.url
         moments = Moments(kills, database_url)
         with loading(corpus, database_url, url, *NO_INDEX) as loader:
             for mark in moments.marks:

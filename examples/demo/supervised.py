@@ -4,11 +4,10 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,12 +85,3 @@ def start_supervised(
         start_new_session=True,  # Ctrl-C reaches us only; we then stop the server in order
     )
     return Supervised(supervisor, directory)
-
-
-def free_ports(count: int) -> list[int]:
-    """Return distinct TCP ports of 127.0.0.1 that were free a moment ago."""
-    with ExitStack() as stack:
-        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for probe in probes:
-            probe.bind(("127.0.0.1", 0))
-        return [int(probe.getsockname()[1]) for probe in probes]

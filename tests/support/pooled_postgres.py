@@ -13,9 +13,10 @@ import psycopg
 import pytest
 from psycopg.conninfo import conninfo_to_dict
 
-from demo.supervised import free_ports, start_supervised
+from demo.supervised import start_supervised
 from demo.unprivileged import unprivileged
 from polling import wait_for
+from qwen3_triton_tools.local_triton.process import free_ports
 
 # Small, so that connections of one client meet in one session of the server.
 POOL_SIZE = 5

@@ -16,8 +16,9 @@ import psutil
 import psycopg
 
 from demo.embedded_postgres import find_binaries
-from demo.supervised import Supervised, free_ports, start_supervised
+from demo.supervised import Supervised, start_supervised
 from demo.unprivileged import unprivileged
+from qwen3_triton_tools.local_triton.process import free_ports
 
 START_SECONDS = 60.0
 # As in production; the temporary servers of other tests switch these off.

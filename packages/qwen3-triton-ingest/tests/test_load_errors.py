@@ -16,7 +16,6 @@ from click.testing import CliRunner
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.sql import SQL, Identifier, Literal
 
-from demo.supervised import free_ports
 from gateway_process import GatewayProcess, running_gateway
 from ingest_corpus import SENTENCES
 from ingest_loading import Loading, notes, quick_loading
@@ -25,6 +24,7 @@ from qwen3_triton_ingest import embedding
 from qwen3_triton_ingest.cli import main
 from qwen3_triton_ingest.config import GatewayOptions, IndexOptions, ReadOptions, SplitOptions
 from qwen3_triton_ingest.errors import DatabaseError, IngestError, SourceError, TableError
+from qwen3_triton_tools.local_triton.process import free_ports
 
 GOOD = notes(5)
 

@@ -32,6 +32,7 @@ from qwen3_triton_tools.local_triton import (
     unsupported_reason,
     write_repository,
 )
+from qwen3_triton_tools.local_triton.process import Ports, choose_ports, free_ports
 
 pytestmark = pytest.mark.stack
 
@@ -316,6 +317,17 @@ def test_a_taken_port_is_named(runtime: TritonRuntime, graphs: Path) -> None:
         server = LocalTriton(model_dir=graphs / "plain", grpc_port=port, runtime=runtime)
         with pytest.raises(PortInUseError, match=rf"Port {port} \(`grpc-port`\)"):
             server.start()
+
+
+def test_no_outgoing_connection_takes_a_free_port() -> None:
+    kernel = Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()
+    outgoing = range(int(kernel[0]), int(kernel[1]) + 1)
+    ports = free_ports(20)
+    assert len(set(ports)) == 20
+    assert not set(ports) & set(outgoing)
+    chosen = choose_ports("127.0.0.1", Ports(0, ports[0], 0))
+    assert chosen.grpc == ports[0]
+    assert not {chosen.http, chosen.metrics} & set(outgoing)
 
 
 def test_a_port_taken_during_the_start_is_replaced_unless_it_was_asked_for(

@@ -29,6 +29,11 @@ _CLOSED_APIS = "shared-memory,trace,logging"
 # Triton's options, which are also those of `qwen3-triton triton`.
 PORT_OPTIONS = ("http-port", "grpc-port", "metrics-port")
 _POLL_SECONDS = 0.05
+# Free ports are drawn from here up to those of outgoing connections, of which Linux has these.
+_FIRST_PORT = 20_000
+_PORT_DRAWS = 100
+_EPHEMERAL_PORTS = Path("/proc/sys/net/ipv4/ip_local_port_range")
+_USUAL_FIRST_EPHEMERAL_PORT = 32_768
 _CLASH = re.compile(r"already in use|Address already|Failed to bind|failed to start \w+ service")
 
 
@@ -211,32 +216,62 @@ def choose_ports(host: str, wanted: Ports, *, patience_seconds: float = 0.0) -> 
         LaunchError: A port or the address cannot be bound at all.
     """
     deadline = time.monotonic() + patience_seconds
+    fixed = [(purpose, port) for purpose, port in wanted.named() if port]
     with ExitStack() as open_sockets:
         # Kept open until all are chosen, so that no port is chosen twice.
-        chosen = [
-            _listen(open_sockets, host, port, purpose, deadline).getsockname()[1]
-            for purpose, port in sorted(wanted.named(), key=lambda pair: not pair[1])
-        ]
-    return _in_order(wanted, chosen)
-
-
-def _in_order(wanted: Ports, chosen: list[int]) -> Ports:
-    free = iter([port for port in chosen if port not in {p for _, p in wanted.named()}])
+        for purpose, port in fixed:
+            open_sockets.enter_context(_listen_patiently(host, port, purpose, deadline))
+        free = iter([_listen_anywhere(open_sockets, host) for _ in range(3 - len(fixed))])
     return Ports(*(port or next(free) for _, port in wanted.named()))
 
 
-def _listen(
-    open_sockets: ExitStack, host: str, port: int, purpose: str, deadline: float
-) -> socket.socket:
+def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
+    """Return distinct TCP ports that were free a moment ago.
+
+    No outgoing connection takes them, so that a server can be restarted on its port.
+    """
+    with ExitStack() as open_sockets:
+        return [_listen_anywhere(open_sockets, host) for _ in range(count)]
+
+
+def _listen_anywhere(open_sockets: ExitStack, host: str) -> int:
+    for _ in range(_PORT_DRAWS):
+        # Not by `random`: programs that seed it alike would draw the same ports.
+        port = _FIRST_PORT + secrets.randbelow(_first_ephemeral_port() - _FIRST_PORT)
+        with suppress(OSError):
+            open_sockets.enter_context(_listen(host, port))
+            return port
+    # Whatever is wrong with the address shows here.
+    listener = open_sockets.enter_context(_listen_patiently(host, 0, "any port", 0.0))
+    return int(listener.getsockname()[1])
+
+
+def _first_ephemeral_port() -> int:
+    """Return where the ports begin that the kernel gives to outgoing connections (ip(7))."""
+    try:
+        first = int(_EPHEMERAL_PORTS.read_text().split()[0])
+    except OSError:
+        return _USUAL_FIRST_EPHEMERAL_PORT
+    return first if first > _FIRST_PORT else _USUAL_FIRST_EPHEMERAL_PORT
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        # As Triton does: connections in TIME_WAIT do not count.
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+        listener.listen(1)
+    except OSError:
+        listener.close()
+        raise
+    return listener
+
+
+def _listen_patiently(host: str, port: int, purpose: str, deadline: float) -> socket.socket:
     while True:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = open_sockets.enter_context(socket.socket(family, socket.SOCK_STREAM))
         try:
-            # As Triton does: connections in TIME_WAIT do not count.
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind((host, port))
-            listener.listen(1)
-            return listener
+            return _listen(host, port)
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
                 reason = error.strerror or error
