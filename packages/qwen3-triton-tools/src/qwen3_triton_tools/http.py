@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import socket
+import ssl
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -66,7 +68,7 @@ def request(
         # Without the environment's proxies: a proxy would answer for the servers behind it.
         with (
             httpx2.Client(
-                timeout=timeout_seconds, trust_env=False, follow_redirects=True
+                timeout=timeout_seconds, trust_env=False, follow_redirects=True, verify=_tls()
             ) as client,
             client.stream(method, url, json=body, headers=headers) as response,
         ):
@@ -102,6 +104,12 @@ def accepts_connections(host: str, port: int, timeout_seconds: float = 1.0) -> b
             return True
     except OSError:
         return False
+
+
+@functools.cache
+def _tls() -> ssl.SSLContext:
+    """Load the certificates once: that takes longer than a request."""
+    return httpx2.create_ssl_context(trust_env=False)
 
 
 def _reason(error: Exception, url: str, timeout_seconds: float) -> str:
