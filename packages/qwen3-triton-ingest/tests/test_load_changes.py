@@ -12,7 +12,7 @@ from gateway_process import GatewayProcess
 from ingest_corpus import SENTENCES, write_corpus
 from ingest_loading import TABLE, Loading, notes, quick_loading, write_jsonl
 from qwen3_triton_ingest.config import IndexOptions, SplitOptions
-from qwen3_triton_ingest.documents import BadRecord, Origin
+from qwen3_triton_ingest.documents import BadRecord, Origin, metadata_digest
 from qwen3_triton_ingest.layouts import LayoutName
 from qwen3_triton_ingest.ledger.documents import Ownership, mark_unchanged
 from qwen3_triton_ingest.ledger.runs import Counts, add_dead_letters, run_counts
@@ -74,6 +74,31 @@ def test_text_at_the_top_keeps_the_other_chunks(loading: Loading, tmp_path: Path
     places = loading.query(f"SELECT seq FROM {TABLE} ORDER BY seq")
     assert places == [(n,) for n in range(len(after))]
     loading.assert_ledger_agrees()
+
+
+def test_chunks_keep_their_vectors_and_get_their_places(loading: Loading, tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    wears = "wears out after some years of use, and has to be replaced by a new one of its kind"
+    sections = [f"# Part {n}\n\nPart {n} {wears}." for n in range(6)]
+    path.write_text("\n\n".join(sections), encoding="utf-8")
+    loading(path)
+    places = f"SELECT metadata->'headings'->>0, (metadata->>'line')::int FROM {TABLE} ORDER BY seq"
+    expected = [(f"Part {n}", 1 + 4 * n) for n in range(6)]
+    assert loading.query(places) == expected
+    # As an earlier release wrote them, which knew no places.
+    (doc_id,) = loading.doc_ids()
+    old = metadata_digest({"source": str(path), "title": "Old"}).hex()
+    loading.execute(f"UPDATE {TABLE} SET metadata = metadata - 'headings' - 'line'")
+    loading.execute(f"UPDATE qwen3_ingest.documents SET metadata_hash = '\\x{old}'")
+    ids, before = loading.ids(doc_id), loading.texts()
+    assert loading(path).counts == Counts(documents=1, chunks_kept=6)
+    assert loading.query(places) == expected
+    # A line more in the first paragraph moves the others, which have the same text and number.
+    path.write_text("\n\n".join([f"# Part 0\n\n\nThis {wears}.", *sections[1:]]), "utf-8")
+    loading(path)
+    assert loading.query(places)[1:] == [(f"Part {n}", 2 + 4 * n) for n in range(1, 6)]
+    assert loading.ids(doc_id)[1:] == ids[1:]
+    assert loading.texts() - before <= 3  # two probes, and the changed paragraph
 
 
 def test_other_metadata_is_written_without_embedding(loading: Loading, tmp_path: Path) -> None:

@@ -49,6 +49,10 @@ def tokens(text: str) -> int:
     return len(TOKENIZER.encode(text, add_special_tokens=False).ids) + 1
 
 
+def split(splitter: Splitter, text: str, markup: Markup = "text") -> list[str]:
+    return [chunk.text for chunk in splitter.split(document(text, markup))]
+
+
 def without_space(text: str) -> str:
     return "".join(text.split())
 
@@ -58,7 +62,7 @@ def without_space(text: str) -> str:
 def test_chunks_fit_and_lose_nothing(name: str, chunk_tokens: int) -> None:
     markup, text = TEXTS[name]
     splitter = Splitter(SplitOptions(chunk_tokens=chunk_tokens, overlap_tokens=0), TOKENIZER_JSON)
-    chunks = splitter.split(document(text, markup))
+    chunks = split(splitter, text, markup)
     assert len(chunks) > 1
     assert max(map(tokens, chunks)) <= chunk_tokens
     assert all(chunk.strip() for chunk in chunks)
@@ -69,7 +73,7 @@ def test_chunks_fit_and_lose_nothing(name: str, chunk_tokens: int) -> None:
 @example("\x1c\n\n\x1f", "text")
 @settings(max_examples=150, deadline=None)
 def test_any_text_is_split_without_loss(text: str, markup: Markup) -> None:
-    chunks = SMALL_SPLITTER.split(document(text, markup))
+    chunks = split(SMALL_SPLITTER, text, markup)
     assert all(chunk.strip() for chunk in chunks)
     assert all(tokens(chunk) <= 32 for chunk in chunks)
     assert without_space("".join(chunks)) == without_space(text)
@@ -78,7 +82,7 @@ def test_any_text_is_split_without_loss(text: str, markup: Markup) -> None:
 def test_chunks_overlap_as_requested() -> None:
     text = " ".join(f"word{number}" for number in range(2000))
     splitter = Splitter(SplitOptions(chunk_tokens=64, overlap_tokens=16), TOKENIZER_JSON)
-    chunks = splitter.split(document(text))
+    chunks = split(splitter, text)
     overlaps = [len(set(before.split()) & set(after.split())) for before, after in pairwise(chunks)]
     assert sum(1 for overlap in overlaps if overlap) > 0.9 * len(overlaps)
 
@@ -87,7 +91,7 @@ def test_markdown_is_split_before_headings() -> None:
     section = "## Part {}\n\n" + "One sentence about it. " * 6 + "\n\n"
     text = "".join(section.format(number) for number in range(10))
     splitter = Splitter(SplitOptions(chunk_tokens=64, overlap_tokens=0), TOKENIZER_JSON)
-    chunks = splitter.split(document(text, "markdown"))
+    chunks = split(splitter, text, "markdown")
     assert [chunk for chunk in chunks if "## Part" in chunk] == [
         chunk for chunk in chunks if chunk.startswith("## Part")
     ]
@@ -96,7 +100,7 @@ def test_markdown_is_split_before_headings() -> None:
 def test_zero_tokens_keep_a_document_whole() -> None:
     splitter = Splitter(SplitOptions(chunk_tokens=0), None)
     text = TEXTS["english"][1]
-    assert splitter.split(document(text)) == [text]
+    assert split(splitter, text) == [text]
 
 
 def test_a_truncating_tokenizer_still_counts_every_token() -> None:
@@ -108,8 +112,8 @@ def test_a_truncating_tokenizer_still_counts_every_token() -> None:
         "stride": 0,
     }
     text = TEXTS["english"][1]
-    chunks = Splitter(SMALL, orjson.dumps(bounded)).split(document(text))
-    assert chunks == SMALL_SPLITTER.split(document(text))
+    chunks = split(Splitter(SMALL, orjson.dumps(bounded)), text)
+    assert chunks == split(SMALL_SPLITTER, text)
 
 
 @pytest.mark.parametrize(
@@ -128,7 +132,7 @@ def test_a_megabyte_without_any_boundary_takes_seconds(
     text *= times
     splitter = Splitter(SplitOptions(), TOKENIZER_JSON)
     began = time.process_time()
-    chunks = splitter.split(document(text, markup))
+    chunks = split(splitter, text, markup)
     assert time.process_time() - began < 25  # it would take hours if it were not cut first
     assert len(without_space("".join(chunks))) >= len(text)
     assert max(map(tokens, chunks)) <= 512
@@ -142,7 +146,7 @@ def test_a_large_document_is_split_without_loss(megabytes: int) -> None:
     text = "".join(paragraph.format(number) for number in range(megabytes * 14_000))
     assert len(text) > megabytes * 1_000_000
     splitter = Splitter(SplitOptions(chunk_tokens=512, overlap_tokens=0), TOKENIZER_JSON)
-    chunks = splitter.split(document(text))
+    chunks = split(splitter, text)
     assert without_space("".join(chunks)) == without_space(text)
     lengths = [tokens(chunk) for chunk in chunks[::50]]
     assert max(lengths) <= 512

@@ -7,11 +7,13 @@ import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import orjson
 
 from qwen3_triton_client import Vector
+
+from .places import Mark
 
 Metadata: TypeAlias = Mapping[str, Any]
 """A JSON object."""
@@ -54,6 +56,7 @@ class Document:
 
     Attributes:
         doc_id: Unique in the table. The same document has the same id in every run.
+        marks: Where its headings, pages and lines begin in the text, in the order of the text.
         vector: Precomputed; the document is then one chunk and is not embedded.
     """
 
@@ -62,6 +65,7 @@ class Document:
     origin: Origin
     metadata: Metadata = field(default_factory=dict[str, Any], repr=False)
     markup: Markup = "text"
+    marks: tuple[Mark, ...] = field(default=(), repr=False)
     vector: Vector | None = field(default=None, repr=False)
 
 
@@ -95,6 +99,17 @@ class Chunk:
     metadata: Metadata = field(repr=False)
 
 
+class ChunkText(NamedTuple):
+    """A chunk as it was cut out of its document.
+
+    Attributes:
+        place: What its metadata says about where it is, see `places`.
+    """
+
+    text: str
+    place: Metadata
+
+
 @dataclass(frozen=True, slots=True)
 class EmbeddedChunk:
     """A chunk and its float32 vector of norm 1."""
@@ -113,9 +128,12 @@ def text_digest(*parts: str | bytes) -> bytes:
     return digest.digest()
 
 
-def metadata_digest(metadata: Metadata) -> bytes:
-    """Return a digest of 16 bytes, which does not depend on the order of the keys."""
-    return text_digest(orjson.dumps(metadata, option=orjson.OPT_SORT_KEYS))
+def metadata_digest(metadata: Metadata, marks: Sequence[Mark] = ()) -> bytes:
+    """Return a digest of 16 bytes, which does not depend on the order of the metadata's keys."""
+    parts = [orjson.dumps(metadata, option=orjson.OPT_SORT_KEYS)]
+    if marks:
+        parts.append(orjson.dumps(marks))
+    return text_digest(*parts)
 
 
 def chunk_ids(doc_id: str, texts: Sequence[str]) -> list[uuid.UUID]:

@@ -15,6 +15,7 @@ from qwen3_triton_client import Vector
 from .documents import (
     BadRecord,
     Chunk,
+    ChunkText,
     Document,
     EmbeddedChunk,
     chunk_ids,
@@ -65,6 +66,8 @@ class PreparedDocument:
             return []
         places = {chunk_id: seq for seq, chunk_id in enumerate(self.base.chunk_ids)}
         same_metadata = self.base.metadata_hash == self.entry.metadata_hash
+        if self.document.marks and self.base.content_hash != self.entry.content_hash:
+            same_metadata = False  # where a chunk is may have changed with the text around it
         return [
             chunk
             for chunk in self.chunks
@@ -92,7 +95,8 @@ def digests_of(document: Document, splitter_version: str) -> Digests:
     """
     vector = [] if document.vector is None else [document.vector.tobytes()]
     return Digests(
-        text_digest(splitter_version, document.text, *vector), metadata_digest(document.metadata)
+        text_digest(splitter_version, document.text, *vector),
+        metadata_digest(document.metadata, document.marks),
     )
 
 
@@ -212,14 +216,15 @@ def prepare(
     digests: Digests,
     known: KnownDocument | None,
     *,
-    split: Callable[[Document], Sequence[str]],
+    split: Callable[[Document], Sequence[ChunkText]],
 ) -> PreparedDocument:
     """Split a document into chunks and find out which of them need a vector."""
-    texts = [document.text] if document.vector is not None else split(document)
-    ids = chunk_ids(document.doc_id, texts)
+    whole = document.vector is not None
+    pieces = [ChunkText(document.text, {})] if whole else split(document)
+    ids = chunk_ids(document.doc_id, [piece.text for piece in pieces])
     chunks = [
-        Chunk(chunk_id, document.doc_id, seq, text, document.metadata)
-        for seq, (chunk_id, text) in enumerate(zip(ids, texts, strict=True))
+        Chunk(chunk_id, document.doc_id, seq, piece.text, {**document.metadata, **piece.place})
+        for seq, (chunk_id, piece) in enumerate(zip(ids, pieces, strict=True))
     ]
     entry = LedgerEntry(document.doc_id, *digests, tuple(ids), document.origin)
     if document.vector is not None:

@@ -15,8 +15,9 @@ from semantic_text_splitter import MarkdownSplitter, TextSplitter
 from qwen3_triton_client import EmbeddingClient, ModelNotFoundError
 
 from .config import GatewayOptions, SplitOptions
-from .documents import Document, Markup, text_digest
+from .documents import ChunkText, Document, Markup, text_digest
 from .errors import IngestError
+from .places import PlaceFinder
 
 _Library: TypeAlias = TextSplitter | MarkdownSplitter
 
@@ -63,22 +64,31 @@ class Splitter:
         self.version = f"{LIBRARY} {version(LIBRARY)} {lengths} {digest}"
         self._library("text")
 
-    def split(self, document: Document) -> list[str]:
+    def split(self, document: Document) -> list[ChunkText]:
         """Return the chunks of a document in order; no chunk is blank.
 
         No text is lost except white space between chunks. A document with a vector is one chunk.
         """
+        places = PlaceFinder(document.text, document.marks)
+        return [
+            ChunkText(chunk, places.find(begin, begin + len(chunk)))
+            for begin, chunk in self._split(document)
+        ]
+
+    def _split(self, document: Document) -> Iterator[tuple[int, str]]:
+        """Yield the chunks with where each begins in the text."""
         options = self._options
         if not options.chunk_tokens or document.vector is not None:
-            return [document.text]
+            yield 0, document.text
+            return
         library = self._library(document.markup)
         longest = options.chunk_tokens * _SECTION_CHARACTERS_PER_TOKEN
-        return [
-            chunk
-            for section in split_into_sections(document.text, longest=longest)
-            for chunk in library.chunks(section)
-            if chunk.strip()
-        ]
+        section_begin = 0
+        for section in split_into_sections(document.text, longest=longest):
+            for offset, chunk in library.chunk_indices(section):
+                if chunk.strip():
+                    yield section_begin + offset, chunk
+            section_begin += len(section)
 
     def _library(self, markup: Markup) -> _Library:
         with self._lock:

@@ -157,6 +157,7 @@ def _document(
         origin=Origin(shard.source, path),
         metadata=checked_metadata(metadata, options),
         markup=extracted.markup,
+        marks=extracted.marks,
     )
 
 

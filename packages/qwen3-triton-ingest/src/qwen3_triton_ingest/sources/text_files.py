@@ -7,10 +7,14 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import BinaryIO
+
+from markdown_it import MarkdownIt
 
 from ..config import ReadOptions
 from ..documents import Markup
+from ..places import Mark
 from .values import UnreadableError, too_large
 
 _HEAD_BYTES = 8192
@@ -21,15 +25,27 @@ _BINARY = "The file contains NUL bytes: it is binary, not text."
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.S | re.M)
 _TITLE = re.compile(r"^title:[ \t]*(\"|'|)([^\r\n]+?)\1[ \t]*$", re.M)
 _MAX_FRONT_MATTER = 1 << 16
+# For headings, blocks are enough; what is within a line is parsed for headings alone.
+_BLOCKS, _INLINES = MarkdownIt().disable("inline"), MarkdownIt()
+_LINE_END = re.compile(r"\r\n?|\n")
+_MAX_INDENT = 3
+_ANCHOR = re.compile(r"\s*\{\s*#[^{}]*\}\s*$")  # `## Title {#title}`, as in Pandoc and Docusaurus
+FIRST_LINE = Mark(0, "line", 1)
 
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """The text of a file that is one document."""
+    """The text of a file that is one document.
+
+    Attributes:
+        marks: Where headings, pages and lines begin in the text, see `places.Mark`. Each chunk gets
+            its own from them.
+    """
 
     text: str = field(repr=False)
     markup: Markup = "text"
     title: str | None = field(default=None, repr=False)
+    marks: tuple[Mark, ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +63,7 @@ class Line:
 
 def read_text(path: str, options: ReadOptions) -> Extracted:
     """Read a plain text file."""
-    return Extracted(_whole_text(path, options))
+    return Extracted(_whole_text(path, options), marks=(FIRST_LINE,))
 
 
 def read_markdown(path: str, options: ReadOptions) -> Extracted:
@@ -55,9 +71,12 @@ def read_markdown(path: str, options: ReadOptions) -> Extracted:
     text = _whole_text(path, options)
     found = _FRONT_MATTER.match(text, 0, _MAX_FRONT_MATTER)
     if not found:
-        return Extracted(text, "markdown")
+        return Extracted(text, "markdown", marks=(FIRST_LINE, *markdown_headings(text)))
     title = _TITLE.search(found[1])
-    return Extracted(text[found.end() :], "markdown", title[2] if title else None)
+    first_line = Mark(0, "line", 1 + text.count("\n", 0, found.end()))
+    text = text[found.end() :]
+    marks = (first_line, *markdown_headings(text))
+    return Extracted(text, "markdown", title[2] if title else None, marks)
 
 
 def read_content(path: str, options: ReadOptions) -> bytes:
@@ -160,3 +179,21 @@ def _whole_text(path: str, options: ReadOptions) -> str:
     if is_one_byte and b"\0" in content and not has_mark and not options.replace_nul:
         raise UnreadableError(_BINARY)
     return decoded(content, options)
+
+
+def markdown_headings(text: str) -> Iterator[Mark]:
+    """Yield the headings of a Markdown text, but not those in lists and quotations."""
+    begins = [0, *(end.end() for end in _LINE_END.finditer(text))]
+    for token, content in pairwise(_BLOCKS.parse(text)):
+        if token.type == "heading_open" and token.map and not token.level:
+            line = text[begins[token.map[0]] : begins[token.map[0]] + _MAX_INDENT + 1]
+            begin = begins[token.map[0]] + len(line) - len(line.lstrip(" "))
+            if title := _plain(content.content):
+                yield Mark(begin, "heading", title, int(token.tag.removeprefix("h")))
+
+
+def _plain(markdown: str) -> str:
+    """Return the text of a heading without its markup and its explicit anchor."""
+    (line,) = _INLINES.parseInline(_ANCHOR.sub("", markdown))
+    parts = [" " if part.type == "softbreak" else part.content for part in line.children or ()]
+    return " ".join("".join(parts).split())
