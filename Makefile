@@ -69,7 +69,7 @@ newest = $(compile) --universal --upgrade
 .PHONY: lock
 lock: ## Recompile the requirements files (versions and hashes, no registry address)
 	$(newest) requirements/bootstrap.in -o requirements/bootstrap.txt
-	$(newest) $(PYPROJECTS) $(addprefix --extra ,$(EXTRAS) otel) requirements/dev.in -o requirements/dev.txt
+	$(newest) $(PYPROJECTS) $(addprefix --extra ,$(EXTRAS) openvino otel) requirements/dev.in -o requirements/dev.txt
 	$(newest) --no-sources --constraint requirements/dev.txt server/pyproject.toml --extra otel \
 		requirements/server.in -o requirements/server.txt
 	$(newest) --constraint requirements/server.txt server/pyproject.toml packages/qwen3-triton-tools/pyproject.toml \

@@ -90,7 +90,7 @@ def _grpc_gateway(triton: LocalTriton) -> Generator[GatewayProcess]:
 
 @pytest.fixture(name="in_process_gateway", scope="session")
 def _in_process_gateway() -> Generator[GatewayProcess]:
-    """The gateway with ONNX Runtime in its own process, as it starts without settings."""
+    """The gateway with ONNX Runtime in its own process, and the model it has without settings."""
     with running_gateway() as gateway:
         yield gateway
 

@@ -34,7 +34,12 @@ FIXED_SETTINGS = {
     "EMBED_SHUTDOWN_DELAY_S",
     "EMBED_HOST",
     "EMBED_PORT",
+    # For a model in the gateway's process; the chart's is on Triton.
     "EMBED_MODEL_DIR",
+    "EMBED_ENGINE",
+    "EMBED_PRECISION",
+    "EMBED_ENGINE_CACHE_DIR",
+    "EMBED_THREADS",
 }
 MINIMAL: dict[str, Any] = {
     "gateway": {

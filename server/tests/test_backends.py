@@ -15,6 +15,7 @@ from fake_backend import FakeBackend
 from qwen3_nano.graph import build_graph, load_weights
 from qwen3_triton_gateway.backends.base import Backend
 from qwen3_triton_gateway.backends.onnx import OnnxBackend
+from qwen3_triton_gateway.backends.openvino import OpenVinoBackend
 from qwen3_triton_gateway.backends.triton import TritonBackend
 from qwen3_triton_gateway.batching import pad_batch
 from qwen3_triton_gateway.errors import (
@@ -71,7 +72,7 @@ def _triton(
         yield triton
 
 
-@pytest_asyncio.fixture(name="backend", params=["http", "grpc", "in-process"])
+@pytest_asyncio.fixture(name="backend", params=["http", "grpc", "in-process", "openvino"])
 async def _backend(
     request: pytest.FixtureRequest,
     variant: str,
@@ -81,6 +82,8 @@ async def _backend(
     backend: Backend
     if request.param == "in-process":
         backend = OnnxBackend(model_dirs[variant])
+    elif request.param == "openvino":
+        backend = OpenVinoBackend(model_dirs[variant])
     else:
         urls = {"http": triton.http_url, "grpc": triton.grpc_url}
         backend = TritonBackend(urls[request.param], variant)

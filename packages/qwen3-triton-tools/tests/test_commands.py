@@ -42,6 +42,7 @@ def test_up_takes_every_setting_of_the_gateway(variable: str) -> None:
             ["triton", "--model-dir", ".", "--model-repository", "."], "not both", id="two-models"
         ),
         pytest.param(["up", "--triton-url", "http://a"], "run `serve`", id="up-with-url"),
+        pytest.param(["up", "--precision", "int8"], "for OpenVINO, run `serve`", id="up-in-int8"),
     ],
 )
 def test_bad_usage_ends_with_2_and_says_what_is_wrong(arguments: list[str], words: str) -> None:

@@ -14,6 +14,9 @@ import orjson
 from .model_files import ModelFileError, describe_os_error
 from .onnx_file import external_locations
 
+# In these, an engine returns the vectors of every other, up to the order of summation: cosine
+# 0.99999. In others, it rounds where its kernels do.
+SAME_PRECISIONS = ("graph", "float32")
 # The version folder of a new model in Triton's repository.
 FIRST_VERSION = 1
 _CHUNK_BYTES = 8 * 1024 * 1024
@@ -29,6 +32,7 @@ class EmbeddingSpace:
     pooling: str
     prompt_version: str
     dtype: str
+    precision: str = "graph"
 
     def fingerprint(self, dimensions: int) -> str:
         """Digest the space and the number of dimensions into 16 hexadecimal digits."""
@@ -38,6 +42,9 @@ class EmbeddingSpace:
 @lru_cache
 def _digest(space: EmbeddingSpace, dimensions: int) -> str:
     fields = asdict(space) | {"dimensions": dimensions}
+    if space.precision in SAME_PRECISIONS:
+        # As in fingerprints from before there was a choice.
+        del fields["precision"]
     canonical = orjson.dumps(fields, option=orjson.OPT_SORT_KEYS)
     return hashlib.sha256(canonical).hexdigest()[:16]
 

@@ -313,6 +313,7 @@ class EmbeddingService:
             pooling=self.pooling,
             prompt_version=PROMPT_VERSION,
             dtype=spec.output.dtype.name,
+            precision=spec.precision,
         )
         embedder = Embedder(
             self.backend,

@@ -19,6 +19,10 @@ CONNECTION_HEADERS = {
     *("host", "inference-header-content-length", "te", "transfer-encoding", "upgrade"),
 }
 Pooling: TypeAlias = Literal["last_token", "mean", "cls", "graph"]
+Engine: TypeAlias = Literal["auto", "onnxruntime", "openvino"]
+WantedPrecision: TypeAlias = Literal["auto", "float32", "bfloat16", "int8"]
+# What a model is found to compute in: `graph` is whatever its graph states.
+Precision: TypeAlias = Literal["graph", "float32", "bfloat16", "int8"]
 
 MIN_DIMENSIONS = 32
 MAX_TEXTS = 2048
@@ -95,7 +99,41 @@ class Settings(BaseSettings):
         validation_alias="EMBED_MODEL_DIR",
         description=(
             "Folder with model.onnx (or onnx/model.onnx, as on the hub) and tokenizer.json, to run "
-            "ONNX Runtime in the gateway's process instead of Triton."
+            "the model in the gateway's process instead of Triton."
+        ),
+    )
+    engine: Engine = Field(
+        default="auto",
+        validation_alias="EMBED_ENGINE",
+        description=(
+            "What runs the model in the gateway's process: auto is OpenVINO where it is installed "
+            "on x86-64, else ONNX Runtime."
+        ),
+    )
+    precision: WantedPrecision = Field(
+        default="auto",
+        validation_alias="EMBED_PRECISION",
+        description=(
+            "What OpenVINO computes in: auto is bfloat16 where the processor multiplies in it, "
+            "else float32. int8 needs weights from `qwen3-triton model quantize`, which measures "
+            "what it loses."
+        ),
+    )
+    engine_cache_dir: Path | None = Field(
+        default=None,
+        validation_alias="EMBED_ENGINE_CACHE_DIR",
+        description=(
+            "Folder in which OpenVINO keeps compiled models, for quick starts; without it, a model "
+            "is compiled at each start."
+        ),
+    )
+    threads: int = Field(
+        default=0,
+        ge=0,
+        validation_alias="EMBED_THREADS",
+        description=(
+            "Threads that run the model in the gateway's process, or in the local Triton of `up`; "
+            "0 is one per core."
         ),
     )
     pooling: Pooling = Field(

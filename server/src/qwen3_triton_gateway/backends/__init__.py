@@ -1,8 +1,9 @@
-"""What runs the model, chosen by the settings: Triton, or ONNX Runtime in this process."""
+"""What runs the model, chosen by the settings: Triton, or an engine in this process."""
 
 from __future__ import annotations
 
 import importlib
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -10,15 +11,15 @@ from ..errors import StartupError
 from ..settings import Settings
 from .base import Backend
 
+logger = logging.getLogger(__name__)
+
 NANO_MODEL_ID = "qwen3-nano"
 
 
 def choose_backend(settings: Settings) -> Backend:
     """Create the backend that the settings name, not yet connected."""
     if settings.model_dir is not None:
-        from .onnx import OnnxBackend
-
-        return OnnxBackend(settings.model_dir)
+        return _open_in_process(settings, settings.model_dir)
     from .address import TritonAddress
     from .replicas import ReplicatedBackend
     from .triton import TritonBackend
@@ -32,6 +33,26 @@ def choose_backend(settings: Settings) -> Backend:
         for url in settings.triton_url
     ]
     return tritons[0] if len(tritons) == 1 else ReplicatedBackend(tritons)
+
+
+def _open_in_process(settings: Settings, model_dir: Path) -> Backend:
+    from .engines import choose_engine
+
+    choice = choose_engine(settings.engine, settings.precision)
+    if choice.engine == "onnxruntime":
+        from .onnx import OnnxBackend
+
+        logger.info("ONNX Runtime runs the model: %s.", choice.reason)
+        return OnnxBackend(model_dir, threads=settings.threads)
+    from .openvino import OpenVinoBackend
+
+    logger.info("OpenVINO runs the model in %s: %s.", choice.precision, choice.reason)
+    return OpenVinoBackend(
+        model_dir,
+        precision=choice.precision,
+        threads=settings.threads,
+        cache_dir=settings.engine_cache_dir,
+    )
 
 
 def nano_model_dir() -> Path:

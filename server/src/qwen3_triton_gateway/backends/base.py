@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 
 from ..errors import BackendError, StartupError
+from ..settings import Precision
 from ..tensors import HiddenStates, PooledStates, TokenBatch
 
 HIDDEN_OUTPUT = "last_hidden_state"
@@ -21,6 +22,8 @@ TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
 PAST_PREFIX = "past_key_values."
 # The parameter of config.pbtxt with the canary's vector.
 CANARY_PARAMETER = "canary_vector"
+# The one with the precision in which Triton computes, where that is not the graph's own.
+PRECISION_PARAMETER = "precision"
 TOKEN_RANK = 2
 # Shape of a past key or value: (batch, key-value heads, past length, head size).
 PAST_RANK = 4
@@ -55,6 +58,9 @@ class ModelSpec:
         instance_count: Batches that can run at the same time.
         weights_digest: What identifies the weights, as far as the backend can see them.
         stated_canary: What the model's configuration states about the canary's vector, if it does.
+        engine: What runs the model.
+        precision: What it computes in; `graph` is whatever the graph states, and where that is
+            not known.
     """
 
     name: str
@@ -66,6 +72,8 @@ class ModelSpec:
     instance_count: int
     weights_digest: str
     stated_canary: str = field(default="", compare=False)
+    engine: str = field(default="triton", compare=False)
+    precision: Precision = "graph"
 
     @property
     def hidden_size(self) -> int:
@@ -162,6 +170,8 @@ def describe_model(
     instance_count: int,
     weights_digest: str,
     stated_canary: str = "",
+    engine: str = "triton",
+    precision: Precision = "graph",
 ) -> ModelSpec:
     """Check a model's interface, and determine how to feed it.
 
@@ -182,6 +192,8 @@ def describe_model(
         instance_count=max(1, instance_count),
         weights_digest=weights_digest,
         stated_canary=stated_canary,
+        engine=engine,
+        precision=precision,
     )
 
 

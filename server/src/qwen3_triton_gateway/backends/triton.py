@@ -17,11 +17,13 @@ from ..errors import (
     DeadlineExceededError,
 )
 from ..fingerprint import FIRST_VERSION, digest_of_version, served_version
+from ..settings import Precision
 from ..tensors import HiddenStates, PooledStates, TokenBatch
 from ..tracing import trace_headers
 from .address import TritonAddress
 from .base import (
     CANARY_PARAMETER,
+    PRECISION_PARAMETER,
     AnyArray,
     Feed,
     ModelSpec,
@@ -44,6 +46,7 @@ DTYPES = {
     "FP64": np.float64,
     "BOOL": np.bool_,
 }
+PRECISIONS: dict[str, Precision] = {"bfloat16": "bfloat16", "int8": "int8"}
 TRITON_NAMES = {np.dtype(numpy): triton for triton, numpy in DTYPES.items()}
 # A model whose config has no batch dimension accepts any number of rows; this bounds them.
 UNBATCHED_MAX_BATCH_SIZE = 32
@@ -262,6 +265,7 @@ def _describe(metadata: dict[str, Any], config: dict[str, Any]) -> ModelSpec:
     parameters: dict[str, Any] = config.get("parameters", {})
     stated_digest = parameters.get("weights_digest", {}).get("string_value")
     stated_canary = parameters.get(CANARY_PARAMETER, {}).get("string_value", "")
+    stated_precision = parameters.get(PRECISION_PARAMETER, {}).get("string_value", "")
     name, versions = metadata["name"], metadata.get("versions", [])
     inputs = [_tensor_spec(tensor) for tensor in metadata.get("inputs", [])]
     outputs = [_tensor_spec(tensor) for tensor in metadata.get("outputs", [])]
@@ -279,6 +283,7 @@ def _describe(metadata: dict[str, Any], config: dict[str, Any]) -> ModelSpec:
         else hashlib.sha256(interface).hexdigest(),
         # As the digest, it is that of the first version.
         stated_canary=stated_canary if served_version(versions) == FIRST_VERSION else "",
+        precision=PRECISIONS.get(stated_precision, "graph"),
     )
 
 

@@ -131,6 +131,8 @@ def _describe(service: EmbeddingService) -> dict[str, Any]:
         "model_aliases": settings.model_aliases,
         "version": __version__,
         "backend": service.backend.description,
+        "engine": spec.engine,
+        "precision": spec.precision,
         "pooling": service.pooling,
         "pooled_in_graph": spec.pooling == "in_graph",
         "probe": asdict(service.behavior),

@@ -43,10 +43,7 @@ def _triton_options(command: Command) -> Command:
             show_default=True,
             help=f"Port of Triton's {service} endpoint; 0 picks a free one.",
         )(command)
-    command = click.option("--model-name", help="Name of the model in Triton.")(command)
-    return click.option(
-        "--threads", type=int, default=0, help="ONNX Runtime threads; 0 uses every core."
-    )(command)
+    return click.option("--model-name", help="Name of the model in Triton.")(command)
 
 
 @click.command()
@@ -54,6 +51,7 @@ def _triton_options(command: Command) -> Command:
 @click.option("--model-repository", type=FOLDER, help="A complete Triton model repository instead.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind.")
 @click.option("--prepare", is_flag=True, help="Only install the files of the local Triton.")
+@click.option("--threads", type=int, default=0, help="ONNX Runtime threads; 0 uses every core.")
 @_triton_options
 def triton(
     *, model_dir: Path | None, model_repository: Path | None, host: str, prepare: bool, **flags: Any
@@ -107,20 +105,25 @@ def up(**flags: Any) -> None:
 
     from ..local_triton import unsupported_reason
 
-    triton_flags = {name: flags.pop(name) for name in (*TRITON_FLAGS, "model_name", "threads")}
+    triton_flags = {name: flags.pop(name) for name in (*TRITON_FLAGS, "model_name")}
     with tool_errors():
         settings = read_settings(flags)
         configure_logging(settings)
         warn_about_secret_flags(flags)
         if settings.triton_url:
             raise click.UsageError("`up` starts its own Triton; to use another one, run `serve`.")
+        if settings.engine == "openvino" or settings.precision not in ("auto", "float32"):
+            msg = "The local Triton runs ONNX Runtime in float32; for OpenVINO, run `serve`."
+            raise click.UsageError(msg)
         reason = unsupported_reason()
         if reason:
             click.echo(f"Running without Triton. {reason}", err=True)
             click.echo("The model runs in the gateway's process instead.", err=True)
             run_gateway(settings)
         else:
-            server = _local_triton(settings.model_dir, None, **triton_flags)
+            server = _local_triton(
+                settings.model_dir, None, threads=settings.threads, **triton_flags
+            )
             _run_stack(with_bundled_model(settings), server)
 
 

@@ -60,6 +60,8 @@ def folder_settings(folder: Path, *, model_id: str | None = None) -> Settings:
     width = widths[0] if widths and widths[0] > 0 else DEFAULT_DIMENSIONS
     values: dict[str, Any] = {
         "EMBED_MODEL_DIR": model,
+        # What the graph itself returns, whatever is installed on this machine.
+        "EMBED_ENGINE": "onnxruntime",
         "TOKENIZER_PATH": tokenizer.parent,
         "EMBED_MODEL_ID": model_id,
         "EMBED_OUTPUT_DIM": min(DEFAULT_DIMENSIONS, width),

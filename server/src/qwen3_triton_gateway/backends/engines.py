@@ -1,0 +1,139 @@
+"""Which engine runs a model on this machine's CPU, and the precision in which it computes.
+
+bfloat16 is the precision in which the family was trained, and twice as fast where the processor
+multiplies in it; elsewhere it would be emulated. int8 activations lose more, on some models much
+more, so they are never chosen here, only allowed.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from ..errors import StartupError
+from ..settings import Engine, Precision, WantedPrecision
+
+CPU_INFO = Path("/proc/cpuinfo")
+X86 = ("x86_64", "AMD64")
+# What the matrix kernels of oneDNN need, by the names of /proc/cpuinfo.
+INSTRUCTIONS = {
+    "bfloat16": ("avx512_bf16", "amx_bf16"),
+    "int8": ("avx512_vnni", "avx_vnni", "amx_int8"),
+}
+# The values of ONEDNN_MAX_CPU_ISA that forbid them
+# (https://uxlfoundation.github.io/oneDNN/dev_guide_cpu_dispatcher_control.html).
+_OLD = {"SSE41", "AVX", "AVX2", "AVX512_CORE"}
+MASKS = {
+    "bfloat16": _OLD | {"AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE_VNNI"},
+    "int8": _OLD,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What decides here.
+
+    Attributes:
+        architecture: As `platform.machine` tells it.
+        instructions: The processor's, by the names of /proc/cpuinfo.
+        max_isa: The value of ONEDNN_MAX_CPU_ISA.
+        has_openvino: Whether the package is installed.
+    """
+
+    architecture: str
+    instructions: frozenset[str]
+    max_isa: str
+    has_openvino: bool
+
+    @classmethod
+    def this(cls) -> Machine:
+        """Look at this machine."""
+        return cls(
+            architecture=platform.machine(),
+            instructions=_read_instructions(),
+            max_isa=os.environ.get("ONEDNN_MAX_CPU_ISA", "").upper(),
+            has_openvino=find_spec("openvino") is not None,
+        )
+
+    def why_not(self, precision: Literal["bfloat16", "int8"]) -> str:
+        """Return why this processor does not compute in a precision; empty if it does."""
+        wanted = INSTRUCTIONS[precision]
+        if not self.instructions.intersection(wanted):
+            return f"this processor has none of {', '.join(wanted)}"
+        if self.max_isa in MASKS[precision]:
+            return f"ONEDNN_MAX_CPU_ISA is {self.max_isa}"
+        return ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineChoice:
+    """An engine, its precision (`graph`: whatever the graph states), and why."""
+
+    engine: Literal["onnxruntime", "openvino"]
+    precision: Precision
+    reason: str
+
+
+def choose_engine(
+    engine: Engine, precision: WantedPrecision, machine: Machine | None = None
+) -> EngineChoice:
+    """Decide what `auto` means here, and check what was asked for.
+
+    Raises:
+        StartupError: This machine or that engine cannot do it.
+    """
+    machine = machine or Machine.this()
+    is_native = precision in ("auto", "float32")
+    if engine == "onnxruntime":
+        if is_native:
+            return EngineChoice("onnxruntime", "graph", "EMBED_ENGINE says so")
+        msg = (
+            f"EMBED_PRECISION is {precision!r}, but ONNX Runtime computes in what the graph "
+            "states. Set EMBED_ENGINE to openvino, or EMBED_PRECISION to auto."
+        )
+        raise StartupError(msg)
+    if engine == "auto" and is_native:
+        if not machine.has_openvino:
+            return EngineChoice("onnxruntime", "graph", "OpenVINO is not installed")
+        if machine.architecture not in X86:
+            reason = f"OpenVINO gains little on {machine.architecture or 'this architecture'}"
+            return EngineChoice("onnxruntime", "graph", reason)
+    if not machine.has_openvino:
+        asked = "EMBED_ENGINE" if engine == "openvino" else "EMBED_PRECISION"
+        value = engine if engine == "openvino" else precision
+        msg = (
+            f"{asked} is {value!r}, which needs OpenVINO. Install it with "
+            '`pip install "qwen3-triton-gateway[openvino]"`, or set both to auto.'
+        )
+        raise StartupError(msg)
+    return _with_precision(precision, machine)
+
+
+def _with_precision(precision: WantedPrecision, machine: Machine) -> EngineChoice:
+    if precision == "auto":
+        obstacle = machine.why_not("bfloat16")
+        if obstacle:
+            return EngineChoice("openvino", "float32", f"not in bfloat16, because {obstacle}")
+        names = machine.instructions.intersection(INSTRUCTIONS["bfloat16"])
+        return EngineChoice("openvino", "bfloat16", f"this processor has {min(names)}")
+    if precision != "float32" and (obstacle := machine.why_not(precision)):
+        msg = (
+            f"EMBED_PRECISION is {precision!r}, but {obstacle}, so it would not be computed in it. "
+            "Set EMBED_PRECISION to auto or float32."
+        )
+        raise StartupError(msg)
+    return EngineChoice("openvino", precision, f"EMBED_PRECISION is {precision}")
+
+
+def _read_instructions() -> frozenset[str]:
+    """Read the processor's instructions; none where the system does not list them."""
+    try:
+        lines = CPU_INFO.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return frozenset()
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return frozenset(flags.partition(":")[2].split())

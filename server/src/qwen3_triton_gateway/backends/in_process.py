@@ -1,0 +1,190 @@
+"""The model in the gateway's own process: what its engines have in common."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import BackendError, DeadlineExceededError, StartupError
+from ..fingerprint import weights_digest
+from ..model_files import ModelFileError, find_model
+from ..settings import Precision
+from ..tensors import HiddenStates, PooledStates, TokenBatch
+from .base import (
+    HIDDEN_RANK,
+    POOLED_RANK,
+    AnyArray,
+    Feed,
+    ModelSpec,
+    TensorSpec,
+    build_feed,
+    check_inputs,
+    describe_model,
+    feed_inputs,
+    is_past,
+    wrap_output,
+)
+
+# A CPU gains nothing from larger batches: the matrices fill its cores long before.
+MAX_BATCH_SIZE = 32
+
+
+class InProcessBackend(ABC):
+    """The ONNX file of a folder on this machine's CPU, run by the engine of a subclass."""
+
+    name: str  # as the setting EMBED_ENGINE and the metrics have it
+    title: str  # as its authors write it
+    precision: Precision
+
+    def __init__(self, model_dir: Path, *, threads: int = 0) -> None:
+        """Prepare to load; with 0 `threads` the engine uses every core."""
+        self._path = model_dir
+        self._threads = threads
+        # One thread: a run already uses every core, and the next batch waits here, prepared.
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=self.name)
+        self._spec: ModelSpec | None = None
+
+    @property
+    def spec(self) -> ModelSpec:
+        assert self._spec is not None, "connect() comes first"
+        return self._spec
+
+    @property
+    def description(self) -> str:
+        computing = "" if self.precision == "graph" else f" in {self.precision}"
+        return f"{self.title}{computing} in this process, {self._path}"
+
+    @property
+    def states(self) -> dict[str, bool]:
+        return {self.name: self._is_open}
+
+    @property
+    def generation(self) -> int:
+        return 0  # nothing else can load another model into this process
+
+    @property
+    def doubts(self) -> int:
+        return 0
+
+    @property
+    def problems(self) -> dict[str, str]:
+        return {}
+
+    async def adopt_canary(self, canary: TokenBatch) -> bool:
+        del canary
+        return False
+
+    async def connect(self) -> ModelSpec:
+        loop = asyncio.get_running_loop()
+        spec = await loop.run_in_executor(self._executor, self._load)
+        self._spec = spec
+        return spec
+
+    async def infer(
+        self, batch: TokenBatch, *, timeout_seconds: float, priority: int
+    ) -> HiddenStates | PooledStates:
+        del priority  # the scheduler's order is the order of the runs
+        run = asyncio.get_running_loop().run_in_executor(self._executor, self._run, batch)
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                values, seconds = await run
+        except TimeoutError:
+            msg = f"The model did not answer within {timeout_seconds:.1f} s."
+            raise DeadlineExceededError(msg) from None
+        return wrap_output(self.spec, batch, values, seconds=seconds)
+
+    async def is_ready(self) -> bool:
+        return self._is_open
+
+    async def close(self) -> None:
+        self._release()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+
+    @property
+    @abstractmethod
+    def _is_open(self) -> bool:
+        """Whether the model is loaded."""
+
+    @abstractmethod
+    def _open(self, path: Path, digest: str) -> tuple[list[TensorSpec], list[TensorSpec]]:
+        """Load an ONNX file with this digest, and return its inputs and outputs.
+
+        Raises:
+            StartupError: The engine is not installed, or cannot load the file.
+        """
+
+    @abstractmethod
+    def _evaluate(self, names: Sequence[str], feed: Feed) -> list[AnyArray]:
+        """Compute the outputs with these names; whatever is raised, the engine refused the feed."""
+
+    @abstractmethod
+    def _release(self) -> None:
+        """Forget the model."""
+
+    def _run(self, batch: TokenBatch) -> tuple[AnyArray, float]:
+        """Run a batch, and measure it here, where the event loop's load does not count."""
+        if not self._is_open:
+            msg = "The model is closed."
+            raise BackendError(msg)
+        feed = build_feed(self.spec, batch)
+        began = time.perf_counter()
+        try:
+            [values] = self._evaluate([self.spec.output.name], feed)
+        except Exception as error:  # the engines' errors share no public base class
+            msg = f"{self.title} refused the batch: {error}"
+            raise BackendError(msg) from error
+        return values, time.perf_counter() - began
+
+    def _load(self) -> ModelSpec:
+        try:
+            self._path = find_model(self._path)
+            digest = weights_digest(self._path)
+        except ModelFileError as error:
+            raise StartupError(f"EMBED_MODEL_DIR cannot be served. {error}") from error
+        inputs, outputs = self._open(self._path, digest)
+        # The hub keeps the graph in a subfolder, which is not what the model is called.
+        folder = self._path.parent
+        name = (folder.parent if folder.name == "onnx" else folder).name
+        check_inputs(name, inputs)
+        return describe_model(
+            name=name,
+            inputs=inputs,
+            outputs=self._with_shapes(inputs, outputs),
+            max_batch_size=MAX_BATCH_SIZE,
+            instance_count=1,
+            weights_digest=digest,
+            engine=self.name,
+            precision=self.precision,
+        )
+
+    def _with_shapes(
+        self, inputs: Sequence[TensorSpec], outputs: list[TensorSpec]
+    ) -> list[TensorSpec]:
+        """Fill in shapes that the file leaves open, by running the model on two tokens."""
+        if not any(is_open(output) for output in outputs):
+            return outputs
+        batch = TokenBatch(np.zeros((1, 2), dtype=np.int64), np.ones((1, 2), dtype=np.int64))
+        names = [spec.name for spec in inputs]
+        feed = feed_inputs(names, [spec for spec in inputs if is_past(spec)], batch)
+        try:
+            values = self._evaluate([output.name for output in outputs], feed)
+        except Exception:  # whatever is wrong with the model is reported by what uses its outputs
+            return outputs
+        shapes: list[tuple[int, ...]] = [np.shape(value) for value in values]
+        return [
+            replace(output, shape=(*[-1] * len(shape[1:]), *shape[-1:]))
+            for output, shape in zip(outputs, shapes, strict=True)
+        ]
+
+
+def is_open(output: TensorSpec) -> bool:
+    """Return whether an output may be vectors or states, but its size is not stated."""
+    may_be_used = not output.shape or len(output.shape) in (POOLED_RANK, HIDDEN_RANK)
+    return may_be_used and (not output.shape or output.shape[-1] <= 0)

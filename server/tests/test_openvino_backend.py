@@ -1,0 +1,162 @@
+"""What the backend on OpenVINO computes, and in which precision."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import qwen3_nano
+from embed_call import cosines
+from qwen3_triton_gateway.backends.engines import Machine
+from qwen3_triton_gateway.backends.openvino import OpenVinoBackend
+from qwen3_triton_gateway.batching import pad_batch
+from qwen3_triton_gateway.errors import BackendError, StartupError
+from qwen3_triton_gateway.pooling import l2_normalize, vectors_of
+from qwen3_triton_gateway.settings import Precision
+from qwen3_triton_gateway.tensors import Float32Matrix, TokenBatch
+from qwen3_triton_gateway.tokenization import TextTokenizer
+from tolerances import BFLOAT16_COSINE, FLOAT32_COSINE, INT8_COSINE
+
+GOLDEN = np.load(qwen3_nano.golden_path(), allow_pickle=False)
+# Of 2 to 1,024 tokens, in no order of length.
+SAMPLE = slice(0, None, 4)
+TEXTS: list[str] = GOLDEN["texts"][SAMPLE].tolist()
+GOLDEN_VECTORS = GOLDEN["vectors"][SAMPLE]
+TOLERANCES: dict[Precision, float] = {
+    "float32": FLOAT32_COSINE,
+    "bfloat16": BFLOAT16_COSINE,
+    "int8": INT8_COSINE,
+}
+NANO = qwen3_nano.model_dir()
+
+
+def needs(precision: Precision) -> None:
+    if precision in ("bfloat16", "int8") and (obstacle := Machine.this().why_not(precision)):
+        pytest.skip(f"{precision}: {obstacle}")
+
+
+@pytest.fixture(name="tokenizer", scope="module")
+def _tokenizer() -> TextTokenizer:
+    return TextTokenizer(NANO, max_length=1024)
+
+
+async def embed(
+    backend: OpenVinoBackend, tokenizer: TextTokenizer, texts: Sequence[str]
+) -> Float32Matrix:
+    """Embed the texts in one batch."""
+    pad = tokenizer.end_token_id
+    batch = pad_batch(tokenizer.encode(texts), pad_token_id=pad, max_length=1024)
+    states = await backend.infer(batch, timeout_seconds=120, priority=2)
+    return l2_normalize(vectors_of(states, batch.attention_mask))
+
+
+@pytest.mark.parametrize("precision", TOLERANCES)
+async def test_vectors_match_the_reference_implementation_in_any_batch(
+    precision: Precision, tokenizer: TextTokenizer
+) -> None:
+    needs(precision)
+    backend = OpenVinoBackend(NANO, precision=precision)
+    assert (await backend.connect()).precision == precision
+    alone = np.concatenate([await embed(backend, tokenizer, [text]) for text in TEXTS])
+    parts = [TEXTS[start : start + 6] for start in range(0, len(TEXTS), 6)]
+    together = np.concatenate([await embed(backend, tokenizer, part) for part in parts])
+    await backend.close()
+    assert cosines(alone, GOLDEN_VECTORS).min() >= TOLERANCES[precision]
+    assert cosines(together, GOLDEN_VECTORS).min() >= TOLERANCES[precision]
+    assert cosines(together, alone).min() >= TOLERANCES[precision]
+
+
+def write_table(folder: Path, *, quantized: bool = False) -> Path:
+    """Write a graph that looks tokens up in a table of 100."""
+    table = np.random.default_rng(1).normal(size=(100, 64)).astype(np.float32)
+    tokens = [
+        helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"])
+        for name in ("input_ids", "attention_mask")
+    ]
+    weights = (table * 40).astype(np.int8) if quantized else table
+    nodes = [
+        helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
+        helper.make_node("Cast", ["rows"], ["last_hidden_state"], to=TensorProto.FLOAT),
+    ]
+    states = helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, ["b", "l", 64])
+    graph = helper.make_graph(
+        nodes, "g", tokens, [states], [numpy_helper.from_array(weights, "table")]
+    )
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), folder / "model.onnx")
+    return folder
+
+
+async def test_int8_needs_weights_in_int8(tmp_path: Path) -> None:
+    needs("int8")
+    write_table(tmp_path)
+    with pytest.raises(StartupError, match=r"are not int8\..*qwen3-triton model quantize"):
+        await OpenVinoBackend(tmp_path, precision="int8").connect()
+    write_table(tmp_path, quantized=True)
+    await OpenVinoBackend(tmp_path, precision="int8").connect()
+
+
+@pytest.mark.parametrize("token", [100, 10**7, -101])
+async def test_a_token_that_the_model_lacks_is_refused(tmp_path: Path, token: int) -> None:
+    backend = OpenVinoBackend(write_table(tmp_path))
+    await backend.connect()
+    batch = TokenBatch(np.array([[1, token]]), np.array([[1, 1]]))
+    with pytest.raises(BackendError, match=f"token ID {token} is outside of its 100 tokens"):
+        await backend.infer(batch, timeout_seconds=10, priority=1)
+
+
+async def test_a_file_that_openvino_cannot_read_does_not_start(tmp_path: Path) -> None:
+    node = helper.make_node("NoSuchOperator", ["input_ids"], ["last_hidden_state"])
+    value = helper.make_tensor_value_info("input_ids", TensorProto.INT64, ["b", "l"])
+    states = helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, ["b", "l", 64])
+    onnx.save(
+        helper.make_model(helper.make_graph([node], "g", [value], [states])), tmp_path / "m.onnx"
+    )
+    with pytest.raises(StartupError, match="OpenVINO cannot"):
+        await OpenVinoBackend(tmp_path).connect()
+
+
+async def test_a_compiled_model_is_kept_by_the_digest_of_its_weights(tmp_path: Path) -> None:
+    model_dir, cache = tmp_path / "model", tmp_path / "cache"
+    model_dir.mkdir()
+    digests: list[str] = []
+    for quantized in (False, True):
+        backend = OpenVinoBackend(write_table(model_dir, quantized=quantized), cache_dir=cache)
+        digests.append((await backend.connect()).weights_digest)
+    assert {folder.name for folder in cache.iterdir()} == {digest[:16] for digest in digests}
+    assert all(list(folder.iterdir()) for folder in cache.iterdir())
+
+
+def test_nothing_is_sent_or_written_when_openvino_is_imported(tmp_path: Path) -> None:
+    """Importing it alone would send an event, and write an identifier to the home folder."""
+    code = (
+        "import asyncio, socket, sys, qwen3_nano\n"
+        "def refuse(*arguments): raise SystemExit(f'connects to {arguments}')\n"
+        "socket.getaddrinfo = socket.create_connection = refuse\n"
+        "from qwen3_triton_gateway.backends.openvino import OpenVinoBackend\n"
+        "asyncio.run(OpenVinoBackend(qwen3_nano.model_dir()).connect())\n"
+        "print('openvino_telemetry.main' in sys.modules)\n"
+    )
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, env=home, capture_output=True, text=True
+    )
+    assert done.stdout.split() == ["False"]
+    assert list(tmp_path.rglob("*")) == []
+
+
+async def test_a_closed_model_is_not_run(tmp_path: Path) -> None:
+    backend = OpenVinoBackend(write_table(tmp_path))
+    await backend.connect()
+    assert await backend.is_ready()
+    await backend.close()
+    assert not await backend.is_ready()
+    await asyncio.sleep(0)
