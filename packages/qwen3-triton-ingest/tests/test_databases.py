@@ -197,6 +197,34 @@ def test_time_limits_of_the_role_do_not_end_a_load(limited: Loading, tmp_path: P
     assert status(limited.dsn, TABLE).documents == 400
 
 
+def test_formats_that_a_role_has_as_its_default_change_nothing(
+    loading: Loading, tmp_path: Path
+) -> None:
+    database = urlsplit(loading.dsn).path[1:]
+    for name, value in {
+        "DateStyle": "SQL, DMY",
+        "IntervalStyle": "sql_standard",
+        "extra_float_digits": "-15",
+        "standard_conforming_strings": "off",
+        "bytea_output": "escape",
+    }.items():
+        loading.execute(f"ALTER DATABASE {database} SET {name} = '{value}'")
+    path = write_jsonl(tmp_path / "a.jsonl", notes(3))
+    for counts in (Counts(documents=3, chunks_written=3), Counts(unchanged=3)):
+        assert loading(path).counts == counts
+    query = (
+        "SELECT 'r' AS id, 'A row.' AS text, 0.1::float8 + 0.2 AS sum, "
+        "'1 day 02:00'::interval AS pause, timestamptz '2026-02-01 00:00+00' AS at"
+    )
+    loading("sql", read=ReadOptions(query=query))
+    (row,) = loading.query(
+        f"SELECT metadata->>'sum', metadata->>'pause', (metadata->>'at')::timestamptz "
+        f"= '2026-02-01 00:00+00' FROM {TABLE} WHERE doc_id = 'r'"
+    )
+    assert row == ("0.30000000000000004", "1 day, 2:00:00", True)
+    assert status(loading.dsn, TABLE).documents == 4
+
+
 def _pause(_: object) -> None:
     time.sleep(0.15)  # longer than a connection may be idle
 

@@ -60,6 +60,13 @@ _TRANSIENT = (
 )
 _TIME_LIMITS = ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout")
 _TRANSACTION_TIMEOUT_SINCE = 170_000
+# The formats that psycopg reads and writes. A role or a database can have others as its default.
+_FORMATS = {
+    "DateStyle": "ISO",
+    "IntervalStyle": "postgres",
+    "extra_float_digits": "1",
+    "standard_conforming_strings": "on",
+}
 
 
 def connect(dsn: str, *, autocommit: bool = False) -> Connection:
@@ -106,13 +113,18 @@ def _keywords(dsn: str) -> dict[str, Any]:
 
 @contextmanager
 def unlimited(connection: Connection) -> Generator[None]:
-    """Run a transaction without the time limits that the role or the server may have."""
+    """Run a transaction with `neutral_settings`, whatever the role or the server has."""
     with connection.transaction():
         try:
-            change_settings(connection, no_time_limits(connection))
+            change_settings(connection, neutral_settings(connection))
         except psycopg.errors.QueryCanceled as error:  # by the limit itself; so it is transient
             raise psycopg.OperationalError(explain(error)) from None
         yield
+
+
+def neutral_settings(connection: Connection) -> dict[str, str]:
+    """Return settings with which nothing ends a long transaction, and values can be read."""
+    return no_time_limits(connection) | _FORMATS
 
 
 def no_time_limits(connection: Connection) -> dict[str, str]:

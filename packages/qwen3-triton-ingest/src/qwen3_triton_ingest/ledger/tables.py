@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import psycopg
 from psycopg import sql
 
-from ..database import Connection, change_settings, connect, keep_trying, no_time_limits
+from ..database import Connection, change_settings, connect, keep_trying, neutral_settings
 from ..errors import BusyError, FingerprintError, TableError
 from ..layouts import Table
 from .schema import LOCK_CLASS, ledger_version
@@ -171,7 +171,7 @@ class TableHold:
     def _take(self) -> Connection:
         connection = connect(self._dsn, autocommit=True)
         connection.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
-        change_settings(connection, no_time_limits(connection))
+        change_settings(connection, neutral_settings(connection))
         row = connection.execute(
             "SELECT pg_try_advisory_xact_lock(%s, %s)", (LOCK_CLASS, self._record.id)
         ).fetchone()

@@ -11,7 +11,7 @@ import psycopg
 from psycopg.rows import dict_row
 
 from ..config import ReadOptions
-from ..database import Connection, change_settings, connect, explain, no_time_limits
+from ..database import Connection, change_settings, connect, explain, neutral_settings
 from ..documents import BadRecord, Document, Origin, text_digest
 from ..errors import SourceError
 from .records import RecordReader
@@ -52,7 +52,7 @@ def read_sql(
     try:
         with connect(dsn) as connection:
             connection.read_only = True
-            change_settings(connection, no_time_limits(connection))
+            change_settings(connection, neutral_settings(connection))
             _set_encoding(connection, options)
             cursor = connection.cursor(row_factory=dict_row)
             # A named cursor would hold thousands of rows at a time, whatever their size. A stream
