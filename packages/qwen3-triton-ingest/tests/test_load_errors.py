@@ -409,6 +409,9 @@ def test_a_malformed_table_name_is_an_error(loading: Loading, folder: Path) -> N
         (("--gateway-url", "ftp://x"), "`base_url` must look like"),
         (("--label", "lang"), "must look like KEY=VALUE"),
         (("--workers", "0"), "not in the range"),
+        (("--max-vanished", "nan"), "nan is not a finite number"),
+        (("--max-document-mib", "inf"), "inf is not a finite number"),
+        (("--retry-seconds", "nan"), "nan is not a finite number"),
     ],
 )
 def test_an_option_out_of_range_is_bad_usage(flags: tuple[str, ...], message: str) -> None:

@@ -17,7 +17,13 @@ from qwen3_triton_ingest.config import ReadOptions
 from qwen3_triton_ingest.documents import Origin
 from qwen3_triton_ingest.errors import ConflictError, NothingLoadedError, SourceError
 from qwen3_triton_ingest.ledger.runs import Counts
-from qwen3_triton_ingest.sources import is_same_file, source_name, wider_source
+from qwen3_triton_ingest.sources import (
+    former_names,
+    is_same_file,
+    plan_shards,
+    source_name,
+    wider_source,
+)
 
 
 @pytest.fixture(name="loading")
@@ -155,6 +161,43 @@ def test_a_file_may_be_loaded_alone_and_with_its_folder(
     assert texts(loading)["docs/0.md"] == "A change."
     (folder / "0.md").unlink()
     assert loading("docs").removed == 1, "the folder notices"
+
+
+def test_a_folder_notices_what_vanishes_although_its_file_was_named_before_it(
+    loading: Loading, tmp_path: Path
+) -> None:
+    folder = write_files(tmp_path / "docs", {f"{n}.md": SENTENCES[n] for n in range(10)})
+    (folder / "9.md").write_text(" ", encoding="utf-8")
+    assert loading(folder / "0.md", folder, workers=1).counts.documents == 9
+    (folder / "0.md").unlink()
+    assert loading(folder).removed == 1
+
+
+def test_a_blank_source_name_is_an_error(loading: Loading, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", notes(1))
+    for name in ("", " "):
+        with pytest.raises(SourceError, match="`source_name` is blank"):
+            loading(path, read=ReadOptions(source_name=name))
+
+
+def test_databases_that_a_uri_tells_apart_by_other_means_are_different_sources(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("PGHOST", "PGPORT", "PGDATABASE", "PGSERVICE", "PGOPTIONS"):
+        monkeypatch.delenv(name, raising=False)
+    read = ReadOptions(query="SELECT id, text FROM notes")
+    uris = [
+        *("postgresql:///?service=wiki", "postgresql:///?service=shop"),
+        *("postgresql:///wiki?hostaddr=10.0.0.1", "postgresql:///wiki?hostaddr=10.0.0.2"),
+        *("postgresql://anna@db/", "postgresql://bert@db/", "postgresql:///wiki"),
+        "postgresql:///wiki?options=-csearch_path%3Dtenant",
+    ]
+    names = {source_name(uri, read) for uri in uris}
+    monkeypatch.setenv("PGHOST", "elsewhere")
+    names.add(source_name("postgresql:///wiki", read))
+    assert len(names) == len(uris) + 1
+    assert len({shard.key for shard in plan_shards(uris, read)}) == len(uris)
+    assert "postgresql://db:5432/" in former_names("postgresql://anna@db/", read)
 
 
 def test_two_queries_of_one_database_are_two_sources(loading: Loading) -> None:

@@ -63,9 +63,10 @@ def remove_vanished_documents(
         ids = {"table_id": table_id, "run_id": owner.run_id}
         found = session.run(partial(count_vanished, source=source, **ids))
         doubtful = limit >= 1
-        if found.fraction > limit or (found.doubtful and not doubtful):
+        is_allowed = found.fraction <= limit  # so that nothing is removed if the limit is NaN
+        if not is_allowed or (found.doubtful and not doubtful):
             kept.append(found)
-        if found.fraction > limit or not found.vanished:
+        if not is_allowed or not found.vanished:
             continue
         on_removal()
         remove = partial(remove_vanished, table=table, source=source, doubtful=doubtful, **ids)

@@ -21,6 +21,7 @@ from .ledger.runs import Counts, add_counts, begin_shard, clear_dead_letters, fi
 from .preparing import (
     Digests,
     PreparedDocument,
+    Verdict,
     compare,
     conflict,
     digests_of,
@@ -224,7 +225,7 @@ class _ShardRun:
                 item = self._prepare(document, digests, stored)
                 bad += [item] if isinstance(item, BadRecord) else []
                 prepared += [item] if isinstance(item, PreparedDocument) else []
-            elif verdict == "unchanged":
+            elif verdict == "unchanged" or (stored and _is_moved(document, stored, verdict)):
                 unchanged.append(document)
             elif verdict == "contested":
                 self.contested += 1
@@ -320,6 +321,11 @@ class _ShardRun:
                         fresh.vectors[at] = vector
                 again.append(fresh)
         return [item if item.is_ready else next(self._embed([item])) for item in again]
+
+
+def _is_moved(document: Document, stored: KnownDocument, verdict: Verdict) -> bool:
+    """Return whether a narrower source of this run was the first to read the document's file."""
+    return verdict == "done" and stored.origin.source != document.origin.source
 
 
 def _batches(records: Iterable[Document | BadRecord]) -> Iterator[list[Document | BadRecord]]:

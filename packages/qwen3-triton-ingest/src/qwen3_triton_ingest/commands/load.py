@@ -216,7 +216,7 @@ def _vanished(vanished: VanishedCount) -> str:
         )
     return (
         f"{vanished.vanished:,} of {vanished.known:,} documents of {vanished.source} have "
-        f"vanished, {kept}. --vanished delete removes them, --vanished keep never does."
+        f"vanished, {kept}. --max-vanished 1 removes them, --vanished keep never does."
     )
 
 

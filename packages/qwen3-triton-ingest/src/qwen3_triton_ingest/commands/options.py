@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -29,6 +30,16 @@ class _KeyValue(click.ParamType):  # pyright: ignore[reportMissingTypeArgument] 
         if not equals or not key:
             self.fail(f"{value!r} must look like KEY=VALUE.", param, ctx)
         return key, rest
+
+
+class _Number(click.FloatRange):
+    """The type of a finite number within limits."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> float:
+        number = float(super().convert(value, param, ctx))
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, ctx)
+        return number
 
 
 def database_options(command: Command) -> Command:
@@ -126,11 +137,7 @@ def _type(how: Option, annotation: Any) -> dict[str, Any]:
     if how.minimum is not None or how.maximum is not None:
         is_float = kind is float or how.unit > 1
         limits: Any = (how.minimum, how.maximum)
-        kind = (
-            click.FloatRange(*limits, min_open=how.unit > 1)
-            if is_float
-            else click.IntRange(*limits)
-        )
+        kind = _Number(*limits, min_open=how.unit > 1) if is_float else click.IntRange(*limits)
     return {"type": kind}
 
 

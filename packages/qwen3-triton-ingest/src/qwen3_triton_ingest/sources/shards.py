@@ -7,10 +7,11 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import PurePath
+from typing import Any
 
 from psycopg.conninfo import conninfo_to_dict
 
@@ -98,9 +99,11 @@ def source_name(source: str, options: ReadOptions) -> str:
     database with a digest of the query.
 
     Raises:
-        SourceError: libpq cannot parse the URI.
+        SourceError: libpq cannot parse the URI, or the name in the options is blank.
     """
     if options.source_name is not None:
+        if not options.source_name.strip():
+            raise SourceError("`source_name` is blank. Give the source a name, or leave it out.")
         return f"name:{options.source_name}"
     if is_sql(source):
         digest = text_digest((options.query or "").strip()).hex()[:_DIGEST_DIGITS]
@@ -115,6 +118,10 @@ def former_names(source: str, options: ReadOptions) -> set[str]:
     First ledgers have the SOURCE as it was written, and a source can get a name later.
     """
     names = {shown_source(source), source_name(source, replace(options, source_name=None))}
+    if is_uri(source):
+        parts = _connection_parameters(source)
+        host, port = parts.get("host") or "localhost", parts.get("port") or 5432
+        names.add(f"postgresql://{host}:{port}/{parts.get('dbname') or ''}")
     return names - {source_name(source, options)}
 
 
@@ -164,12 +171,29 @@ def shown_source(source: str) -> str:
         return shown(normalized(source))
     if source == TARGET_DATABASE:
         return source
+    parts = _connection_parameters(source)
+    given = {name: _parameter(parts, name) for name in ("service", "options")}
+    database = _parameter(parts, "dbname") or _parameter(parts, "user")
+    host = _parameter(parts, "hostaddr") or _parameter(parts, "host")
+    # The rest is in the service file.
+    default = (
+        "" if given["service"] else f"{host or 'localhost'}:{_parameter(parts, 'port') or 5432}"
+    )
+    query = "&".join(f"{name}={value}" for name, value in given.items() if value)
+    return f"postgresql://{default}/{database or ''}" + (f"?{query}" if query else "")
+
+
+def _connection_parameters(source: str) -> dict[str, Any]:
     try:
-        parts = conninfo_to_dict(libpq_dsn(source))
+        return conninfo_to_dict(libpq_dsn(source))
     except DatabaseError as error:
         raise SourceError(f"The SOURCE is not a valid URI. {error}") from None
-    host, port = parts.get("host") or "localhost", parts.get("port") or 5432
-    return f"postgresql://{host}:{port}/{parts.get('dbname') or ''}"
+
+
+def _parameter(parts: Mapping[str, Any], name: str) -> str | None:
+    """Return a parameter of a connection, from libpq's variables if the URI leaves it out."""
+    variable = "PGDATABASE" if name == "dbname" else f"PG{name.upper()}"
+    return str(parts[name]) if parts.get(name) else os.environ.get(variable)
 
 
 def normalized(source: str) -> str:
