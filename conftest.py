@@ -64,7 +64,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _triton() -> Generator[LocalTriton]:
     """A real Triton serving the nano model; tests that break it start their own."""
     with LocalTriton(
-        model_dir=qwen3_nano.model_dir(), model_name=qwen3_nano.MODEL_ID, max_batch_size=8
+        model_dir=qwen3_nano.model_dir(),
+        model_name=qwen3_nano.MODEL_ID,
+        max_batch_size=8,
+        intra_op_threads=1,
     ) as triton:
         yield triton
 
