@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from random import Random
+from string import ascii_letters
 from typing import Any
 
 import pytest
@@ -171,6 +173,41 @@ def test_a_folder_notices_what_vanishes_although_its_file_was_named_before_it(
     assert loading(folder / "0.md", folder, workers=1).counts.documents == 9
     (folder / "0.md").unlink()
     assert loading(folder).removed == 1
+
+
+def test_a_folder_whose_only_good_file_was_named_before_it_is_not_a_failure(
+    loading: Loading, tmp_path: Path
+) -> None:
+    folder = write_files(tmp_path / "docs", {"a.md": "A page.", "b.md": " "})
+    for counts in (Counts(documents=1, chunks_written=1, failed=1), Counts(unchanged=1, failed=1)):
+        assert loading(folder / "a.md", folder, workers=1).counts == counts
+    (folder / "a.md").write_text(" ", encoding="utf-8")
+    with pytest.raises(NothingLoadedError, match="2 failed"):
+        loading(folder)
+
+
+def test_sources_and_paths_of_any_length_are_loaded_and_reported(
+    loading: Loading, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    random = Random(13)
+    for _ in range(14):  # of letters that PostgreSQL cannot compress
+        name = "".join(random.choices(ascii_letters, k=200))
+        Path(name).mkdir()
+        monkeypatch.chdir(name)
+    write_files(Path(), {"bad.md": "An id that is too long."})
+    records = [{"id": "n", "text": "A note."}, {"id": "blank", "text": " "}]
+    deep = str(write_jsonl(Path("a.jsonl"), records).absolute())
+    monkeypatch.chdir(tmp_path)
+    write_files(tmp_path, {"fine.md": "A page."})
+    long_name = ReadOptions(source_name="".join(random.choices(ascii_letters, k=4000)))
+    assert loading(tmp_path, read=long_name).counts.failed == 2
+    assert loading(tmp_path, table="unnamed").counts.failed == 2
+    for documents in (1, 0):
+        report = loading(deep, table="deep")
+        assert (report.counts.documents, report.counts.failed) == (documents, 1)
+    write_jsonl(Path(deep), [{"id": "m", "text": "Another."}])
+    assert loading(deep, table="deep", vanished="delete").removed == 1
 
 
 def test_a_blank_source_name_is_an_error(loading: Loading, tmp_path: Path) -> None:

@@ -25,6 +25,8 @@ Stage: TypeAlias = Literal["read", "split", "embed", "write"]
 """The stage in which a document failed."""
 
 DIGEST_BYTES = 16
+# A source and a path are in the key of one index, and PostgreSQL allows it 2,704 bytes.
+MAX_PLACE_BYTES = 1000
 # An arbitrary constant, so that our ids differ from other version 5 ids of the same names.
 _CHUNK_NAMESPACE = uuid.UUID("6f1d2c52-3b1e-5d0f-9c0a-6a1f9b2f7c11")
 
@@ -45,6 +47,12 @@ class Origin:
     source: str
     path: str
     position: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("source", "path"):
+            place = getattr(self, name)
+            if (fitting := fit_place(place)) != place:
+                object.__setattr__(self, name, fitting)
 
     def __str__(self) -> str:
         return f"{self.path}:{self.position}" if self.position else self.path
@@ -116,6 +124,14 @@ class EmbeddedChunk:
 
     chunk: Chunk
     vector: Vector = field(repr=False)
+
+
+def fit_place(place: str) -> str:
+    """Return a source or path that the ledger can index: a long one is cut, and gets a digest."""
+    if len(place) <= MAX_PLACE_BYTES // 4 or len(encoded := place.encode()) <= MAX_PLACE_BYTES:
+        return place
+    end = f"...{text_digest(place).hex()}"
+    return encoded[: MAX_PLACE_BYTES - len(end)].decode("utf-8", "ignore") + end
 
 
 def text_digest(*parts: str | bytes) -> bytes:

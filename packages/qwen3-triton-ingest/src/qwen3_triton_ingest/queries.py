@@ -130,6 +130,13 @@ FROM qwen3_ingest.dead_letters l
 WHERE l.run_id = %(run)s AND NOT EXISTS (
     SELECT FROM qwen3_ingest.shards s WHERE s.run_id = l.run_id AND s.source = l.source
         AND s.documents + s.unchanged + s.duplicates > 0)
+    -- Or another source of this run was the first to read one of its documents.
+    AND NOT EXISTS (
+        SELECT FROM qwen3_ingest.documents d
+        WHERE d.table_id = l.table_id AND d.source = l.source AND d.run_id = l.run_id
+            AND NOT EXISTS (
+                SELECT FROM qwen3_ingest.dead_letters o
+                WHERE o.table_id = d.table_id AND o.run_id = d.run_id AND o.doc_id = d.doc_id))
 ORDER BY l.source, l.path, l.position
 """
 

@@ -17,7 +17,7 @@ from psycopg.conninfo import conninfo_to_dict
 
 from ..config import ReadOptions, SourceFormat
 from ..connection_strings import is_uri, libpq_dsn
-from ..documents import Origin, text_digest
+from ..documents import Origin, fit_place, text_digest
 from ..errors import DatabaseError, SourceError
 
 # How many names of one folder are held at once; a larger folder is listed several times.
@@ -104,12 +104,12 @@ def source_name(source: str, options: ReadOptions) -> str:
     if options.source_name is not None:
         if not options.source_name.strip():
             raise SourceError("`source_name` is blank. Give the source a name, or leave it out.")
-        return f"name:{options.source_name}"
+        return fit_place(f"name:{options.source_name}")
     if is_sql(source):
         digest = text_digest((options.query or "").strip()).hex()[:_DIGEST_DIGITS]
-        return f"{shown_source(source)}#{digest}"
+        return f"{fit_place(shown_source(source))}#{digest}"
     # Links stay in it: what a link leads to may change with every release.
-    return shown(PurePath(os.path.abspath(source)).as_posix())
+    return fit_place(shown(PurePath(os.path.abspath(source)).as_posix()))
 
 
 def former_names(source: str, options: ReadOptions) -> set[str]:
