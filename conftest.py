@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 import signal
 import subprocess
 import sys
@@ -11,9 +10,7 @@ from collections.abc import Generator
 from pathlib import Path
 
 import hypothesis
-import psycopg
 import pytest
-from psycopg.sql import SQL, Identifier
 
 import qwen3_nano
 from demo.embedded_postgres import embedded_postgres
@@ -118,11 +115,9 @@ def _postgres_uri() -> Generator[str]:
 @pytest.fixture(name="database_url")
 def _database_url(postgres_uri: str) -> Generator[str]:
     """The libpq URI of an empty database, dropped after the test."""
-    name = f"test_{secrets.token_hex(4)}"
-    with psycopg.connect(postgres_uri, autocommit=True) as connection:
-        connection.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
-        yield f"{postgres_uri.rpartition('/')[0]}/{name}"
-        connection.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
+    from filled_tables import create_database  # with the loader, which few tests need
+
+    yield from create_database(postgres_uri)
 
 
 @pytest.fixture(name="certificate", scope="session")

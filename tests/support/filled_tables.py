@@ -89,8 +89,11 @@ def embed(gateway_url: str, entries: Iterable[Entry]) -> Corpus:
 
 
 def create_database(uri: str) -> Generator[str]:
-    name = f"library_{secrets.token_hex(4)}"
+    """Yield the libpq URI of an empty database, and drop it afterwards."""
+    name = f"test_{secrets.token_hex(4)}"
     with psycopg.connect(uri, autocommit=True) as connection:
-        connection.execute(SQL("CREATE DATABASE {}").format(Identifier(name)))
+        # The default copies through the log, which takes five times the CPU.
+        create = SQL("CREATE DATABASE {} STRATEGY FILE_COPY")
+        connection.execute(create.format(Identifier(name)))
         yield f"{uri.rpartition('/')[0]}/{name}"
         connection.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))

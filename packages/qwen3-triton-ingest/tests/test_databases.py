@@ -52,7 +52,8 @@ def _encoded(
     with psycopg.connect(postgres_uri, autocommit=True) as connection:
         connection.execute(
             SQL(
-                "CREATE DATABASE {} ENCODING {} TEMPLATE template0 LOCALE_PROVIDER libc LOCALE 'C'"
+                "CREATE DATABASE {} STRATEGY FILE_COPY ENCODING {} TEMPLATE template0 "
+                "LOCALE_PROVIDER libc LOCALE 'C'"
             ).format(Identifier(name), request.param)
         )
         yield quick_loading(f"{postgres_uri.rpartition('/')[0]}/{name}", in_process_gateway)
