@@ -364,7 +364,7 @@ def test_the_user_has_the_last_word_on_vanished_documents(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "id;text\n1;Whales are mammals.\n", r"no text column 'text'.*'id;text'"),
+        ("a.csv", "id;body\n1;Whales are mammals.\n", r"no text column 'text'.*'id', 'body'"),
         ("a.jsonl", '{"id": 1, "body": "a"}\n', r"1 failed, such as .*no text column 'text'"),
         ("a.jsonl", "", r"1 failed, such as .*empty"),
         ("a.txt", " \n", r"1 failed, such as .*blank"),
@@ -421,3 +421,21 @@ def test_whether_two_sources_have_the_same_file(
 )
 def test_the_wider_of_two_sources(wide: str, narrow: str) -> None:
     assert wider_source(wide, narrow) == wider_source(narrow, wide) == wide
+
+
+def test_encodings_that_were_detected_are_in_the_report(
+    tmp_path: Path, loading: Loading, in_process_gateway: GatewayProcess, database_url: str
+) -> None:
+    folder = tmp_path / "docs"
+    folder.mkdir()
+    (folder / "a.txt").write_bytes("Wale säugen ihre Jungen.".encode("cp1252"))
+    (folder / "b.csv").write_bytes("id;text\nb;Ein Stuhl für größere Räume.\n".encode("cp1252"))
+    (folder / "c.txt").write_text("UTF-8: größer", encoding="utf-8")
+    assert loading(folder).encodings == {"cp1252": 2}
+    arguments = ["load", str(folder), "--table", TABLE, "--encoding-of", "*.txt=utf-8"]
+    arguments += ["--dsn", database_url, "--gateway-url", in_process_gateway.url]
+    done = CliRunner().invoke(main, [*arguments, "--exclude", "c.*", "--max-vanished", "1"])
+    assert done.exit_code == 0, done.output
+    assert "Files that are not UTF-8, read 1 as cp1252." in done.output
+    assert "1 documents were skipped" in done.output
+    assert "1 removed" in done.output

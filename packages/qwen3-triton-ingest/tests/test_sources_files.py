@@ -93,7 +93,6 @@ def test_other_encodings_are_read_if_the_options_name_them(tmp_path: Path, encod
         (b" \n\t\xe3\x80\x80", "The text is empty or blank."),
         (b"\x7fELF\0\0\0", "The file contains NUL bytes: it is binary, not text."),
         (b"ab\xff", "Byte 2 is not valid utf-8. Set the encoding with `--encoding`."),
-        ("hello".encode("utf-16"), "Byte 0 is not valid utf-8. It looks like `--encoding utf-16`."),
         (b"x" * 1001, "The file has 1,001 bytes; the limit (`max_document_bytes`) is 1,000."),
     ],
 )
@@ -104,6 +103,60 @@ def test_what_is_not_text_is_rejected_with_a_reason(
     path = tmp_path / name
     path.write_bytes(content)
     assert reason(path, max_document_bytes=1000) == words
+
+
+TEXTS = {
+    "cp1252": "Die Größe des Geräts beträgt 5 m – für Öl geeignet.",
+    "latin-1": "Señor, ¿cómo está usted?",
+    "cp1250": "Nie można otworzyć pliku, ponieważ nie istnieje. Sprawdź ścieżkę.",
+    "cp1251": "Насос теряет давление, когда уплотнение изношено.",
+    "koi8-r": "Насос теряет давление, когда уплотнение изношено.",
+    "cp1253": "Η αντλία χάνει πίεση όταν η τσιμούχα φθαρεί.",
+    "shift-jis": "ポンプのシールが摩耗すると圧力が低下します。",
+    "euc-jp": "ポンプのシールが摩耗すると圧力が低下します。",
+    "gb18030": "水泵的密封件磨损时压力会下降。",
+    "big5": "水泵的密封件磨損時壓力會下降。",
+    "euc-kr": "펌프의 씰이 마모되면 압력이 떨어집니다.",
+    "utf-16": "hello",
+    "utf-16-be": "Plain words without a mark",
+    "utf-32": "größer",
+}
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.md"])
+@pytest.mark.parametrize("encoding", TEXTS)
+def test_encodings_are_detected_and_reported(tmp_path: Path, name: str, encoding: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(TEXTS[encoding].encode(encoding))
+    options = ReadOptions()
+    (shard,) = plan_shards([str(path)], options)
+    found: list[str] = []
+    (item,) = read_shard(shard, options, on_encoding=found.append)
+    assert isinstance(item, Document)
+    assert item.text == TEXTS[encoding]
+    assert len(found) == 1
+
+
+def test_an_encoding_applies_to_the_files_of_its_pattern(tmp_path: Path) -> None:
+    for name, encoding in {"old/a.txt": "cp850", "new/a.txt": "utf-8"}.items():
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes("Öl für Äxte".encode(encoding))
+    for pattern in ("old/*.txt", "**/old/*", "a.txt"):
+        options = ReadOptions(encodings={pattern: "cp850"})
+        texts = [
+            item.text
+            for shard in plan_shards([str(tmp_path)], options)
+            for item in read_shard(shard, options)
+            if isinstance(item, Document)
+        ]
+        assert texts[1] == "Öl für Äxte"
+        assert texts[0] != texts[1] or pattern != "a.txt"
+
+
+def test_an_encoding_that_is_not_clear_is_not_guessed(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("5 € für 2 µm".encode("cp437", "replace") + b"\x81\xfe")
+    assert "is not valid utf-8. Set the encoding with `--encoding`." in reason(path)
 
 
 def test_nul_characters_are_replaced_on_request(tmp_path: Path) -> None:

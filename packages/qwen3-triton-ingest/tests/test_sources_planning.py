@@ -119,6 +119,53 @@ def test_an_unknown_encoding_is_an_error_at_once() -> None:
 
 
 @pytest.mark.usefixtures("corpus")
+def test_included_and_excluded_files_are_chosen_by_patterns() -> None:
+    def chosen(source: str = "docs", **options: tuple[str, ...]) -> list[str]:
+        return paths(plan_shards([source], ReadOptions(**options)))  # pyright: ignore[reportArgumentType]
+
+    everything = chosen()
+    assert chosen(include=("*.md",)) == ["docs/b.md", "docs/deep/er/c.md"]
+    assert chosen(include=("deep",)) == ["docs/deep/d.html", "docs/deep/er/c.md"]
+    assert chosen(include=("deep/**",)) == chosen(include=("deep/",)) == chosen(include=("deep",))
+    assert chosen(include=("deep/*.html", "er/*")) == ["docs/deep/d.html", "docs/deep/er/c.md"]
+    assert chosen(exclude=("deep",)) == ["docs/a.txt", "docs/b.md", "docs/data.jsonl"]
+    assert chosen(exclude=("**/er/**", "*.jsonl")) == [
+        "docs/a.txt",
+        "docs/b.md",
+        "docs/deep/d.html",
+    ]
+    assert chosen(include=("*.md",), exclude=("er",)) == ["docs/b.md"]
+    assert chosen("docs/**/*.md", exclude=("b.*",)) == ["docs/deep/er/c.md"]
+    assert chosen("docs/b.md", exclude=("b.*",)) == ["docs/b.md"]  # it is named
+    assert chosen(exclude=("docs",)) == everything  # patterns are for what is in the source
+
+
+def test_links_that_lead_out_of_the_folder_are_followed_only_on_request(corpus: Path) -> None:
+    outside = corpus.parent / "outside"
+    (outside / "more").mkdir(parents=True)
+    (outside / "secret.txt").write_text("secret")
+    (outside / "more" / "plan.md").write_text("# Plan")
+    (corpus / "loop").symlink_to(corpus)
+    (corpus / "inner.txt").symlink_to(corpus / "a.txt")
+    (corpus / "outer.txt").symlink_to(outside / "secret.txt")
+    (corpus / "relative.txt").symlink_to("../outside/secret.txt")
+    (corpus / "folder").symlink_to(outside)
+    (corpus.parent / "entry").symlink_to(corpus)
+    skipped: Counter[str] = Counter()
+    planned = plan_shards(["docs"], OPTIONS, on_skip=lambda kind: skipped.update([kind]))
+    found = paths(planned)
+    assert "docs/inner.txt" in found
+    assert not any("secret" in path or "outer" in path or "folder" in path for path in found)
+    assert skipped[planning.LINKS] == 3
+    assert "entry/a.txt" in paths(plan_shards(["entry"], OPTIONS))
+    followed = paths(plan_shards(["docs"], ReadOptions(follow_links=True)))
+    assert {"docs/outer.txt", "docs/folder/secret.txt", "docs/folder/more/plan.md"} < {*followed}
+    assert not any(path.startswith("docs/loop") for path in followed)
+    with pytest.raises(SourceError, match="follow links with `--follow-links`"):
+        plan_shards(["docs/f*/**"], OPTIONS)
+
+
+@pytest.mark.usefixtures("corpus")
 def test_an_explicit_format_applies_to_every_file() -> None:
     planned = list(plan_shards(["docs"], ReadOptions(format="text")))
     assert {shard.kind for shard in planned} == {"text"}

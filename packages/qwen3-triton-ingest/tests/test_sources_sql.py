@@ -47,6 +47,37 @@ def test_rows_of_a_query_are_records(database_url: str) -> None:
     assert isinstance(second, BadRecord)
 
 
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ("'infinity'::date", "infinity"),
+        ("'-infinity'::timestamptz", "-infinity"),
+        ("'0044-03-15 BC'::date", "0044-03-15 BC"),
+        ("'0044-03-15 12:00 BC'::timestamp", "0044-03-15 12:00:00 BC"),
+        ("'12026-01-02'::date", "12026-01-02"),
+        ("'24:00'::time", "24:00:00"),
+        ("'24:00+00'::timetz", "24:00:00+00"),
+        ("ARRAY['infinity', '2026-01-02']::date[]", ["infinity", "2026-01-02"]),
+        ("12345678901234567890123::numeric", "12345678901234567890123"),
+        ("0.1234567890123456789::numeric", "0.1234567890123456789"),
+        ("12.50::numeric", 12.5),
+        ("42::numeric", 42),
+        ("'NaN'::numeric", None),
+        ("'{\"n\": 98765432109876543210}'::jsonb", {"n": "98765432109876543210"}),
+    ],
+)
+def test_values_that_python_cannot_hold_arrive_as_their_text(
+    database_url: str, value: str, expected: object
+) -> None:
+    query = f"SELECT 12345678901234567890.0::numeric AS id, 'a' AS text, {value} AS value"
+    options = ReadOptions(query=query)
+    (shard,) = plan_shards(["sql"], options)
+    (document,) = read_shard(shard, options, source_dsn=database_url)
+    assert isinstance(document, Document)
+    assert document.metadata == {"value": expected}
+    assert document.doc_id == "12345678901234567890.0"
+
+
 def test_the_password_of_a_source_is_never_shown(database_url: str) -> None:
     secret = "postgresql://me:hunter2@db.example:5433/wiki"
     options = ReadOptions(query="SELECT 1")

@@ -24,6 +24,8 @@ VanishedPolicy: TypeAlias = Literal["auto", "delete", "keep"]
 ConflictPolicy: TypeAlias = Literal["skip", "fail", "replace"]
 
 MIB = 1024 * 1024
+AUTO_ENCODING = "auto"
+"""UTF-8 where it is valid, else what a file's bytes look like."""
 
 _Value = TypeVar("_Value")
 _Class = TypeVar("_Class")
@@ -116,7 +118,53 @@ class ReadOptions:
         "--fingerprint and --dimensions.",
         metavar="NAME",
     )
-    encoding: str = option("utf-8", "Encoding of text files.", metavar="NAME")
+    delimiter: str | None = option(
+        None,
+        "Character between the fields of CSV files, or `tab`. Default: found in each file.",
+        metavar="CHARACTER",
+    )
+    quote: str | None = option(
+        None,
+        "Character around fields of CSV files, or `none`. Default: found in each file.",
+        metavar="CHARACTER",
+    )
+    has_header: bool = option(
+        True,
+        "CSV files begin without a header; their columns are called 1, 2 and so on.",
+        flag="--no-header",
+        is_inverted=True,
+    )
+    encoding: str = option(
+        AUTO_ENCODING,
+        "Encoding of text files. auto: UTF-8 where it is valid, else what the file looks like; "
+        "the report names it.",
+        metavar="NAME",
+    )
+    encodings: Mapping[str, str] = field(
+        default_factory=dict[str, str],
+        metadata=_metadata(
+            "Encoding of the files that match a pattern, such as `legacy/*.txt=cp1252`; repeat the "
+            "flag for more.",
+            flag="--encoding-of",
+            metavar="PATTERN=NAME",
+        ),
+    )
+    include: tuple[str, ...] | None = option(
+        None,
+        "Load only files of folders and patterns that match, such as `*.md` or `guides/**`; repeat "
+        "the flag for more.",
+        metavar="PATTERN",
+    )
+    exclude: tuple[str, ...] | None = option(
+        None,
+        "Leave out files and folders that match, such as `drafts` or `*.min.html`; repeat the flag "
+        "for more.",
+        metavar="PATTERN",
+    )
+    follow_links: bool = option(
+        False,
+        "Follow symbolic links that lead out of a folder, and those to folders.",
+    )
     replace_nul: bool = option(
         False,
         "Replace NUL characters, which PostgreSQL cannot store, with U+FFFD, instead of skipping "

@@ -45,6 +45,7 @@ from .ledger.runs import (
     open_run,
     rename_dead_letters,
     run_counts,
+    run_encodings,
 )
 from .ledger.schema import prepare_ledger
 from .ledger.tables import Space, TableHold, TableRecord, claim_table
@@ -100,7 +101,8 @@ class LoadReport:
         vanished_kept: Sources whose vanished documents were kept although the policy is to delete
             them, and how many there are.
         resumed: Whether this load continued an interrupted run.
-        skipped_files: Files without a known format, by extension.
+        skipped_files: Files without a known format, by extension, and links that lead out.
+        encodings: Files that are not UTF-8, by the encoding that they were found to have.
         failed_sources: Sources of which nothing could be loaded, in a `NothingLoadedError`.
     """
 
@@ -114,6 +116,7 @@ class LoadReport:
     seconds: float
     skipped_files: dict[str, int]
     failed_sources: tuple[FailedSource, ...] = ()
+    encodings: dict[str, int] = field(default_factory=dict[str, int])
 
 
 def load(
@@ -220,6 +223,7 @@ class _Load:
             seconds=time.monotonic() - self._began,
             skipped_files=self._skipped,
             failed_sources=tuple(failed),
+            encodings=self._session.run(lambda connection: run_encodings(connection, run.id)),
         )
         if failed:
             raise NothingLoadedError(_nothing_loaded(failed), report)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
@@ -114,7 +115,11 @@ def ingest_shard(task: ShardTask, shard: Shard, is_stopped: Callable[[], bool]) 
         if run.run() and not run.contested:
             session.run(
                 lambda connection: finish_shard(
-                    connection, task.run_id, shard.key, duplicates=run.duplicates
+                    connection,
+                    task.run_id,
+                    shard.key,
+                    duplicates=run.duplicates,
+                    encodings=run.encodings,
                 )
             )
 
@@ -132,6 +137,7 @@ class _ShardRun:
         contested: Documents to be decided after all shards were read, for which this shard is
             processed again.
         duplicates: Records whose id this run had read before.
+        encodings: Number of files for which an encoding had to be detected.
     """
 
     def __init__(
@@ -139,6 +145,7 @@ class _ShardRun:
     ) -> None:
         self.contested = 0
         self.duplicates = 0
+        self.encodings = Counter[str]()
         self._is_stopped = is_stopped
         self._task = task
         self._shard = shard
@@ -174,6 +181,7 @@ class _ShardRun:
             task.read,
             source_dsn=task.source_dsns.get(self._shard.key),
             dimensions=task.table.dimensions,
+            on_encoding=lambda name: self.encodings.update([name]),
         )
         with closing(records):
             for record in records:

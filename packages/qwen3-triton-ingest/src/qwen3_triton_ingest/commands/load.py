@@ -200,6 +200,9 @@ def _print_load_report(report: LoadReport) -> None:
     if report.skipped_files:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(report.skipped_files.items()))
         click.echo(f"Files of other formats, not loaded: {kinds}")
+    if report.encodings:
+        kinds = ", ".join(f"{n:,} as {name}" for name, n in sorted(report.encodings.items()))
+        click.echo(f"Files that are not UTF-8, read {kinds}. --encoding sets another encoding.")
     if counts.failed:
         click.echo(
             f"{counts.failed:,} documents were skipped. For the reasons, run: "

@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Any, Literal, TypeAlias
 
 from psycopg import sql
+from psycopg.types.json import Jsonb
 
 from .. import queries
 from ..database import Connection
@@ -178,13 +179,30 @@ def add_counts(connection: Connection, run_id: int, key: bytes, counts: Counts) 
     connection.execute(_ADD_COUNTS, (*(getattr(counts, name) for name in _NAMES), run_id, key))
 
 
-def finish_shard(connection: Connection, run_id: int, key: bytes, *, duplicates: int) -> None:
+def finish_shard(
+    connection: Connection,
+    run_id: int,
+    key: bytes,
+    *,
+    duplicates: int,
+    encodings: Mapping[str, int],
+) -> None:
     """Record that all of a shard is in the table or in the dead letters."""
     connection.execute(
-        "UPDATE qwen3_ingest.shards SET done = true, duplicates = %s, updated_at = now() "
-        "WHERE run_id = %s AND key = %s",
-        (duplicates, run_id, key),
+        "UPDATE qwen3_ingest.shards SET done = true, duplicates = %s, encodings = %s, "
+        "updated_at = now() WHERE run_id = %s AND key = %s",
+        (duplicates, Jsonb(dict(encodings)), run_id, key),
     )
+
+
+def run_encodings(connection: Connection, run_id: int) -> dict[str, int]:
+    """Return how many files of a run had to be read in which encoding."""
+    rows = connection.execute(
+        "SELECT e.key, sum(e.value::int) FROM qwen3_ingest.shards s, "
+        "jsonb_each_text(s.encodings) AS e WHERE s.run_id = %s GROUP BY 1 ORDER BY 1",
+        (run_id,),
+    )
+    return dict(rows.fetchall())
 
 
 def has_open_shards(connection: Connection, run_id: int) -> bool:

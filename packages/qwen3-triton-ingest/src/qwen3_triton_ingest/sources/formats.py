@@ -8,19 +8,20 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from ..config import ReadOptions, SourceFormat
 from ..documents import BadRecord, Document, Origin
 from ..errors import SourceError
 from .csv_files import find_missing_in_csv, read_csv
+from .encodings import is_line_encoding
 from .html_files import read_html
 from .jsonl_files import plan_jsonl, read_jsonl
 from .parquet_files import find_missing_in_parquet, plan_parquet, read_parquet
 from .pdf_files import read_pdf
 from .records import RecordReader
-from .shards import Shard, SourceFile, extension, shown
+from .shards import Shard, SourceFile, extension, matches_end, shown
 from .sql import read_sql
 from .text_files import Extracted, read_markdown, read_text
 from .values import UnreadableError, checked_id, checked_metadata, checked_text
@@ -65,7 +66,6 @@ FORMATS: dict[SourceFormat, Format] = {
     "csv": Format(
         extensions=(".csv", ".tsv"),
         read_records=read_csv,
-        is_line_based=True,
         find_missing=find_missing_in_csv,
     ),
     "parquet": Format(
@@ -90,13 +90,21 @@ def format_of(path: str, options: ReadOptions) -> SourceFormat | None:
     return options.format or EXTENSIONS.get(extension(path))
 
 
+def options_for(path: str, options: ReadOptions) -> ReadOptions:
+    """Return the options with the encoding of a file."""
+    for pattern, encoding in options.encodings.items():
+        if matches_end(path, [pattern]):
+            return replace(options, encoding=encoding)
+    return options
+
+
 def why_unreadable(kind: SourceFormat, options: ReadOptions) -> str | None:
     """Return why no file of a format can be read here, and what to do; None if they can."""
     reader = FORMATS[kind]
     if reader.library and importlib.util.find_spec(reader.library) is None:
         install = f"pip install 'qwen3-triton-ingest[{kind}]'"
         return f"Reading {kind} files needs {reader.library}: {install}."
-    if reader.is_line_based and "\n".encode(options.encoding) != b"\n":
+    if reader.is_line_based and not is_line_encoding(options):
         return (
             f"`encoding` {options.encoding!r} cannot be read line by line. Convert the files "
             f"first: `iconv -f {options.encoding} -t utf-8`."
@@ -110,6 +118,7 @@ def read_shard(
     *,
     source_dsn: str | None = None,
     dimensions: int | None = None,
+    on_encoding: Callable[[str], None] | None = None,
 ) -> Generator[Document | BadRecord]:
     """Read the documents of a shard one by one, in bounded memory.
 
@@ -120,6 +129,7 @@ def read_shard(
         options: How the source is read.
         source_dsn: Where a query runs: the SOURCE with its password, or what `sql` refers to.
         dimensions: Required length of precomputed vectors; None accepts any.
+        on_encoding: Called with the encoding of each file for which it had to be detected.
 
     Raises:
         SourceError: An SQL query fails.
@@ -131,19 +141,26 @@ def read_shard(
         return
     reader = FORMATS[shard.kind]
     for file in shard.files:
+        chosen = options_for(file.path, options)
+        encoding: str | None = None
         try:
-            if reason := file.problem or why_unreadable(shard.kind, options):
+            if reason := file.problem or why_unreadable(shard.kind, chosen):
                 raise UnreadableError(reason)
             if reader.read_records:
-                records = RecordReader(options, dimensions)
-                yield from reader.read_records(shard, file, options, records)
+                records = RecordReader(chosen, dimensions)
+                yield from reader.read_records(shard, file, chosen, records)
+                # A file of many shards counts once.
+                encoding = records.encoding if shard.start == 0 else None
             elif reader.read_document:
-                extracted = reader.read_document(file.path, options)
-                yield _document(shard, file, extracted, options)
+                extracted = reader.read_document(file.path, chosen)
+                encoding = extracted.encoding
+                yield _document(shard, file, extracted, chosen)
         except UnreadableError as error:
             yield _bad(shard, file, str(error))
         except OSError as error:
             yield _bad(shard, file, f"Cannot be read: {error.strerror or error}.")
+        if encoding and on_encoding:
+            on_encoding(encoding)
 
 
 def _document(

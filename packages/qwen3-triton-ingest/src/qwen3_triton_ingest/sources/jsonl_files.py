@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -9,10 +11,18 @@ import orjson
 
 from ..config import ReadOptions
 from ..documents import BadRecord, Document, Origin
+from .encodings import is_utf8, with_encoding_of
 from .records import RecordReader
 from .shards import Shard, SourceFile, file_shard, shown
-from .text_files import Line, check_not_binary, decoded, is_utf8, read_lines
-from .values import UnreadableError
+from .text_files import HEAD_BYTES, Line, check_not_binary, decoded, read_lines
+from .values import UnreadableError, as_json
+
+# Above 64 bits, or a float with more digits than it keeps; orjson rounds both.
+_LONG_NUMBER = re.compile(rb"(?<![\d.\"])-?\d{19}")
+
+
+class _NotForOrjsonError(Exception):
+    """A line has what orjson would change."""
 
 
 def plan_jsonl(source: str, file: SourceFile, shard_bytes: int) -> Iterator[Shard]:
@@ -37,6 +47,10 @@ def read_jsonl(
             if shard.start == 0:  # once per file
                 raise
             return
+        given, options = options, with_encoding_of(stream.read(HEAD_BYTES), options)
+        if options is not given and not is_utf8(options):
+            reader.encoding = options.encoding
+        stream.seek(0)
         lines = read_lines(
             stream, start=shard.start, stop=shard.stop, max_bytes=options.max_document_bytes
         )
@@ -51,6 +65,15 @@ def read_jsonl(
                     yield reader.read(record, origin)
 
 
+def _lenient(text: str, error: Exception) -> Any:
+    """Parse what the quick parser refuses: NaN, integers of any size, half surrogate pairs."""
+    try:
+        return as_json(json.loads(text, strict=False))
+    except (ValueError, RecursionError):
+        reason = "" if isinstance(error, _NotForOrjsonError) else f": {error}"
+        raise UnreadableError(f"The line is not JSON{reason}.") from None
+
+
 def _record(line: Line, options: ReadOptions) -> dict[str, Any] | None:
     """Return the record on a line; None if the line is blank."""
     if line.content is None:
@@ -63,10 +86,13 @@ def _record(line: Line, options: ReadOptions) -> dict[str, Any] | None:
     if not content.strip():
         return None
     try:
+        if _LONG_NUMBER.search(content):
+            raise _NotForOrjsonError  # it would round it
         record = orjson.loads(content if is_utf8(options) else decoded(content, options))
-    except orjson.JSONDecodeError as error:
-        decoded(content, options, offset=line.start)  # a wrong encoding is the better reason
-        raise UnreadableError(f"The line is not JSON: {error}.") from None
+    except (orjson.JSONDecodeError, _NotForOrjsonError) as error:
+        # A wrong encoding is a better reason than what a parser says about it.
+        text = decoded(content, options, offset=line.start)
+        record = _lenient(text, error)
     if not isinstance(record, dict):
         kind = "array" if isinstance(record, list) else type(record).__name__
         msg = f"The line is not a JSON object but of type {kind}. Write one object per line"

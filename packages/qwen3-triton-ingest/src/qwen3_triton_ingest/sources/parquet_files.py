@@ -11,7 +11,7 @@ from qwen3_triton_client import Vector
 
 from ..config import ReadOptions
 from ..documents import BadRecord, Document, Origin
-from .records import ID_COLUMN, RecordReader, missing_column
+from .records import ID_COLUMN, RecordReader, missing_column, needed_columns
 from .shards import Shard, SourceFile, file_shard, shown
 from .values import FLOAT_BYTES, UnreadableError, as_json, checked_vector
 
@@ -141,15 +141,10 @@ def _part(source: str, file: SourceFile, start: int, stop: int, count: int) -> S
 
 def _missing(names: list[str], options: ReadOptions) -> str | None:
     """Return the message for the first column in the options that is not in the file."""
-    columns = {
-        "text": options.text_column,
-        "id": options.id_column,
-        "vector": options.vector_column,
-    }
-    for what, column in columns.items():
+    for what, column in needed_columns(options).items():
         # Text and id may be nested in another column; vectors have their own.
-        root = _root(names, column) if column and what != "vector" else column
-        if column is not None and root not in names:
+        root = column if what == "vector" else _root(names, column)
+        if root not in names:
             return missing_column(what, column, names)
     return None
 

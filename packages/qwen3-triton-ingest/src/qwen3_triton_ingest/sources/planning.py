@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import TypeAlias
 
-from ..config import MIB, ReadOptions, SourceFormat
+from ..config import AUTO_ENCODING, MIB, ReadOptions, SourceFormat
 from ..errors import SourceError
-from .formats import EXTENSIONS, FORMATS, format_of, why_unreadable
+from .formats import EXTENSIONS, FORMATS, format_of, options_for, why_unreadable
 from .shards import (
     Shard,
     SourceFile,
@@ -26,7 +26,9 @@ from .shards import (
 from .sql import plan_sql
 
 OnSkip: TypeAlias = Callable[[str], None]
-"""Called with the extension (`.png`, or empty) of each file in a folder without a known format."""
+"""Called for each file of a folder that is left out: with its extension, or `LINKS`."""
+
+LINKS = "links out of the folder"
 
 SHARD_BYTES = 16 * MIB
 SHARD_FILES = 64
@@ -52,7 +54,7 @@ def plan_shards(
     """
     if not sources:
         raise SourceError("There is no SOURCE. Give files, folders, patterns or a database.")
-    _check_encoding(options)
+    _check_options(options)
     queries = [source for source in sources if is_sql(source)]
     paths = dict.fromkeys(normalized(source) for source in sources if not is_sql(source))
     if paths and (options.query or options.format == "sql"):
@@ -72,12 +74,17 @@ def plan_shards(
     return plan()
 
 
-def _check_encoding(options: ReadOptions) -> None:
-    try:
-        "\n".encode(options.encoding)
-    except (LookupError, UnicodeError, ValueError):
-        msg = f"`encoding` must be one that Python knows, such as utf-8, not {options.encoding!r}."
-        raise SourceError(msg) from None
+def _check_options(options: ReadOptions) -> None:
+    for name in (options.encoding, *options.encodings.values()):
+        try:
+            _ = name == AUTO_ENCODING or "\n".encode(name)
+        except (LookupError, UnicodeError, ValueError):
+            msg = f"`encoding` must be one that Python knows, such as utf-8, not {name!r}."
+            raise SourceError(msg) from None
+    for option, word in (("delimiter", "tab"), ("quote", "none")):
+        value: str | None = getattr(options, option)
+        if value is not None and value != word and (len(value) != 1 or value in "\r\n"):
+            raise SourceError(f"`{option}` must be one character, or `{word}`, not {value!r}.")
 
 
 def _check(source: str, options: ReadOptions) -> None:
@@ -86,17 +93,20 @@ def _check(source: str, options: ReadOptions) -> None:
         msg = f"`{shown(source)}` is not a file or folder, nor a pattern that matches one."
         raise SourceError(msg)
     skipped: Counter[str] = Counter()
-    for file in find_files(source):
+    for file in find_files(source, options):
+        if file.leads_out:
+            skipped[LINKS] += 1
+            continue
         kind = format_of(file.path, options)
         if file.path == source and file.problem:
             raise SourceError(f"`{shown(source)}`: {file.problem}")
         if file.path == source and kind is None:
             raise _unknown_format(source)
         if kind is not None:
-            reason = why_unreadable(kind, options)
+            reason = why_unreadable(kind, options_for(file.path, options))
             find_missing = FORMATS[kind].find_missing
             if not reason and find_missing and file.path == source:
-                reason = find_missing(file, options)
+                reason = find_missing(file, options_for(file.path, options))
             if reason:
                 raise SourceError(f"`{shown(file.path)}`: {reason}")
             return
@@ -104,7 +114,8 @@ def _check(source: str, options: ReadOptions) -> None:
     common = skipped.most_common(_SHOWN_EXTENSIONS)
     found = ", ".join(f"{count:,} {ext or 'without an extension'}" for ext, count in common)
     msg = f"`{shown(source)}` contains no file of a known format"
-    msg += f" (only {found}). Set their format with `--format`." if found else "."
+    msg += f" (only {found}). Set their format with `--format`" if found else ""
+    msg += ", or follow links with `--follow-links`." if LINKS in skipped else "."
     raise SourceError(msg)
 
 
@@ -119,11 +130,11 @@ def _unknown_format(path: str) -> SourceError:
 
 def _plan_files(source: str, options: ReadOptions, on_skip: OnSkip | None) -> Iterator[Shard]:
     groups: dict[SourceFormat, list[SourceFile]] = {}
-    for file in find_files(source):
+    for file in find_files(source, options):
         kind = format_of(file.path, options)
-        if kind is None and file.problem is None:
+        if file.leads_out or (kind is None and file.problem is None):
             if on_skip is not None:
-                on_skip(extension(file.path))
+                on_skip(LINKS if file.leads_out else extension(file.path))
         elif kind is None or FORMATS[kind].read_document:
             # A folder that cannot be listed has no format; reading it reports the reason.
             group = groups.setdefault(kind or "text", [])
@@ -135,11 +146,17 @@ def _plan_files(source: str, options: ReadOptions, on_skip: OnSkip | None) -> It
                 yield file_shard(source, kind or "text", tuple(group))
                 group.clear()
         else:
-            plan = FORMATS[kind].plan
-            if plan is None or file.problem or why_unreadable(kind, options):
-                yield file_shard(source, kind, (file,))
-            else:
-                yield from plan(source, file, SHARD_BYTES)
+            yield from _plan_records(source, file, kind, options)
     for kind, group in groups.items():
         if group:
             yield file_shard(source, kind, tuple(group))
+
+
+def _plan_records(
+    source: str, file: SourceFile, kind: SourceFormat, options: ReadOptions
+) -> Iterator[Shard]:
+    plan = FORMATS[kind].plan
+    if plan is None or file.problem or why_unreadable(kind, options_for(file.path, options)):
+        yield file_shard(source, kind, (file,))
+    else:
+        yield from plan(source, file, SHARD_BYTES)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any, cast
 
 from qwen3_triton_client import Vector
@@ -15,15 +16,28 @@ from .values import UnreadableError, checked_id, checked_metadata, checked_text,
 
 ID_COLUMN = "id"
 _SHOWN_COLUMNS = 20
+_SHOWN_CHARACTERS = 100
 _MISSING = object()
 
 
 class RecordReader:
-    """Turns records into documents."""
+    """Turns records into documents.
+
+    Attributes:
+        dimensions: Required length of vectors; None accepts any.
+        encoding: Of the file, if it had to be detected.
+    """
 
     def __init__(self, options: ReadOptions, dimensions: int | None) -> None:
         self._options = options
+        self._default_id = ID_COLUMN
         self.dimensions = dimensions
+        self.encoding: str | None = None
+
+    def match(self, columns: Sequence[str]) -> None:
+        """Take a file's columns for those of the options, whatever their case."""
+        self._options = with_columns(self._options, columns)
+        self._default_id = find_column(ID_COLUMN, columns) or ID_COLUMN
 
     def read(
         self, record: Mapping[str, Any], origin: Origin, *, vector: Vector | None = None
@@ -81,9 +95,9 @@ class RecordReader:
         """Return the column of the id; None if the id is a digest of the text."""
         if self._options.id_column is not None:
             return self._options.id_column
-        value = record.get(ID_COLUMN)
+        value = record.get(self._default_id)
         usable = isinstance(value, str | int | uuid.UUID) and not isinstance(value, bool)
-        return ID_COLUMN if usable and value != "" else None
+        return self._default_id if usable and value != "" else None
 
     def _id(self, record: Mapping[str, Any], column: str) -> str:
         value = _look_up(record, column)
@@ -106,14 +120,56 @@ class RecordReader:
         return rest
 
 
+def find_column(name: str, columns: Sequence[str]) -> str | None:
+    """Return the column of that name, or the only one that differs in case and spaces alone."""
+    if name in columns:
+        return name
+    similar = [column for column in columns if _folded(column) == _folded(name)]
+    return similar[0] if len(similar) == 1 else None
+
+
+def with_columns(options: ReadOptions, columns: Sequence[str]) -> ReadOptions:
+    """Return the options with the names that a file gives to their columns."""
+
+    def found(name: str) -> str:
+        return find_column(name, columns) or name
+
+    metadata, id_column, vector = (
+        options.metadata_columns,
+        options.id_column,
+        options.vector_column,
+    )
+    return replace(
+        options,
+        text_column=found(options.text_column),
+        id_column=None if id_column is None else found(id_column),
+        vector_column=None if vector is None else found(vector),
+        metadata_columns=None if metadata is None else tuple(map(found, metadata)),
+    )
+
+
+def needed_columns(options: ReadOptions) -> dict[str, str]:
+    """Return the columns without which there is no document, by what they contain."""
+    columns = {
+        "text": options.text_column,
+        "id": options.id_column,
+        "vector": options.vector_column,
+    }
+    return {what: column for what, column in columns.items() if column is not None}
+
+
 def missing_column(what: str, column: str, columns: list[str]) -> str:
     """Return the message for a column that does not exist, with those that do."""
-    names = ", ".join(repr(name) for name in columns[:_SHOWN_COLUMNS])
+    names = ", ".join(repr(name[:_SHOWN_CHARACTERS]) for name in columns[:_SHOWN_COLUMNS])
     names += f" and {len(columns) - _SHOWN_COLUMNS:,} more" if len(columns) > _SHOWN_COLUMNS else ""
     columns_text = f"The columns are {names}." if columns else "There are no columns."
     return (
         f"There is no {what} column {column!r}. {columns_text} Choose one with `--{what}-column`."
     )
+
+
+def _folded(name: str) -> str:
+    return name.strip().casefold()
 
 
 def _look_up(record: Mapping[str, Any], column: str) -> Any:

@@ -7,7 +7,7 @@ import os
 import posixpath
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from pathlib import PurePath
@@ -37,12 +37,14 @@ class SourceFile:
         size: In bytes.
         mtime_ns: Time of the last change, in nanoseconds.
         problem: Why this file, or folder, cannot be read; None if it can.
+        leads_out: Whether it is a link that leads out of its folder, and is not followed.
     """
 
     path: str
     size: int
     mtime_ns: int
     problem: str | None = None
+    leads_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,18 +218,19 @@ def has_pattern(source: str) -> bool:
     return bool(_MAGIC.search(source)) and not os.path.lexists(source)
 
 
-def find_files(source: str) -> Iterator[SourceFile]:
+def find_files(source: str, options: ReadOptions) -> Iterator[SourceFile]:
     """List the files of a source, sorted within each folder, without hidden ones.
 
-    Links to files are followed; links to folders only if the source itself is one.
+    A link that leads out of the folder is listed as such, unless links are followed.
 
     Args:
         source: File, folder (with everything below it) or pattern, in which `**` matches any
             number of folders.
+        options: Which files of folders and patterns are wanted.
     """
     if not has_pattern(source):
         if os.path.isdir(source):
-            yield from _walk(source, (), (_ANY_FOLDERS,))
+            yield from _Walk(source, (_ANY_FOLDERS,), options).files(source)
         else:
             yield _look_at(source)
         return
@@ -235,22 +238,81 @@ def find_files(source: str) -> Iterator[SourceFile]:
     first = next(index for index, part in enumerate(parts) if _MAGIC.search(part))
     base = "/".join(parts[:first]) or ("/" if source.startswith("/") else ".")
     if os.path.isdir(base):
-        yield from _walk(base, (), tuple(parts[first:]))
+        yield from _Walk(base, tuple(parts[first:]), options).files(base)
 
 
-def _walk(folder: str, inside: tuple[str, ...], pattern: tuple[str, ...]) -> Iterator[SourceFile]:
-    """List what matches the pattern below a folder, which is `inside` the pattern's base."""
-    try:
-        for name in _sorted_names(folder):
-            path = name if folder == "." else posixpath.join(folder, name)
-            parts = (*inside, name)
-            if _is_folder(path):
-                if _may_hold(parts, pattern):
-                    yield from _walk(path, parts, pattern)
-            elif _matches(parts, pattern) and not os.path.isdir(path):
-                yield _look_at(path)
-    except OSError as error:
-        yield SourceFile(folder, 0, 0, f"The folder cannot be listed: {error.strerror}.")
+def matches_end(path: str, patterns: Iterable[str]) -> bool:
+    """Return whether the end of a path matches a pattern, such as `*.md` or `guides/**`."""
+    return _PathPatterns(patterns).match(tuple(path.split("/")))
+
+
+class _PathPatterns:
+    """Patterns that are compared with the ends of paths."""
+
+    def __init__(self, patterns: Iterable[str]) -> None:
+        self._patterns = [
+            (_ANY_FOLDERS, *pattern.strip("/").removeprefix("./").split("/"))
+            for pattern in patterns
+        ]
+
+    def match(self, parts: tuple[str, ...]) -> bool:
+        return any(_matches(parts, pattern) for pattern in self._patterns)
+
+    def match_part(self, parts: tuple[str, ...]) -> bool:
+        """Return whether a path matches, or one of the folders that it is in."""
+        return any(self.match(parts[:count]) for count in range(1, len(parts) + 1))
+
+
+class _Walk:
+    """The files below a folder that match a pattern."""
+
+    def __init__(self, base: str, pattern: tuple[str, ...], options: ReadOptions) -> None:
+        self._pattern = pattern
+        self._root = os.path.realpath(base)
+        self._include = _PathPatterns(options.include or ["**"])
+        self._exclude = _PathPatterns(options.exclude or ())
+        self._follows = options.follow_links
+
+    def files(
+        self, folder: str, inside: tuple[str, ...] = (), above: tuple[str, ...] = ()
+    ) -> Iterator[SourceFile]:
+        """List what is in a folder.
+
+        Args:
+            folder: Its path.
+            inside: Its path from the pattern's base.
+            above: Real paths of the folders that it is in, if links are followed: no loop.
+        """
+        try:
+            if self._follows:
+                real = os.path.realpath(folder)
+                if real in above:
+                    return
+                above = (*above, real)
+            for name in _sorted_names(folder):
+                path = name if folder == "." else posixpath.join(folder, name)
+                parts = (*inside, name)
+                if not self._exclude.match(parts):
+                    yield from self._entry(path, parts, above)
+        except OSError as error:
+            yield SourceFile(folder, 0, 0, f"The folder cannot be listed: {error.strerror}.")
+
+    def _entry(
+        self, path: str, parts: tuple[str, ...], above: tuple[str, ...]
+    ) -> Iterator[SourceFile]:
+        is_link, is_folder = os.path.islink(path), os.path.isdir(path)
+        leads_out = is_link and not self._follows and self._leads_out(path)
+        if is_folder and (self._follows or not is_link):
+            if _may_hold(parts, self._pattern):
+                yield from self.files(path, parts, above)
+        elif is_folder and leads_out and _may_hold(parts, self._pattern):
+            yield SourceFile(path, 0, 0, leads_out=True)
+        elif not is_folder and _matches(parts, self._pattern) and self._include.match_part(parts):
+            yield SourceFile(path, 0, 0, leads_out=True) if leads_out else _look_at(path)
+
+    def _leads_out(self, path: str) -> bool:
+        target = os.path.realpath(path)
+        return os.path.commonpath([self._root, target]) != self._root
 
 
 def _sorted_names(folder: str) -> Iterator[str]:
@@ -263,14 +325,6 @@ def _sorted_names(folder: str) -> Iterator[str]:
         if len(names) < NAMES_AT_ONCE:
             return
         last = names[-1]
-
-
-def _is_folder(path: str) -> bool:
-    """Return whether a path is a folder, and not a link to one, which could form a loop."""
-    try:
-        return stat.S_ISDIR(os.lstat(path).st_mode)
-    except OSError:
-        return False
 
 
 def _look_at(path: str) -> SourceFile:

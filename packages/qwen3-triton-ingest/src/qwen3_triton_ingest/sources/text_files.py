@@ -12,14 +12,16 @@ from typing import BinaryIO
 
 from markdown_it import MarkdownIt
 
-from ..config import ReadOptions
+from ..config import AUTO_ENCODING, ReadOptions
 from ..documents import Markup
 from ..places import Mark
+from .encodings import MARKS_16, UTF_8, UTF_16, detect, is_line_encoding, is_utf8
 from .values import UnreadableError, too_large
 
-_HEAD_BYTES = 8192
+# Enough of a line-based file to know its encoding by.
+HEAD_BYTES = 1 << 20
+_BINARY_HEAD_BYTES = 8192
 _BLOCK_BYTES = 1 << 20
-_MARKS_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _BINARY = "The file contains NUL bytes: it is binary, not text."
 # YAML at the top of a Markdown file, as Jekyll, Hugo and Obsidian write it.
 _FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.S | re.M)
@@ -40,12 +42,14 @@ class Extracted:
     Attributes:
         marks: Where headings, pages and lines begin in the text, see `places.Mark`. Each chunk gets
             its own from them.
+        encoding: Of the file, if it had to be detected.
     """
 
     text: str = field(repr=False)
     markup: Markup = "text"
     title: str | None = field(default=None, repr=False)
     marks: tuple[Mark, ...] = field(default=(), repr=False)
+    encoding: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,20 +67,22 @@ class Line:
 
 def read_text(path: str, options: ReadOptions) -> Extracted:
     """Read a plain text file."""
-    return Extracted(_whole_text(path, options), marks=(FIRST_LINE,))
+    text, encoding = _whole_text(path, options)
+    return Extracted(text, marks=(FIRST_LINE,), encoding=encoding)
 
 
 def read_markdown(path: str, options: ReadOptions) -> Extracted:
     """Read a Markdown file without its front matter, except for the title in it."""
-    text = _whole_text(path, options)
+    text, encoding = _whole_text(path, options)
     found = _FRONT_MATTER.match(text, 0, _MAX_FRONT_MATTER)
     if not found:
-        return Extracted(text, "markdown", marks=(FIRST_LINE, *markdown_headings(text)))
+        marks = (FIRST_LINE, *markdown_headings(text))
+        return Extracted(text, "markdown", marks=marks, encoding=encoding)
     title = _TITLE.search(found[1])
     first_line = Mark(0, "line", 1 + text.count("\n", 0, found.end()))
     text = text[found.end() :]
     marks = (first_line, *markdown_headings(text))
-    return Extracted(text, "markdown", title[2] if title else None, marks)
+    return Extracted(text, "markdown", title[2] if title else None, marks, encoding)
 
 
 def read_content(path: str, options: ReadOptions) -> bytes:
@@ -99,20 +105,24 @@ def decoded(content: bytes, options: ReadOptions, *, offset: int = 0) -> str:
     """Decode text that starts at byte `offset` of its file.
 
     Raises:
-        UnreadableError: It is not valid in `options.encoding`.
+        UnreadableError: It is not valid in `options.encoding`, or that is to be detected and is not
+            clear.
     """
+    return decode(content, options, offset=offset)[0]
+
+
+def decode(content: bytes, options: ReadOptions, *, offset: int = 0) -> tuple[str, str | None]:
+    """Like `decoded`, with the encoding if it had to be detected."""
+    name = UTF_8 if options.encoding == AUTO_ENCODING else options.encoding
     try:
-        return content.decode("utf-8-sig" if is_utf8(options) else options.encoding)
+        return content.decode("utf-8-sig" if is_utf8(options) else name), None
     except UnicodeDecodeError as error:
-        msg = f"Byte {offset + error.start:,} is not valid {options.encoding}."
-        if content.startswith(_MARKS_16):
+        if options.encoding == AUTO_ENCODING and (found := detect(content)):
+            return content.decode(found, "replace"), found
+        msg = f"Byte {offset + error.start:,} is not valid {name}."
+        if content.startswith(MARKS_16):
             raise UnreadableError(f"{msg} It looks like `--encoding utf-16`.") from None
         raise UnreadableError(f"{msg} Set the encoding with `--encoding`.") from None
-
-
-def is_utf8(options: ReadOptions) -> bool:
-    """Return whether the encoding is UTF-8, under any of its names."""
-    return codecs.lookup(options.encoding).name == "utf-8"
 
 
 def check_not_binary(stream: BinaryIO) -> None:
@@ -121,12 +131,12 @@ def check_not_binary(stream: BinaryIO) -> None:
     Raises:
         UnreadableError: The file is empty or contains NUL bytes.
     """
-    head = stream.read(_HEAD_BYTES)
+    head = stream.read(_BINARY_HEAD_BYTES)
     stream.seek(0)
     if not head:
         raise UnreadableError("The file is empty.")
     if b"\0" in head:
-        if head.startswith(_MARKS_16):
+        if detect(head) in UTF_16:
             raise UnreadableError("The file looks like UTF-16. Convert it: `iconv -t utf-8`.")
         raise UnreadableError(f"{_BINARY} If it is compressed, unpack it.")
 
@@ -172,13 +182,16 @@ def _skip_line(stream: BinaryIO, position: int, stop: int) -> int:
     return position
 
 
-def _whole_text(path: str, options: ReadOptions) -> str:
+def _whole_text(path: str, options: ReadOptions) -> tuple[str, str | None]:
+    """Return the text of a file, and its encoding if it had to be detected."""
     content = read_content(path, options)
-    is_one_byte = "\n".encode(options.encoding) == b"\n"
-    has_mark = content.startswith(_MARKS_16)
-    if is_one_byte and b"\0" in content and not has_mark and not options.replace_nul:
-        raise UnreadableError(_BINARY)
-    return decoded(content, options)
+    if b"\0" in content and is_line_encoding(options):
+        found = detect(content)
+        if found in UTF_16 and options.encoding == AUTO_ENCODING:
+            return content.decode(found, "replace"), found
+        if found not in UTF_16 and not options.replace_nul:
+            raise UnreadableError(_BINARY)
+    return decode(content, options)
 
 
 def markdown_headings(text: str) -> Iterator[Mark]:

@@ -90,19 +90,20 @@ def checked_metadata(metadata: Metadata, options: ReadOptions) -> Metadata:
 
 
 def as_json(value: Any) -> Any:
-    """Return a value from a database or a Parquet file as JSON can represent it.
+    """Return a value from a database or a file as JSON can represent it.
 
-    Dates and times become ISO 8601, decimals floats, UUIDs and the like strings, bytes base64,
-    and NaN and infinity null.
+    Dates and times become ISO 8601, UUIDs and the like strings, bytes base64, and NaN and infinity
+    null. Integers of more than 64 bits and decimals that no float is equal to become their text.
     """
     match value:
         case None | bool() | str():
             plain = value
         case int():
             plain = value if value in _INT64 else str(value)
-        case float() | Decimal():
-            number = float(value)
-            plain = number if math.isfinite(number) else None
+        case float():
+            plain = value if math.isfinite(value) else None
+        case Decimal():
+            plain = _decimal(value)
         case datetime() | date() | time():
             plain = value.isoformat()
         case bytes():
@@ -115,6 +116,15 @@ def as_json(value: Any) -> Any:
         case _:
             plain = str(value)
     return plain
+
+
+def _decimal(value: Decimal) -> int | float | str | None:
+    if not value.is_finite():
+        return None
+    if value.as_tuple().exponent == 0:
+        return as_json(int(value))
+    number = float(value)
+    return number if Decimal(repr(number)) == value else str(value)
 
 
 def vector_of(value: Any, dimensions: int | None) -> Vector:
