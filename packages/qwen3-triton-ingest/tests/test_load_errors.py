@@ -268,6 +268,13 @@ def test_a_right_on_the_ledger_that_is_missing_is_named_before_anything_is_embed
     assert (report.counts.documents, report.index) == (1, "kept")
 
 
+def test_a_database_that_allows_no_changes_is_an_error(loading: Loading, folder: Path) -> None:
+    separator = "&" if "?" in loading.dsn else "?"
+    read_only = f"{loading.dsn}{separator}options=-cdefault_transaction_read_only%3Don"
+    with pytest.raises(TableError, match=r"allows no changes.*not to a standby"):
+        loading(folder, dsn=read_only)
+
+
 @pytest.mark.parametrize(
     ("index", "message"),
     [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from array import array
 from pathlib import Path
@@ -101,6 +102,11 @@ def test_a_failing_query_reports_the_message_of_the_server(database_url: str) ->
     (shard,) = plan_shards(["sql"], writing)
     with pytest.raises(SourceError, match="read-only transaction"):
         list(read_shard(shard, writing, source_dsn=database_url))
+    for statement in ("SET x.y = 1", "COMMIT", "COPY (SELECT 1) TO STDOUT"):
+        silent = ReadOptions(query=statement)
+        (shard,) = plan_shards(["sql"], silent)
+        with pytest.raises(SourceError, match=rf"returns no rows: `{re.escape(statement)}`"):
+            list(read_shard(shard, silent, source_dsn=database_url))
     with pytest.raises(SourceError, match="`source_dsn` is missing"):
         list(read_shard(shard, writing))
     with pytest.raises(DatabaseError, match="does not exist"):
@@ -108,8 +114,9 @@ def test_a_failing_query_reports_the_message_of_the_server(database_url: str) ->
 
 
 def test_a_query_and_its_database_belong_together(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="needs a `query`"):
-        plan_shards(["sql"], ReadOptions())
+    for nothing in (None, "", " \n", " ; "):
+        with pytest.raises(SourceError, match="needs a `query`"):
+            plan_shards(["sql"], ReadOptions(query=nothing))
     with pytest.raises(SourceError, match="`query` needs a postgresql://"):
         plan_shards([str(tmp_path)], ReadOptions(query="SELECT 1"))
 

@@ -319,6 +319,48 @@ def test_old_versions_of_pgvector_are_refused_or_cause_a_warning(
         find_table(connection, "chunks")
 
 
+_OWN = (
+    "(id uuid PRIMARY KEY, doc_id text NOT NULL, seq int NOT NULL, content text NOT NULL, "
+    "metadata jsonb NOT NULL, embedding vector(8) NOT NULL)"
+)
+
+
+@pytest.mark.parametrize(
+    ("definition", "message"),
+    [
+        (
+            _OWN.replace("content text NOT NULL", "content text GENERATED ALWAYS AS ('') STORED"),
+            "computes content itself",
+        ),
+        (f"{_OWN} PARTITION BY RANGE (id)", "no partitions that could hold rows"),
+        (
+            _OWN.replace("vector(8)", "vector"),
+            r'ALTER TABLE "public"."My chunks" ALTER COLUMN embedding TYPE vector',
+        ),
+    ],
+)
+def test_a_table_that_takes_no_rows_is_refused_before_it_is_filled(
+    connection: Connection, definition: str, message: str
+):
+    connection.execute("CREATE EXTENSION vector")
+    connection.execute(f'CREATE TABLE "My chunks" {definition}'.encode())
+    with pytest.raises(TableError, match=message):
+        prepare_table(connection, "My chunks", "own", 8)
+
+
+def test_a_user_to_whom_row_level_security_applies_is_refused(connection: Connection, user: str):
+    prepare_table(connection, "chunks", "own", 8)
+    connection.execute(
+        f"GRANT ALL ON chunks TO {user}; ALTER TABLE chunks ENABLE ROW LEVEL SECURITY".encode()
+    )
+    prepare_table(connection, "chunks", "own", 8)
+    connection.execute(f"SET ROLE {user}".encode())
+    with pytest.raises(TableError, match=r"Row-level security applies.*BYPASSRLS"):
+        prepare_table(connection, "chunks", "own", 8)
+    assert find_table(connection, "chunks").name == "chunks", "a reader may use it"
+    connection.execute("RESET ROLE")
+
+
 @pytest.fixture(name="user")
 def _user(connection: Connection):
     """A user without rights; roles belong to the server, so the name is the database's."""

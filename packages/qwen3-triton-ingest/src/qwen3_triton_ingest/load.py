@@ -267,6 +267,12 @@ class _Load:
             record = claim_table(connection, table, space, adopt=self._options.adopt)
         except psycopg.errors.InsufficientPrivilege as error:
             raise TableError(f"PostgreSQL denied access: {explain(error)}.") from None
+        except psycopg.errors.ReadOnlySqlTransaction as error:
+            msg = (
+                f"PostgreSQL allows no changes ({explain(error)}). Connect to the primary server, "
+                "not to a standby, and as a role without `default_transaction_read_only`."
+            )
+            raise TableError(msg) from None
         return table, record
 
     def _splitter_version(self) -> str:

@@ -54,6 +54,14 @@ WHERE n.nspname = {} AND c.relname = {} AND a.attname = {} AND i.indnkeyatts = 1
     AND i.indpred IS NULL AND i.indexprs IS NULL
 """
 
+# tables.preparation: whether row-level security applies to this user, and whether the table is
+# partitioned and no partition can hold a row.
+OBSTACLES_TO_ROWS = """
+SELECT row_security_active(c.oid), c.relkind = 'p' AND NOT EXISTS (
+    SELECT FROM pg_partition_tree(c.oid) WHERE isleaf)
+FROM pg_class c WHERE c.oid = to_regclass(%(table)s)
+"""
+
 # tables.catalog
 TABLE_COLUMNS = """
 SELECT a.attname::text, t.typname::text, n.nspname::text, a.atttypmod,

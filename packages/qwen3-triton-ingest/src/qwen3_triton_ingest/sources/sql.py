@@ -33,10 +33,10 @@ def plan_sql(source: str, options: ReadOptions) -> Shard:
         SourceError: There is no query.
     """
     place = shown_source(source)
-    if not options.query:
+    if not (options.query or "").strip(" \t\r\n;"):
         msg = f"{place} needs a `query`, such as SELECT id, text FROM articles."
         raise SourceError(msg)
-    key = text_digest("sql", place, options.query)
+    key = text_digest("sql", place, options.query or "")
     return Shard(source_name(source, options), f"query on {place}", key, "sql")
 
 
@@ -78,6 +78,8 @@ def read_sql(
                 " The database has the encoding SQL_ASCII, which can be any: set the one of its "
                 "texts with `--encoding`."
             )
+        if error.sqlstate is None and isinstance(error, psycopg.ProgrammingError):
+            msg = f"The query on {shard.source} returns no rows: `{path}`. Write a SELECT."
         raise SourceError(msg) from None
 
 

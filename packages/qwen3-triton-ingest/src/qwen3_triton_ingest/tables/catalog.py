@@ -205,12 +205,17 @@ def read_shape(
     if embedding.type_modifier < 1:
         msg = (
             f"{relation} holds vectors of any length. Fix their length with: ALTER TABLE "
-            f"{relation} ALTER COLUMN {layout.embedding} TYPE {embedding.type}(1024);"
+            f"{relation.identifier.as_string(None)} ALTER COLUMN {layout.embedding} "
+            f"TYPE {embedding.type}(1024);"
         )
         raise TableError(msg)
     others = [column for name, column in columns.items() if name not in expected]
     tsv_column, metadata_columns = _langchain_columns(layout, others)
     if writing:
+        generated = [name for name in expected if columns[name].is_generated]
+        if generated:
+            msg = f"{relation} computes {', '.join(generated)} itself. Make it a plain column."
+            raise TableError(msg)
         _check_others(relation, others, filled={*metadata_columns, tsv_column})
     return Table(
         schema=relation.schema,

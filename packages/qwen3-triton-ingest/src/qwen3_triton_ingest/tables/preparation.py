@@ -66,6 +66,7 @@ def prepare_table(connection: Connection, name: str, layout: LayoutName, dimensi
             )
             raise TableError(msg)
         _make_ids_unique(connection, table)
+        _check_writable(connection, table)
     return table
 
 
@@ -296,6 +297,22 @@ def _make_ids_unique(connection: Connection, table: Table) -> None:
             f"{explain(error)}. Partition it by {table.layout.id}, or name another table."
         )
         raise TableError(msg) from None
+
+
+def _check_writable(connection: Connection, table: Table) -> None:
+    """Check what would refuse every row, which PostgreSQL reports only when one is written."""
+    row = connection.execute(
+        queries.OBSTACLES_TO_ROWS, {"table": table.identifier.as_string(connection)}
+    ).fetchone()
+    is_secured, lacks_partitions = row or (False, False)
+    if is_secured:
+        msg = (
+            f"Row-level security applies to the user {current_user(connection)!r} on {table}, and "
+            "COPY cannot be used with it. Load as the table's owner or as a role with BYPASSRLS."
+        )
+        raise TableError(msg)
+    if lacks_partitions:
+        raise TableError(f"{table} has no partitions that could hold rows. Create them first.")
 
 
 def _vector_schema(connection: Connection) -> str:
