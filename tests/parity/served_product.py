@@ -24,6 +24,13 @@ START_SECONDS = 120.0
 Vectors = NDArray[np.float32]
 
 
+def product(*arguments: str) -> Any:
+    """Run a command with `--json`, and return what it printed."""
+    done = subprocess.run([COMMAND, *arguments], capture_output=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr.decode() + done.stdout.decode()
+    return json.loads(done.stdout)
+
+
 @contextmanager
 def running(command: str, *flags: str | Path, log: Path) -> Generator[str]:
     """Run `qwen3-triton up` or `serve` on free ports and yield the URL of the gateway."""
@@ -62,3 +69,9 @@ def embed(url: str, texts: list[str], **fields: Any) -> Vectors:
     with urllib.request.urlopen(request, timeout=120) as response:
         rows = json.load(response)["embeddings"]
     return np.stack([np.frombuffer(base64.b64decode(row), dtype="<f4") for row in rows])
+
+
+def info(url: str) -> dict[str, Any]:
+    """Return what the running product says of itself."""
+    with urllib.request.urlopen(f"{url}/info", timeout=30) as response:
+        return json.load(response)

@@ -1,38 +1,30 @@
 """Exports by torch of transformers' Qwen3, inspected, pooled and served by the product.
 
-Random weights in the layer shapes of Qwen3-Embedding-0.6B, with fewer layers and the nano model's
-vocabulary. The export and the reference run here; the product runs in its own environment.
+The export and the reference run here; the product runs in its own environment.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import subprocess
-import warnings
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx
 import pytest
 import torch
+from exported_models import HIDDEN_SIZE, LAYERS, VOCABULARY, make_model, write_export
 from numpy.typing import NDArray
-from served_product import Vectors, embed, running
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3Model
-from transformers.cache_utils import DynamicCache
+from served_product import Vectors, embed, product, running
+from transformers import PreTrainedTokenizerFast, Qwen3Model
 
 import qwen3_nano
 
 ROOT = Path(__file__).resolve().parents[2]
 BIN = ROOT / ".venv" / "bin"
 
-# config.json of Qwen/Qwen3-Embedding-0.6B with fewer layers and tokens, for two cores.
-HIDDEN_SIZE, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE_SIZE = 1024, 2, 16, 8, 128, 3072
-VOCABULARY = 24_000
 # With equal float32 weights on both sides, only the order of summation differs.
 FLOAT32_COSINE = 0.99999
 # Ten bits of mantissa through two layers, with different kernels on each side.
@@ -47,36 +39,6 @@ TEXTS = [
 ]
 
 
-class Plain(torch.nn.Module):
-    """The graph of optimum's feature-extraction task: three inputs, no cache."""
-
-    def __init__(self, model: Qwen3Model) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Any, attention_mask: Any, position_ids: Any) -> Any:
-        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
-        return self.model(**inputs, position_ids=position_ids, use_cache=False).last_hidden_state
-
-
-class WithPast(Plain):
-    """The graph of onnx-community: a past per layer as input, a present per layer as output."""
-
-    def forward(self, input_ids: Any, attention_mask: Any, position_ids: Any, *past: Any) -> Any:
-        cache = DynamicCache(config=self.model.config)
-        for layer in range(LAYERS):
-            cache.update(past[2 * layer], past[2 * layer + 1], layer)
-        answer = self.model(
-            input_ids=input_ids,
-            attention_mask=attention_mask,
-            position_ids=position_ids,
-            past_key_values=cache,
-            use_cache=True,
-        )
-        present = [part for layer in cache.layers for part in (layer.keys, layer.values)]
-        return (answer.last_hidden_state, *present)
-
-
 @dataclass(frozen=True, slots=True)
 class Export:
     """An export: its folder, the model it was made from, and its tolerance."""
@@ -87,78 +49,17 @@ class Export:
     min_cosine: float
 
 
-def make_model() -> Qwen3Model:
-    torch.manual_seed(11)
-    config = Qwen3Config(
-        vocab_size=VOCABULARY,
-        hidden_size=HIDDEN_SIZE,
-        intermediate_size=INTERMEDIATE_SIZE,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS,
-        head_dim=HEAD_DIM,
-        max_position_embeddings=2048,
-        rope_theta=1e6,
-        attn_implementation="eager",
-    )
-    return Qwen3Model(config).eval()
-
-
-def export_onnx(model: Qwen3Model, folder: Path, *, past: bool) -> None:
-    """Export with torch's TorchScript exporter, as optimum does, with external weights."""
-    length, past_length = 7, 3
-    total = length + past_length if past else length
-    tokens = {0: "batch", 1: "sequence"}
-    axes = {"input_ids": tokens, "position_ids": tokens, "last_hidden_state": tokens}
-    axes["attention_mask"] = {0: "batch", 1: "total"} if past else tokens
-    arguments = [
-        torch.randint(0, VOCABULARY, (2, length)),
-        torch.ones((2, total), dtype=torch.long),
-        torch.arange(total - length, total).repeat(2, 1),
-    ]
-    inputs, outputs = ["input_ids", "attention_mask", "position_ids"], ["last_hidden_state"]
-    if past:
-        for layer in range(LAYERS):
-            for kind in ("key", "value"):
-                shape = (2, KV_HEADS, past_length, HEAD_DIM)
-                arguments.append(torch.randn(shape, dtype=model.dtype))
-                inputs.append(f"past_key_values.{layer}.{kind}")
-                outputs.append(f"present.{layer}.{kind}")
-                axes[inputs[-1]] = {0: "batch", 2: "past"}
-                axes[outputs[-1]] = {0: "batch", 2: "total"}
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        torch.onnx.export(
-            (WithPast if past else Plain)(model),
-            tuple(arguments),
-            str(folder / "whole.onnx"),
-            input_names=inputs,
-            output_names=outputs,
-            dynamic_axes=axes,
-            opset_version=17,
-            dynamo=False,  # the other one needs onnxscript
-        )
-    onnx.save_model(
-        onnx.load(folder / "whole.onnx"),
-        folder / "model.onnx",
-        save_as_external_data=True,
-        location="model.onnx_data",
-    )
-    (folder / "whole.onnx").unlink()
-
-
-@pytest.fixture(name="export", scope="session", params=["plain", "past", "float16"])
+@pytest.fixture(name="export", scope="session", params=["plain", "past", "float16", "dynamo"])
 def _export(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Export:
+    if request.param == "dynamo":
+        return Export(*request.getfixturevalue("dynamo_export"), False, FLOAT32_COSINE)
     folder = tmp_path_factory.mktemp(request.param)
     model = make_model()
     if request.param == "float16":
         model = model.half()
-    past = request.param == "past"
-    export_onnx(model, folder, past=past)
-    shutil.copyfile(qwen3_nano.model_dir() / "tokenizer.json", folder / "tokenizer.json")
-    model.config.save_pretrained(folder)
+    write_export(model, folder, "past" if request.param == "past" else "plain")
     cosine = FLOAT16_COSINE if request.param == "float16" else FLOAT32_COSINE
-    return Export(folder, model, past, cosine)
+    return Export(folder, model, request.param == "past", cosine)
 
 
 @pytest.fixture(name="pooled", scope="session")
@@ -168,14 +69,6 @@ def _pooled(export: Export, tmp_path_factory: pytest.TempPathFactory) -> Path:
     document = product("model", "pool", str(export.folder), "-o", str(out), "--json")
     assert document["hidden_size"] == HIDDEN_SIZE
     return out
-
-
-def product(*arguments: str) -> Any:
-    done = subprocess.run(
-        [BIN / "qwen3-triton", *arguments], capture_output=True, check=False, timeout=120
-    )
-    assert done.returncode == 0, done.stderr.decode() + done.stdout.decode()
-    return json.loads(done.stdout)
 
 
 def padded(padding: str) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -1,0 +1,146 @@
+"""transformers' Qwen3 with random weights, exported by torch: the exports that people serve.
+
+In the layer shapes of Qwen3-Embedding-0.6B, with fewer layers and the nano model's vocabulary.
+"""
+
+from __future__ import annotations
+
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import onnx
+import torch
+from transformers import Qwen3Config, Qwen3Model
+from transformers.cache_utils import DynamicCache
+
+import qwen3_nano
+
+Form: TypeAlias = Literal["plain", "past", "dynamo"]
+
+# config.json of Qwen/Qwen3-Embedding-0.6B with fewer layers and tokens, for two cores.
+HIDDEN_SIZE, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE_SIZE = 1024, 2, 16, 8, 128, 3072
+VOCABULARY = 24_000
+LENGTH, PAST_LENGTH = 7, 3
+INPUTS = ["input_ids", "attention_mask", "position_ids"]
+
+
+class Plain(torch.nn.Module):
+    """The graph of optimum's feature-extraction task: three inputs, no cache."""
+
+    def __init__(self, model: Qwen3Model) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Any, attention_mask: Any, position_ids: Any) -> Any:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        return self.model(**inputs, position_ids=position_ids, use_cache=False).last_hidden_state
+
+
+class WithPast(Plain):
+    """The graph of onnx-community: a past per layer as input, a present per layer as output."""
+
+    def forward(self, input_ids: Any, attention_mask: Any, position_ids: Any, *past: Any) -> Any:
+        cache = DynamicCache(config=self.model.config)
+        for layer in range(LAYERS):
+            cache.update(past[2 * layer], past[2 * layer + 1], layer)
+        answer = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=cache,
+            use_cache=True,
+        )
+        present = [part for layer in cache.layers for part in (layer.keys, layer.values)]
+        return (answer.last_hidden_state, *present)
+
+
+def make_model(seed: int = 11) -> Qwen3Model:
+    torch.manual_seed(seed)
+    config = Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=HIDDEN_SIZE,
+        intermediate_size=INTERMEDIATE_SIZE,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=KV_HEADS,
+        head_dim=HEAD_DIM,
+        max_position_embeddings=2048,
+        rope_theta=1e6,
+        attn_implementation="eager",
+    )
+    return Qwen3Model(config).eval()
+
+
+def write_export(model: Qwen3Model, folder: Path, form: Form) -> None:
+    """Export a model with external weights, and put its tokenizer and configuration next to it."""
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if form == "dynamo":
+            _export_by_dynamo(model, folder / "model.onnx")
+        else:
+            _export_by_torchscript(model, folder, past=form == "past")
+    shutil.copyfile(qwen3_nano.model_dir() / "tokenizer.json", folder / "tokenizer.json")
+    model.config.save_pretrained(folder)
+
+
+def _export_by_dynamo(model: Qwen3Model, path: Path) -> None:
+    """Export as torch does by default since 2.9, with all metadata that it adds."""
+    tokens = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    torch.onnx.export(
+        Plain(model),
+        _tokens(LENGTH),
+        str(path),
+        input_names=INPUTS,
+        output_names=["last_hidden_state"],
+        dynamic_shapes=(tokens, tokens, tokens),
+        dynamo=True,
+        external_data=True,
+        verbose=False,
+    )
+
+
+def _export_by_torchscript(model: Qwen3Model, folder: Path, *, past: bool) -> None:
+    """Export as optimum does."""
+    tokens = {0: "batch", 1: "sequence"}
+    axes = {"input_ids": tokens, "position_ids": tokens, "last_hidden_state": tokens}
+    axes["attention_mask"] = {0: "batch", 1: "total"} if past else tokens
+    arguments = list(_tokens(LENGTH, PAST_LENGTH if past else 0))
+    inputs, outputs = list(INPUTS), ["last_hidden_state"]
+    if past:
+        for layer in range(LAYERS):
+            for kind in ("key", "value"):
+                shape = (2, KV_HEADS, PAST_LENGTH, HEAD_DIM)
+                arguments.append(torch.randn(shape, dtype=model.dtype))
+                inputs.append(f"past_key_values.{layer}.{kind}")
+                outputs.append(f"present.{layer}.{kind}")
+                axes[inputs[-1]] = {0: "batch", 2: "past"}
+                axes[outputs[-1]] = {0: "batch", 2: "total"}
+    torch.onnx.export(
+        (WithPast if past else Plain)(model),
+        tuple(arguments),
+        str(folder / "whole.onnx"),
+        input_names=inputs,
+        output_names=outputs,
+        dynamic_axes=axes,
+        opset_version=17,
+        dynamo=False,
+    )
+    onnx.save_model(
+        onnx.load(folder / "whole.onnx"),
+        folder / "model.onnx",
+        save_as_external_data=True,
+        location="model.onnx_data",
+    )
+    (folder / "whole.onnx").unlink()
+
+
+def _tokens(length: int, past_length: int = 0) -> tuple[torch.Tensor, ...]:
+    """Return token ids, mask and positions of two texts."""
+    total = length + past_length
+    return (
+        torch.randint(0, VOCABULARY, (2, length)),
+        torch.ones((2, total), dtype=torch.long),
+        torch.arange(past_length, total).repeat(2, 1),
+    )
