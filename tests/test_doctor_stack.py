@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import ssl
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -49,6 +50,7 @@ REPORTS_ITS_TYPES = '''
         return config
 '''
 KEY = "a-secret-key"
+RESTRICTED = "admin-key=open-sesame"
 
 
 def doctor(*arguments: str) -> tuple[int, dict[str, dict[str, str]], str]:
@@ -59,7 +61,9 @@ def doctor(*arguments: str) -> tuple[int, dict[str, dict[str, str]], str]:
 
 
 @contextmanager
-def answering(reply: Callable[[str, dict[str, Any]], object]) -> Generator[str]:
+def answering(
+    reply: Callable[[str, dict[str, Any]], object], certificate: tuple[Path, Path] | None = None
+) -> Generator[str]:
     """Run a small HTTP server that answers with what `reply(path, body)` gives, as JSON."""
 
     class Handler(BaseHTTPRequestHandler):
@@ -80,10 +84,14 @@ def answering(reply: Callable[[str, dict[str, Any]], object]) -> Generator[str]:
             """Say nothing."""
 
     with ThreadingHTTPServer((HOST, 0), Handler) as server:
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         try:
-            yield f"http://{HOST}:{server.server_port}"
+            yield f"http{'s' if certificate else ''}://{HOST}:{server.server_port}"
         finally:
             server.shutdown()
             thread.join()
@@ -91,7 +99,10 @@ def answering(reply: Callable[[str, dict[str, Any]], object]) -> Generator[str]:
 
 @contextmanager
 def forgiving_triton(repository: Path, log_file: Path) -> Generator[str]:
-    """Run a Triton that stays up when models do not load, and give its URL."""
+    """Run a Triton that stays up when models do not load, and give its URL.
+
+    Its models are only for callers with the header RESTRICTED.
+    """
     runtime = ensure_runtime(print)
     ports = choose_ports(HOST, Ports(0, 0, 0))
     command = server_command(
@@ -103,6 +114,7 @@ def forgiving_triton(repository: Path, log_file: Path) -> Generator[str]:
         exit_timeout_seconds=1,
         complete_config=True,
     )
+    command.append(f"--http-restricted-api=metadata,inference,model-repository:{RESTRICTED}")
     process = TritonProcess(
         ["--exit-on-error=false" if part == "--exit-on-error=true" else part for part in command],
         environment=runtime.environment(),
@@ -155,6 +167,15 @@ def _broken_triton(
 ) -> Generator[str]:
     with forgiving_triton(broken_repository, tmp_path_factory.mktemp("log") / "log") as url:
         yield url
+
+
+@pytest.fixture(name="ask_broken_triton")
+def _ask_broken_triton(broken_triton: str) -> Callable[[str], Any]:
+    def ask(model: str) -> Any:
+        flags = ("--triton-url", broken_triton, "--triton-headers", RESTRICTED)
+        return doctor(*flags, "--triton-model", model)
+
+    return ask
 
 
 def test_a_healthy_stack_exits_with_0(
@@ -226,9 +247,9 @@ def test_a_model_that_triton_lacks_is_reported_with_those_that_it_has(
     ],
 )
 def test_a_model_that_does_not_load_is_explained_by_tritons_own_words(
-    broken_triton: str, model: str, cause: str, remedy: str
+    ask_broken_triton: Callable[[str], Any], model: str, cause: str, remedy: str
 ) -> None:
-    code, checks, _ = doctor("--triton-url", broken_triton, "--triton-model", model)
+    code, checks, _ = ask_broken_triton(model)
     check = checks[f"model {model}"]
     assert code == 1
     assert check["outcome"] == "failed"
@@ -238,19 +259,46 @@ def test_a_model_that_does_not_load_is_explained_by_tritons_own_words(
     assert checks["Triton"]["seen"].endswith("a model is loading or failed to load")
 
 
-def test_an_input_of_another_type_than_the_gateway_sends_is_named(broken_triton: str) -> None:
-    code, checks, _ = doctor("--triton-url", broken_triton, "--triton-model", "narrow_ids")
+def test_an_input_of_another_type_than_the_gateway_sends_is_named(
+    ask_broken_triton: Callable[[str], Any],
+) -> None:
+    code, checks, _ = ask_broken_triton("narrow_ids")
     assert code == 1
     assert "input `input_ids` as int32" in checks["interface"]["seen"]
 
 
-def test_float16_over_json_is_explained_for_a_model_that_works(broken_triton: str) -> None:
-    _, checks, _ = doctor("--triton-url", broken_triton, "--triton-model", "half")
+def test_float16_over_json_is_explained_for_a_model_that_works(
+    ask_broken_triton: Callable[[str], Any],
+) -> None:
+    _, checks, _ = ask_broken_triton("half")
     check = checks["float16 over JSON"]
     assert checks["inference"]["outcome"] == "ok"
     assert check["outcome"] == "warning"
     assert "sending FP16 data via JSON is not supported" in check["seen"]
     assert "binary_data=True" in check["remedy"]
+
+
+def test_the_headers_of_the_gateways_requests_are_those_of_the_doctor(
+    broken_triton: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ("--triton-url", broken_triton, "--triton-model", "half")
+    code, checks, _ = doctor(*flags)
+    assert code == 1
+    assert checks["Triton"]["outcome"] == "failed"
+    monkeypatch.setenv("EMBED_TRITON_HEADERS", RESTRICTED)
+    _, checks, output = doctor(*flags)
+    assert checks["inference"]["outcome"] == "ok"
+    assert RESTRICTED.partition("=")[2] not in output
+
+
+def test_the_certificates_of_the_setting_are_trusted(certificate: tuple[Path, Path]) -> None:
+    triton = {"version": "2.51.0", "extensions": []}
+    with answering(lambda path, _: triton if path == "/v2" else None, certificate) as url:
+        code, checks, _ = doctor("--triton-url", url)
+        assert code == 1
+        assert "CERTIFICATE_VERIFY_FAILED" in checks["Triton"]["seen"]
+        _, checks, _ = doctor("--triton-url", url, "--triton-ca-file", str(certificate[0]))
+        assert checks["Triton version"]["seen"] == "2.51.0"
 
 
 def test_the_files_of_those_models_show_the_same_without_a_triton(broken_repository: Path) -> None:

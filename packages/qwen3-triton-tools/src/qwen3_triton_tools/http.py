@@ -56,6 +56,7 @@ def request(
     *,
     body: object = None,
     headers: Mapping[str, str] | None = None,
+    ssl_context: ssl.SSLContext | None = None,
     timeout_seconds: float,
 ) -> Reply:
     """Send GET, or POST with `body` as JSON; an answer of any status is returned.
@@ -68,7 +69,10 @@ def request(
         # Without the environment's proxies: a proxy would answer for the servers behind it.
         with (
             httpx2.Client(
-                timeout=timeout_seconds, trust_env=False, follow_redirects=True, verify=_tls()
+                timeout=timeout_seconds,
+                trust_env=False,
+                follow_redirects=True,
+                verify=ssl_context or _tls(),
             ) as client,
             client.stream(method, url, json=body, headers=headers) as response,
         ):

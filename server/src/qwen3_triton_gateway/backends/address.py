@@ -125,7 +125,7 @@ class TritonAddress:
             from tritonclient.grpc import aio as grpc_client
 
             return grpc_client.InferenceServerClient(
-                self.netloc, creds=self._grpc_credentials(), channel_args=GRPC_OPTIONS
+                self.netloc, creds=self.grpc_credentials(), channel_args=GRPC_OPTIONS
             )
         from tritonclient.http import aio as http_client
 
@@ -133,11 +133,16 @@ class TritonAddress:
         return http_client.InferenceServerClient(
             self.netloc + self.path,
             ssl=self.is_secure,
-            ssl_context=self._ssl_context() if self.is_secure else None,
+            ssl_context=self.ssl_context() if self.is_secure else None,
             conn_timeout=24 * 3600.0,
         )
 
-    def _ssl_context(self) -> ssl.SSLContext:
+    def ssl_context(self) -> ssl.SSLContext:
+        """Create the context of TLS connections to this Triton.
+
+        Raises:
+            StartupError: The file of certificates is invalid.
+        """
         try:
             return ssl.create_default_context(cafile=self.ca_file)
         except (ssl.SSLError, OSError) as error:
@@ -146,12 +151,17 @@ class TritonAddress:
             )
             raise StartupError(msg) from None
 
-    def _grpc_credentials(self) -> Any:
+    def grpc_credentials(self) -> Any:
+        """Create gRPC's credentials for this Triton; None without TLS.
+
+        Raises:
+            StartupError: The file of certificates is invalid.
+        """
         if not self.is_secure:
             return None
         import grpc
 
-        self._ssl_context()  # gRPC would not say what is wrong with the file
+        self.ssl_context()  # gRPC would not say what is wrong with the file
         # gRPC comes with a list of its own; the system's is what HTTP uses.
         file = self.ca_file or ssl.get_default_verify_paths().cafile
         roots = Path(file).read_bytes() if file else None

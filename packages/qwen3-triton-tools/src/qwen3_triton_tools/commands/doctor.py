@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 from pydantic import ValidationError
 
-from qwen3_triton_gateway.settings import Settings
+from qwen3_triton_gateway.settings import Settings, parse_headers
 
 from . import json_option, print_json, print_lines
 
@@ -36,6 +36,18 @@ EXPLICIT_SOURCES = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
     default="",
     help="Triton's URL, as for `serve`; default: the one that the gateway uses, or port 8200. "
     "[TRITON_URL]",
+)
+@click.option(
+    "--triton-headers",
+    envvar="EMBED_TRITON_HEADERS",
+    default="",
+    help="Headers of every request to Triton, as for `serve`. [EMBED_TRITON_HEADERS]",
+)
+@click.option(
+    "--triton-ca-file",
+    envvar="EMBED_TRITON_CA_FILE",
+    type=ANY_PATH,
+    help="Certificates to trust for https and grpcs. [EMBED_TRITON_CA_FILE]",
 )
 @click.option(
     "--triton-model",
@@ -116,6 +128,7 @@ def _target(
     *,
     url: str,
     triton_url: str,
+    triton_headers: str,
     api_key: str | None,
     database_url: str | None,
     **unchanged: Any,
@@ -126,12 +139,22 @@ def _target(
         url=(url if "://" in url else f"http://{url}").rstrip("/"),
         is_url_explicit=_is_explicit(context, "url"),
         triton_urls=tuple(part.strip() for part in triton_url.split(",") if part.strip()),
+        triton_headers=_headers(context, triton_headers),
         is_model_explicit=_is_explicit(context, "triton_model"),
         api_key=(api_key or "").split(",")[0].strip() or None,
         database_url=database_url or None,
         settings_problem=_settings_problem(),
         **unchanged,
     )
+
+
+def _headers(context: click.Context, text: str) -> dict[str, str]:
+    try:
+        return parse_headers(text)
+    except ValueError as error:
+        if context.get_parameter_source("triton_headers") is ParameterSource.ENVIRONMENT:
+            return {}  # a finding of its own: see `_settings_problem`
+        raise click.BadParameter(str(error), param_hint="--triton-headers") from None
 
 
 def _is_explicit(context: click.Context, parameter: str) -> bool:
@@ -157,6 +180,7 @@ def _secrets(target: Target, api_keys: str | None) -> list[str]:
     for url in target.triton_urls:
         password = url.rpartition("@")[0].rpartition("://")[2].partition(":")[2]
         secrets += [password, unquote(password)]
+    secrets += target.triton_headers.values()
     if target.database_url:
         password = urlsplit(target.database_url).password or ""
         # libpq's errors quote a URI that it cannot parse.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ class Target:
     Attributes:
         url: The gateway's base URL.
         is_url_explicit: Whether the user chose it; likewise for `is_model_explicit`.
+        triton_headers: What every request to Triton carries.
+        triton_ca_file: Certificates to trust instead of the system's, for TLS to Triton.
         output_dim: Dimensions of the vectors, if no gateway reports them.
         settings_problem: Why `serve` would refuse the environment, or empty.
     """
@@ -38,6 +40,8 @@ class Target:
     url: str
     is_url_explicit: bool
     triton_urls: tuple[str, ...]
+    triton_headers: Mapping[str, str]
+    triton_ca_file: Path | None
     triton_model: str
     is_model_explicit: bool
     model_dir: Path | None
@@ -121,6 +125,8 @@ def _check_triton(target: Target, gateway: GatewayReport) -> list[Finding]:
         findings += check_triton(
             url,
             model,
+            headers=target.triton_headers,
+            ca_file=target.triton_ca_file,
             is_required=bool(target.triton_urls),
             is_model_certain=is_model_certain,
             output_dim=target.output_dim,

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from qwen3_triton_gateway.backends.address import TritonAddress
+from qwen3_triton_gateway.backends.address import GRPC_OPTIONS, TritonAddress
 from qwen3_triton_gateway.backends.base import ModelSpec
 from qwen3_triton_gateway.backends.triton import TritonBackend
 from qwen3_triton_gateway.errors import EmbeddingServerError, StartupError
@@ -65,17 +67,31 @@ def check_triton(
     url: str,
     model: str,
     *,
+    headers: Mapping[str, str],
+    ca_file: Path | None,
     is_required: bool,
     is_model_certain: bool,
     output_dim: int,
     timeout_seconds: float,
 ) -> list[Finding]:
-    """Check one Triton and the model that the gateway needs from it."""
+    """Check one Triton and the model that the gateway needs from it.
+
+    Args:
+        url: Its address, as in TRITON_URL.
+        model: The name of the model.
+        headers: What every request carries, as in EMBED_TRITON_HEADERS.
+        ca_file: The certificates to trust, as in EMBED_TRITON_CA_FILE.
+        is_required: Whether its absence is a failure.
+        is_model_certain: Whether `model` was chosen; if not, a Triton's only model is checked.
+        output_dim: Dimensions of the vectors.
+        timeout_seconds: Limit of each request.
+    """
     try:
-        address = TritonAddress.parse(url)
+        address = TritonAddress.parse(url).with_options(headers, ca_file)
         state = _server_state(address, timeout_seconds)
     except StartupError as error:
-        return [failure("Triton", error.message, "Correct TRITON_URL or --triton-url.")]
+        remedy = "Correct it; `qwen3-triton serve` would not start with it."
+        return [failure("Triton", error.message, remedy)]
     except UnreachableError as error:
         return [missing("Triton", str(error), START, is_required=is_required)]
     if not state.version:
@@ -87,8 +103,8 @@ def check_triton(
     findings = [_check_readiness(address, state), ok("Triton version", state.version)]
     findings.append(check_model_state(model, state))
     if findings[-1].severity != "error":
-        findings += asyncio.run(_try_model(url, model, output_dim, timeout_seconds))
-    if not address.scheme.startswith("grpc"):
+        findings += asyncio.run(_try_model(address, model, output_dim, timeout_seconds))
+    if not address.is_grpc:
         findings.append(_check_grpc_port(address))
     return findings
 
@@ -132,10 +148,10 @@ def _server_state(address: TritonAddress, timeout_seconds: float) -> ServerState
     Raises:
         UnreachableError: Nothing answers there.
     """
-    if address.scheme.startswith("grpc"):
+    if address.is_grpc:
         return _server_state_by_grpc(address, timeout_seconds)
     url = str(address)
-    options: dict[str, Any] = {"headers": address.headers, "timeout_seconds": timeout_seconds}
+    options = _http_options(address, timeout_seconds)
     metadata = request(f"{url}/v2", **options).document
     if "version" not in metadata or "extensions" not in metadata:
         return ServerState("", is_ready=False, index=None)
@@ -148,11 +164,23 @@ def _server_state(address: TritonAddress, timeout_seconds: float) -> ServerState
     )
 
 
+def _http_options(address: TritonAddress, timeout_seconds: float) -> dict[str, Any]:
+    """Return the options of `request` for this Triton: the gateway's headers and certificates."""
+    context = address.ssl_context() if address.is_secure else None
+    return {
+        "headers": address.headers,
+        "ssl_context": context,
+        "timeout_seconds": timeout_seconds,
+    }
+
+
 def _server_state_by_grpc(address: TritonAddress, timeout_seconds: float) -> ServerState:
     import tritonclient.grpc as grpc_protocol
     from tritonclient.utils import InferenceServerException
 
-    client: Any = grpc_protocol.InferenceServerClient(address.netloc, ssl=address.scheme == "grpcs")
+    client: Any = grpc_protocol.InferenceServerClient(
+        address.netloc, creds=address.grpc_credentials(), channel_args=GRPC_OPTIONS
+    )
     limit: dict[str, Any] = {"client_timeout": timeout_seconds, "headers": address.headers}
     try:
         metadata = client.get_server_metadata(as_json=True, **limit)
@@ -199,10 +227,10 @@ def _check_readiness(address: TritonAddress, state: ServerState) -> Finding:
 
 
 async def _try_model(
-    url: str, model: str, output_dim: int, timeout_seconds: float
+    address: TritonAddress, model: str, output_dim: int, timeout_seconds: float
 ) -> list[Finding]:
     """Do what the gateway does: learn the interface, then run a batch."""
-    backend = TritonBackend(url, model)
+    backend = TritonBackend(address, model)
     try:
         spec = await backend.connect()
         answer = await backend.infer(PROBE, timeout_seconds=timeout_seconds, priority=1)
@@ -216,8 +244,7 @@ async def _try_model(
     finally:
         await backend.close()
     findings = [_check_interface(spec, output_dim), _check_numbers(answer)]
-    address = backend.address
-    if not address.scheme.startswith("grpc") and spec.output.dtype == np.float16:
+    if not address.is_grpc and spec.output.dtype == np.float16:
         findings.append(_check_json_float16(address, spec, timeout_seconds))
     return findings
 
@@ -256,7 +283,7 @@ def _check_json_float16(address: TritonAddress, spec: ModelSpec, timeout_seconds
         "outputs": [{"name": spec.output.name}],
     }
     url = f"{address}/v2/models/{spec.name}/infer"
-    reply = request(url, body=body, headers=address.headers, timeout_seconds=timeout_seconds)
+    reply = request(url, body=body, **_http_options(address, timeout_seconds))
     match = find_known_error(str(reply.document.get("error", "")))
     if match is None:
         return skipped(name, f"a JSON request answers {reply.status}: {reply.excerpt}")
