@@ -16,7 +16,8 @@ import qwen3_nano
 from qwen3_triton_gateway.backends.base import CANARY_PARAMETER
 from qwen3_triton_tools.local_triton import LocalTriton, launch, write_repository
 from qwen3_triton_tools.local_triton.process import server_command
-from qwen3_triton_tools.model.canary_vector import compute_canary_vector
+from qwen3_triton_tools.model.canary_vector import canary_of
+from qwen3_triton_tools.model.inspection import inspect_model
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
@@ -47,12 +48,8 @@ class ServedModel:
 
     def state_canary(self) -> None:
         """Write the vector of the present weights into `config.pbtxt`, as `model repository`."""
-        stated = compute_canary_vector(
-            self.path.parent,
-            qwen3_nano.model_dir() / "tokenizer.json",
-            weight_bytes=self.path.stat().st_size,
-            max_length=1024,
-        )
+        nano = inspect_model(qwen3_nano.model_dir() / "model.onnx")
+        stated = canary_of(nano, self.path, max_length=1024)
         with (self.repository / qwen3_nano.MODEL_ID / "config.pbtxt").open("a") as config:
             config.write(
                 f'parameters {{ key: "{CANARY_PARAMETER}" value {{ string_value: "{stated}" }} }}'

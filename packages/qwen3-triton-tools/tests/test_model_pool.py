@@ -1,4 +1,5 @@
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from onnx_exports import (
 from qwen3_triton_gateway.cli import main
 from qwen3_triton_gateway.pooling import last_token_pool
 from qwen3_triton_tools.errors import ModelError
+from qwen3_triton_tools.model import pool, probing
 from qwen3_triton_tools.model.pool import pool_model
 from qwen3_triton_tools.onnx_model import MAX_FILE_BYTES, read_model
 
@@ -252,6 +254,45 @@ def test_a_pooled_file_is_left_alone(tmp_path: Path) -> None:
     assert "is already pooled" in output
     pooled = pool_model(write_export(tmp_path / "plain"), keep_hidden=True).path
     assert pool_model(pooled).already_pooled
+
+
+def test_the_result_is_compared_with_pooling_outside(tmp_path: Path) -> None:
+    source = write_export(tmp_path)
+    code, output = run(str(source))
+    assert code == 0
+    assert "its vectors are those of pooling outside" in output
+    assert pool_model(source, tmp_path / "again.onnx").not_compared == ""
+
+
+def test_a_result_that_differs_is_not_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_export(tmp_path)
+    before = {file.name for file in tmp_path.iterdir()}
+
+    def first_token(*_: object, **__: object) -> Iterator[onnx.NodeProto]:
+        value = helper.make_tensor("", TensorProto.INT64, [4, 1], [0] * 4)
+        yield helper.make_node("Constant", [], ["last_token_pool/index"], value=value)
+
+    monkeypatch.setattr(pool, "_index_nodes", first_token)
+    with pytest.raises(ModelError, match="from those of pooling its hidden states"):
+        pool_model(source)
+    assert {file.name for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("why", ["not asked for", "Only up to 0 GiB", "no tokenizer.json"])
+def test_what_is_not_compared_is_reported_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    source = write_export(tmp_path)
+    if "GiB" in why:
+        monkeypatch.setattr(probing, "MAX_WEIGHT_BYTES", 1024)
+    if "tokenizer" in why:
+        (tmp_path / "tokenizer.json").unlink()
+    code, output = run(str(source), *(["--no-probe"] if "asked" in why else []))
+    assert code == 0
+    assert "Not compared with pooling outside of the graph" in output
+    assert why in output
 
 
 def unnamed_output() -> onnx.ModelProto:

@@ -50,6 +50,7 @@ from qwen3_triton_tools.model.triton_repository import (
 from swapped_weights import write_other_weights
 
 GIB = 1024**3
+LOCAL = ["--model-name", "m", "--gpu", "cpu", "--backend", "python"]
 FORMS = {**VARIANTS, "pooled": {"output": "sentence_embedding"}}
 # config.json of the family: (hidden, heads, intermediate), float16, weights in bytes.
 SHAPE_06B = ModelShape(1024, 16, 3072, 2, fused_attention=False)
@@ -180,7 +181,7 @@ def test_every_setting_has_its_reason_beside_it(exports: Path, tmp_path: Path) -
         assert lines[index - 1].startswith("# "), parameter
 
 
-async def canary_of(model_dir: Path) -> tuple[TokenBatch, Float32Vector]:
+async def embed_canary(model_dir: Path) -> tuple[TokenBatch, Float32Vector]:
     batch = canary_batch(TextTokenizer(qwen3_nano.model_dir(), max_length=1024))
     backend = OnnxBackend(model_dir)
     await backend.connect()
@@ -193,18 +194,26 @@ async def canary_of(model_dir: Path) -> tuple[TokenBatch, Float32Vector]:
 def test_the_configuration_states_the_canary_of_its_weights(tmp_path: Path) -> None:
     folder = write(qwen3_nano.model_dir() / "model.onnx", tmp_path / "r", gpu="cpu")
     stated = parse(folder).parameters[CANARY_PARAMETER].string_value
-    check_stated_canary(stated, *asyncio.run(canary_of(qwen3_nano.model_dir())))
+    check_stated_canary(stated, *asyncio.run(embed_canary(qwen3_nano.model_dir())))
     (tmp_path / "other").mkdir()
     write_other_weights(tmp_path / "other" / "model.onnx")
     with pytest.raises(StartupError, match="the weights were replaced"):
-        check_stated_canary(stated, *asyncio.run(canary_of(tmp_path / "other")))
+        check_stated_canary(stated, *asyncio.run(embed_canary(tmp_path / "other")))
 
 
+def test_the_local_tritons_configuration_states_it_too(tmp_path: Path) -> None:
+    arguments = ["-o", str(tmp_path / "r"), *LOCAL]
+    assert run(str(qwen3_nano.model_dir()), *arguments)[0] == 0
+    stated = parse(tmp_path / "r" / "m").parameters[CANARY_PARAMETER].string_value
+    check_stated_canary(stated, *asyncio.run(embed_canary(qwen3_nano.model_dir())))
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "python"])
 def test_a_canary_that_is_not_computed_is_reported_with_the_reason(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
     monkeypatch.setattr(canary_vector, "MAX_WEIGHT_BYTES", 1024)
-    arguments = ["-o", str(tmp_path / "r"), "--model-name", "m", "--gpu", "cpu"]
+    arguments = ["-o", str(tmp_path / "r"), *LOCAL[:-1], backend]
     code, output = run(str(qwen3_nano.model_dir()), *arguments)
     assert code == 0
     assert "does not state the canary's vector: The weights have" in output

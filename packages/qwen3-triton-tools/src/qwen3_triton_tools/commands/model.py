@@ -124,6 +124,9 @@ def inspect_command(
     help="Copy weights to another folder, do not hard-link them: `onnx` itself refuses links.",
 )
 @click.option("--force", is_flag=True, help="Replace existing files.")
+@click.option(
+    "--no-probe", is_flag=True, help="Do not run the model and the result on a few texts."
+)
 @json_option
 def pool(
     path: Path,
@@ -132,15 +135,18 @@ def pool(
     keep_hidden: bool,
     copy: bool,
     force: bool,
+    no_probe: bool,
     as_json: bool,
 ) -> None:
     """Append last-token pooling to an ONNX export: Triton returns vectors, not hidden states.
 
     PATH is an ONNX file or a folder with one. Adds the output `sentence_embedding`, float32 of
     shape (batch, hidden size), correct for padding on either side. Vectors are not normalized in
-    the graph: the gateway cuts them to `dimensions` first. External weights are not loaded; they
-    are shared or hard-linked, or copied to another disk. A file that contains its weights is read
-    and written completely, and costs about three times its size in memory.
+    the graph: the gateway cuts them to `dimensions` first. With up to 4 GiB of weights and a
+    tokenizer, both are run on a few short texts: pooling in the graph must return what pooling
+    outside of it returns. External weights are not loaded otherwise; they are shared or
+    hard-linked, or copied to another disk. A file that contains its weights is read and written
+    completely, and costs about three times its size in memory.
 
     \b
     Examples:
@@ -160,6 +166,7 @@ def pool(
             keep_hidden=keep_hidden,
             force=force,
             transfer="copy" if copy else "auto",
+            probe=not no_probe,
         )
     if as_json:
         print_json(asdict(pooled) | {"path": str(pooled.path)})
@@ -169,6 +176,10 @@ def pool(
         shape = f"(batch, {pooled.hidden_size})"
         click.echo(f"Wrote {pooled.path} with the output `sentence_embedding`, float32 {shape}.")
         click.echo("Not normalized: the gateway cuts to `dimensions`, then normalizes.")
+        if pooled.not_compared:
+            click.echo(f"Not compared with pooling outside of the graph: {pooled.not_compared}")
+        else:
+            click.echo("On a few texts, its vectors are those of pooling outside of the graph.")
         if pooled.external_files:
             click.echo(f"{pooled.external_files} file(s) of weights are next to it.")
 

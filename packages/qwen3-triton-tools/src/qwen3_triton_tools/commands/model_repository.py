@@ -126,8 +126,11 @@ def _progress(model_path: Path, *, shown: bool) -> Generator[Callable[[int], obj
 
 def _write_local(model_path: Path, out: Path, flags: dict[str, Any], *, as_json: bool) -> None:
     """Write for the local Triton, which reads the ONNX file in place."""
+    from qwen3_triton_gateway.backends.base import CANARY_PARAMETER
+
     from ..errors import ModelError
     from ..local_triton import write_repository
+    from ..model.canary_vector import canary_of
     from ..model.gpu_plan import MAX_CPU_ROWS
     from ..model.inspection import check_servable, inspect_model
     from ..model.probing import with_probe
@@ -137,18 +140,35 @@ def _write_local(model_path: Path, out: Path, flags: dict[str, Any], *, as_json:
         raise ModelError(f"{target} already exists. Pass `--force` to replace it.")
     inspection = with_probe(inspect_model(model_path), flags["pooling"])
     check_servable(inspection)
+    parameters: dict[str, str] = {}
+    canary_problem = ""
+    try:
+        parameters[CANARY_PARAMETER] = canary_of(
+            inspection, model_path, max_length=flags["max_length"]
+        )
+    except ModelError as error:
+        canary_problem = str(error)
     folder = write_repository(
         model_path,
         out,
         model_name=flags["model_name"],
+        parameters=parameters,
         max_batch_size=MAX_CPU_ROWS,
         instance_count=flags["instances"],
     )
     if as_json:
-        print_json({"folder": str(folder), "model": str(model_path), "backend": "python"})
+        document = {"folder": str(folder), "model": str(model_path), "backend": "python"}
+        print_json(document | {"canary_problem": canary_problem or None})
         return
-    click.echo(f"Wrote {folder}, which reads {model_path} in place. To run it:")
+    click.echo(f"Wrote {folder}, which reads {model_path} in place.")
+    _report_canary(canary_problem)
+    click.echo("To run it:")
     click.echo(f"  qwen3-triton triton --model-repository {out} --model-name {folder.name}")
+
+
+def _report_canary(problem: str) -> None:
+    if problem:
+        click.echo(f"  config.pbtxt does not state the canary's vector: {problem}")
 
 
 def _report(written: WrittenRepository, out: Path, name: str, *, as_json: bool) -> None:
@@ -174,8 +194,7 @@ def _report(written: WrittenRepository, out: Path, name: str, *, as_json: bool) 
     for finding in written.inspection.findings:
         if finding.severity == "warning":
             click.echo(f"  {finding.message} {finding.remedy}")
-    if written.canary_problem:
-        click.echo(f"  config.pbtxt does not state the canary's vector: {written.canary_problem}")
+    _report_canary(written.canary_problem)
     if written.unreadable:
         click.echo(
             f"  Triton's image runs as uid 1000 and cannot read {', '.join(written.unreadable)}: "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from qwen3_triton_gateway.fingerprint import weights_digest
@@ -32,6 +33,7 @@ parameters {{ key: "intra_op_threads" value {{ string_value: "{intra_op_threads}
 # For the gateway's fingerprint; Triton's metadata does not include it.
 parameters {{ key: "weights_digest" value {{ string_value: "{digest}" }} }}
 """
+_PARAMETER = "parameters {{ key: {key} value {{ string_value: {value} }} }}\n"
 
 
 def write_repository(
@@ -42,11 +44,21 @@ def write_repository(
     max_batch_size: int = 32,
     instance_count: int = 1,
     intra_op_threads: int = 0,
+    parameters: Mapping[str, str] | None = None,
 ) -> Path:
     """Write `<repository>/<model_name>` for Triton's Python backend and return that folder.
 
     The ONNX file stays where it is (the model reads it by its absolute path), so gigabytes are
-    neither copied nor linked. `intra_op_threads` 0 means one thread per core.
+    neither copied nor linked.
+
+    Args:
+        model_dir: The ONNX file, or a folder with one.
+        repository: The model repository.
+        model_name: The model's name in Triton.
+        max_batch_size: Rows of the largest batch.
+        instance_count: Copies of the model.
+        intra_op_threads: Threads of each; 0 means one per core.
+        parameters: Further parameters that Triton tells the gateway.
 
     Raises:
         ModelFolderError: There is no ONNX file, its weights are incomplete, or it has a tensor that
@@ -72,6 +84,8 @@ def write_repository(
         intra_op_threads=intra_op_threads,
         digest=digest,
     )
+    for key, value in (parameters or {}).items():
+        config += _PARAMETER.format(key=_quote(key), value=_quote(value))
     folder = repository / model_name
     with replacing_folder(folder) as unfinished:
         (unfinished / "1").mkdir()

@@ -12,38 +12,39 @@ from qwen3_triton_gateway.errors import EmbeddingServerError
 from qwen3_triton_gateway.tokenization import TextTokenizer
 
 from ..errors import ModelError
+from .inspection import Inspection
 
 # Loading takes about twice the weights in memory, and seconds per gigabyte. The smallest model of
 # the family has 2.4 GB in float32.
 MAX_WEIGHT_BYTES = 4 * 1024**3
 
 
-def compute_canary_vector(
-    folder: Path, tokenizer_path: Path, *, weight_bytes: int, max_length: int
-) -> str:
+def canary_of(inspection: Inspection, model_path: Path, *, max_length: int) -> str:
     """Embed the canary sentence on this machine's CPU, for the gateway to compare.
 
     Args:
-        folder: The folder of `model.onnx`.
-        tokenizer_path: The tokenizer file.
-        weight_bytes: The size of the weights.
+        inspection: What the model is.
+        model_path: The ONNX file, or the folder of `model.onnx`.
         max_length: Tokens of the longest text.
 
     Raises:
-        ModelError: The model is too large for that, or does not run here.
+        ModelError: The model is too large for that, or has no tokenizer, or does not run here.
     """
+    if inspection.tokenizer is None:
+        raise ModelError("There is no tokenizer.json next to the model.")
+    weight_bytes = inspection.precision.weight_bytes
     if weight_bytes > MAX_WEIGHT_BYTES:
         size, limit = weight_bytes / 1024**3, MAX_WEIGHT_BYTES / 1024**3
         raise ModelError(f"The weights have {size:.1f} GiB; only up to {limit:.0f} are run here.")
     try:
-        return asyncio.run(_compute(folder, tokenizer_path, max_length))
+        return asyncio.run(_compute(model_path, Path(inspection.tokenizer.path), max_length))
     except EmbeddingServerError as error:
         raise ModelError(error.message) from error
 
 
-async def _compute(folder: Path, tokenizer_path: Path, max_length: int) -> str:
+async def _compute(model_path: Path, tokenizer_path: Path, max_length: int) -> str:
     batch = canary_batch(TextTokenizer(tokenizer_path, max_length=max_length))
-    backend = OnnxBackend(folder)
+    backend = OnnxBackend(model_path)
     try:
         await backend.connect()
         return state_canary(batch, await embed_probe(backend, batch))

@@ -1,4 +1,4 @@
-"""Append last-token pooling to an ONNX export; external weights are not read.
+"""Append last-token pooling to an ONNX export; external weights are read only to compare.
 
     index = ReduceMax(attention_mask * Range(0, length))
     sentence_embedding = Cast(GatherND(hidden, index), float32)
@@ -44,6 +44,8 @@ from .files import (
     transfer_weights,
 )
 from .graph import choose_output, describe_interface, embedding_rows, read_config
+from .inspection import Inspection, inspect_model
+from .probing import PoolingSample, check_pooling, probe_model, sample_pooling
 from .tokenizer_file import read_tokenizer_file
 
 _SUFFIX = "_pooled"
@@ -67,6 +69,8 @@ class PooledModel:
         path: The file that was written, or the model itself if `already_pooled`.
         external_files: Number of files of weights that were brought to another folder.
         checked_by: `onnx` if its checker accepted the file, else `reader`.
+        not_compared: Why its vectors were not compared with those of pooling outside of the graph;
+            empty if they were, and are the same.
     """
 
     path: Path
@@ -74,6 +78,7 @@ class PooledModel:
     already_pooled: bool = False
     external_files: int = 0
     checked_by: Literal["onnx", "reader"] = "reader"
+    not_compared: str = ""
 
 
 def pool_model(
@@ -83,6 +88,7 @@ def pool_model(
     keep_hidden: bool = False,
     force: bool = False,
     transfer: Transfer = "auto",
+    probe: bool = True,
 ) -> PooledModel:
     """Write a copy of the model with the output `sentence_embedding`, float32 (batch, hidden size).
 
@@ -95,14 +101,19 @@ def pool_model(
         keep_hidden: Keep the hidden state as an output too.
         force: Replace existing files.
         transfer: How external weights are brought to another folder.
+        probe: Run the model and the result on a few texts, if that is possible here.
 
     Raises:
-        ModelError: The model cannot be read or pooled, or `out` exists and `force` is not set.
+        ModelError: The model cannot be read or pooled, does not behave like one of the family, or
+            `out` exists and `force` is not set.
     """
     _check_size(model_path)
-    model = read_model(model_path)
+    inspection = inspect_model(model_path)
+    model = inspection.model
     pooled_size = _pooled_size(model)
     if pooled_size is not None:
+        if probe:
+            _check_behavior(inspection)
         return PooledModel(model_path, pooled_size, already_pooled=True)
     hidden = _find_hidden_state(model)
     hidden_size = _hidden_size(model, hidden)
@@ -111,6 +122,7 @@ def pool_model(
     target = _target(model_path, out)
     if target.exists() and not force:
         raise ModelError(f"{target} already exists. Pass `--force` to replace it.")
+    sample, not_compared = _sample(inspection) if probe else (None, "It was not asked for.")
     with all_or_none([target, *_transferred(model, target, out)]):
         external_files = 0
         if not _is_same_folder(target.parent, model_path.parent):
@@ -120,8 +132,36 @@ def pool_model(
         _append_pooling(model, hidden, hidden_size, keep_hidden=keep_hidden)
         with replacing_file(target, model.path.stat().st_mode & 0o777) as unfinished:
             unfinished.write_bytes(model.proto.SerializeToString())
+            if sample:
+                check_pooling(unfinished, sample)
         checked_by = _check_result(target)
-    return PooledModel(target, hidden_size, external_files=external_files, checked_by=checked_by)
+    return PooledModel(
+        target,
+        hidden_size,
+        external_files=external_files,
+        checked_by=checked_by,
+        not_compared=not_compared,
+    )
+
+
+def _check_behavior(inspection: Inspection) -> None:
+    _, findings = probe_model(inspection)
+    for finding in findings:
+        if finding.severity == "error":
+            raise ModelError(f"{finding.message} {finding.remedy}".strip())
+
+
+def _sample(inspection: Inspection) -> tuple[PoolingSample | None, str]:
+    """Return what the result is compared with, or why there is nothing.
+
+    Raises:
+        ModelError: The model does not behave like one of the family.
+    """
+    _check_behavior(inspection)
+    try:
+        return sample_pooling(inspection), ""
+    except ModelError as error:
+        return None, str(error)
 
 
 def _transferred(model: OnnxModel, target: Path, out: Path | None) -> list[Path]:

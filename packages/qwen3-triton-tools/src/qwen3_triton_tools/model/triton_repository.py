@@ -12,7 +12,7 @@ from qwen3_triton_gateway.settings import Pooling
 
 from ..errors import ModelError
 from ..writing import all_or_none, replacing_folder
-from .canary_vector import compute_canary_vector
+from .canary_vector import canary_of
 from .files import (
     TOKENIZER_FILES,
     Transfer,
@@ -145,14 +145,7 @@ def _write_model(
 def _canary_vector(inspection: Inspection, version: Path, options: RepositoryOptions) -> str:
     if not options.with_digest:
         raise ModelError("The weights are not read without their digest.")
-    if inspection.tokenizer is None:
-        raise ModelError("There is no tokenizer.json next to the model.")
-    return compute_canary_vector(
-        version,
-        Path(inspection.tokenizer.path),
-        weight_bytes=inspection.precision.weight_bytes,
-        max_length=options.max_length,
-    )
+    return canary_of(inspection, version, max_length=options.max_length)
 
 
 def _check_place(folder: Path, model_path: Path, *, force: bool) -> None:
