@@ -1,6 +1,7 @@
 """The dialects on the same model; the repository's tests use their real clients."""
 
 import base64
+import json
 from typing import Any
 
 import numpy as np
@@ -217,10 +218,55 @@ def test_fields_of_other_servers_are_checked(
     assert refused.json()["error"]["param"] == param
 
 
-def test_vllms_chat_form_is_named(client: TestClient) -> None:
-    body = {"messages": [{"role": "user", "content": "a"}]}
-    refused = client.post("/v1/embeddings", json=body)
-    assert "use_chat_template=False" in refused.json()["error"]["message"]
+def said(text: Any, role: str = "user") -> list[dict[str, Any]]:
+    return [{"role": role, "content": text}]
+
+
+@pytest.mark.parametrize(
+    ("messages", "texts"),
+    [
+        pytest.param(said("soup"), ["soup"], id="one"),
+        pytest.param(said([{"type": "text", "text": "soup"}]), ["soup"], id="parts"),
+        pytest.param(
+            [said("soup"), said([{"type": "text", "text": "a"}])], ["soup", "a"], id="two"
+        ),
+    ],
+)
+def test_vllms_chat_form_is_embedded_as_plain_texts(
+    client: TestClient, messages: Any, texts: list[str]
+) -> None:
+    data = client.post("/v1/embeddings", json={"messages": messages}).json()["data"]
+    assert [item["embedding"] for item in data] == native(client, *texts)
+
+
+@pytest.mark.parametrize(
+    ("messages", "param", "words"),
+    [
+        pytest.param([], "messages", "empty", id="empty"),
+        pytest.param("soup", "messages", "empty", id="a-string"),
+        pytest.param(said("soup", "system"), "messages[0]", "`instruction`", id="system"),
+        pytest.param(
+            [said("a"), [*said("b"), *said("c")]], "messages[1]", "one message", id="turns"
+        ),
+        pytest.param(
+            said([{"type": "image_url", "image_url": {"url": "data:"}}]),
+            "messages[0]",
+            "nothing but text",
+            id="image",
+        ),
+        pytest.param([said("a"), said(" ")], "input[1]", "blank", id="blank"),
+        pytest.param([said("a"), said("\ud83d")], "input[1]", "surrogate", id="surrogate"),
+    ],
+)
+def test_more_than_texts_in_vllms_chat_form_is_refused(
+    client: TestClient, messages: Any, param: str, words: str
+) -> None:
+    body = json.dumps({"messages": messages}).encode()
+    refused = client.post("/v1/embeddings", content=body)
+    assert refused.status_code == 400
+    error = refused.json()["error"]
+    assert error["param"] == param
+    assert words in error["message"]
 
 
 def test_models_are_listed_and_found_by_every_name(start_gateway: Any) -> None:

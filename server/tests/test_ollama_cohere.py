@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
@@ -111,6 +112,28 @@ def test_cohere_gets_the_native_vectors_in_each_type(client: TestClient) -> None
     assert answer["response_type"] == "embeddings_by_type"
 
 
+def test_coheres_whole_numbers_keep_the_direction_of_each_vector(client: TestClient) -> None:
+    types = ["int8", "uint8", "float"]
+    answer = cohere(client, texts=["soup", "a", "soup"], embedding_types=types)["embeddings"]
+    exact, small = np.array(answer["float"]), np.array(answer["int8"])
+    assert np.abs(small).max(axis=1).tolist() == [127] * 3
+    cosines = (exact * small).sum(axis=1) / np.linalg.norm(small, axis=1)
+    assert cosines.min() > 0.999
+    assert (np.array(answer["uint8"]) == small + 128).all()
+    alone = cohere(client, texts=["a"], embedding_types=["int8"])["embeddings"]["int8"]
+    assert alone[0] == answer["int8"][1]
+
+
+def test_coheres_binary_types_pack_the_signs_of_eight_dimensions(client: TestClient) -> None:
+    types = ["ubinary", "binary", "float"]
+    body = {"texts": ["soup", "a"], "output_dimension": 64, "embedding_types": types}
+    answer = cohere(client, **body)["embeddings"]
+    packed = np.array(answer["ubinary"], dtype=np.uint8)
+    assert packed.shape == (2, 8)
+    assert (np.unpackbits(packed, axis=1) == (np.array(answer["float"]) > 0)).all()
+    assert (np.array(answer["binary"]) == packed.astype(int) - 128).all()
+
+
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
@@ -144,7 +167,12 @@ def test_cohere_truncates_and_says_so(client: TestClient) -> None:
     [
         ({"texts": [LONG], "truncate": "NONE"}, 400, "send `truncate: END`"),
         ({"texts": ["a", ""]}, 400, "Text 1 is blank"),
-        ({"texts": ["a"], "embedding_types": ["int8"]}, 400, "'float' or 'base64'"),
+        ({"texts": ["a"], "embedding_types": ["int4"]}, 400, "'binary' or 'ubinary'"),
+        (
+            {"texts": ["a"], "embedding_types": ["ubinary"], "output_dimension": 100},
+            400,
+            "a multiple of 8",
+        ),
         ({"texts": ["a"], "model": "embed-v4.0"}, 404, "'fake-embedding'"),
         ({"images": ["data:..."]}, 400, "`texts` is missing"),
     ],

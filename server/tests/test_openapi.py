@@ -102,5 +102,17 @@ def test_dimensions_without_a_fraction_are_an_integer_as_in_json_schema(
         assert client.post("/embed", json=body | {"dimensions": wrong}).status_code == 400
 
 
+def test_every_example_of_a_body_works_as_it_is(client: TestClient) -> None:
+    tried: set[str] = set()
+    for (path, method), call in operations().items():
+        content = call.get("requestBody", {"content": {}})["content"]
+        example = content.get("application/json", {}).get("example")
+        if example:
+            answer = client.request(method, path, json=example)
+            assert answer.status_code == 200, (path, answer.text)
+            tried.add(path)
+    assert tried >= {"/", "/embed", "/tokenize", "/v1/embeddings", "/v2/embed", "/api/embed"}
+
+
 if __name__ == "__main__":
     SNAPSHOT.write_bytes(describe())

@@ -140,6 +140,16 @@ def cohere(url: str, documents: list[str], query: str) -> Embedded:
     return Embedded(embed(documents, "search_document"), embed([query], "search_query")[0])
 
 
+def cohere_types(url: str, texts: list[str], types: list[str]) -> Any:
+    """Embed texts with Cohere's client in several types, and return its `embeddings`."""
+    from cohere import ClientV2
+
+    client = ClientV2(api_key=KEY, base_url=url)
+    return client.embed(
+        model=MODEL, texts=texts, input_type="search_document", embedding_types=types
+    ).embeddings
+
+
 def voyageai(url: str, documents: list[str], query: str) -> Embedded:
     from voyageai import Client
 

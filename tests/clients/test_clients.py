@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import base64
 import importlib.metadata
 import json
 import os
@@ -30,6 +31,7 @@ HEADER = "| program | setting | tried version | documents | queries |\n|---|---|
 DOCUMENTS = ["Whales are mammals.", "Bread rises because of yeast, which is a fungus.", "x"]
 QUERY = "Why does dough grow?"
 SAME = 0.99999  # float32; below that it is another text or another model
+EIGHT_BITS = 0.999  # whole numbers of up to 127 per component
 
 
 @dataclass(frozen=True)
@@ -203,6 +205,18 @@ def test_a_client_gets_the_native_vectors(url: str, client: Client) -> None:
         queries = "with another text around them"
     cells = [client.program, client.setting, client.version, "the same", queries]
     ROWS[client.program] = f"| {' | '.join(cells)} |"
+
+
+def test_coheres_client_reads_every_embedding_type(url: str) -> None:
+    types = ["float", "int8", "uint8", "binary", "ubinary", "base64"]
+    found = python.cohere_types(url, DOCUMENTS, types)
+    exact = embed(url, DOCUMENTS)
+    assert [base64.b64decode(row) for row in found.base64] == [row.tobytes() for row in exact]
+    assert min(map(cosine, found.int8, exact)) > EIGHT_BITS
+    assert (np.array(found.uint8) - 128 == np.array(found.int8)).all()
+    bits = np.unpackbits(np.array(found.ubinary, dtype=np.uint8), axis=1)
+    assert (bits == (exact > 0)).all()
+    assert (np.array(found.ubinary) - 128 == np.array(found.binary)).all()
 
 
 def test_the_table_in_the_documentation_is_what_was_tried() -> None:

@@ -155,7 +155,11 @@ class EmbeddingService:
         if model is None or model in self.model_names:
             return
         allowed = " or ".join(map(repr, self.model_names))
-        msg = f"Model {shorten(model)!r} is not served here. Set `model` to {allowed}, or omit it."
+        msg = (
+            f"Model {shorten(model)!r} is not served here. Set `model` to {allowed}, or omit it. "
+            "For programs that can do neither, start the gateway with this name in "
+            "EMBED_MODEL_ALIASES."
+        )
         raise ModelNotFoundError(msg, param="model")
 
     async def connect(self) -> None:

@@ -11,6 +11,7 @@ Int64Vector: TypeAlias = np.ndarray[tuple[int], np.dtype[np.int64]]
 Float32Vector: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float32]]
 Int64Matrix: TypeAlias = np.ndarray[tuple[int, int], np.dtype[np.int64]]
 Float32Matrix: TypeAlias = np.ndarray[tuple[int, int], np.dtype[np.float32]]
+ByteMatrix: TypeAlias = np.ndarray[tuple[int, int], np.dtype[np.int8 | np.uint8]]
 FloatArray: TypeAlias = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 

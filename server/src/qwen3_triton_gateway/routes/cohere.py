@@ -9,13 +9,15 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..embedder import MIN_TOKENS, EmbedCall, Truncation
-from ..responses import VECTORS, CohereErrorResponse, EncodingFormat
+from ..errors import InvalidRequestError
+from ..responses import VECTORS, CohereErrorResponse, VectorForm
 from ..schemas import LenientDimensions, Texts, never_together, validate
 from .exchange import EmbedAnswer, ServiceDep, describe_call, open_exchange
 from .openai import resolve_model
-from .tei import Vectors
 
 router = APIRouter(prefix="/v2", tags=["cohere"])
+
+BITS_PER_BYTE = 8
 
 TRUNCATIONS: dict[str | None, Truncation] = {
     None: "end",
@@ -42,17 +44,21 @@ class CohereEmbedRequest(BaseModel):
     input_type: (
         Literal["search_document", "search_query", "classification", "clustering"] | None
     ) = None
-    embedding_types: Annotated[list[Literal["float", "base64"]], Field(min_length=1)] | None = None
+    embedding_types: Annotated[list[VectorForm], Field(min_length=1)] | None = None
     output_dimension: LenientDimensions | None = None
     max_tokens: Annotated[int, Field(ge=MIN_TOKENS)] | None = None
     truncate: Literal["NONE", "START", "END"] | None = None
 
 
 class CohereEmbedResponse(BaseModel):
-    """The response to `POST /v2/embed`; `meta.warnings` names texts that were truncated."""
+    """The response to `POST /v2/embed`; `meta.warnings` names texts that were truncated.
+
+    Vectors are numbers in `float`, and whole numbers of eight bits in `int8`, `uint8`, `binary` and
+    `ubinary`; in the last two, each holds eight dimensions.
+    """
 
     id: str
-    embeddings: dict[EncodingFormat, Vectors]
+    embeddings: dict[VectorForm, list[list[float]] | list[list[int]] | list[str]]
     response_type: Literal["embeddings_by_type"]
     meta: dict[str, Any]
 
@@ -60,13 +66,19 @@ class CohereEmbedResponse(BaseModel):
 @router.post(
     "/embed",
     response_model=CohereEmbedResponse,
-    **describe_call(CohereEmbedRequest, errors=CohereErrorResponse),
+    **describe_call(
+        CohereEmbedRequest,
+        errors=CohereErrorResponse,
+        example={"texts": ["hello world"], "input_type": "search_query"},
+    ),
 )
 async def embed(request: Request, service: ServiceDep) -> Response:
     """Embed 1 to 2,048 texts; those that are too long are truncated unless `truncate` is NONE."""
     async with open_exchange(request, service) as exchange:
         body = validate(CohereEmbedRequest, exchange.body)
         by_name = resolve_model(body.model, service)
+        types: list[VectorForm] = list(dict.fromkeys(body.embedding_types or ["float"]))
+        _check_packing(types, body.output_dimension or service.settings.output_dim)
         is_query = body.input_type == "search_query" if body.input_type else by_name == "query"
         limit = service.settings.max_length
         answer = await exchange.embed(
@@ -79,7 +91,6 @@ async def embed(request: Request, service: ServiceDep) -> Response:
                 truncate_hint="send `truncate: END`",
             )
         )
-        types: list[EncodingFormat] = list(dict.fromkeys(body.embedding_types or ["float"]))
         return answer.respond(
             {
                 "id": str(uuid.uuid4()),
@@ -89,6 +100,16 @@ async def embed(request: Request, service: ServiceDep) -> Response:
             },
             *types,
         )
+
+
+def _check_packing(types: list[VectorForm], dimensions: int) -> None:
+    packed = next((name for name in types if name in ("binary", "ubinary")), None)
+    if packed and dimensions % BITS_PER_BYTE:
+        msg = (
+            f"`embedding_types` has {packed!r}, which packs eight dimensions into a byte, but the "
+            f"vectors have {dimensions}. Send an `output_dimension` that is a multiple of 8."
+        )
+        raise InvalidRequestError(msg, param="output_dimension")
 
 
 def _meta(answer: EmbedAnswer) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ..admission import settle_entry
 from ..embedder import EmbedCall, EmbedTimings
 from ..errors import BackendUnavailableError
 from ..memory import REQUEST_BYTES, Reservation, in_worker, request_bytes
-from ..responses import Dialect, EncodingFormat, PartsResponse, answer_parts, encoded_bytes
+from ..responses import Dialect, PartsResponse, VectorForm, answer_parts, encoded_bytes
 from ..schemas import Usage, parse_json
 from ..service import EmbeddingService
 from ..tensors import Embeddings
@@ -45,7 +45,9 @@ def is_trusted(request: Request) -> bool:
     return request.state.is_trusted
 
 
-def describe_call(*bodies: type[BaseModel], errors: Any) -> dict[str, Any]:
+def describe_call(
+    *bodies: type[BaseModel], errors: Any, example: dict[str, Any] | None = None
+) -> dict[str, Any]:
     """Build the route arguments that describe a call in the OpenAPI document.
 
     Routes read the body as bytes and validate it with pydantic's own JSON parser, so FastAPI
@@ -54,10 +56,12 @@ def describe_call(*bodies: type[BaseModel], errors: Any) -> dict[str, Any]:
     Args:
         *bodies: The schemas that the call accepts.
         errors: The schema of its errors, or a union of several.
+        example: A body that works with any model, which `/docs` offers to send.
     """
     schemas = [body.model_json_schema() for body in bodies]
     schema = schemas[0] if len(schemas) == 1 else {"oneOf": schemas}
-    body = {"required": True, "content": {"application/json": {"schema": schema}}}
+    content: dict[str, Any] = {"schema": schema} | ({"example": example} if example else {})
+    body = {"required": True, "content": {"application/json": content}}
     names_model = any("model" in body.model_fields for body in bodies)
     statuses = {*ERROR_STATUSES, 404} if names_model else ERROR_STATUSES
     return {
@@ -157,19 +161,19 @@ class EmbedAnswer:
     def respond(
         self,
         content: object,
-        *encoding_formats: EncodingFormat,
+        *forms: VectorForm,
         wrap: Callable[[int, Any], Any] | None = None,
     ) -> PartsResponse:
         """Build the response, with the headers that embeddings carry in every dialect.
 
         Args:
             content: The answer, with `VECTORS` wherever the vectors belong.
-            *encoding_formats: How they are encoded in each such place; see `answer_parts`.
+            *forms: How they are encoded in each such place; see `answer_parts`.
             wrap: What each is wrapped in; see `answer_parts`.
         """
 
         def parts() -> AsyncGenerator[bytes]:
-            return self._timed(answer_parts(content, self.embeddings, encoding_formats, wrap))
+            return self._timed(answer_parts(content, self.embeddings, forms, wrap))
 
         # The texts are no longer needed.
         encoded = encoded_bytes(len(self.embeddings.rows), self.dimensions)

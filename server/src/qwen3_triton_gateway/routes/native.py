@@ -46,7 +46,12 @@ class EmbedResponse(BaseModel):
 @router.post(
     "/embed",
     response_model=EmbedResponse | tei.Vectors,
-    **describe_call(EmbedRequest, tei.TeiEmbedRequest, errors=ErrorResponse | TeiErrorResponse),
+    **describe_call(
+        EmbedRequest,
+        tei.TeiEmbedRequest,
+        errors=ErrorResponse | TeiErrorResponse,
+        example={"texts": ["hello world"], "input_type": "query"},
+    ),
 )
 async def embed(request: Request, service: ServiceDep) -> Response:
     """Embed 1 to 2,048 texts; `embeddings[i]` belongs to `texts[i]` and has norm 1.

@@ -94,7 +94,9 @@ class OllamaPromptResponse(BaseModel):
 @router.post(
     "/embed",
     response_model=OllamaEmbedResponse,
-    **describe_call(OllamaEmbedRequest, errors=OllamaErrorResponse),
+    **describe_call(
+        OllamaEmbedRequest, errors=OllamaErrorResponse, example={"input": "hello world"}
+    ),
 )
 async def embed(request: Request, service: ServiceDep) -> Response:
     """Embed one text or a list of up to 2,048, truncated unless `truncate` is false."""
@@ -119,7 +121,9 @@ async def embed(request: Request, service: ServiceDep) -> Response:
 @router.post(
     "/embeddings",
     response_model=OllamaPromptResponse,
-    **describe_call(OllamaPromptRequest, errors=OllamaErrorResponse),
+    **describe_call(
+        OllamaPromptRequest, errors=OllamaErrorResponse, example={"prompt": "hello world"}
+    ),
 )
 async def embed_prompt(request: Request, service: ServiceDep) -> Response:
     """Embed one text, for clients older than `/api/embed`."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -13,6 +13,7 @@ from ..errors import InvalidRequestError
 from ..responses import VECTORS, EncodingFormat, JsonResponse, OpenAIErrorResponse
 from ..schemas import (
     INSTRUCTION_NEEDS_QUERY,
+    BrokenText,
     LenientDimensions,
     OneOrMoreTexts,
     Usage,
@@ -57,6 +58,7 @@ STARTED = int(time.time())
 class OpenAIEmbedRequest(BaseModel):
     """The body of `POST /v1/embeddings`: OpenAI's fields, and those of other servers.
 
+    In place of `input` there may be `messages`, vLLM's chat form, with one text each.
     `input_type` and `truncate` are NVIDIA NIM's, `truncate_prompt_tokens` and `truncation_side`
     vLLM's, `output_dimension`, `output_dtype` and `truncation` Voyage's, `instruction` our own.
     Unknown fields are ignored, as OpenAI's clients need. A model name may end in `-query` or
@@ -104,7 +106,9 @@ class OpenAIEmbedResponse(BaseModel):
 @router.post(
     "/embeddings",
     response_model=OpenAIEmbedResponse,
-    **describe_call(OpenAIEmbedRequest, errors=OpenAIErrorResponse),
+    **describe_call(
+        OpenAIEmbedRequest, errors=OpenAIErrorResponse, example={"input": "hello world"}
+    ),
 )
 async def embeddings(request: Request, service: ServiceDep) -> Response:
     """Embed one to 2,048 strings.
@@ -112,13 +116,10 @@ async def embeddings(request: Request, service: ServiceDep) -> Response:
     A string that is too long is refused, unless `truncate` or EMBED_OPENAI_TRUNCATE is set.
     """
     async with open_exchange(request, service) as exchange:
-        if "messages" in exchange.body and "input" not in exchange.body:
-            msg = (
-                "`messages` (vLLM's chat form) are not embedded. Send the texts as `input`; mteb's "
-                "OpenAI wrapper does so with `use_chat_template=False`."
-            )
-            raise InvalidRequestError(msg, param="messages")
-        body = validate(OpenAIEmbedRequest, exchange.body)
+        sent = exchange.body
+        if "messages" in sent and "input" not in sent:
+            sent = sent | {"input": _texts_of_messages(sent["messages"])}
+        body = validate(OpenAIEmbedRequest, sent)
         answer = await exchange.embed(_embed_call(body, service))
         return answer.respond(
             {
@@ -198,6 +199,47 @@ def _embed_call(body: OpenAIEmbedRequest, service: EmbeddingService) -> EmbedCal
         max_tokens=None if limit == MODEL_LIMIT else limit,
         truncate_hint=TRUNCATE_HINT,
     )
+
+
+def _texts_of_messages(messages: object) -> list[str | BrokenText]:
+    """Return the texts of vLLM's chat form, which mteb's wrapper sends: one user's message each.
+
+    They are embedded as they are, without a chat template, which the family is not trained with.
+
+    Args:
+        messages: The messages of one conversation, or a list of conversations.
+
+    Raises:
+        InvalidRequestError: There is more in them than one text each.
+    """
+    conversations: list[Any] = cast("list[Any]", messages) if isinstance(messages, list) else []
+    if conversations and isinstance(conversations[0], dict):
+        conversations = [conversations]
+    texts: list[str | BrokenText] = []
+    for index, conversation in enumerate(conversations):
+        text = _text_of_conversation(conversation)
+        if text is None:
+            msg = (
+                f"`messages[{index}]` is not one message of a user with nothing but text. Send the "
+                "text as `input`, and what else the model should know as `instruction`."
+            )
+            raise InvalidRequestError(msg, param=f"messages[{index}]")
+        texts.append(text)
+    if not texts:
+        raise InvalidRequestError("`messages` is empty. Send texts as `input`.", param="messages")
+    return texts
+
+
+def _text_of_conversation(conversation: object) -> str | BrokenText | None:
+    match conversation:
+        case [{"role": "user", "content": str() | BrokenText() as text}]:
+            return text
+        case [
+            {"role": "user", "content": [{"type": "text", "text": str() | BrokenText() as text}]}
+        ]:
+            return text
+        case _:
+            return None
 
 
 def _truncation(body: OpenAIEmbedRequest, service: EmbeddingService) -> Truncation:

@@ -80,7 +80,7 @@ class Token(BaseModel):
 @router.post(
     "/",
     response_model=Vectors,
-    **describe_call(TeiEmbedRequest, errors=TeiErrorResponse),
+    **describe_call(TeiEmbedRequest, errors=TeiErrorResponse, example={"inputs": "hello world"}),
 )
 async def embed(request: Request, service: ServiceDep) -> Response:
     """Embed `inputs` at the server's root, where huggingface_hub's InferenceClient sends them."""
@@ -107,7 +107,7 @@ async def embed_inputs(exchange: Exchange) -> Response:
 @router.post(
     "/tokenize",
     response_model=list[list[Token]],
-    **describe_call(TokenizeRequest, errors=TeiErrorResponse),
+    **describe_call(TokenizeRequest, errors=TeiErrorResponse, example={"inputs": "hello world"}),
 )
 async def tokenize(request: Request, service: ServiceDep) -> Response:
     """List the tokens that the model would see for each text, without truncation.
