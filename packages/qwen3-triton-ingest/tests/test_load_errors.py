@@ -355,6 +355,24 @@ def _all_messages(error: BaseException | None) -> str:
     return "\n".join(messages)
 
 
+@pytest.mark.parametrize(
+    ("parameters", "message"),
+    [
+        ("sslmode=require", "does not support SSL"),
+        ("sslmode=nonsense", 'invalid sslmode value: "nonsense"'),
+        ("require_auth=md5", 'requirement "md5" failed'),
+        ("channel_binding=require", "channel binding required"),
+        ("password=", "no password supplied"),
+    ],
+)
+def test_what_no_retry_of_a_connection_can_change_is_an_error_at_once(
+    loading: Loading, folder: Path, parameters: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PGPASSWORD", raising=False)
+    with pytest.raises(DatabaseError, match=f"refused the connection: .*{message}"):
+        loading(folder, dsn=f"{loading.dsn}?{parameters}", retry_seconds=3600)
+
+
 def test_a_missing_database_is_an_error(loading: Loading, folder: Path) -> None:
     dsn = loading.dsn.rpartition("/")[0] + "/nowhere"
     with pytest.raises(DatabaseError, match="nowhere"):

@@ -8,6 +8,7 @@ locks and settings last until the end of their transaction.
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
@@ -43,6 +44,11 @@ _TRANSIENT_WORDS = (
     # Of PgBouncer, while its server is away or all of its connections are taken:
     *("no more connections allowed", "query_wait_timeout", "server login has been failing"),
     *("cannot connect to server", "server conn crashed", "server_login_retry"),
+)
+# Of libpq itself, about what the next attempt would find again.
+_PERMANENT = re.compile(
+    "no password supplied|certificate|does not support SSL|SSL not in use|"
+    "authentication method requirement|invalid [a-z_]+ value|invalid port"
 )
 # Apart from lost connections: errors after which the same statement may succeed a moment later.
 _TRANSIENT = (
@@ -178,7 +184,7 @@ def is_transient(error: BaseException) -> bool:
         return error.sqlstate.startswith("08")
     text = str(error)
     if "FATAL" not in text:
-        return True
+        return _PERMANENT.search(text) is None
     return any(words in text for words in _TRANSIENT_WORDS)
 
 
