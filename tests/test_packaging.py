@@ -43,7 +43,7 @@ ADAPTERS = [
 ]
 # From extras: loaded only by the code that needs them.
 OPTIONAL = NUMERIC | {
-    *("pyarrow", "pypdfium2", "sqlalchemy", "trafilatura"),
+    *("lxml", "pyarrow", "pypdfium2", "sqlalchemy", "webencodings"),
     *("langchain_core", "langchain_postgres", "llama_index"),
 }
 # distribution, what to import, and what its framework loads by itself

@@ -77,7 +77,7 @@ FORMATS: dict[SourceFormat, Format] = {
     ),
     "text": Format(extensions=(".txt",), read_document=read_text),
     "markdown": Format(extensions=(".md", ".markdown"), read_document=read_markdown),
-    "html": Format(extensions=(".html", ".htm"), read_document=read_html, library="trafilatura"),
+    "html": Format(extensions=(".html", ".htm"), read_document=read_html, library="lxml"),
     "pdf": Format(extensions=(".pdf",), read_document=read_pdf, library="pypdfium2"),
 }
 EXTENSIONS: dict[str, SourceFormat] = {

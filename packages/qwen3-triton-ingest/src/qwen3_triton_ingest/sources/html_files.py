@@ -1,37 +1,26 @@
-"""HTML pages: their main content as Markdown, extracted by trafilatura."""
+"""HTML pages: decoded as browsers do, and their main content as Markdown."""
 
 from __future__ import annotations
 
 import codecs
-import logging
 import re
+from collections.abc import Callable, Iterator
 from importlib import import_module
 from typing import Any
 
 from ..config import ReadOptions
-from .text_files import Extracted, decoded, read_content
+from .encodings import MARKS_16
+from .html_markdown import to_markdown
+from .text_files import Extracted, decode, read_content
 from .values import UnreadableError
 
-_HEAD_BYTES = 4096
-_CHARSET = re.compile(rb"<meta[^>]*?charset\s*=\s*[\"']?\s*([\w.:-]+)", re.I)
-# How browsers decode pages under these names (WHATWG Encoding Standard). A page in which the ASCII
-# bytes of its charset were found is not UTF-16, whatever it claims.
-_BROWSER_NAMES = {
-    "iso-8859-1": "cp1252",
-    "latin1": "cp1252",
-    "us-ascii": "cp1252",
-    "gb2312": "gb18030",
-    "gbk": "gb18030",
-    "shift_jis": "cp932",
-    "shift-jis": "cp932",
-    "x-sjis": "cp932",
-    "euc-kr": "cp949",
-    "ks_c_5601-1987": "cp949",
-    "big5": "big5hkscs",
-    "utf-16": "utf-8",
-    "utf-16le": "utf-8",
-    "utf-16be": "utf-8",
-}
+# A browser looks for a declaration in tags `meta`, but not within the others.
+_TAGS = re.compile(rb"<!--|<(script|style|title|textarea)\b|<meta\b[^<>]*>", re.I)
+_CHARSET = re.compile(rb"[\s\"'/;]charset\s*=\s*[\"']?\s*([\w.:-]+)", re.I)
+_CONTENT = re.compile(rb"\bcontent\s*=\s*(?:\"[^\"]*\"|'[^']*')", re.I)
+_XML_ENCODING = re.compile(rb"\A<\?xml\b[^<>]*?\bencoding\s*=\s*[\"']([\w.:-]+)", re.I)
+# By the WHATWG Encoding Standard. A declaration in ASCII bytes shows that a page is not UTF-16.
+_REPLACED = {"utf-16le": "utf-8", "utf-16be": "utf-8", "x-user-defined": "cp1252", "gbk": "gb18030"}
 _NO_TEXT = ("script", "style", "noscript", "template", "title")
 
 
@@ -39,37 +28,67 @@ def read_html(path: str, options: ReadOptions) -> Extracted:
     """Read the main content of a page, or all of its text if there is no main content.
 
     Raises:
-        UnreadableError: It is not in the encoding that it declares, or has no text.
+        UnreadableError: It declares no encoding and is not in that of the options, or has no text.
     """
-    trafilatura = import_module("trafilatura")  # the extra `html`
-    # It warns of every page without text, which is reported here anyway.
-    logging.getLogger("trafilatura").setLevel(logging.CRITICAL)
-    page = _decoded(read_content(path, options), options)
+    page, encoding = _decoded(read_content(path, options), options)
     tree = _parse(page)
     title = " ".join((tree.findtext(".//title") or "").split()) or None
-    try:
-        text = trafilatura.extract(tree, output_format="markdown", include_comments=False)
-    except Exception:  # a page that trafilatura fails on still has text
-        text = None
-    if not text:
-        return Extracted(_all_text(_parse(page)), "text", title)
-    return Extracted(text, "markdown", title)
+    text, marks = to_markdown(tree)
+    if not text:  # it has nothing but navigation
+        return Extracted(_all_text(_parse(page)), "text", title, encoding=encoding)
+    return Extracted(text, "markdown", title, marks, encoding)
 
 
-def _decoded(content: bytes, options: ReadOptions) -> str:
-    """Decode a page by its byte order mark, else its declaration, else the option."""
-    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return content.decode("utf-16", "replace")
+def _decoded(content: bytes, options: ReadOptions) -> tuple[str, str | None]:
+    """Decode a page by its byte order mark, else by its declaration, else by the options.
+
+    As in a browser, bytes that are not valid in a declared encoding become U+FFFD.
+
+    Returns:
+        The page, and its encoding if it had to be detected.
+    """
+    if content.startswith(MARKS_16):
+        return content.decode("utf-16", "replace"), None
+    if content.startswith(codecs.BOM_UTF8):
+        return content.decode("utf-8-sig", "replace"), None
     if b"\0" in content:
         raise UnreadableError("The file contains NUL bytes: it is binary, not HTML.")
-    declared = _CHARSET.search(content[:_HEAD_BYTES])
-    if declared and not content.startswith(codecs.BOM_UTF8):
-        name = declared[1].decode("ascii").lower()
-        try:
-            return content.decode(_BROWSER_NAMES.get(name, name))
-        except (LookupError, UnicodeDecodeError):
-            pass  # the declaration is wrong
-    return decoded(content, options)
+    for label in _declared(content):
+        if (decoder := _decoder(label)) is not None:
+            return decoder(content, "replace")[0], None
+    return decode(content, options)
+
+
+def _declared(content: bytes) -> Iterator[bytes]:
+    """Yield the encodings that a page declares, in the order in which a browser believes them."""
+    position = 0
+    while found := _TAGS.search(content, position):
+        position = found.end()
+        tag = found[0].lower()
+        if tag.startswith(b"<meta"):
+            if b"http-equiv" not in tag:
+                tag = _CONTENT.sub(b"", tag)
+            if charset := _CHARSET.search(tag):
+                yield charset[1]
+            continue
+        end = content.find(b"-->", position) if not found[1] else -1
+        if found[1] and (closed := re.compile(b"</" + found[1], re.I).search(content, position)):
+            end = closed.start()
+        if end < 0:
+            break
+        position = end
+    if xml := _XML_ENCODING.match(content):
+        yield xml[1]
+
+
+def _decoder(label: bytes) -> Callable[[bytes, str], tuple[str, int]] | None:
+    """Return how a browser decodes what has a label; None if it does not know or refuses it."""
+    encoding = import_module("webencodings").lookup(label.decode("ascii", "replace"))
+    if encoding is None or encoding.name == "replacement":
+        return None
+    if name := _REPLACED.get(encoding.name):
+        return codecs.lookup(name).decode
+    return encoding.codec_info.decode
 
 
 def _parse(page: str) -> Any:
@@ -79,7 +98,7 @@ def _parse(page: str) -> Any:
         encoding="utf-8", remove_comments=True, remove_pis=True, huge_tree=True, collect_ids=False
     )
     try:
-        return html.document_fromstring(page.encode(), parser=parser)
+        return html.document_fromstring(page.encode("utf-8", "replace"), parser=parser)
     except (etree.LxmlError, ValueError):
         raise UnreadableError("The page has no text.") from None
 
