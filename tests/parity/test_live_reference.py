@@ -63,12 +63,15 @@ def _expected(model: Any) -> Vectors:
     return reference.reference_vectors(model, tokenizer, TEXTS)
 
 
-@pytest.fixture(name="url", scope="session", params=["up", "serve"])
+@pytest.fixture(name="url", scope="session", params=["up", "onnxruntime", "openvino"])
 def _url(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Generator[str]:
-    """`up` goes through a real Triton, `serve` runs the model in the gateway's process."""
-    with running(request.param, log=tmp_path_factory.mktemp("product") / "log") as url:
+    """`up` goes through a real Triton, the others run the model in the gateway's process."""
+    is_triton = request.param == "up"
+    engine = [] if is_triton else ["--engine", request.param, "--precision", "float32"]
+    log = tmp_path_factory.mktemp("product") / "log"
+    with running("up" if is_triton else "serve", *engine, log=log) as url:
         yield url
 
 
