@@ -53,7 +53,7 @@ class Scale:
     name="scale",
     scope="module",
     params=[
-        pytest.param(Scale(kills=1, files=20), id="1-kill"),
+        pytest.param(Scale(kills=1, files=15), id="1-kill"),
         pytest.param(Scale(kills=10, files=40), id="10-kills", marks=pytest.mark.campaign),
     ],
 )

@@ -261,7 +261,8 @@ def test_vectors_with_the_similarities_of_a_card_pass_its_scores(
     scores = np.array(scores)
     size = qwen_card(name).hidden_size
     vectors = dict(zip(DOCUMENTS, _documents(scores, size), strict=True))
-    vectors |= {instructed(text, _INSTRUCTION): np.eye(size)[i] for i, text in enumerate(QUERIES)}
+    queries = np.eye(len(QUERIES), size)
+    vectors |= {instructed(text, _INSTRUCTION): queries[i] for i, text in enumerate(QUERIES)}
     texts = list(vectors)
     stack = Stack(
         tokenize=lambda text: [texts.index(text) if text in texts else 0],

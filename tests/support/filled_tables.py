@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import secrets
 import uuid
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from array import array
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psycopg
 from psycopg.sql import SQL, Identifier
 
@@ -76,14 +79,22 @@ class Library:
         return self.corpus.gateway_url
 
 
-def embed(gateway_url: str, entries: Iterable[Entry]) -> Corpus:
-    entries = list(entries)
-    with EmbeddingClient(gateway_url) as client:
-        result = client.embed([entry.text for entry in entries])
-    space = Space(result.fingerprint, result.model, result.dimensions)
+def embed(gateway_url: str, entries: Sequence[Entry], store: Path) -> Corpus:
+    """Embed the texts, unless another worker has stored their vectors in the file `store`."""
+    with store.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not store.exists():
+            with EmbeddingClient(gateway_url) as client:
+                result = client.embed([entry.text for entry in entries])
+            name = (result.fingerprint, result.model)
+            np.savez(store, vectors=np.stack(list(result.vectors)), name=name)
+    with np.load(store) as file:
+        fingerprint, model = file["name"].tolist()
+        space = Space(fingerprint, model, file["vectors"].shape[1])
+        vectors = [array("f", row.tobytes()) for row in file["vectors"]]
     chunks = [
         EmbeddedChunk(Chunk(entry.id, entry.doc_id, 0, entry.text, entry.metadata), vector)
-        for entry, vector in zip(entries, result.vectors, strict=True)
+        for entry, vector in zip(entries, vectors, strict=True)
     ]
     return Corpus(gateway_url, entries, chunks, space)
 

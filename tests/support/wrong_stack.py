@@ -38,6 +38,7 @@ def session() -> onnxruntime.InferenceSession:
     path = qwen3_nano.model_dir() / "model.onnx"
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1  # texts of a few tokens: a second thread only spins
+    options.enable_mem_pattern = False  # it would keep memory for every shape
     return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
@@ -78,6 +79,12 @@ def pool_left_as_if_right(rows: Sequence[Ids]) -> Array:
 
 
 def _pool(rows: Sequence[Ids], *, left: bool) -> Array:
+    return _states(tuple(map(tuple, rows)), left)
+
+
+@cache
+def _states(rows: tuple[tuple[int, ...], ...], left: bool) -> Array:
+    """Run the model; most stacks are given the same rows."""
     length = max(map(len, rows))
     ids = np.full((len(rows), length), END_ID, dtype=np.int64)
     mask = np.zeros_like(ids)

@@ -19,8 +19,15 @@ from qwen3_triton_ingest.layouts import LayoutName
 PARAGRAPHS = 3_000
 
 
+@pytest.fixture(name="vectors", scope="session")
+def _vectors(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the vectors that all workers of pytest-xdist share."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+
+
 @pytest.fixture(name="corpus", scope="session")
-def _corpus(in_process_gateway: GatewayProcess) -> Corpus:
+def _corpus(in_process_gateway: GatewayProcess, vectors: Path) -> Corpus:
     """The 312 short texts of the demo, each with a question."""
     entries = [
         Entry(
@@ -32,13 +39,13 @@ def _corpus(in_process_gateway: GatewayProcess) -> Corpus:
         )
         for number, line in enumerate(map(json.loads, DOCUMENTS.read_text("utf-8").splitlines()))
     ]
-    return embed(in_process_gateway.url, entries)
+    return embed(in_process_gateway.url, entries, vectors / "corpus.npz")
 
 
 @pytest.fixture(name="paragraphs", scope="session")
-def _paragraphs(in_process_gateway: GatewayProcess) -> Corpus:
+def _paragraphs(in_process_gateway: GatewayProcess, vectors: Path) -> Corpus:
     """The beginnings of 3,000 paragraphs of Python's documentation; their metadata numbers them."""
-    texts = dict.fromkeys(" ".join(paragraph.split())[:120] for paragraph in _documentation())
+    texts = dict.fromkeys(" ".join(paragraph.split())[:70] for paragraph in _documentation())
     entries = [
         Entry(
             uuid.uuid5(uuid.NAMESPACE_OID, text),
@@ -48,7 +55,7 @@ def _paragraphs(in_process_gateway: GatewayProcess) -> Corpus:
         )
         for number, text in enumerate(list(texts)[:PARAGRAPHS])
     ]
-    return embed(in_process_gateway.url, entries)
+    return embed(in_process_gateway.url, entries, vectors / "paragraphs.npz")
 
 
 def _documentation() -> Generator[str]:

@@ -144,7 +144,7 @@ def test_missing_ray_cluster_is_an_error_that_names_the_option(
 def test_an_interrupt_ends_soon_and_the_run_resumes(
     tmp_path: Path, database_url: str, in_process_gateway: GatewayProcess, engine: str
 ) -> None:
-    corpus = write_corpus(tmp_path / "corpus", files=60, documents=10)
+    corpus = write_corpus(tmp_path / "corpus", files=30, documents=10)
 
     def documents() -> int:
         with psycopg.connect(database_url) as connection:
@@ -162,11 +162,11 @@ def test_an_interrupt_ends_soon_and_the_run_resumes(
         output, _ = process.communicate(timeout=120)
     assert process.returncode in {1, 130}, output
     assert "Traceback" not in output
-    assert 0 < documents() < 600, "it ended before the load did"
+    assert 0 < documents() < 300, "it ended before the load did"
     code, output = run(database_url, in_process_gateway.url, str(corpus))
     assert code == 0, output
     assert "An interrupted run was resumed" in output
-    assert documents() == 600
+    assert documents() == 300
 
 
 def shards(count: int) -> Generator[Shard]:
