@@ -13,13 +13,8 @@ import qwen3_nano
 from qwen3_triton_ingest.config import ReadOptions, SplitOptions
 from qwen3_triton_ingest.documents import ChunkText, Document, Markup, Origin
 from qwen3_triton_ingest.places import MAX_HEADING_CHARACTERS, Mark, PlaceFinder
-from qwen3_triton_ingest.sources.text_files import (
-    FIRST_LINE,
-    Extracted,
-    markdown_headings,
-    read_markdown,
-    read_text,
-)
+from qwen3_triton_ingest.sources.markdown_files import markdown_headings, read_markdown
+from qwen3_triton_ingest.sources.text_files import FIRST_LINE, Extracted, read_text
 from qwen3_triton_ingest.splitting import Splitter
 
 TOKENIZER_JSON = (Path(qwen3_nano.model_dir()) / "tokenizer.json").read_bytes()

@@ -187,16 +187,59 @@ def test_a_file_without_permission_is_reported(tmp_path: Path) -> None:
     assert reason(path) == "Cannot be read: Permission denied."
 
 
-def test_markdown_is_read_without_its_front_matter_except_for_the_title(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("front", "metadata"),
+    [
+        pytest.param(
+            '---\ntitle: "On pumps"\ntags: [a]\ndraft: false\ndate: 2026-01-02\n---\n',
+            {"title": "On pumps", "tags": ["a"], "draft": False, "date": "2026-01-02"},
+            id="YAML",
+        ),
+        pytest.param("---\r\nn:\r\n  1: x\r\n...\r\n", {"n": {"1": "x"}}, id="dots and CR"),
+        pytest.param(
+            '+++\ntitle = "On pumps"\n[extra]\nx = 1\n+++\n',
+            {"title": "On pumps", "extra": {"x": 1}},
+            id="TOML",
+        ),
+        pytest.param("---\nsource: elsewhere\n---\n", {}, id="what the loader says wins"),
+    ],
+)
+def test_front_matter_is_metadata(tmp_path: Path, front: str, metadata: dict[str, object]) -> None:
     path = tmp_path / "a.md"
-    path.write_text('---\ntitle: "On pumps"\ntags: [a]\n---\n# Pumps\n\n---\n\nText')
+    path.write_bytes(f"{front}# Pumps\n\n---\n\nText".encode())
     item = read(path)
     assert isinstance(item, Document)
     assert item.text == "# Pumps\n\n---\n\nText"
-    assert item.metadata == {"source": str(path), "title": "On pumps"}
+    assert item.metadata == {"source": str(path)} | metadata
     assert item.markup == "markdown"
-    path.write_text("---\nno end of it\n")
-    assert text_of(path) == "---\nno end of it\n"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("---\n\nThe meeting was moved.\n\n---\n\nBring lunch.\n", id="rules"),
+        pytest.param("---\n\nNote: bring lunch.\n\n---\n\nText\n", id="a colon between rules"),
+        pytest.param("---\nThe meeting was moved.\n---\nText\n", id="a sentence"),
+        pytest.param("---\n- one\n- two\n---\nText\n", id="a list"),
+        pytest.param("---\nno end of it\n", id="no end"),
+        pytest.param("---\n---\nText\n", id="nothing"),
+        pytest.param("---\na: [1\n---\nText\n", id="not YAML"),
+        pytest.param("---\na: 2026-99-99\n---\nText\n", id="no date"),
+        pytest.param("---\na: !!python/name:os.system\n---\nText\n", id="a Python object"),
+        pytest.param(f"---\na: {'[' * 5000}\n---\nText\n", id="deep nesting"),
+        pytest.param("---\na: &a [1, 1]\nb: [*a, *a]\n---\nText\n", id="aliases"),
+        pytest.param("+++\na: 1\n+++\nText\n", id="not TOML"),
+        pytest.param("+++\na = 1\n---\nText\n", id="mixed"),
+        pytest.param(f"---\na: {'x' * 70_000}\n---\nText\n", id="too long"),
+    ],
+)
+def test_what_is_not_front_matter_is_text(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.md"
+    path.write_text(text)
+    item = read(path)
+    assert isinstance(item, Document), item
+    assert item.text == text
+    assert item.metadata == {"source": str(path)}
 
 
 def test_html_is_read_as_markdown_of_its_main_content(tmp_path: Path) -> None:

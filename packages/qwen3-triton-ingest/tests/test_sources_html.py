@@ -9,7 +9,8 @@ import pytest
 
 from qwen3_triton_ingest.config import ReadOptions
 from qwen3_triton_ingest.sources.html_files import read_html
-from qwen3_triton_ingest.sources.text_files import Extracted, markdown_headings
+from qwen3_triton_ingest.sources.markdown_files import markdown_headings
+from qwen3_triton_ingest.sources.text_files import Extracted
 
 LONG = "The pump loses pressure when the seal is worn, so check it once in a year. " * 4
 

@@ -18,12 +18,13 @@ from .csv_files import find_missing_in_csv, read_csv
 from .encodings import is_line_encoding
 from .html_files import read_html
 from .jsonl_files import plan_jsonl, read_jsonl
+from .markdown_files import read_markdown
 from .parquet_files import find_missing_in_parquet, plan_parquet, read_parquet
 from .pdf_files import read_pdf
 from .records import RecordReader
 from .shards import Shard, SourceFile, extension, matches_end, shown
 from .sql import read_sql
-from .text_files import Extracted, read_markdown, read_text
+from .text_files import Extracted, read_text
 from .values import UnreadableError, checked_id, checked_metadata, checked_text
 
 ReadRecords: TypeAlias = Callable[
@@ -167,7 +168,8 @@ def _document(
     shard: Shard, file: SourceFile, extracted: Extracted, options: ReadOptions
 ) -> Document:
     path = shown(file.path)
-    metadata = {"source": path} | ({"title": extracted.title} if extracted.title else {})
+    metadata = {**extracted.metadata, "source": path}
+    metadata |= {"title": extracted.title} if extracted.title else {}
     return Document(
         doc_id=checked_id(path, options),
         text=checked_text(extracted.text, options),

@@ -1,19 +1,15 @@
-"""Text and Markdown files, and what all text-based formats share: decoding, and lines."""
+"""Text files, and what all text-based formats share: decoding, and lines."""
 
 from __future__ import annotations
 
 import codecs
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import BinaryIO
-
-from markdown_it import MarkdownIt
+from typing import Any, BinaryIO
 
 from ..config import AUTO_ENCODING, ReadOptions
-from ..documents import Markup
+from ..documents import Markup, Metadata
 from ..places import Mark
 from .encodings import MARKS_16, UTF_8, UTF_16, detect, is_line_encoding, is_utf8
 from .values import UnreadableError, too_large
@@ -23,15 +19,6 @@ HEAD_BYTES = 1 << 20
 _BINARY_HEAD_BYTES = 8192
 _BLOCK_BYTES = 1 << 20
 _BINARY = "The file contains NUL bytes: it is binary, not text."
-# YAML at the top of a Markdown file, as Jekyll, Hugo and Obsidian write it.
-_FRONT_MATTER = re.compile(r"\A---[ \t]*\r?\n(.*?)^(?:---|\.\.\.)[ \t]*(?:\r?\n|\Z)", re.S | re.M)
-_TITLE = re.compile(r"^title:[ \t]*(\"|'|)([^\r\n]+?)\1[ \t]*$", re.M)
-_MAX_FRONT_MATTER = 1 << 16
-# For headings, blocks are enough; what is within a line is parsed for headings alone.
-_BLOCKS, _INLINES = MarkdownIt().disable("inline"), MarkdownIt()
-_LINE_END = re.compile(r"\r\n?|\n")
-_MAX_INDENT = 3
-_ANCHOR = re.compile(r"\s*\{\s*#[^{}]*\}\s*$")  # `## Title {#title}`, as in Pandoc and Docusaurus
 FIRST_LINE = Mark(0, "line", 1)
 
 
@@ -43,6 +30,7 @@ class Extracted:
         marks: Where headings, pages and lines begin in the text, see `places.Mark`. Each chunk gets
             its own from them.
         encoding: Of the file, if it had to be detected.
+        metadata: What the file says about itself in addition to its title.
     """
 
     text: str = field(repr=False)
@@ -50,6 +38,7 @@ class Extracted:
     title: str | None = field(default=None, repr=False)
     marks: tuple[Mark, ...] = field(default=(), repr=False)
     encoding: str | None = None
+    metadata: Metadata = field(default_factory=dict[str, Any], repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,22 +56,8 @@ class Line:
 
 def read_text(path: str, options: ReadOptions) -> Extracted:
     """Read a plain text file."""
-    text, encoding = _whole_text(path, options)
+    text, encoding = whole_text(path, options)
     return Extracted(text, marks=(FIRST_LINE,), encoding=encoding)
-
-
-def read_markdown(path: str, options: ReadOptions) -> Extracted:
-    """Read a Markdown file without its front matter, except for the title in it."""
-    text, encoding = _whole_text(path, options)
-    found = _FRONT_MATTER.match(text, 0, _MAX_FRONT_MATTER)
-    if not found:
-        marks = (FIRST_LINE, *markdown_headings(text))
-        return Extracted(text, "markdown", marks=marks, encoding=encoding)
-    title = _TITLE.search(found[1])
-    first_line = Mark(0, "line", 1 + text.count("\n", 0, found.end()))
-    text = text[found.end() :]
-    marks = (first_line, *markdown_headings(text))
-    return Extracted(text, "markdown", title[2] if title else None, marks, encoding)
 
 
 def read_content(path: str, options: ReadOptions) -> bytes:
@@ -182,7 +157,7 @@ def _skip_line(stream: BinaryIO, position: int, stop: int) -> int:
     return position
 
 
-def _whole_text(path: str, options: ReadOptions) -> tuple[str, str | None]:
+def whole_text(path: str, options: ReadOptions) -> tuple[str, str | None]:
     """Return the text of a file, and its encoding if it had to be detected."""
     content = read_content(path, options)
     if b"\0" in content and is_line_encoding(options):
@@ -192,21 +167,3 @@ def _whole_text(path: str, options: ReadOptions) -> tuple[str, str | None]:
         if found not in UTF_16 and not options.replace_nul:
             raise UnreadableError(_BINARY)
     return decode(content, options)
-
-
-def markdown_headings(text: str) -> Iterator[Mark]:
-    """Yield the headings of a Markdown text, but not those in lists and quotations."""
-    begins = [0, *(end.end() for end in _LINE_END.finditer(text))]
-    for token, content in pairwise(_BLOCKS.parse(text)):
-        if token.type == "heading_open" and token.map and not token.level:
-            line = text[begins[token.map[0]] : begins[token.map[0]] + _MAX_INDENT + 1]
-            begin = begins[token.map[0]] + len(line) - len(line.lstrip(" "))
-            if title := _plain(content.content):
-                yield Mark(begin, "heading", title, int(token.tag.removeprefix("h")))
-
-
-def _plain(markdown: str) -> str:
-    """Return the text of a heading without its markup and its explicit anchor."""
-    (line,) = _INLINES.parseInline(_ANCHOR.sub("", markdown))
-    parts = [" " if part.type == "softbreak" else part.content for part in line.children or ()]
-    return " ".join("".join(parts).split())

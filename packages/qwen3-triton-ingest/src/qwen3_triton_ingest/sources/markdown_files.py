@@ -1,0 +1,94 @@
+"""Markdown files: their front matter is metadata, and their headings are places."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from itertools import pairwise
+from typing import Any, cast
+
+import yaml
+from markdown_it import MarkdownIt
+
+from ..config import ReadOptions
+from ..documents import Metadata
+from ..places import Mark
+from .text_files import FIRST_LINE, Extracted, whole_text
+from .values import as_json
+
+# YAML or TOML at the top of a file, as Jekyll, Hugo, Obsidian and Pandoc write it. Where a blank
+# line follows, the dashes are a rule, and what comes next is text.
+_FRONT_MATTER = re.compile(
+    r"\A(?P<fence>---|\+\+\+)[ \t]*\r?\n(?![ \t]*\r?\n)(?P<content>.*?)"
+    r"^(?:(?P=fence)|\.\.\.)[ \t]*(?:\r?\n|\Z)",
+    re.S | re.M,
+)
+_MAX_FRONT_MATTER = 1 << 16
+# For headings, blocks are enough; what is within a line is parsed for headings alone.
+_BLOCKS, _INLINES = MarkdownIt().disable("inline"), MarkdownIt()
+_LINE_END = re.compile(r"\r\n?|\n")
+_MAX_INDENT = 3
+_ANCHOR = re.compile(r"\s*\{\s*#[^{}]*\}\s*$")  # `## Title {#title}`, as in Pandoc and Docusaurus
+
+
+def read_markdown(path: str, options: ReadOptions) -> Extracted:
+    """Read a Markdown file, with its front matter as metadata."""
+    text, encoding = whole_text(path, options)
+    found = _FRONT_MATTER.match(text, 0, _MAX_FRONT_MATTER)
+    metadata = _front_matter(found["fence"], found["content"]) if found else None
+    if found is None or metadata is None:
+        marks = (FIRST_LINE, *markdown_headings(text))
+        return Extracted(text, "markdown", marks=marks, encoding=encoding)
+    first_line = Mark(0, "line", 1 + text.count("\n", 0, found.end()))
+    text = text[found.end() :]
+    title = metadata.pop("title", None)
+    return Extracted(
+        text,
+        "markdown",
+        title=str(title) if title else None,
+        marks=(first_line, *markdown_headings(text)),
+        encoding=encoding,
+        metadata=metadata,
+    )
+
+
+class _Loader(yaml.SafeLoader):
+    """Loads YAML without aliases: a few of them can stand for gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):  # pyright: ignore[reportUnknownMemberType] - untyped
+            raise yaml.YAMLError
+        return super().compose_node(parent, index)
+
+
+def _front_matter(fence: str, content: str) -> dict[str, Any] | None:
+    """Return the mapping that front matter is; None if it is not one, and so is text."""
+    try:
+        if fence == "+++":
+            parsed: Any = tomllib.loads(content.replace("\r\n", "\n"))
+        else:
+            parsed = yaml.load(content, _Loader)
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError):
+        return None
+    if not isinstance(parsed, Mapping):
+        return None
+    return dict(cast("Metadata", as_json(parsed)))
+
+
+def markdown_headings(text: str) -> Iterator[Mark]:
+    """Yield the headings of a Markdown text, but not those in lists and quotations."""
+    begins = [0, *(end.end() for end in _LINE_END.finditer(text))]
+    for token, content in pairwise(_BLOCKS.parse(text)):
+        if token.type == "heading_open" and token.map and not token.level:
+            line = text[begins[token.map[0]] : begins[token.map[0]] + _MAX_INDENT + 1]
+            begin = begins[token.map[0]] + len(line) - len(line.lstrip(" "))
+            if title := _plain(content.content):
+                yield Mark(begin, "heading", title, int(token.tag.removeprefix("h")))
+
+
+def _plain(markdown: str) -> str:
+    """Return the text of a heading without its markup and its explicit anchor."""
+    (line,) = _INLINES.parseInline(_ANCHOR.sub("", markdown))
+    parts = [" " if part.type == "softbreak" else part.content for part in line.children or ()]
+    return " ".join("".join(parts).split())
