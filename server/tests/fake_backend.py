@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
@@ -19,6 +20,14 @@ from qwen3_triton_gateway.tensors import HiddenStates, PooledStates, TokenBatch
 
 HIDDEN_SIZE = 1280
 VOCABULARY_SIZE = 4096
+
+
+@cache  # drawing them takes longer than most tests
+def _states(rows: int, width: int) -> AnyArray:
+    """Draw a state for each token."""
+    states = np.random.default_rng(7).normal(size=(rows, width))
+    states.flags.writeable = False
+    return states
 
 
 class FakeBackend:
@@ -42,7 +51,7 @@ class FakeBackend:
         width: int = HIDDEN_SIZE,
     ) -> None:
         rows = VOCABULARY_SIZE if width <= 2 * HIDDEN_SIZE else 1
-        self._table = np.random.default_rng(7).normal(size=(rows, width))
+        self._table = _states(rows, width)
         shape = (-1, width) if pooled else (-1, -1, width)
         name = "sentence_embedding" if pooled else "last_hidden_state"
         int64 = np.dtype(np.int64)
