@@ -38,7 +38,7 @@ def submit(admission: Admission, stack: ExitStack, tokens: int, lane: Lane = Lan
     """Queue a request of so many tokens until the stack is closed."""
     deadline = asyncio.get_running_loop().time() + TIMEOUT_SECONDS
     stack.enter_context(admission.submission(lane, tokens, deadline=deadline))
-    admission.queued[lane] += tokens
+    admission.queued[lane].add(tokens, is_bulk=tokens >= BULK_TOKENS)
 
 
 def fill(admission: Admission, stack: ExitStack, tokens: int, lane: Lane = Lane.DOCUMENT) -> int:
@@ -131,7 +131,7 @@ async def test_requests_that_have_just_arrived_count_at_the_door() -> None:
         for state in states:
             settle_entry(state)
             settle_entry(state)  # when the request ends
-        assert admission.entering == 0
+        assert not admission.entering
         assert at_the_door() is None
 
 
@@ -199,3 +199,75 @@ async def test_even_short_waits_are_spread() -> None:
     with ExitStack() as stack:
         submit(admission, stack, int(0.4 * RATE))
         assert retry_times(admission, Limit.WAIT) == {1, 2}
+
+
+def submit_for(admission: Admission, stack: ExitStack, caller: str, tokens: int = 10) -> None:
+    """Queue a request of a key until the stack is closed."""
+    deadline = asyncio.get_running_loop().time() + TIMEOUT_SECONDS
+    lane, is_bulk = Lane.DOCUMENT, tokens >= BULK_TOKENS
+    stack.enter_context(admission.submission(lane, tokens, deadline=deadline, caller=caller))
+    admission.queued[lane].add(tokens, caller, is_bulk=is_bulk)
+    stack.callback(admission.queued[lane].add, -tokens, caller, is_bulk=is_bulk)
+
+
+def fill_for(admission: Admission, stack: ExitStack, caller: str, tokens: int = 10) -> int:
+    for count in range(10_000):
+        try:
+            submit_for(admission, stack, caller, tokens)
+        except QueueFullError:
+            return count
+    pytest.fail("none was refused")
+
+
+@pytest.mark.parametrize(
+    "bounds",
+    [
+        pytest.param({}, id="wait"),
+        pytest.param({"max_queue_requests": 80}, id="requests"),
+        pytest.param({"max_queue_tokens": 8000}, id="tokens"),
+    ],
+)
+async def test_a_key_is_admitted_however_much_another_has_queued(bounds: dict[str, int]) -> None:
+    admission = measured(**bounds)
+    with ExitStack() as stack:
+        fill_for(admission, stack, "flood", 100)
+        submit_for(admission, stack, "lone", 100)
+    assert not admission.queued[Lane.DOCUMENT].callers
+
+
+async def test_a_key_waits_for_its_own_share_of_the_model_only() -> None:
+    admission = measured()
+    with ExitStack() as stack:
+        fill_for(admission, stack, "flood")
+        lone = fill_for(admission, stack, "lone")
+    assert lone > ALWAYS_ADMITTED
+
+
+async def test_the_keys_together_leave_requests_to_queries() -> None:
+    admission = make(max_queue_requests=80)
+    with ExitStack() as stack:
+        for number in range(80):
+            try:
+                submit_for(admission, stack, f"key-{number}")
+            except QueueFullError:
+                break
+        for _ in range(5):
+            submit(admission, stack, 10, Lane.QUERY)
+
+
+async def test_a_small_request_does_not_wait_for_all_of_the_bulk() -> None:
+    admission = measured()
+    with ExitStack() as stack:
+        submit(admission, stack, int(20 * RATE))
+        assert fill(admission, stack, 10) > ALWAYS_ADMITTED
+        with pytest.raises(QueueFullError):
+            submit(admission, stack, 10)
+
+
+async def test_nobody_is_refused_at_a_calm_door() -> None:
+    admission = measured()
+    with ExitStack() as stack:
+        for number in range(ALWAYS_ADMITTED):
+            assert admission.is_calm
+            submit_for(admission, stack, f"key-{number % 2}", int(30 * RATE))
+        assert not admission.is_calm

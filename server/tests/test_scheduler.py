@@ -1,11 +1,12 @@
 import asyncio
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
 
 from qwen3_triton_gateway import batching
-from qwen3_triton_gateway.batching import OLD_AGE, BatchLimits, Lane, QueuedText
+from qwen3_triton_gateway.batching import OLD_AGE, BatchLimits, Lane
 from qwen3_triton_gateway.errors import (
     BackendError,
     BackendUnavailableError,
@@ -16,6 +17,7 @@ from qwen3_triton_gateway.errors import (
 from qwen3_triton_gateway.metrics import Metrics
 from qwen3_triton_gateway.scheduler import Scheduler
 from qwen3_triton_gateway.tensors import Float32Matrix, TokenCount, TokenizedText
+from qwen3_triton_gateway.turns import QueuedText
 
 LIMITS = BatchLimits(max_batch_size=8, max_batch_tokens=4096, max_length=1024)
 FAR = 60.0
@@ -90,6 +92,57 @@ async def test_a_query_overtakes_waiting_documents() -> None:
     model.gate.set()
     await asyncio.gather(bulk, query)
     assert model.batches[1] == (Lane.QUERY, [99])
+
+
+async def wait_behind(model: Model, scheduler: Scheduler, **whose: Any) -> int:
+    """Queue one text behind two requests that fill many batches; return how many leave first."""
+    model.gate = asyncio.Event()
+    bulk = [
+        asyncio.create_task(
+            scheduler.submit(
+                [text(20, start + i) for i in range(200)], lane=Lane.DOCUMENT, deadline=deadline()
+            )
+        )
+        for start in (0, 200)
+    ]
+    await asyncio.sleep(0)
+    lone = asyncio.create_task(
+        scheduler.submit([text(9, 999)], lane=Lane.DOCUMENT, deadline=deadline(), **whose)
+    )
+    await asyncio.sleep(0)
+    model.gate.set()
+    await asyncio.gather(lone, *bulk)
+    return next(n for n, (_, markers) in enumerate(model.batches) if 999 in markers)
+
+
+@pytest.mark.parametrize("whose", [{}, {"caller": "mine"}, {"priority": -1}])
+async def test_a_small_request_does_not_wait_for_what_others_have_queued(
+    whose: dict[str, Any],
+) -> None:
+    model = Model()
+    scheduler = make(model, window=1, max_queue_tokens=10**9)
+    # One batch was in flight, and another may begin with the oldest text.
+    assert await wait_behind(model, scheduler, **whose) <= 2
+
+
+async def test_a_text_that_a_large_request_has_queued_is_not_late_for_a_small_one() -> None:
+    model = Model()
+    model.gate = asyncio.Event()
+    scheduler = make(model, window=1, max_queue_tokens=10**9)
+    texts = [text(20, i) for i in range(200)]
+    bulk = asyncio.create_task(
+        scheduler.submit(texts, lane=Lane.DOCUMENT, deadline=deadline(), caller="large")
+    )
+    await asyncio.sleep(0)
+    lone = asyncio.create_task(
+        scheduler.submit([texts[199]], lane=Lane.DOCUMENT, deadline=deadline())
+    )
+    await asyncio.sleep(0)
+    model.gate.set()
+    await asyncio.gather(bulk, lone)
+    markers = [marker for _, batch in model.batches for marker in batch]
+    assert markers.index(199) < 3 * LIMITS.max_batch_size
+    assert len(markers) == 200
 
 
 async def test_requests_share_batches_while_the_model_is_busy() -> None:

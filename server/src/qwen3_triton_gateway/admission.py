@@ -6,7 +6,8 @@ when its caller has given up. A few requests of each kind are admitted whatever 
 slow model serves its callers, each of whom waits for an answer before sending more.
 
 Queries have their own wait, since they overtake documents, and a share of requests and tokens that
-documents cannot take.
+documents cannot take. Since requests take turns (`turns`), a small one does not wait for all of a
+large one, and one API key not for all that another has queued; and no key takes every place.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ import random
 from collections import Counter
 from collections.abc import Generator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, cast
 
 from .batching import Lane
 from .errors import MAX_RETRY_AFTER_SECONDS, QueueFullError
@@ -32,8 +34,8 @@ LATE_WAIT_SECONDS = 1.0
 # Requests of this many tokens are bulk: their callers wait, for up to half of the deadline.
 BULK_TOKENS = 4096
 BULK_WAIT_SHARE = 0.5
-# Requests of each kind that are admitted whatever is ahead of them: two of this repository's
-# clients with their default concurrency.
+# Requests of each kind that are admitted whatever is ahead of them, for each API key: two of this
+# repository's clients with their default concurrency.
 ALWAYS_ADMITTED = 16
 # Queries keep one request, and one token, out of this many.
 RESERVED_FOR_QUERIES = 8
@@ -45,7 +47,7 @@ MIN_MEASURED_SECONDS = 0.5
 MEAN_SMOOTHING = 0.05
 # Callers that are refused together are told times that differ by up to this share.
 JITTER = 0.5
-# Where a request's state holds the bounds that it counts towards, or `ENDED`.
+# Where a request's state holds the bounds that it counts towards and its key, or `ENDED`.
 ENTRY = "entered_through"
 ENDED = object()
 
@@ -56,6 +58,35 @@ class Limit(StrEnum):
     REQUESTS = "requests"
     TOKENS = "tokens"
     WAIT = "wait"
+
+
+@dataclass(slots=True)
+class LaneTokens:
+    """The tokens that wait in one lane.
+
+    Attributes:
+        small: Those of small requests.
+        bulk: Those of bulk requests.
+        callers: Those of each API key that has any.
+    """
+
+    small: int = 0
+    bulk: int = 0
+    callers: Counter[str] = field(default_factory=Counter[str])
+
+    @property
+    def total(self) -> int:
+        return self.small + self.bulk
+
+    def add(self, tokens: int, caller: str = "", *, is_bulk: bool = False) -> None:
+        """Count tokens of a request, or stop counting them if negative."""
+        if is_bulk:
+            self.bulk += tokens
+        else:
+            self.small += tokens
+        self.callers[caller] += tokens
+        if not self.callers[caller]:
+            del self.callers[caller]
 
 
 class DrainRate:
@@ -98,7 +129,7 @@ class Admission:
     Attributes:
         requests: Requests in progress.
         queued: Waiting tokens per lane.
-        entering: Requests that have arrived, and whose tokens are not known yet.
+        entering: Requests that have arrived, and whose tokens are not known yet, per API key.
         drain: The rate at which work is done.
     """
 
@@ -108,17 +139,28 @@ class Admission:
         self._max_requests = max_queue_requests
         self._refusals = {limit: metrics.rejected_requests.labels(limit.value) for limit in Limit}
         self.requests = 0
-        self.queued = dict.fromkeys(Lane, 0)
-        self.entering = 0
+        self.queued = {lane: LaneTokens() for lane in Lane}
+        self.entering: Counter[str] = Counter()
         self.drain = DrainRate()
-        self._submitted: Counter[tuple[Lane, bool]] = Counter()
+        self._submitted: Counter[tuple[str, Lane, bool]] = Counter()
         self._by_lane = dict.fromkeys(Lane, 0)
+        self._by_caller: Counter[str] = Counter()
+        self._bulk_requests = dict.fromkeys(Lane, 0)
         self._mean_tokens = 0.0
         self._model_rate = 0.0
 
     @property
     def queued_tokens(self) -> int:
-        return sum(self.queued.values())
+        return sum(lane.total for lane in self.queued.values())
+
+    @property
+    def is_calm(self) -> bool:
+        """Whether so few requests are in progress that none would be refused."""
+        entering = self.entering.total()
+        few = min(ALWAYS_ADMITTED, self._max_document_requests)
+        return self.requests + entering < self._max_requests and (
+            sum(self._by_lane.values()) + entering < few
+        )
 
     @contextmanager
     def request(self) -> Generator[None]:
@@ -136,30 +178,43 @@ class Admission:
             self.requests -= 1
 
     @contextmanager
-    def submission(self, lane: Lane, tokens: int, *, deadline: float) -> Generator[None]:
+    def submission(
+        self, lane: Lane, tokens: int, *, deadline: float, caller: str = ""
+    ) -> Generator[None]:
         """Count a request as waiting, or refuse it.
 
         Args:
             lane: Where its texts wait.
             tokens: Their tokens.
             deadline: When it times out, in the event loop's time.
+            caller: The name of its API key.
 
         Raises:
             QueueFullError: It exceeds a limit, or would wait too long.
         """
         left = deadline - asyncio.get_running_loop().time()
-        limit = self._limit_of(lane, tokens, left)
+        limit = self._limit_of(lane, tokens, left, caller)
         if limit is not None:
-            raise self.refuse(limit, lane, tokens)
-        self._mean_tokens += MEAN_SMOOTHING * (tokens - self._mean_tokens)
-        kind = lane, tokens >= BULK_TOKENS
-        self._submitted[kind] += 1
-        self._by_lane[lane] += 1
+            raise self.refuse(limit, lane, tokens, caller)
+        is_bulk = tokens >= BULK_TOKENS
+        if not is_bulk:
+            self._mean_tokens += MEAN_SMOOTHING * (tokens - self._mean_tokens)
+        self._count(caller, lane, 1, is_bulk=is_bulk)
         try:
             yield
         finally:
-            self._submitted[kind] -= 1
-            self._by_lane[lane] -= 1
+            self._count(caller, lane, -1, is_bulk=is_bulk)
+
+    def _count(self, caller: str, lane: Lane, requests: int, *, is_bulk: bool) -> None:
+        kind = caller, lane, is_bulk
+        self._submitted[kind] += requests
+        self._by_caller[caller] += requests
+        self._by_lane[lane] += requests
+        self._bulk_requests[lane] += requests * is_bulk
+        if not self._submitted[kind]:
+            del self._submitted[kind]
+        if not self._by_caller[caller]:
+            del self._by_caller[caller]
 
     def record_batch(self, tokens: int, now: float, *, model_rate: float, has_more: bool) -> None:
         """Count a batch that the model has finished.
@@ -172,33 +227,41 @@ class Admission:
                 count as waiting are about to get their answers.
         """
         self._model_rate = model_rate
-        waiting = self.entering + (sum(self._by_lane.values()) if has_more else 0)
+        waiting = self.entering.total() + (sum(self._by_lane.values()) if has_more else 0)
         self.drain.record(tokens, now, is_backlogged=waiting >= MEASURED_BACKLOG)
 
-    def enter(self, state: dict[str, Any]) -> None:
+    def enter(self, state: dict[str, Any], caller: str = "") -> None:
         """Count a request that has arrived, until `settle_entry` gets its `state`."""
         if state.get(ENTRY) is not ENDED:
-            self.entering += 1
-            state[ENTRY] = self
+            self.entering[caller] += 1
+            state[ENTRY] = self, caller
+
+    def leave(self, caller: str) -> None:
+        """Stop counting a request that has arrived."""
+        self.entering[caller] -= 1
+        if not self.entering[caller]:
+            del self.entering[caller]
 
     def limit_at_the_door(
-        self, lane: Lane, *, is_bulk: bool, timeout_seconds: float
+        self, lane: Lane, *, is_bulk: bool, timeout_seconds: float, caller: str = ""
     ) -> Limit | None:
         """Return the limit that a request would hit, before anything of its body is known."""
-        if self.requests >= self._max_requests or not self._has_share(lane):
+        if self.requests >= self._max_requests or not self._has_share(lane, caller):
             return Limit.REQUESTS
         patience = BULK_WAIT_SHARE * timeout_seconds if is_bulk else MAX_WAIT_SECONDS
-        return self._limit_of_wait(lane, is_bulk=is_bulk, patience_seconds=patience)
+        return self._limit_of_wait(lane, caller, is_bulk=is_bulk, patience_seconds=patience)
 
-    def refuse(self, limit: Limit, lane: Lane, tokens: int = 0) -> QueueFullError:
+    def refuse(self, limit: Limit, lane: Lane, tokens: int = 0, caller: str = "") -> QueueFullError:
         """Count a refusal, and build its error."""
         self._refusals[limit].inc()
         return QueueFullError(
             self._describe(limit, lane, tokens),
-            retry_after_seconds=self.retry_after_seconds(limit, lane, tokens),
+            retry_after_seconds=self.retry_after_seconds(limit, lane, tokens, caller),
         )
 
-    def retry_after_seconds(self, limit: Limit, lane: Lane, tokens: int = 0) -> int:
+    def retry_after_seconds(
+        self, limit: Limit, lane: Lane, tokens: int = 0, caller: str = ""
+    ) -> int:
         """Compute when a refused request may be sent again.
 
         Until then, the work ahead of it is done; or of a full queue, enough for it to fit.
@@ -206,7 +269,7 @@ class Admission:
         rate = self.drain.per_second or self._model_rate
         if not rate:
             return 1
-        ahead = self._tokens_ahead(lane)
+        ahead = self._tokens_ahead(lane, caller, is_bulk=True)
         if limit is Limit.TOKENS:
             ahead = max(0, self.queued_tokens + tokens - self._max_tokens)
         seconds = math.ceil(ahead / rate)
@@ -214,43 +277,72 @@ class Admission:
         spread = int(random.random() * (1 + max(1, math.ceil(JITTER * seconds))))
         return min(max(1, seconds) + spread, MAX_RETRY_AFTER_SECONDS)
 
-    def _limit_of(self, lane: Lane, tokens: int, seconds_left: float) -> Limit | None:
+    def _limit_of(self, lane: Lane, tokens: int, seconds_left: float, caller: str) -> Limit | None:
         """Return the limit that a request hits, once its tokens are known."""
-        if not self._has_share(lane):
+        if not self._has_share(lane, caller):
             return Limit.REQUESTS
-        if not self._fits(lane, tokens):
+        if not self._fits(lane, tokens, caller):
             return Limit.TOKENS
         is_bulk = tokens >= BULK_TOKENS
         patience = LATE_WAIT_SECONDS
         if is_bulk:
             patience = max(patience, BULK_WAIT_SHARE * seconds_left)
-        return self._limit_of_wait(lane, is_bulk=is_bulk, patience_seconds=patience)
+        return self._limit_of_wait(lane, caller, is_bulk=is_bulk, patience_seconds=patience)
 
-    def _limit_of_wait(self, lane: Lane, *, is_bulk: bool, patience_seconds: float) -> Limit | None:
-        is_among_first = self._submitted[lane, is_bulk] + self.entering < ALWAYS_ADMITTED
+    def _limit_of_wait(
+        self, lane: Lane, caller: str, *, is_bulk: bool, patience_seconds: float
+    ) -> Limit | None:
+        is_among_first = (
+            self._submitted[caller, lane, is_bulk] + self.entering[caller] < ALWAYS_ADMITTED
+        )
         rate = self.drain.per_second
-        if is_among_first or not rate or self._tokens_ahead(lane) <= rate * patience_seconds:
+        if is_among_first or not rate:
             return None
-        return Limit.WAIT
+        ahead = self._tokens_ahead(lane, caller, is_bulk=is_bulk)
+        return None if ahead <= rate * patience_seconds else Limit.WAIT
 
-    def _has_share(self, lane: Lane) -> bool:
-        """Return whether requests of a lane may be added; queries are bounded by `request`."""
-        return lane is Lane.QUERY or self._by_lane[lane] < self._max_document_requests
+    def _has_share(self, lane: Lane, caller: str) -> bool:
+        """Return whether requests of a lane and of a key may be added.
 
-    def _fits(self, lane: Lane, tokens: int) -> bool:
+        All queries together are bounded by `request`. A key leaves places to others, and one that
+        has few gets some of those that documents leave to queries.
+        """
+        reserve = self._max_requests - self._max_document_requests
+        own = self._by_caller[caller] if caller else 0
+        if own and own >= self._max_document_requests:
+            return False
+        allowed = self._max_document_requests
+        if caller and own < ALWAYS_ADMITTED:
+            allowed += reserve // 2
+        return lane is Lane.QUERY or self._by_lane[lane] < allowed
+
+    def _fits(self, lane: Lane, tokens: int, caller: str) -> bool:
         """Return whether a request's tokens fit; alone in its lane, every request does."""
-        if lane is Lane.DOCUMENT:
-            allowed = self._max_tokens - self._max_tokens // RESERVED_FOR_QUERIES
-            return not self.queued[lane] or self.queued_tokens + tokens <= allowed
-        own = self.queued[lane] + tokens
         reserved = self._max_tokens // RESERVED_FOR_QUERIES
         total = self.queued_tokens
+        if lane is Lane.DOCUMENT:
+            is_first = bool(caller) and not self.queued[lane].callers[caller]
+            allowed = self._max_tokens - reserved // (2 if is_first else 1)
+            return not self.queued[lane].total or total + tokens <= allowed
+        own = self.queued[lane].total + tokens
         return not total or total + tokens <= self._max_tokens or own <= reserved
 
-    def _tokens_ahead(self, lane: Lane) -> float:
-        """Estimate the tokens that are done before those of a request that arrives now."""
-        ahead = self.queued[Lane.QUERY] if lane is Lane.QUERY else self.queued_tokens
-        return ahead + self.entering * self._mean_tokens
+    def _tokens_ahead(self, lane: Lane, caller: str, *, is_bulk: bool) -> float:
+        """Estimate the tokens that are done before those of a request that arrives now.
+
+        Of a bulk request, it waits for a turn or two if it is small; of other keys, for as much as
+        its own has ahead of it.
+        """
+        queued = self.queued[lane]
+        bulk = queued.bulk
+        if not is_bulk:
+            bulk = min(bulk, self._bulk_requests[lane] * self._mean_tokens)
+        ahead = queued.small + bulk
+        if caller and len(queued.callers) > 1:
+            ahead = min(ahead, queued.callers[caller] * len(queued.callers))
+        if lane is Lane.DOCUMENT:
+            ahead += self.queued[Lane.QUERY].total
+        return ahead + self.entering.total() * self._mean_tokens
 
     @property
     def _max_document_requests(self) -> int:
@@ -276,7 +368,8 @@ class Admission:
 
 def settle_entry(state: dict[str, Any]) -> None:
     """Stop counting a request as entering, for good: its tokens are known, or it has ended."""
-    admission = state.get(ENTRY)
+    entry = state.get(ENTRY)
     state[ENTRY] = ENDED
-    if isinstance(admission, Admission):
-        admission.entering -= 1
+    if isinstance(entry, tuple):
+        admission, caller = cast("tuple[Admission, str]", entry)
+        admission.leave(caller)

@@ -1,28 +1,22 @@
-"""How batches are chosen and padded.
+"""How large batches are, which lane they come from, and how they are padded.
 
 The scheduler asks for every free slot which lane goes next (`choose_lane`), how many batches of
 documents may run at a time (`document_window`) and how many tokens the batch may have
-(`token_budget`). The lane then takes its oldest text (`LaneQueue.take_batch`), and texts of similar
-length join it, from whichever request they came (`similar_lengths`).
+(`token_budget`). The lane then chooses a text by turns (`turns`), and texts of similar length join
+it (`similar_lengths`).
 
-All of it is plain data and pure functions over lengths in tokens; `scheduler` runs what is chosen.
+All of it is pure functions over lengths in tokens; `scheduler` runs what is chosen.
 """
 
 from __future__ import annotations
 
-import asyncio
-from bisect import bisect_left, insort
-from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import IntEnum
-from operator import attrgetter
-from typing import TypeAlias
 
 import numpy as np
 
-from .errors import EmbeddingServerError
-from .tensors import Float32Vector, TokenBatch, TokenizedText
+from .tensors import TokenBatch, TokenizedText
 
 # Batches of queries that may overtake waiting documents in a row: when both lanes are full, queries
 # get four fifths of the model and documents one fifth.
@@ -101,24 +95,39 @@ def token_budget(max_batch_tokens: int, tokens_per_second: float) -> int:
     return max(1, min(max_batch_tokens, round(tokens_per_second * BATCH_SECONDS)))
 
 
-def similar_lengths(lengths: Sequence[int], anchor: int, limits: BatchLimits) -> range:
-    """Choose a batch around `anchor` from lengths in ascending buckets: a range containing it.
+def similar_lengths(
+    lengths: Sequence[int], start: int, limits: BatchLimits, *, rows: int = 0, width: int = 0
+) -> range:
+    """Choose what joins a batch from lengths in ascending buckets: a range around `start`.
 
     A neighbor joins if the padded batch grows by no more than the neighbor would cost in a batch of
     its own, `BATCH_OVERHEAD_TOKENS` included. The cheaper side joins first.
+
+    Args:
+        lengths: Lengths in tokens.
+        start: Where the range begins to grow.
+        limits: Bounds of the batch.
+        rows: Rows that the batch already has; without any, the text at `start` is its first.
+        width: Their padded length.
+
+    Returns:
+        The range that joins.
     """
-    start, stop = anchor, anchor + 1
-    width = bucket_length(lengths[anchor], limits.max_length)
-    while stop - start < limits.max_batch_size:
-        rows = stop - start
+    first = stop = start
+    if not rows:
+        rows, stop = 1, start + 1
+        width = bucket_length(lengths[start], limits.max_length)
+    while rows < limits.max_batch_size:
         # Growth in padding, index and padded width of the neighbor on either side.
         neighbors: list[tuple[int, int, int]] = []
-        if start > 0:
-            own = bucket_length(lengths[start - 1], limits.max_length)
-            neighbors.append((width - own, start - 1, width))
+        if first > 0:
+            own = bucket_length(lengths[first - 1], limits.max_length)
+            wider = max(width, own)
+            neighbors.append((rows * (wider - width) + wider - own, first - 1, wider))
         if stop < len(lengths):
-            wider = bucket_length(lengths[stop], limits.max_length)
-            neighbors.append((rows * (wider - width), stop, wider))
+            own = bucket_length(lengths[stop], limits.max_length)
+            wider = max(width, own)
+            neighbors.append((rows * (wider - width) + wider - own, stop, wider))
         candidates = [
             (growth, index, padded)
             for growth, index, padded in neighbors
@@ -127,117 +136,17 @@ def similar_lengths(lengths: Sequence[int], anchor: int, limits: BatchLimits) ->
         if not candidates:
             break
         _, neighbor, width = min(candidates)
-        start, stop = min(start, neighbor), max(stop, neighbor + 1)
-    return range(start, stop)
-
-
-# Two waiting texts are the same if their lane and their token IDs are.
-TextKey: TypeAlias = tuple[Lane, bytes]
-
-
-@dataclass(eq=False, slots=True)
-class QueuedText:
-    """A text in the queue, shared by every request that waits for its vector.
-
-    Attributes:
-        serial: Counts texts in their order of arrival.
-        arrived: When the text was queued, in the event loop's time; so are the other times.
-        deadline: The latest deadline of the requests that wait for it.
-        done: The vector, or the reason why there is none.
-        origin: What the first request passed to `submit`, for tracing.
-        waiters: Number of requests that wait for it.
-        alone: Whether it has to run in a batch of its own.
-        model_seconds: What the model took for its batch; 0 where that is not measured.
-        rank: The sort key by length. Texts that are padded to one length keep their order of
-            arrival: else, those that are longer or shorter than most would wait for all others.
-    """
-
-    text: TokenizedText
-    lane: Lane
-    key: TextKey
-    serial: int
-    arrived: float
-    deadline: float
-    done: asyncio.Future[Float32Vector | EmbeddingServerError]
-    origin: object = None
-    waiters: int = 0
-    alone: bool = False
-    started: float = 0.0
-    finished: float = 0.0
-    model_seconds: float = 0.0
-    rank: tuple[int, int] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.rank = _round_up(self.text.length), self.serial
-
-
-_rank = attrgetter("rank")
-
-
-@dataclass(slots=True)
-class LaneQueue:
-    """The waiting texts of one lane.
-
-    Attributes:
-        arrivals: The texts in their order of arrival. Texts that were taken or discarded stay in it
-            until they reach the front, since removing them from the middle would be slow.
-        by_length: The texts in ascending padded length, the oldest of each first; only those that
-            are still waiting.
-    """
-
-    arrivals: deque[QueuedText] = field(default_factory=deque[QueuedText])
-    by_length: list[QueuedText] = field(default_factory=list[QueuedText])
-
-    def __len__(self) -> int:
-        return len(self.by_length)
-
-    def add(self, entry: QueuedText) -> None:
-        self.arrivals.append(entry)
-        insort(self.by_length, entry, key=_rank)
-
-    def position(self, entry: QueuedText) -> int | None:
-        index = bisect_left(self.by_length, entry.rank, key=_rank)
-        is_waiting = index < len(self.by_length) and self.by_length[index] is entry
-        return index if is_waiting else None
-
-    def discard(self, entry: QueuedText) -> None:
-        index = self.position(entry)
-        if index is not None:
-            del self.by_length[index]
-
-    def take_batch(self, limits: BatchLimits) -> list[QueuedText]:
-        """Remove the oldest text and its neighbors by length; the lane must not be empty."""
-        anchor = None
-        while anchor is None:
-            anchor = self.position(self.arrivals.popleft())
-        window = similar_lengths(_Lengths(self.by_length), anchor, limits)
-        batch = self.by_length[window.start : window.stop]
-        del self.by_length[window.start : window.stop]
-        if not self.by_length:
-            self.arrivals.clear()
-        return batch
-
-
-class _Lengths(Sequence[int]):
-    """The lengths of a sorted lane, read in place: a copy would cost time for every batch."""
-
-    def __init__(self, entries: list[QueuedText]) -> None:
-        self._entries = entries
-
-    def __len__(self) -> int:
-        return len(self._entries)
-
-    # An index is all that `similar_lengths` asks for; slices are not supported.
-    def __getitem__(self, index: int) -> int:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self._entries[index].text.length
+        first, stop, rows = min(first, neighbor), max(stop, neighbor + 1), rows + 1
+    return range(first, stop)
 
 
 def bucket_length(length: int, max_length: int) -> int:
     """Round a length up to its bucket, but not beyond `max_length` unless the text is longer."""
-    return max(length, min(_round_up(length), max_length))
+    return max(length, min(padded_length(length), max_length))
 
 
-def _round_up(length: int) -> int:
+def padded_length(length: int) -> int:
+    """Round a length up to its bucket."""
     step = max(SMALLEST_STEP, (1 << length.bit_length() - 1) // BUCKET_STEPS_PER_OCTAVE)
     return -(-length // step) * step
 

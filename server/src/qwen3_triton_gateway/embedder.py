@@ -12,7 +12,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from .backends.base import Backend
-from .batching import BatchLimits, Lane, QueuedText, pad_batch
+from .batching import BatchLimits, Lane, pad_batch
 from .cache import VectorCache
 from .errors import (
     DEADLINE_PASSED,
@@ -38,6 +38,7 @@ from .tensors import (
 )
 from .tokenization import CutSide, InputType, TextTokenizer, Tokenization, query_prefix
 from .tracing import batch_span, current_origin, stage_span
+from .turns import QueuedText
 
 # What happens to a text beyond `max_length`: it is refused, or its end or start is cut off.
 Truncation: TypeAlias = Literal["refuse", "end", "start"]
@@ -60,6 +61,7 @@ class EmbedCall:
 
     Attributes:
         max_tokens: Maximum tokens of a text, if the request allows fewer than the gateway.
+        priority: Lower goes first among the requests of a key; only its sign counts.
         truncate_hint: How a caller of this dialect asks for truncation.
     """
 
@@ -70,6 +72,7 @@ class EmbedCall:
     truncation: Truncation = "end"
     normalize: bool = True
     max_tokens: int | None = None
+    priority: int = 0
     truncate_hint: str = "send `truncate: true`"
 
 
@@ -124,7 +127,12 @@ class Embedder:
         )
 
     async def embed(
-        self, call: EmbedCall, *, deadline: float, memory: Reservation | None = None
+        self,
+        call: EmbedCall,
+        *,
+        deadline: float,
+        memory: Reservation | None = None,
+        caller: str = "",
     ) -> tuple[Embeddings, EmbedTimings]:
         """Embed texts, in their order. Equal ones are embedded once.
 
@@ -132,6 +140,7 @@ class Embedder:
             call: The texts and how to embed them.
             deadline: When the request times out, in the event loop's time.
             memory: What the request is charged, which grows with what it takes.
+            caller: The name of the API key whose turn it takes.
 
         Raises:
             InvalidRequestError: A text is blank, `dimensions` is out of range, or a text is too
@@ -151,7 +160,7 @@ class Embedder:
         timings = EmbedTimings()
         if missing:
             computed, timings = await self._compute(
-                call, missing, dimensions, deadline=deadline, memory=memory
+                call, missing, dimensions, deadline=deadline, memory=memory, caller=caller
             )
             embedded |= computed
             for index, key in zip(distinct, keys, strict=False):
@@ -168,6 +177,7 @@ class Embedder:
         *,
         deadline: float,
         memory: Reservation | None,
+        caller: str,
     ) -> tuple[dict[int, EmbeddedText], EmbedTimings]:
         """Embed the texts of a call that are not cached."""
         began = time.perf_counter()
@@ -185,6 +195,8 @@ class Embedder:
                 tokenized,
                 lane=lane,
                 deadline=deadline,
+                caller=caller,
+                priority=call.priority,
                 origin=current_origin(),
             )
         vectors = self._collect(entries, indices)

@@ -1,6 +1,14 @@
 """The queue between requests and the model; one per process.
 
-How a batch is chosen is in `batching`. This module does the rest:
+The rule that chooses batches is a function of what waits, without a clock or I/O:
+
+* **Queries first**, and documents for every fifth batch at the latest (`batching`).
+* **Turns.** Within a lane, API keys take turns, and the requests of a key, counted in tokens. The
+  longest text of the request in turn begins the batch, and texts of similar length fill it,
+  whose turns are near first. So a new request is in the next batch or two, however many texts
+  others have waiting; and every fifth batch begins with the oldest text at the latest (`turns`).
+
+This module runs what the rule chooses:
 
 * **Work-conserving.** A batch leaves as soon as a slot is free and a text is waiting; there is no
   timer. As many batches are in flight as the model has instances, and one more: one is always
@@ -22,17 +30,15 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
 
-from .admission import Admission
+from .admission import BULK_TOKENS, Admission
 from .batching import (
     BatchLimits,
     Lane,
-    LaneQueue,
-    QueuedText,
-    TextKey,
     choose_lane,
     document_window,
     token_budget,
@@ -48,6 +54,7 @@ from .errors import (
 from .metrics import LaneState, Metrics
 from .pooling import unusable_rows
 from .tensors import Float32Matrix, TokenizedText
+from .turns import LaneQueue, QueuedText, TextKey
 
 # Runs texts of one lane within a number of seconds; returns one row per text, in their order.
 RunBatch: TypeAlias = Callable[[Sequence[QueuedText], float], Awaitable[Float32Matrix]]
@@ -129,6 +136,8 @@ class Scheduler:
         *,
         lane: Lane,
         deadline: float,
+        caller: str = "",
+        priority: int = 0,
         origin: object = None,
     ) -> list[QueuedText]:
         """Queue texts, wait for all, and return their entries, each done with a vector or error.
@@ -137,6 +146,8 @@ class Scheduler:
             texts: The texts of one request.
             lane: The queue they wait in.
             deadline: When the request times out, in the event loop's time.
+            caller: The name of the API key whose turn it is.
+            priority: Lower goes first among the requests of a key; only the sign counts.
             origin: Passed on to `run` with the texts, for tracing.
 
         Raises:
@@ -144,20 +155,21 @@ class Scheduler:
             DeadlineExceededError: The deadline passed first.
         """
         tokens = sum(text.length for text in texts)
-        with self.admission.submission(lane, tokens, deadline=deadline):
+        is_bulk = tokens >= BULK_TOKENS
+        with self.admission.submission(lane, tokens, deadline=deadline, caller=caller):
             if lane is Lane.QUERY:
                 self._last_query = asyncio.get_running_loop().time()
-            entries = [self._enqueue(text, lane, deadline, origin) for text in texts]
-            # The longest arrives first and becomes the anchor: a request that has the model to
-            # itself is packed from its longest texts down, and only short ones are left for the
-            # last batch.
-            new_entries = dict.fromkeys(entry for entry in entries if not entry.waiters)
-            for entry in sorted(new_entries, key=lambda entry: -entry.text.length):
-                self._lanes[lane].add(entry)
+            new = partial(self._enqueue, lane, caller, deadline, origin, is_bulk=is_bulk)
+            entries = [new(text) for text in texts]
+            queue = self._lanes[lane]
+            turn = queue.join(dict.fromkeys(entries), caller=caller, priority=priority)
             for entry in entries:
                 entry.waiters += 1
-            self._dispatch()
-            await self._wait(entries, deadline)
+            try:
+                self._dispatch()
+                await self._wait(entries, deadline)
+            finally:
+                queue.leave(turn)
             return entries
 
     async def drain(self) -> None:
@@ -176,7 +188,14 @@ class Scheduler:
                 self._release(entry)
 
     def _enqueue(
-        self, text: TokenizedText, lane: Lane, deadline: float, origin: object
+        self,
+        lane: Lane,
+        caller: str,
+        deadline: float,
+        origin: object,
+        text: TokenizedText,
+        *,
+        is_bulk: bool,
     ) -> QueuedText:
         key = (lane, text.input_ids.tobytes())
         entry = self._waiting.get(key)
@@ -184,10 +203,19 @@ class Scheduler:
             loop = asyncio.get_running_loop()
             self._serial += 1
             entry = QueuedText(
-                text, lane, key, self._serial, loop.time(), deadline, loop.create_future(), origin
+                text,
+                lane,
+                key,
+                self._serial,
+                loop.time(),
+                deadline,
+                loop.create_future(),
+                caller=caller,
+                is_bulk=is_bulk,
+                origin=origin,
             )
             self._waiting[key] = entry
-            self.admission.queued[lane] += text.length
+            self.admission.queued[lane].add(text.length, caller, is_bulk=is_bulk)
         entry.deadline = max(entry.deadline, deadline)
         return entry
 
@@ -201,7 +229,8 @@ class Scheduler:
     def _forget(self, entry: QueuedText) -> None:
         """Stop counting an entry as waiting."""
         del self._waiting[entry.key]
-        self.admission.queued[entry.lane] -= entry.text.length
+        queued = self.admission.queued[entry.lane]
+        queued.add(-entry.text.length, entry.caller, is_bulk=entry.is_bulk)
 
     def _dispatch(self) -> None:
         while len(self._tasks) < self._window:
