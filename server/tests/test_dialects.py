@@ -5,10 +5,13 @@ import json
 from typing import Any
 
 import numpy as np
+import orjson
 import pytest
+from click.testing import CliRunner
 from starlette.testclient import TestClient
 
 from fake_backend import FakeBackend
+from qwen3_triton_gateway.cli import main
 
 MODEL = "fake-embedding"
 LONG = "x" * 5000
@@ -277,6 +280,100 @@ def test_models_are_listed_and_found_by_every_name(start_gateway: Any) -> None:
     unknown = client.get("/v1/models/gpt-4")
     assert unknown.status_code == 404
     assert unknown.json()["error"]["code"] == "model_not_found"
+
+
+ALIASES = orjson.dumps(
+    {
+        "plain": {},
+        "search": {"input_type": "query"},
+        "code": {"input_type": "query", "instruction": "Find code."},
+        "passages": {"input_type": "document"},
+    }
+).decode()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        pytest.param("plain", {}, id="only-a-name"),
+        pytest.param("plain-query", {"input_type": "query"}, id="a-suffix-of-an-alias"),
+        pytest.param("search", {"input_type": "query"}, id="query"),
+        pytest.param("search-query", {"input_type": "query"}, id="the-same-twice"),
+        pytest.param(
+            "code", {"input_type": "query", "instruction": "Find code."}, id="instruction"
+        ),
+        pytest.param("passages", {}, id="document"),
+    ],
+)
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embed", "/api/embed"])
+def test_an_alias_carries_an_input_type_and_an_instruction(
+    start_gateway: Any, path: str, name: str, expected: dict[str, Any]
+) -> None:
+    if path == "/embed" and name.endswith("-query"):
+        pytest.skip("The native API has `input_type`, and knows no suffixes.")
+    client = start_gateway(EMBED_MODEL_ALIASES=ALIASES)
+    field = "texts" if path == "/embed" else "input"
+    answer = client.post(path, json={"model": name, field: ["soup"]}).json()
+    found = answer["data"][0]["embedding"] if "data" in answer else answer["embeddings"][0]
+    assert [found] == native(client, "soup", **expected)
+
+
+def test_the_request_overrides_the_instruction_of_an_alias(start_gateway: Any) -> None:
+    client = start_gateway(EMBED_MODEL_ALIASES=ALIASES)
+    body = {"model": "code", "input": "soup", "instruction": "Find recipes."}
+    found = client.post("/v1/embeddings", json=body).json()["data"][0]["embedding"]
+    assert [found] == native(client, "soup", input_type="query", instruction="Find recipes.")
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status"),
+    [
+        ("/v1/embeddings", {"model": "code", "input": "a", "input_type": "passage"}, 400),
+        ("/embed", {"model": "search", "texts": ["a"], "input_type": "document"}, 400),
+        ("/embed", {"model": "passages", "texts": ["a"], "input_type": "query"}, 400),
+        ("/v1/embeddings", {"model": "passages-query", "input": "a"}, 404),
+        ("/v1/embeddings", {"model": "passages", "input": "a", "instruction": "Find"}, 400),
+    ],
+)
+def test_an_alias_that_contradicts_the_request_is_refused(
+    start_gateway: Any, path: str, body: dict[str, Any], status: int
+) -> None:
+    client = start_gateway(EMBED_MODEL_ALIASES=ALIASES)
+    assert client.post(path, json=body).status_code == status
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        pytest.param("{", "is not a JSON object", id="not-json"),
+        pytest.param('{"a": {"input_type": "passage"}}', "EMBED_MODEL_ALIASES", id="type"),
+        pytest.param('{"a": {"instruction": "Find"}}', "applies to queries only", id="no-query"),
+        pytest.param('{"a": {"inputtype": "query"}}', "EMBED_MODEL_ALIASES", id="unknown"),
+    ],
+)
+def test_an_alias_that_makes_no_sense_refuses_to_start(value: str, words: str) -> None:
+    result = CliRunner().invoke(main, ["serve", "--model-aliases", value])
+    assert result.exit_code == 2
+    assert words in result.output
+
+
+def test_models_tell_what_they_are_for(start_gateway: Any) -> None:
+    client = start_gateway(EMBED_MODEL_ALIASES=ALIASES, EMBED_MAX_LENGTH=512)
+    described = client.get("/v1/models/code").json()
+    assert described["task"] == "embed"
+    assert (described["dimensions"], described["max_dimensions"]) == (1024, 1280)
+    assert described["max_model_len"] == described["context_length"] == 512
+    assert described["input_type"] == "query"
+    assert described["instruction"] == "Find code."
+    assert "input_type" not in client.get("/v1/models/plain").json()
+
+
+@pytest.mark.parametrize("priority", [-5, 0, 3, None])
+def test_vllms_priority_is_understood(client: TestClient, priority: int | None) -> None:
+    body = {"input": "soup", "priority": priority}
+    found = client.post("/v1/embeddings", json=body).json()["data"][0]["embedding"]
+    assert [found] == native(client, "soup")
+    assert client.post("/v1/embeddings", json=body | {"priority": "x"}).status_code == 400
 
 
 @pytest.mark.parametrize("path", ["/", "/embed"])

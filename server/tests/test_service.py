@@ -358,7 +358,7 @@ async def test_the_model_id_is_inferred_from_the_hidden_size_by_default(
     await service.connect()
     assert service.model_id == "fake"  # 1280 is not a size of the family
     with pytest.raises(ModelNotFoundError, match="Set `model` to 'fake'"):
-        service.check_model_name("Qwen/Qwen3-Embedding-4B")
+        service.alias_of("Qwen/Qwen3-Embedding-4B")
 
 
 def test_health_has_the_fields_of_the_runbook(client: TestClient, backend: FakeBackend) -> None:

@@ -18,7 +18,7 @@ from .memory import MemoryBudget
 from .metrics import GatewayState, Metrics
 from .model_files import tokenizer_of
 from .segments import MAX_WORD_CHARACTERS
-from .settings import Settings
+from .settings import ModelAlias, Settings
 from .tokenization import PROMPT_VERSION, TextTokenizer
 
 logger = logging.getLogger(__name__)
@@ -139,21 +139,21 @@ class EmbeddingService:
     @property
     def model_names(self) -> list[str]:
         """Every name that a request may use for the model."""
-        return [self.model_id, *self.settings.model_aliases]
+        return list(dict.fromkeys([self.model_id, *self.settings.model_aliases]))
 
     def fingerprint(self, dimensions: int) -> str:
         """Return the fingerprint of vectors with this many dimensions."""
         assert self._space is not None, "connect() comes first"
         return self._space.fingerprint(dimensions)
 
-    def check_model_name(self, model: str | None) -> None:
-        """Check that a request names the served model, or none.
+    def alias_of(self, model: str | None) -> ModelAlias:
+        """Return what the name in a request says about its texts.
 
         Raises:
             ModelNotFoundError: The name is neither the served model's ID nor an alias.
         """
         if model is None or model in self.model_names:
-            return
+            return self.settings.model_aliases.get(model or "", ModelAlias())
         allowed = " or ".join(map(repr, self.model_names))
         msg = (
             f"Model {shorten(model)!r} is not served here. Set `model` to {allowed}, or omit it. "

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeAlias, cast
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -26,6 +26,22 @@ Precision: TypeAlias = Literal["graph", "float32", "bfloat16", "int8"]
 
 MIN_DIMENSIONS = 32
 MAX_TEXTS = 2048
+
+
+class ModelAlias(BaseModel):
+    """What a name of the model says about the texts that are sent to it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+
+    input_type: Literal["document", "query"] | None = None
+    instruction: str | None = None
+
+    @model_validator(mode="after")
+    def _instruction_of_queries(self) -> ModelAlias:
+        if self.instruction is not None and self.input_type != "query":
+            msg = 'An `instruction` applies to queries only. Add `"input_type": "query"`.'
+            raise ValueError(msg)
+        return self
 
 
 class Settings(BaseSettings):
@@ -89,10 +105,14 @@ class Settings(BaseSettings):
             "model's hidden size."
         ),
     )
-    model_aliases: Annotated[list[str], NoDecode] = Field(
-        default_factory=list,
+    model_aliases: Annotated[dict[str, ModelAlias], NoDecode] = Field(
+        default_factory=dict[str, ModelAlias],
         validation_alias="EMBED_MODEL_ALIASES",
-        description="Other names that requests may use for the model, comma-separated.",
+        description=(
+            "Other names that requests may use for the model, comma-separated. Or a JSON object of "
+            'names, each with {"input_type": ..., "instruction": ...} or {}, for clients that can '
+            "send neither."
+        ),
     )
     model_dir: Path | None = Field(
         default=None,
@@ -254,7 +274,8 @@ class Settings(BaseSettings):
         default=None,
         validation_alias="EMBED_API_KEYS_FILE",
         description=(
-            "File with additional API keys, one per line; lines that start with # are skipped."
+            "File with additional API keys, one per line, or name:key; metrics and logs show the "
+            "name. Lines that start with # are skipped."
         ),
     )
     cors_origins: Annotated[list[str], NoDecode] = Field(
@@ -325,12 +346,28 @@ class Settings(BaseSettings):
         description="Log lines as text or as JSON objects.",
     )
 
-    @field_validator("triton_url", "model_aliases", "cors_origins", mode="before")
+    @field_validator("triton_url", "cors_origins", mode="before")
     @classmethod
     def _split_commas(cls, value: object) -> object:
         if isinstance(value, str):
             return [part.strip() for part in value.split(",") if part.strip()]
         return value
+
+    @field_validator("model_aliases", mode="before")
+    @classmethod
+    def _parse_aliases(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        if not value.lstrip().startswith("{"):
+            return {name.strip(): ModelAlias() for name in value.split(",") if name.strip()}
+        try:
+            return json.loads(value)
+        except ValueError:
+            msg = (
+                "It begins with `{` and is not a JSON object. Write names separated by commas, or "
+                '{"NAME": {"input_type": "query"}}.'
+            )
+            raise ValueError(msg) from None
 
     @field_validator("triton_headers", mode="before")
     @classmethod

@@ -76,15 +76,17 @@ async def embed(request: Request, service: ServiceDep) -> Response:
     """Embed 1 to 2,048 texts; those that are too long are truncated unless `truncate` is NONE."""
     async with open_exchange(request, service) as exchange:
         body = validate(CohereEmbedRequest, exchange.body)
-        by_name = resolve_model(body.model, service)
+        alias = resolve_model(body.model, service)
         types: list[VectorForm] = list(dict.fromkeys(body.embedding_types or ["float"]))
         _check_packing(types, body.output_dimension or service.settings.output_dim)
-        is_query = body.input_type == "search_query" if body.input_type else by_name == "query"
+        by_name = alias.input_type == "query"
+        is_query = body.input_type == "search_query" if body.input_type else by_name
         limit = service.settings.max_length
         answer = await exchange.embed(
             EmbedCall(
                 body.texts,
                 input_type="query" if is_query else "document",
+                instruction=alias.instruction if is_query else None,
                 dimensions=body.output_dimension,
                 truncation=TRUNCATIONS[body.truncate],
                 max_tokens=min(body.max_tokens or limit, limit),

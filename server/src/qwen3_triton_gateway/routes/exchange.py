@@ -15,12 +15,14 @@ from starlette.requests import ClientDisconnect
 
 from ..admission import settle_entry
 from ..embedder import EmbedCall, EmbedTimings
-from ..errors import BackendUnavailableError
+from ..errors import BackendUnavailableError, InvalidRequestError, shorten
 from ..memory import REQUEST_BYTES, Reservation, in_worker, request_bytes
 from ..responses import Dialect, PartsResponse, VectorForm, answer_parts, encoded_bytes
 from ..schemas import Usage, parse_json
 from ..service import EmbeddingService
+from ..settings import ModelAlias
 from ..tensors import Embeddings
+from ..tokenization import InputType
 from ..tracing import describe_embeddings
 
 Result = TypeVar("Result")
@@ -94,6 +96,11 @@ class Exchange:
         """What this request is charged; the middleware releases it after the response."""
         return self.request.state.memory
 
+    @property
+    def caller(self) -> str:
+        """The name of the caller's API key; empty if none is required."""
+        return self.request.scope["state"].get("key", "")
+
     def use_dialect(self, dialect: Dialect) -> None:
         """Answer in this dialect from now on, errors included."""
         self.request.state.dialect = dialect
@@ -119,6 +126,9 @@ class Exchange:
             "queue_ms": round(timings.queue_seconds * 1000, 1),
             "infer_ms": round(timings.infer_seconds * 1000, 1),
         }
+        if self.caller:
+            self.service.metrics.key_texts.labels(self.caller).inc(len(call.texts))
+            self.service.metrics.key_tokens.labels(self.caller).inc(embeddings.prompt_tokens)
         answer = EmbedAnswer(self.service, self.memory, embeddings, timings)
         describe_embeddings(
             requested=self.body.get("model"),
@@ -130,7 +140,9 @@ class Exchange:
 
     async def _embed(self, call: EmbedCall) -> tuple[Embeddings, EmbedTimings]:
         settle_entry(self.request.scope["state"])
-        answer = await self.service.embedder.embed(call, deadline=self.deadline, memory=self.memory)
+        answer = await self.service.embedder.embed(
+            call, deadline=self.deadline, memory=self.memory, caller=self.caller
+        )
         await self.service.confirm(self.deadline)
         return answer
 
@@ -228,6 +240,26 @@ async def open_exchange(request: Request, service: EmbeddingService) -> AsyncGen
     body = await read_json(request)
     with scheduler.request():
         yield Exchange(request, service, body, deadline)
+
+
+def choose_input_type(sent: InputType | None, alias: ModelAlias, model: str | None) -> InputType:
+    """Return the input type of a request, from its field or from its name of the model.
+
+    Raises:
+        InvalidRequestError: The two contradict each other.
+    """
+    if sent is not None and alias.input_type not in (None, sent):
+        msg = (
+            f"`model` {shorten(model or '')!r} means `input_type: {alias.input_type}`, which "
+            f"contradicts `input_type` {sent!r}. Send one of them, or make them agree."
+        )
+        raise InvalidRequestError(msg, param="input_type")
+    return sent or alias.input_type or "document"
+
+
+def choose_instruction(sent: str | None, alias: ModelAlias, input_type: InputType) -> str | None:
+    """Return the instruction of a request; its own overrides that of its name of the model."""
+    return alias.instruction if sent is None and input_type == "query" else sent
 
 
 async def read_json(request: Request) -> dict[str, Any]:

@@ -11,7 +11,14 @@ from ..responses import VECTORS, Dialect, EncodingFormat, ErrorResponse, TeiErro
 from ..schemas import INSTRUCTION_NEEDS_QUERY, Dimensions, Texts, Usage, validate
 from ..tokenization import InputType
 from . import tei
-from .exchange import Exchange, ServiceDep, describe_call, open_exchange
+from .exchange import (
+    Exchange,
+    ServiceDep,
+    choose_input_type,
+    choose_instruction,
+    describe_call,
+    open_exchange,
+)
 
 router = APIRouter(tags=["native"])
 
@@ -71,12 +78,14 @@ async def embed(request: Request, service: ServiceDep) -> Response:
 async def _embed_texts(exchange: Exchange) -> Response:
     exchange.use_dialect(Dialect.NATIVE)
     body = validate(EmbedRequest, exchange.body)
-    exchange.service.check_model_name(body.model)
+    alias = exchange.service.alias_of(body.model)
+    sent = body.input_type if "input_type" in body.model_fields_set else None
+    input_type = choose_input_type(sent, alias, body.model)
     answer = await exchange.embed(
         EmbedCall(
             body.texts,
-            input_type=body.input_type,
-            instruction=body.instruction,
+            input_type=input_type,
+            instruction=choose_instruction(body.instruction, alias, input_type),
             dimensions=body.dimensions,
             truncation="end" if body.truncate else "refuse",
         )

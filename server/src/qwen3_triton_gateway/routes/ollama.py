@@ -15,7 +15,7 @@ from ..responses import VECTORS, JsonResponse, OllamaErrorResponse
 from ..schemas import NOT_BLANK, LenientDimensions, Text, one_or_more, validate
 from ..service import EmbeddingService
 from ..settings import MAX_TEXTS
-from .exchange import Exchange, ServiceDep, describe_call, describe_errors, open_exchange, read_json
+from .exchange import ServiceDep, describe_call, describe_errors, open_exchange, read_json
 from .openai import resolve_model
 
 router = APIRouter(prefix="/api", tags=["ollama"])
@@ -103,9 +103,11 @@ async def embed(request: Request, service: ServiceDep) -> Response:
     began = time.perf_counter_ns()
     async with open_exchange(request, service) as exchange:
         body = validate(OllamaEmbedRequest, exchange.body)
+        alias = resolve_model(_without_tag(body.model), service)
         call = EmbedCall(
             body.input,
-            input_type=_input_type(body.model, exchange),
+            input_type=alias.input_type or "document",
+            instruction=alias.instruction,
             dimensions=body.dimensions,
             truncation="refuse" if body.truncate is False else "end",
         )
@@ -129,10 +131,15 @@ async def embed_prompt(request: Request, service: ServiceDep) -> Response:
     """Embed one text, for clients older than `/api/embed`."""
     async with open_exchange(request, service) as exchange:
         body = validate(OllamaPromptRequest, exchange.body)
-        input_type = _input_type(body.model, exchange)
+        alias = resolve_model(_without_tag(body.model), service)
         if not body.prompt:
             return JsonResponse({"embedding": []})
-        answer = await exchange.embed(EmbedCall([body.prompt], input_type=input_type))
+        call = EmbedCall(
+            [body.prompt],
+            input_type=alias.input_type or "document",
+            instruction=alias.instruction,
+        )
+        answer = await exchange.embed(call)
         return answer.respond({"embedding": answer.embeddings.vectors[0]})
 
 
@@ -165,10 +172,6 @@ async def show(request: Request, service: ServiceDep) -> dict[str, Any]:
 async def version() -> dict[str, str]:
     """Return the release of Ollama whose API this follows."""
     return {"version": OLLAMA_VERSION}
-
-
-def _input_type(name: str | None, exchange: Exchange) -> Any:
-    return resolve_model(_without_tag(name), exchange.service) or "document"
 
 
 def _without_tag(name: str | None) -> str | None:

@@ -22,8 +22,16 @@ from ..schemas import (
     validate,
 )
 from ..service import EmbeddingService
+from ..settings import ModelAlias
 from ..tokenization import InputType
-from .exchange import ServiceDep, describe_call, describe_errors, open_exchange
+from .exchange import (
+    ServiceDep,
+    choose_input_type,
+    choose_instruction,
+    describe_call,
+    describe_errors,
+    open_exchange,
+)
 
 router = APIRouter(prefix="/v1", tags=["openai"])
 
@@ -59,10 +67,10 @@ class OpenAIEmbedRequest(BaseModel):
     """The body of `POST /v1/embeddings`: OpenAI's fields, and those of other servers.
 
     In place of `input` there may be `messages`, vLLM's chat form, with one text each.
-    `input_type` and `truncate` are NVIDIA NIM's, `truncate_prompt_tokens` and `truncation_side`
-    vLLM's, `output_dimension`, `output_dtype` and `truncation` Voyage's, `instruction` our own.
-    Unknown fields are ignored, as OpenAI's clients need. A model name may end in `-query` or
-    `-passage`, NIM's convention for clients that cannot send `input_type`.
+    `input_type` and `truncate` are NVIDIA NIM's, `truncate_prompt_tokens`, `truncation_side` and
+    `priority` vLLM's, `output_dimension`, `output_dtype` and `truncation` Voyage's, `instruction`
+    our own. Unknown fields are ignored, as OpenAI's clients need. A model name may end in `-query`
+    or `-passage`, NIM's convention for clients that cannot send `input_type`.
     """
 
     model_config = ConfigDict(
@@ -85,6 +93,7 @@ class OpenAIEmbedRequest(BaseModel):
         Literal[-1] | Annotated[int, Field(ge=MIN_TOKENS), BeforeValidator(integral)] | None
     ) = None
     truncation_side: Literal["left", "right"] | None = None
+    priority: Annotated[int, BeforeValidator(integral)] | None = None
 
 
 class OpenAIEmbedding(BaseModel):
@@ -144,22 +153,24 @@ async def models(service: ServiceDep) -> Response:
 @router.get("/models/{name:path}", responses=describe_errors({401, 404}, OpenAIErrorResponse))
 async def model(name: str, service: ServiceDep) -> Response:
     """Describe the served model."""
-    service.check_model_name(name)
     return JsonResponse(_model(name, service))
 
 
-def resolve_model(name: str | None, service: EmbeddingService) -> InputType | None:
-    """Check the name of a model, and return the input type that it carries, if any.
+def resolve_model(name: str | None, service: EmbeddingService) -> ModelAlias:
+    """Return what the name of the model in a request says, its suffix included.
 
     Raises:
         ModelNotFoundError: The model is not the served one.
     """
     if name is not None and name not in service.model_names:
         for suffix, input_type in MODEL_SUFFIXES.items():
-            if name.removesuffix(suffix) in service.model_names:
-                return input_type
-    service.check_model_name(name)
-    return None
+            base = name.removesuffix(suffix)
+            if base == name or base not in service.model_names:
+                continue
+            alias = service.alias_of(base)
+            if alias.input_type in (None, input_type):
+                return ModelAlias(input_type=input_type, instruction=alias.instruction)
+    return service.alias_of(name)
 
 
 def _embed_call(body: OpenAIEmbedRequest, service: EmbeddingService) -> EmbedCall:
@@ -169,14 +180,9 @@ def _embed_call(body: OpenAIEmbedRequest, service: EmbeddingService) -> EmbedCal
         ModelNotFoundError: The model is not the served one.
         InvalidRequestError: Fields contradict each other.
     """
-    by_name = resolve_model(body.model, service)
+    alias = resolve_model(body.model, service)
     by_field: InputType | None = "document" if body.input_type == "passage" else body.input_type
-    if by_name is not None and by_field not in (None, by_name):
-        msg = (
-            f"`model` {body.model!r} contradicts `input_type` {body.input_type!r}. Send one of "
-            "them, or make them agree."
-        )
-        raise InvalidRequestError(msg, param="input_type")
+    input_type = choose_input_type(by_field, alias, body.model)
     if body.dimensions is not None and body.output_dimension is not None:
         msg = "`dimensions` and `output_dimension` mean the same. Send one of them."
         raise InvalidRequestError(msg, param="output_dimension")
@@ -192,11 +198,12 @@ def _embed_call(body: OpenAIEmbedRequest, service: EmbeddingService) -> EmbedCal
         raise InvalidRequestError(msg, param="truncate_prompt_tokens")
     return EmbedCall(
         body.input,
-        input_type=by_field or by_name or "document",
-        instruction=body.instruction,
+        input_type=input_type,
+        instruction=choose_instruction(body.instruction, alias, input_type),
         dimensions=body.output_dimension if body.dimensions is None else body.dimensions,
         truncation=_truncation(body, service),
         max_tokens=None if limit == MODEL_LIMIT else limit,
+        priority=body.priority or 0,
         truncate_hint=TRUNCATE_HINT,
     )
 
@@ -259,11 +266,19 @@ def _item(index: int, vector: Any) -> dict[str, Any]:
 
 
 def _model(name: str, service: EmbeddingService) -> dict[str, Any]:
-    return {
+    alias = resolve_model(name, service)
+    described = {
         "id": name,
         "object": "model",
         "created": STARTED,
         "owned_by": "qwen3-triton",
         "root": service.model_id,
+        "task": "embed",
+        "dimensions": service.settings.output_dim,
+        "max_dimensions": service.spec.hidden_size if service.spec else None,
         "max_model_len": service.settings.max_length,
+        "context_length": service.settings.max_length,
+        "input_type": alias.input_type,
+        "instruction": alias.instruction,
     }
+    return {field: value for field, value in described.items() if value is not None}

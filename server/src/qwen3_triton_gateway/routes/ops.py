@@ -128,7 +128,7 @@ def _describe(service: EmbeddingService) -> dict[str, Any]:
     settings, spec = service.settings, service.backend.spec
     return {
         "model": service.model_id,
-        "model_aliases": settings.model_aliases,
+        "model_aliases": list(settings.model_aliases),
         "version": __version__,
         "backend": service.backend.description,
         "engine": spec.engine,
