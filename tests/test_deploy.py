@@ -303,9 +303,9 @@ def test_prepare_creates_what_compose_needs_and_keeps_existing_files(tmp_path: P
     keys = read_api_keys(
         Settings.model_validate({"EMBED_API_KEYS_FILE": deploy / "secrets" / "api_keys"})
     )
-    assert len(set(keys)) == 2
-    assert all(len(key) == 48 for key in keys)
-    assert first[deploy / "secrets" / "metrics_key"] == keys[1]
+    assert len({key.secret for key in keys}) == 2
+    assert all(len(key.secret) == 48 for key in keys)
+    assert first[deploy / "secrets" / "metrics_key"] == keys[1].secret
 
 
 def test_the_images_ship_locked_packages_and_wheels() -> None:

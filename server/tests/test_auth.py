@@ -14,7 +14,7 @@ from fake_backend import FakeBackend
 from polling import wait_for
 from qwen3_triton_gateway import server
 from qwen3_triton_gateway.app import create_app
-from qwen3_triton_gateway.auth import ApiKeys, is_open, read_api_keys, warn_about_keys
+from qwen3_triton_gateway.auth import ApiKey, ApiKeys, is_open, read_api_keys, warn_about_keys
 from qwen3_triton_gateway.cli import main
 from qwen3_triton_gateway.errors import StartupError
 from qwen3_triton_gateway.service import EmbeddingService
@@ -28,10 +28,12 @@ BLANK = [" , ,", " ", ",", "\t", "\n,\u00a0"]
 
 def accepts(key: str, authorization: str | bytes) -> bool:
     value = authorization.encode() if isinstance(authorization, str) else authorization
-    return ApiKeys([KEY, key]).accept(Headers(raw=[(b"authorization", value)]))
+    return ApiKeys([ApiKey("a", KEY), ApiKey("b", key)]).accept(
+        Headers(raw=[(b"authorization", value)])
+    )
 
 
-def read_file(tmp_path: Path, content: bytes) -> list[str]:
+def read_file(tmp_path: Path, content: bytes) -> list[ApiKey]:
     file = tmp_path / "keys"
     file.write_bytes(content)
     return read_api_keys(Settings.model_validate({"EMBED_API_KEYS_FILE": file}))
@@ -96,7 +98,36 @@ def test_a_folder_is_not_a_file_of_keys(tmp_path: Path) -> None:
 
 def test_a_file_is_read_whatever_editor_wrote_it(tmp_path: Path) -> None:
     content = "\ufeffclé-secrète\r\n# old\r\n  second-key \r\n".encode()
-    assert read_file(tmp_path, content) == ["clé-secrète", "second-key"]
+    assert [key.secret for key in read_file(tmp_path, content)] == ["clé-secrète", "second-key"]
+
+
+def test_a_line_of_the_file_may_name_its_key(tmp_path: Path) -> None:
+    keys = read_file(
+        tmp_path, b"search : first-key\nindex.1:second:key\nthird-key\nsearch:new-key\n"
+    )
+    assert [(key.name, key.secret) for key in keys] == [
+        ("search", "first-key"),
+        ("index.1", "second:key"),
+        ("file-key-3", "third-key"),
+        ("search", "new-key"),
+    ]
+    accepted = ApiKeys(keys)
+    assert accepted.name_of("Bearer second:key") == "index.1"
+    assert accepted.name_of("Bearer new-key") == "search"
+    assert accepted.name_of("Bearer index.1:second:key") is None
+    assert accepted.name_of("Bearer search") is None
+
+
+def test_keys_of_the_variable_may_contain_colons() -> None:
+    keys = read_api_keys(Settings.model_validate({"EMBED_API_KEYS": "a:first-key, second-key"}))
+    assert [(key.name, key.secret) for key in keys] == [
+        ("key-1", "a:first-key"),
+        ("key-2", "second-key"),
+    ]
+
+
+def test_without_keys_every_caller_has_the_same_empty_name() -> None:
+    assert ApiKeys([]).name_of("Bearer anything") == ApiKeys([]).name_of("") == ""
 
 
 @pytest.mark.parametrize(
@@ -106,6 +137,10 @@ def test_a_file_is_read_whatever_editor_wrote_it(tmp_path: Path) -> None:
         pytest.param(b"hunter2-k\xe9y", "is not UTF-8 text", id="latin-1"),
         pytest.param(b"good-key\nhunter2\x00", "Key 2 of .* control character", id="control"),
         pytest.param(b"Bearer hunter2", "Key 1 of .* starts with `Bearer`", id="scheme"),
+        pytest.param(b"team:Bearer hunter2", "Key 1 of .* starts with `Bearer`", id="named-scheme"),
+        pytest.param(b"hunter 2:hunter2", "Key 1 of .* is not `name:key`", id="no-name"),
+        pytest.param(b"good-key\n:hunter2", "Key 2 of .* is not `name:key`", id="empty-name"),
+        pytest.param(b"hunter2: ", "Key 1 of .* is not `name:key`", id="name-without-a-key"),
     ],
 )
 def test_a_key_that_can_never_match_refuses_to_start_and_is_not_shown(
@@ -233,3 +268,26 @@ def test_keys_that_cannot_be_read_refuse_to_start(tokenizer_dir: Path, tmp_path:
     service = EmbeddingService(Settings(**values), FakeBackend())
     with pytest.raises(StartupError, match="contains no key"):
         create_app(service, on_fatal=pytest.fail)
+
+
+def test_metrics_and_log_lines_show_the_names_of_keys_and_never_keys(
+    start_gateway: StartGateway, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "file-of-keys"
+    file.write_text(f"search:{KEY}\nindex:{KEY}-2\n")
+    client = start_gateway(EMBED_API_KEYS_FILE=file)
+    caplog.set_level(logging.INFO)
+    for key, texts in ((KEY, ["a"]), (f"{KEY}-2", ["b", "c"]), (KEY, [" "]), ("wrong", ["d"])):
+        headers = {"Authorization": f"Bearer {key}"}
+        client.post("/embed", json={"texts": texts}, headers=headers)
+    metrics = client.get("/metrics", headers={"Authorization": f"Bearer {KEY}"}).text
+    for line in (
+        'key_requests_total{key="search",status="200"} 1.0',
+        'key_requests_total{key="search",status="400"} 1.0',
+        'key_requests_total{key="index",status="200"} 1.0',
+        'key_texts_total{key="index"} 2.0',
+        'key_tokens_total{key="index"} 4.0',
+    ):
+        assert f"\nqwen3_triton_{line}\n" in metrics
+    assert [line for line in caplog.messages if "key=index" in line and "status=200" in line]
+    assert KEY not in caplog.text + metrics

@@ -60,7 +60,9 @@ class Gateway:
         assert self.service.admission is not None
         return self.service.admission
 
-    async def close_door(self, kind: str = "document") -> list[asyncio.Task[httpx2.Response]]:
+    async def close_door(
+        self, kind: str = "document", caller: str = ""
+    ) -> list[asyncio.Task[httpx2.Response]]:
         """Let more work wait than the model does in a second."""
         self.backend.gate = asyncio.Event()
         self.entered.clear()
@@ -77,7 +79,9 @@ class Gateway:
         lane = Lane.QUERY if kind == "query" else Lane.DOCUMENT
         while len(self.entered) < ALWAYS_ADMITTED or self.admission.entering:
             await asyncio.sleep(0.01)
-        assert self.admission.limit_at_the_door(lane, is_bulk=False, timeout_seconds=120)
+        assert self.admission.limit_at_the_door(
+            lane, is_bulk=False, timeout_seconds=120, caller=caller
+        )
         self.entered.clear()
         return requests
 
@@ -243,6 +247,54 @@ async def test_queries_pass_while_documents_are_refused(
     await gateway.open_door([*waiting, query])
 
 
+async def test_an_alias_of_queries_passes_while_documents_are_refused(tokenizer_dir: Path) -> None:
+    aliases = '{"code": {"input_type": "query"}, "docs": {}}'
+    async with running(tokenizer_dir, EMBED_MODEL_ALIASES=aliases) as gateway:
+        waiting = await gateway.close_door()
+        document = {"input": "a", "model": "docs"}
+        assert (await gateway.client.post("/v1/embeddings", json=document)).status_code == 429
+        query = {"input": "a", "model": "code"}
+        task = asyncio.create_task(gateway.client.post("/v1/embeddings", json=query))
+        while not gateway.entered:
+            await asyncio.sleep(0.01)
+        await gateway.open_door([*waiting, task])
+
+
+@pytest.mark.parametrize("piece_bytes", [50, 10_000])
+async def test_a_key_passes_while_another_is_refused(
+    tokenizer_dir: Path, tmp_path: Path, piece_bytes: int
+) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"flood:{KEY}\nlone:{KEY}-2\n")
+    async with running(tokenizer_dir, EMBED_API_KEYS_FILE=file) as gateway:
+        gateway.client.headers["Authorization"] = f"Bearer {KEY}"
+        waiting = await gateway.close_door(caller="flood")
+        host, port = gateway.client.base_url.host, gateway.client.base_url.port
+
+        writers: list[asyncio.StreamWriter] = []
+
+        async def send(key: str) -> asyncio.StreamReader:
+            reader, writer = await asyncio.open_connection(host, port)
+            writers.append(writer)
+            data = in_one_piece(b"Authorization: Bearer %b\r\n" % key.encode())
+            for start in range(0, len(data), piece_bytes):
+                writer.write(data[start : start + piece_bytes])
+                await asyncio.sleep(0)
+            return reader
+
+        refused = await send(KEY)
+        assert (await refused.readuntil(b"\r\n")).startswith(b"HTTP/1.1 429 ")
+        answered = await send(f"{KEY}-2")
+        while not gateway.entered:
+            await asyncio.sleep(0.01)
+        metrics = (await gateway.client.get("/metrics")).text
+        assert 'key_requests_total{key="flood",status="429"} 1.0' in metrics
+        await gateway.open_door(waiting)
+        assert (await answered.readuntil(b"\r\n")).startswith(b"HTTP/1.1 200 ")
+        for writer in writers:
+            writer.close()
+
+
 async def test_queries_are_refused_when_too_many_of_them_wait(gateway: Gateway) -> None:
     waiting = await gateway.close_door("query")
     refused = await gateway.client.post("/embed", json={"texts": ["a"], "input_type": "query"})
@@ -263,7 +315,7 @@ async def test_a_stranger_gets_401_and_a_page_its_headers(tokenizer_dir: Path) -
     keys = {"EMBED_API_KEYS": KEY, "EMBED_CORS_ORIGINS": "https://page.example"}
     async with running(tokenizer_dir, **keys) as gateway:
         gateway.client.headers["Authorization"] = f"Bearer {KEY}"
-        waiting = await gateway.close_door()
+        waiting = await gateway.close_door(caller="key-1")
 
         async def post(**headers: str) -> httpx2.Response:
             return await gateway.client.post("/embed", json={"texts": ["a"]}, headers=headers)
@@ -303,7 +355,7 @@ async def test_what_another_application_answers_does_not_count_for_ever(gateway:
     for _ in range(3):
         refused = await gateway.client.post("/embed", json={"texts": ["a"]})
         assert refused.status_code == 429
-    assert gateway.admission.entering == 0
+    assert not gateway.admission.entering
 
 
 async def test_a_body_that_is_held_and_never_ends_is_a_408(gateway: Gateway) -> None:
@@ -341,4 +393,4 @@ async def test_nothing_counts_as_entering_once_all_is_answered(gateway: Gateway)
     ]
     for call in calls:
         await call()
-    assert gateway.admission.entering == 0
+    assert not gateway.admission.entering

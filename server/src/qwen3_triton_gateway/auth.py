@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import re
 import secrets
 import stat
 import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from starlette.datastructures import Headers
@@ -26,37 +28,62 @@ SCHEME = b"bearer"
 MIN_KEY_LENGTH = 8
 
 
+# What metrics and logs show of a key.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclass(frozen=True, slots=True)
+class ApiKey:
+    """A key, and the name under which it takes turns, and is shown.
+
+    Attributes:
+        name: Several keys may share one, so that a key can be replaced.
+    """
+
+    name: str
+    secret: str = field(repr=False)
+
+
 class ApiKeys:
     """The keys that a gateway accepts; without any, it accepts every caller."""
 
-    def __init__(self, keys: Sequence[str]) -> None:
+    def __init__(self, keys: Sequence[ApiKey]) -> None:
         self.replace(keys)
 
-    def replace(self, keys: Sequence[str]) -> None:
+    def replace(self, keys: Sequence[ApiKey]) -> None:
         """Accept these keys instead, from the next request on."""
         self.is_required = bool(keys)
         # A header is bytes: some clients send a key in UTF-8, others in Latin-1. The two differ
         # only for keys beyond ASCII.
-        self._keys = {form for key in keys for form in _encodings(key)}
+        self._names = {form: key.name for key in keys for form in _encodings(key.secret)}
+
+    def name_of(self, authorization: str) -> str | None:
+        """Return the name of the key in an `Authorization` header; None if it has none of them.
+
+        If no key is required, every caller has the same name, which is empty.
+        """
+        if not self.is_required:
+            return ""
+        key_sent = _key_of(authorization.encode("latin-1"))
+        # Every key is compared, so that the time it takes reveals nothing about any of them.
+        names = [name for key, name in self._names.items() if secrets.compare_digest(key_sent, key)]
+        return names[0] if names else None
 
     def accept(self, headers: Headers) -> bool:
         """Return whether a request has one of the keys, or needs none."""
-        if not self.is_required:
-            return True
-        key_sent = _key_of(headers.get("authorization", "").encode("latin-1"))
-        # Every key is compared, so that the time it takes reveals nothing about any of them.
-        matches = [secrets.compare_digest(key_sent, key) for key in self._keys]
-        return any(matches)
+        return self.name_of(headers.get("authorization", "")) is not None
 
-    def check(self, headers: Headers) -> None:
-        """Check that a request has one of the keys.
+    def check(self, headers: Headers) -> str:
+        """Return the name of a request's key.
 
         Raises:
-            UnauthorizedError: It has none of them.
+            UnauthorizedError: It has none of the keys.
         """
-        if not self.accept(headers):
+        name = self.name_of(headers.get("authorization", ""))
+        if name is None:
             msg = "The API key is missing or wrong. Send it as `Authorization: Bearer KEY`."
             raise UnauthorizedError(msg)
+        return name
 
 
 def is_health_path(path: str) -> bool:
@@ -70,26 +97,32 @@ def is_open(method: str, path: str) -> bool:
     return is_health_path(path) or (method in {"GET", "HEAD"} and is_page)
 
 
-def read_api_keys(settings: Settings) -> list[str]:
+def read_api_keys(settings: Settings) -> list[ApiKey]:
     """Return the keys of `EMBED_API_KEYS` and of the file; if empty, no key is required.
+
+    A key without a name gets one from its position.
 
     Raises:
         StartupError: The file contains no key, which would leave the gateway open by accident, or
             a key can never match. The message does not show the key.
     """
-    keys = [key.get_secret_value() for key in settings.api_keys]
+    secrets_set = [key.get_secret_value() for key in settings.api_keys]
+    keys = [ApiKey(f"key-{number}", key) for number, key in enumerate(secrets_set, start=1)]
     _check_keys("EMBED_API_KEYS", keys)
     if settings.api_keys_file is not None:
         source = f"EMBED_API_KEYS_FILE {str(settings.api_keys_file)!r}"
-        file_keys = _read_keys(source, settings.api_keys_file)
+        file_keys = [
+            _parse_key(source, number, line)
+            for number, line in enumerate(_read_lines(source, settings.api_keys_file), start=1)
+        ]
         _check_keys(source, file_keys)
         keys += file_keys
     return keys
 
 
-def warn_about_keys(settings: Settings, keys: Sequence[str]) -> None:
+def warn_about_keys(settings: Settings, keys: Sequence[ApiKey]) -> None:
     """Log what weakens the keys, without showing any of them."""
-    short = sum(len(key) < MIN_KEY_LENGTH for key in keys)
+    short = sum(len(key.secret) < MIN_KEY_LENGTH for key in keys)
     if short:
         logger.warning(
             "%d of %d API keys have fewer than %d characters, which can be guessed. Create one "
@@ -105,7 +138,26 @@ def warn_about_keys(settings: Settings, keys: Sequence[str]) -> None:
         )
 
 
-def _read_keys(source: str, file: Path) -> list[str]:
+def _parse_key(source: str, number: int, line: str) -> ApiKey:
+    """Parse a line of the key file: `name:key`, or a key without a colon.
+
+    Raises:
+        StartupError: There is a colon, but no name before it or no key after it.
+    """
+    name, colon, secret = line.partition(":")
+    if not colon:
+        return ApiKey(f"file-key-{number}", line)
+    if not NAME.fullmatch(name.strip()) or not secret.strip():
+        msg = (
+            f"Key {number} of {source} has a colon, but is not `name:key`. A name has 1 to 64 "
+            "letters, digits, `.`, `_` and `-`; write one before a key that contains a colon."
+        )
+        raise StartupError(msg)
+    return ApiKey(name.strip(), secret.strip())
+
+
+def _read_lines(source: str, file: Path) -> list[str]:
+    """Read the lines of the key file that have a key."""
     try:
         text = file.read_bytes().decode("utf-8-sig")  # some editors write a byte order mark
     except OSError as error:
@@ -121,13 +173,13 @@ def _read_keys(source: str, file: Path) -> list[str]:
     return keys
 
 
-def _check_keys(source: str, keys: Sequence[str]) -> None:
+def _check_keys(source: str, keys: Sequence[ApiKey]) -> None:
     """Refuse keys that no request can match, by their number instead of by their text.
 
     Raises:
         StartupError: A key contains a control character or begins with the scheme.
     """
-    for number, key in enumerate(keys, start=1):
+    for number, key in enumerate((key.secret for key in keys), start=1):
         if any(unicodedata.category(character) == "Cc" for character in key):
             msg = f"Key {number} of {source} contains a control character. Remove it."
             raise StartupError(msg)

@@ -11,13 +11,13 @@ import asyncio
 import collections
 import logging
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
 
 import uvicorn
 from prometheus_client import Counter, Histogram
-from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
@@ -42,10 +42,11 @@ EMBEDDING_PATHS = {
 }
 # The lane is known from the body. Of a larger one, nothing is read: it is taken as bulk documents.
 HELD_BYTES = 16 * 1024
-# Fields and model names that make a request one of queries, as JSON. A match costs no more than
-# the framework's own look at the request.
-QUERY_MARKER = re.compile(rb'"query"|[-_]query"')
+# Fields and model names that make a request one of queries, as JSON; so do aliases. A match costs
+# no more than the framework's own look at the request.
+QUERY_MARKERS = (rb'"query"', rb'[-_]query"')
 LOG_SECONDS = 1.0
+MAX_LOGGED = 20
 # How long the rest of a refused body is dropped: a connection that is closed with unread bytes is
 # reset, and the caller may lose the response.
 LINGER_SECONDS = 1.0
@@ -65,13 +66,14 @@ class RefusalLog:
     def __init__(self) -> None:
         self._counts: collections.Counter[str] = collections.Counter()
 
-    def count(self, path: str) -> None:
+    def count(self, path: str, caller: str = "") -> None:
+        """Count a refusal of a path; `caller` is the name of the API key, if there is one."""
         if not self._counts:
             asyncio.get_running_loop().call_later(LOG_SECONDS, self._write)
-        self._counts[path] += 1
+        self._counts[f"{path} (key {caller})" if caller else path] += 1
 
     def _write(self) -> None:
-        paths = ", ".join(f"{path} {count}" for path, count in self._counts.most_common())
+        paths = ", ".join(f"{path} {count}" for path, count in self._counts.most_common(MAX_LOGGED))
         logger.info("status=429 for %d requests: %s", self._counts.total(), paths)
         self._counts.clear()
 
@@ -97,6 +99,12 @@ class Door:
         self._keys = keys
         self._timeout_seconds = service.settings.timeout_seconds
         self._has_origins = bool(service.settings.cors_origins)
+        names = [
+            re.escape(f'"{name}"'.encode())
+            for name, alias in service.settings.model_aliases.items()
+            if alias.input_type == "query"
+        ]
+        self._query_marker = re.compile(b"|".join([*QUERY_MARKERS, *names]))
         self.log = RefusalLog()
         self.path_of = lru_cache(256)(self._path_of)
         self._render = lru_cache(64)(Refusal.render)
@@ -107,35 +115,58 @@ class Door:
         """The bounds of the queue, while requests are answered."""
         return self._service.admission
 
-    def limit(self, lane: Lane, *, is_bulk: bool) -> Limit | None:
+    @property
+    def is_calm(self) -> bool:
+        """Whether no request would be refused, whoever sends it."""
+        admission = self.admission
+        return admission is None or admission.is_calm
+
+    def limit(self, lane: Lane, caller: str, *, is_bulk: bool) -> Limit | None:
         """Return the limit that a request would hit now."""
         admission = self.admission
         if admission is None:
             return None
         return admission.limit_at_the_door(
-            lane, is_bulk=is_bulk, timeout_seconds=self._timeout_seconds
+            lane, is_bulk=is_bulk, timeout_seconds=self._timeout_seconds, caller=caller
         )
 
-    def limit_of_any(self, *, is_bulk: bool) -> Limit | None:
-        """Return the limit that a request would hit whose lane is not known yet."""
-        limit = self.limit(Lane.DOCUMENT, is_bulk=is_bulk)
-        return limit or (None if is_bulk else self.limit(Lane.QUERY, is_bulk=False))
+    def lane_of(self, body: bytes) -> Lane:
+        """Infer the lane of a small request from its bytes."""
+        return Lane.QUERY if self._query_marker.search(body) else Lane.DOCUMENT
 
-    def needs_framework(self, headers: list[tuple[bytes, bytes]]) -> bool:
+    def limit_of_any(self, caller: str, *, is_bulk: bool) -> Limit | None:
+        """Return the limit that a request would hit whose lane is not known yet."""
+        limit = self.limit(Lane.DOCUMENT, caller, is_bulk=is_bulk)
+        return limit or (None if is_bulk else self.limit(Lane.QUERY, caller, is_bulk=False))
+
+    def caller_of(self, headers: Sequence[tuple[bytes, bytes]]) -> str | None:
+        """Return the name of a request's API key, as `ApiKeys.name_of` does."""
+        if not self._keys.is_required:
+            return ""
+        sent = next((value for name, value in headers if name == b"authorization"), b"")
+        return self._keys.name_of(sent.decode("latin-1"))
+
+    def needs_framework(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
         """Return whether a refusal would not be a plain 429, or the body cannot be read here."""
         names = {name for name, _ in headers}
-        if b"content-encoding" in names or (self._has_origins and b"origin" in names):
-            return True
-        return self._keys.is_required and not self._keys.accept(Headers(raw=headers))
+        return b"content-encoding" in names or (self._has_origins and b"origin" in names)
 
     def refuse(
-        self, limit: Limit, lane: Lane, *, path: str, dialect: Dialect, headers: list[bytes]
+        self,
+        limit: Limit,
+        lane: Lane,
+        *,
+        path: str,
+        dialect: Dialect,
+        caller: str,
+        headers: list[bytes],
     ) -> bytes:
         """Count a refusal, and build its response.
 
         Args:
             limit: The limit that the request hit.
             lane: Its lane.
+            caller: The name of its API key.
             path: Its path.
             dialect: The API of its error.
             headers: Lines to add, each with its line end.
@@ -145,8 +176,10 @@ class Door:
         requests, seconds = self._counters(path, dialect)
         requests.inc()
         seconds.observe(0.0)
-        self.log.count(path)
-        error = admission.refuse(limit, lane)
+        if caller:
+            self._service.metrics.key_requests.labels(caller, 429).inc()
+        self.log.count(path, caller)
+        error = admission.refuse(limit, lane, caller=caller)
         refusal = self._render(error.message, dialect)
         retry_after = b"retry-after: %d\r\n" % (error.retry_after_seconds or 1)
         return b"".join([refusal.head, retry_after, *headers, b"\r\n", refusal.body])
@@ -184,6 +217,7 @@ class DoorProtocol(HttpToolsProtocol):
         super().__init__(config, server_state, app_state, _loop)
         self._door: Door | None = app_state.get("door")
         self._path: str | None = None
+        self._caller: str | None = ""
         self._held: bytearray | None = None
         self._is_dropping = False
         self._is_reading = False
@@ -200,7 +234,8 @@ class DoorProtocol(HttpToolsProtocol):
             return
         length = self._announced_length()
         is_bulk = length > HELD_BYTES
-        limit = self._door.limit_of_any(is_bulk=is_bulk)
+        caller = self._caller = self._door.caller_of(self.headers)
+        limit = None if caller is None else self._door.limit_of_any(caller, is_bulk=is_bulk)
         if limit is None or length < 0 or self._door.needs_framework(self.headers):
             super().on_headers_complete()
         elif is_bulk:
@@ -232,7 +267,7 @@ class DoorProtocol(HttpToolsProtocol):
         admission = self._door.admission if self._door and self._path else None
         if admission is not None and not self.cycle.response_complete:
             state: dict[str, Any] = self.cycle.scope.get("state", {})
-            admission.enter(state)
+            admission.enter(state, self._caller or "")
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         """Start the application, whichever it is, so that its request is counted to its end."""
@@ -265,13 +300,16 @@ class DoorProtocol(HttpToolsProtocol):
         which takes as long as the rest of a refusal. Whatever is not plain is left to it.
         """
         door = self._door
-        if door is None or door.limit_of_any(is_bulk=False) is None or not self._is_first_in_line:
+        if door is None or door.is_calm or not self._is_first_in_line:
             return False
         head = PLAIN_HEAD.match(data)
         path = door.path_of(head[1]) if head else None
         if head is None or path is None:
             return False
         fields = [(name.lower(), value) for name, value in FIELDS.findall(head[2])]
+        caller = door.caller_of(fields)
+        if caller is None or door.limit_of_any(caller, is_bulk=False) is None:
+            return False
         by_name = dict(fields)
         length, body = by_name.get(b"content-length", b""), data[head.end() :]
         is_plain = (
@@ -283,7 +321,7 @@ class DoorProtocol(HttpToolsProtocol):
         )
         if not is_plain or not body or door.needs_framework(fields):
             return False
-        self._path = path
+        self._path, self._caller = path, caller
         return self._is_refused(body, by_name.get(b"x-request-id", b""))
 
     @property
@@ -312,8 +350,8 @@ class DoorProtocol(HttpToolsProtocol):
     def _is_refused(self, body: bytes, sent_id: bytes) -> bool:
         """Refuse a small request whose body is complete, if its lane is still full."""
         assert self._door is not None, "it holds the request"
-        lane = Lane.QUERY if QUERY_MARKER.search(body) else Lane.DOCUMENT
-        limit = self._door.limit(lane, is_bulk=False)
+        lane = self._door.lane_of(body)
+        limit = self._door.limit(lane, self._caller or "", is_bulk=False)
         if limit is not None:
             self._refuse(self._door, limit, lane, sent_id, body)
         return limit is not None
@@ -332,7 +370,11 @@ class DoorProtocol(HttpToolsProtocol):
         is_kept = bool(body) and (not self._is_reading or parser.should_keep_alive())
         if not is_kept:
             lines.append(b"connection: close\r\n")
-        self.transport.write(door.refuse(limit, lane, path=path, dialect=dialect, headers=lines))
+        self.transport.write(
+            door.refuse(
+                *(limit, lane), path=path, dialect=dialect, caller=self._caller or "", headers=lines
+            )
+        )
         self.server_state.total_requests += 1
         self._refused_at = self.loop.time()
         if not is_kept:

@@ -252,8 +252,11 @@ class GatewayProtocol(DoorProtocol):
             return False
         length = self._announced_length()
         door = self._door
-        is_refused = door is not None and door.limit_of_any(is_bulk=length > HELD_BYTES)
-        return not is_refused and length <= self._bounds.body_bytes
+        if door is not None and not door.is_calm:
+            caller = door.caller_of(self.headers)
+            if caller is not None and door.limit_of_any(caller, is_bulk=length > HELD_BYTES):
+                return False
+        return length <= self._bounds.body_bytes
 
     def _start_request(self) -> None:
         """Hand a request to the door and the framework, with what has arrived of its body."""

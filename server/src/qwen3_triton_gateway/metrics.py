@@ -75,6 +75,13 @@ class Metrics:
         )
         self.texts = self._counter("texts", "Texts embedded.", "input_type")
         self.tokens = self._counter("tokens", "Tokens of those texts.", "input_type")
+        self.key_requests = self._counter(
+            "key_requests", "Responses by the name of the API key.", "key", "status"
+        )
+        self.key_texts = self._counter(
+            "key_texts", "Texts embedded, by the name of the API key.", "key"
+        )
+        self.key_tokens = self._counter("key_tokens", "Tokens of those texts.", "key")
         self.truncated_texts = self._counter(
             "truncated_texts", "Texts truncated to EMBED_MAX_LENGTH."
         )

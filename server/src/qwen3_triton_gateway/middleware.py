@@ -74,8 +74,12 @@ class RequestLog:
         dialect = dialect_of(scope)
         self._service.metrics.requests.labels(route, dialect.value, status).inc()
         self._service.metrics.request_seconds.labels(route).observe(seconds)
+        state: dict[str, Any] = scope.get("state", {})
+        key = state.get("key", "")
+        if key:
+            self._service.metrics.key_requests.labels(key, status).inc()
         if status == HTTPStatus.TOO_MANY_REQUESTS:
-            self._refusals.count(route)
+            self._refusals.count(route, key)
             return
         fields: dict[str, Any] = {
             "method": scope["method"],
@@ -84,7 +88,8 @@ class RequestLog:
             "duration_ms": round(seconds * 1000, 1),
             "request_id": request_id,
             "dialect": dialect.value,
-            **scope.get("state", {}).get("log", {}),
+            **({"key": key} if key else {}),
+            **state.get("log", {}),
         }
         level = logging.DEBUG if is_health_path(scope["path"]) else logging.INFO
         line = " ".join(f"{name}={value}" for name, value in fields.items())
@@ -156,7 +161,7 @@ class Guard:
                 # Health checks show addresses and paths only to callers who may know them.
                 scope["state"]["is_trusted"] = self._keys.accept(headers)
             else:
-                self._keys.check(headers)
+                scope["state"]["key"] = self._keys.check(headers)
             length = int(headers.get("content-length", 0))
             self._check_length(length)
             reservation = self._memory.reserve(length) if scope["method"] == "POST" else None
