@@ -129,9 +129,9 @@ def query_row(name: str, gateway: GatewayProcess, seconds: float) -> Row:
     bulk = start_load(
         gateway.url, seconds, kind="documents", rate=10 * alone.answered_per_second / 8
     )
-    before = _batches(gateway)
+    before = batch_totals(gateway)
     queries = run_load(gateway.url, seconds, kind="query", rate=QUERY_RATE)
-    after = _batches(gateway)
+    after = batch_totals(gateway)
     batch_seconds = (after[0] - before[0]) / max(1.0, after[1] - before[1])
     bulk()
     batches = queries.seconds[1] / batch_seconds
@@ -147,7 +147,8 @@ def query_row(name: str, gateway: GatewayProcess, seconds: float) -> Row:
     )
 
 
-def _batches(gateway: GatewayProcess) -> tuple[float, float]:
+def batch_totals(gateway: GatewayProcess) -> tuple[float, float]:
+    """Read the seconds that batches of documents have taken, and their number."""
     names = ("qwen3_triton_batch_seconds_sum", "qwen3_triton_batch_seconds_count")
     total, count = (gateway.metric(name, lane="document") for name in names)
     return total, count

@@ -57,7 +57,7 @@ def test_the_loader_is_measured_end_to_end() -> None:
 
 
 SCRIPTS = (
-    *("adapters.py", "ingest_load.py", "ingest_rates.py", "ingest_recall.py"),
+    *("adapters.py", "fairness.py", "ingest_load.py", "ingest_rates.py", "ingest_recall.py"),
     *("load.py", "memory.py", "overload.py", "recovery.py", "run.py"),
 )
 # In one process, because they import the same libraries for seconds.

@@ -36,7 +36,12 @@ def triton_flags(url: str, model: str = qwen3_nano.MODEL_ID) -> tuple[str, ...]:
 
 
 class GatewayProcess:
-    """A running `qwen3-triton serve`, or `up`; `url` is known once it listens."""
+    """A running `qwen3-triton serve`, or `up`.
+
+    Attributes:
+        url: Known once it listens.
+        api_key: What `metric` sends.
+    """
 
     def __init__(self, *flags: str, command: str = "serve") -> None:
         self.log_path = Path(tempfile.mkstemp(prefix="gateway-", suffix=".log")[1])
@@ -49,6 +54,7 @@ class GatewayProcess:
                 env=clean,
             )
         self.url = ""
+        self.api_key = ""
 
     @property
     def log(self) -> str:
@@ -98,7 +104,8 @@ class GatewayProcess:
 
     def _get(self, path: str) -> httpx2.Response:
         # To load the certificates, unused here, takes longer than the rest of a poll.
-        return httpx2.get(self.url + path, timeout=5, verify=False)
+        headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
+        return httpx2.get(self.url + path, headers=headers, timeout=5, verify=False)
 
     def _find_url(self) -> bool:
         found = LISTENING.search(self.log)

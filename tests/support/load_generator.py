@@ -32,20 +32,28 @@ import httpx2
 # Below the gateway, but not so low that a busy gateway keeps it from sending.
 NICE = 5
 TICK_SECONDS = 0.01
-BODIES = 4000
+# Texts in the different bodies, of which there are a few at least.
+TEXTS = 4000
+MIN_BODIES = 8
 MAX_CONNECTIONS = 2000
 PATIENCE_SECONDS = 60.0
-# Texts per request, words per text, and the fields of each kind of request.
-KINDS: dict[str, tuple[int, int, dict[str, str]]] = {
-    "short": (1, 6, {}),
-    "documents": (8, 50, {}),
-    "query": (1, 6, {"input_type": "query"}),
+# Texts per request, words per text, and the path and fields of each kind of request.
+KINDS: dict[str, tuple[int, int, str, dict[str, str]]] = {
+    "short": (1, 6, "/embed", {}),
+    "documents": (8, 50, "/embed", {}),
+    "bulk": (128, 12, "/embed", {}),
+    "huge": (2048, 12, "/embed", {}),
+    "query": (1, 6, "/embed", {"input_type": "query"}),
+    "plain": (1, 12, "/v1/embeddings", {}),
 }
 WORDS = [
     f"{first}{last}" for first in ("ri", "mo", "da", "que", "ve") for last in ("ver", "ta", "n")
 ]
 STATUS = re.compile(rb"HTTP/1\.1 (\d+)")
 LENGTH = re.compile(rb"\r\ncontent-length: (\d+)", re.IGNORECASE)
+CHUNKED = -1
+# It is nowhere else in an answer, which is JSON in one line.
+LAST_CHUNK = b"\r\n0\r\n\r\n"
 RETRY_AFTER = re.compile(rb"\r\nretry-after: (\d+)", re.IGNORECASE)
 
 
@@ -101,11 +109,15 @@ class Connection(asyncio.Protocol):
         self._received += data
         if self._needed is None:
             end = self._received.find(b"\r\n\r\n")
-            length = LENGTH.search(self._received, 0, end + 2) if end >= 0 else None
-            if length is None:
+            if end < 0:
                 return
-            self._needed = end + 4 + int(length[1])
-        if len(self._received) >= self._needed:
+            length = LENGTH.search(self._received, 0, end + 2)
+            self._needed = end + 4 + int(length[1]) if length else CHUNKED
+        if self._needed == CHUNKED:
+            is_whole = self._received.endswith(LAST_CHUNK)
+        else:
+            is_whole = len(self._received) >= self._needed
+        if is_whole:
             self._is_waiting = False
             self._load.finish(self, bytes(self._received[:400]), self._began)
 
@@ -116,12 +128,16 @@ class Connection(asyncio.Protocol):
 class Load:
     """Requests of one kind, and what came back."""
 
-    def __init__(self, url: str, kind: str, seconds: float) -> None:
+    def __init__(self, url: str, kind: str, seconds: float, key: str = "") -> None:
         parts = urlsplit(url)
         self._host, self._port = parts.hostname or "", parts.port or 80
-        self._texts, words, fields = KINDS[kind]
-        numbers = random.Random(7)  # the same requests every time
-        self._requests = [self._request(numbers, words, fields) for _ in range(BODIES)]
+        self._texts, words, path, fields = KINDS[kind]
+        self._path = path
+        self._key = f"Authorization: Bearer {key}\r\n" if key else ""
+        # The same requests every time, and others for every key.
+        numbers = random.Random(f"7{key}")
+        bodies = max(MIN_BODIES, TEXTS // self._texts)
+        self._requests = [self._request(numbers, words, fields) for _ in range(bodies)]
         self._numbers = numbers
         self._seconds = seconds
         self._began = time.perf_counter()
@@ -142,9 +158,10 @@ class Load:
             f"{' '.join(numbers.choices(WORDS, k=words))} {numbers.randrange(10**9)}"
             for _ in range(self._texts)
         ]
-        body = json.dumps({"texts": texts, "encoding_format": "base64"} | fields).encode()
-        head = f"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
-        return head.encode() + body
+        field = "input" if self._path == "/v1/embeddings" else "texts"
+        body = json.dumps({field: texts, "encoding_format": "base64"} | fields).encode()
+        head = f"POST {self._path} HTTP/1.1\r\nHost: a\r\n{self._key}"
+        return f"{head}Content-Length: {len(body)}\r\n\r\n".encode() + body
 
     async def run_open(self, rate: float) -> Outcome:
         """Send requests at random times, whether or not others have been answered."""
@@ -251,22 +268,28 @@ def _percentiles(times: list[float]) -> tuple[float, float, float]:
     return times[len(times) // 2], times[len(times) * 99 // 100], times[-1]
 
 
-def run_load(url: str, seconds: float, *, kind: str = "short", **how: float) -> Outcome:
+def run_load(
+    url: str, seconds: float, *, kind: str = "short", key: str = "", **how: float
+) -> Outcome:
     """Run the generator in a process of lower priority.
 
     Args:
         url: The gateway.
         seconds: How long requests are sent.
         kind: One of `KINDS`.
+        key: The API key.
         how: `rate` requests per second, or `callers` that each wait for their answer.
     """
-    return start_load(url, seconds, kind=kind, **how)()
+    return start_load(url, seconds, kind=kind, key=key, **how)()
 
 
-def start_load(url: str, seconds: float, *, kind: str = "short", **how: float) -> Running:
+def start_load(
+    url: str, seconds: float, *, kind: str = "short", key: str = "", **how: float
+) -> Running:
     """Start the generator; call the result to wait for its outcome."""
     flags = [part for name, value in how.items() for part in (f"--{name}", f"{value:g}")]
     command = [sys.executable, __file__, url, "--seconds", f"{seconds:g}", "--kind", kind, *flags]
+    command += ["--key", key] if key else []
     return Running(subprocess.Popen(command, stdout=subprocess.PIPE, text=True))
 
 
@@ -335,10 +358,13 @@ def resident_mib(pid: int) -> float:
 @click.option("--kind", default="short", type=click.Choice(list(KINDS)), show_default=True)
 @click.option("--rate", type=float, help="Requests per second.")
 @click.option("--callers", type=int, help="Callers that each wait for their answer.")
-def main(url: str, seconds: float, kind: str, rate: float | None, callers: int | None) -> None:
+@click.option("--key", default="", help="API key.")
+def main(
+    url: str, *, seconds: float, kind: str, rate: float | None, callers: int | None, key: str
+) -> None:
     """Send requests to the gateway at URL, and print what came back."""
     os.nice(NICE)
-    load = Load(url, kind, seconds)
+    load = Load(url, kind, seconds, key)
     run = load.run_closed(callers) if callers else load.run_open(rate or 1.0)
     click.echo(json.dumps(asdict(asyncio.run(run))))
 
