@@ -20,20 +20,24 @@ LAYERS = 3
 INITIALIZER_RANGE = 0.02
 
 
-def write_heavy_model(folder: Path) -> Path:
-    """Write `model.onnx`, `config.json` and the nano model's tokenizer, and return the folder."""
+def write_heavy_model(folder: Path, *, layers: int = LAYERS, quantized: bool = True) -> Path:
+    """Write `model.onnx`, `config.json` and the nano model's tokenizer, and return the folder.
+
+    Without `quantized`, the matrices are float32, as in most exports.
+    """
     nano_dir = qwen3_nano.model_dir()
     nano = load_weights(nano_dir / "model.onnx")
     random = np.random.default_rng(3)
 
     def matrix(rows: int, columns: int) -> Quantized:
         values = random.normal(scale=INITIALIZER_RANGE, size=(rows, columns))
-        return Quantized.of(values.astype(np.float32))
+        matrix = values.astype(np.float32)
+        return Quantized.of(matrix) if quantized else Quantized(matrix)
 
     weights = NanoWeights(
         embedding=nano.embedding,
         projection=matrix(HIDDEN_SIZE, nano.embedding.values.shape[1]),
-        layers=tuple(_layer(matrix) for _ in range(LAYERS)),
+        layers=tuple(_layer(matrix) for _ in range(layers)),
         norm=np.ones(HIDDEN_SIZE, dtype=np.float32),
         head_dim=HEAD_DIM,
         rope_theta=nano.rope_theta,
@@ -44,7 +48,7 @@ def write_heavy_model(folder: Path) -> Path:
     shutil.copyfile(nano_dir / "tokenizer.json", folder / "tokenizer.json")
     config = json.loads((nano_dir / "config.json").read_text()) | {
         "hidden_size": HIDDEN_SIZE,
-        "num_hidden_layers": LAYERS,
+        "num_hidden_layers": layers,
         "num_attention_heads": QUERY_HEADS,
         "num_key_value_heads": KV_HEADS,
         "head_dim": HEAD_DIM,

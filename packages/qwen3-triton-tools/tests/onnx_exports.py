@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 import qwen3_nano
 from qwen3_nano.graph import build_graph
-from qwen3_nano.weights import NanoWeights, load_weights
+from qwen3_nano.weights import NanoLayer, NanoWeights, Quantized, load_weights
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -36,14 +37,45 @@ def nano_weights() -> NanoWeights:
     return load_weights(qwen3_nano.model_dir() / "model.onnx")
 
 
-def write_export(folder: Path, *, external: bool = True, **options: Any) -> Path:
+def write_export(
+    folder: Path, *, external: bool = True, weights: NanoWeights | None = None, **options: Any
+) -> Path:
     """Write the nano model as an export with its tokenizer; give the ONNX file."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.onnx"
-    save(build_graph(nano_weights(), **options), path, external=external)
+    save(build_graph(weights or nano_weights(), **options), path, external=external)
     for name in ("tokenizer.json", "config.json"):
         shutil.copyfile(qwen3_nano.model_dir() / name, folder / name)
     return path
+
+
+def float_weights(*, massive: float = 1.0) -> NanoWeights:
+    """Return the nano model's weights in float32.
+
+    Args:
+        massive: Multiplies some channels of what the matrices get, as the massive activations of
+            real models do (https://arxiv.org/abs/2402.17762), and divides the weights for them: the
+            vectors stay the same.
+    """
+    nano = nano_weights()
+    factors = np.ones(nano.hidden_size, dtype=np.float32)
+    factors[5::128] = massive  # one for each group of 128 values
+
+    def plain(matrix: Quantized, by: np.ndarray | float = 1.0) -> Quantized:
+        return Quantized((matrix.dequantize() / by).astype(np.float32))
+
+    def layer(old: NanoLayer) -> NanoLayer:
+        inner = {name: plain(getattr(old, name), factors) for name in ("q", "k", "v", "gate", "up")}
+        outer = {name: plain(getattr(old, name)) for name in ("o", "down")}
+        norms = {name: getattr(old, name) * factors for name in ("input_norm", "post_norm")}
+        return replace(old, **inner, **outer, **norms)
+
+    return replace(
+        nano,
+        embedding=plain(nano.embedding),
+        projection=plain(nano.projection),
+        layers=tuple(map(layer, nano.layers)),
+    )
 
 
 def save(model: onnx.ModelProto, path: Path, *, external: bool = True) -> None:

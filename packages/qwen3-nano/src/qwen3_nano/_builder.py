@@ -50,8 +50,10 @@ class GraphBuilder:
 
         Cast and Mul turn the int8 values and scales into float32, which a runtime folds once when
         it loads the model. Not DequantizeLinear: runtimes fuse it into integer products, which
-        would change the results.
+        would change the results. A matrix without scales is stored as most exports have it.
         """
+        if weight.scales is None:
+            return self.op("MatMul", values, self.tensor(f"{name}.matrix", weight.values.T))
         wide = self.op("Cast", self.tensor(f"{name}.rows", weight.values), to=TensorProto.FLOAT)
         full = self.op("Mul", wide, self.tensor(f"{name}.scales", weight.scales))
         return self.op("MatMul", values, self.op("Transpose", full, perm=[1, 0]))

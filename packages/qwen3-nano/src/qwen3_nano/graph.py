@@ -174,9 +174,11 @@ def _attention_bias(g: GraphBuilder) -> str:
 
 def _embed(g: GraphBuilder, weights: NanoWeights) -> str:
     """Look up the tokens in the narrow int8 table, and project them to hidden_size."""
-    rows = g.op("Gather", g.tensor("embed_tokens.rows", weights.embedding.values), "input_ids")
-    scales = g.op("Gather", g.tensor("embed_tokens.scales", weights.embedding.scales), "input_ids")
-    narrow = g.op("Mul", g.op("Cast", rows, to=TensorProto.FLOAT), scales)
+    table = weights.embedding
+    narrow = g.op("Gather", g.tensor("embed_tokens.rows", table.values), "input_ids")
+    if table.scales is not None:
+        scales = g.op("Gather", g.tensor("embed_tokens.scales", table.scales), "input_ids")
+        narrow = g.op("Mul", g.op("Cast", narrow, to=TensorProto.FLOAT), scales)
     return g.linear(narrow, "embed_tokens.projection", weights.projection)
 
 

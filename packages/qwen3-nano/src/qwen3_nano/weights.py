@@ -20,15 +20,15 @@ METADATA_FIELDS = ("head_dim", "rope_theta", "rms_norm_eps")
 
 @dataclass(frozen=True, slots=True)
 class Quantized:
-    """A matrix as int8 with one scale per row.
+    """A matrix as int8 with one scale per row, or in float32.
 
     Attributes:
-        values: int8, (rows, columns).
-        scales: float32, (rows, 1).
+        values: int8, (rows, columns); float32 without scales.
+        scales: float32, (rows, 1); None for a matrix that is not quantized.
     """
 
-    values: NDArray[np.int8]
-    scales: NDArray[np.float32]
+    values: NDArray[np.int8] | NDArray[np.float32]
+    scales: NDArray[np.float32] | None = None
 
     @classmethod
     def of(cls, matrix: NDArray[np.float32]) -> Quantized:
@@ -39,7 +39,8 @@ class Quantized:
 
     def dequantize(self) -> NDArray[np.float32]:
         """Return the float32 (rows, columns) matrix that the graph multiplies by."""
-        return self.values.astype(np.float32) * self.scales
+        wide = self.values.astype(np.float32)
+        return wide if self.scales is None else wide * self.scales
 
 
 @dataclass(frozen=True, slots=True)

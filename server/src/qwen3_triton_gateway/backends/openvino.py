@@ -15,6 +15,7 @@ import numpy as np
 from ..errors import StartupError
 from ..settings import Precision
 from .base import AnyArray, Feed, TensorSpec, find_output
+from .engines import Machine
 from .in_process import InProcessBackend, is_open
 
 DTYPES = {
@@ -92,6 +93,8 @@ class OpenVinoBackend(InProcessBackend):
             result = model.output(wanted.name).get_node()
             model = openvino.Model([result], model.get_parameters(), "model")
         options = OPTIONS[self.precision] | self._placement()
+        if self.precision == "int8" and not Machine.this().why_not("bfloat16"):
+            options["INFERENCE_PRECISION_HINT"] = "bf16"  # what is not a product of int8
         if self._cache_dir is not None:
             # By digest: OpenVINO would take a file of the same name and time for the same model.
             options["CACHE_DIR"] = str(self._cache_dir / digest[:16])

@@ -1,10 +1,10 @@
-"""`qwen3-triton model`: inspect, pool, pull and verify; `repository` is in a file of its own."""
+"""`qwen3-triton model`: inspect, pool, pull and verify; others are in files of their own."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from . import (
     report_progress,
     tool_errors,
 )
+from .model_quantize import quantize
 from .model_repository import repository
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ def model() -> None:
     """
 
 
+model.add_command(quantize)
 model.add_command(repository)
 
 
@@ -251,6 +253,12 @@ def pull(
     help="Compare with the golden values of this model; default: by the model's name and size.",
 )
 @click.option(
+    "--reference",
+    type=click.Path(exists=True, path_type=Path),
+    metavar="PATH",
+    help="The float32 export of the same model: check what precision and quantization lose.",
+)
+@click.option(
     "--api-key",
     envvar="QWEN3_TRITON_API_KEY",
     show_envvar=True,
@@ -267,7 +275,13 @@ def pull(
 )
 @json_option
 def verify(
-    *, target: str, card: str | None, api_key: str | None, timeout_seconds: float, as_json: bool
+    *,
+    target: str,
+    card: str | None,
+    reference: Path | None,
+    api_key: str | None,
+    timeout_seconds: float,
+    as_json: bool,
 ) -> None:
     """Check that a gateway, or the model in a folder, returns correct vectors.
 
@@ -280,15 +294,23 @@ def verify(
       qwen3-triton model verify http://localhost:8101
       qwen3-triton model verify ./qwen3-embedding-0.6b
       qwen3-triton model verify https://embed.example.com --card 4b --json
+      qwen3-triton model verify http://localhost:8101 --reference ./qwen3-embedding-0.6b
     """
     from .. import verify as verification
     from ..findings import render_findings, summarize
     from ..verify.probe import GatewayClient
 
-    with tool_errors(), _served(target) as url:
+    with tool_errors(), ExitStack() as servers:
+        url = servers.enter_context(_served(target))
         client = GatewayClient(url, api_key=api_key, timeout_seconds=timeout_seconds)
-        with _progress_bar(len(verification.CHECKS)) as advance:
-            result = verification.verify(client, card_name=card, target=target, on_finding=advance)
+        original = None
+        if reference is not None:
+            reference_url = servers.enter_context(_served(str(reference)))
+            original = GatewayClient(reference_url, timeout_seconds=timeout_seconds)
+        with _progress_bar(len(verification.CHECKS) + bool(original)) as advance:
+            result = verification.verify(
+                client, reference=original, card_name=card, target=target, on_finding=advance
+            )
     if as_json:
         print_json(result.document())
     else:

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..errors import HttpError, InvalidAnswerError, UnreachableError
 from ..findings import Finding, has_errors
-from . import golden_checks, text_checks, vector_checks
+from . import golden_checks, loss, text_checks, vector_checks
 from .cards import Card, choose_card
 from .probe import Check, GatewayClient, Probe, ServedModel, failed
 
@@ -67,6 +67,7 @@ class Verification:
 def verify(
     client: GatewayClient,
     *,
+    reference: GatewayClient | None = None,
     card_name: str | None = None,
     target: str = "",
     checks: Collection[str] = CHECKS.keys(),
@@ -76,6 +77,7 @@ def verify(
 
     Args:
         client: The server.
+        reference: A server of the same model in float32, for the check `loss`.
         card_name: The card to compare with; by default chosen by the model's name and size.
         target: How the server is called in the report; by default its URL.
         checks: The names of the checks to run.
@@ -90,12 +92,12 @@ def verify(
         if card_name == NO_CARD
         else choose_card(card_name, served.model_id, served.hidden_size)
     )
-    probe = Probe(client, served, card)
+    probe = Probe(client, served, card, reference)
     findings: list[Finding] = []
-    for name, check in CHECKS.items():
-        if name in checks:
-            findings.append(replace(_run(check, probe), name=name))
-            on_finding(findings[-1])
+    chosen = {name: check for name, check in CHECKS.items() if name in checks}
+    for name, check in (chosen | (loss.CHECKS if reference else {})).items():
+        findings.append(replace(_run(check, probe), name=name))
+        on_finding(findings[-1])
     return Verification(target or client.url, served, card, tuple(findings))
 
 

@@ -19,7 +19,7 @@ from qwen3_triton_gateway.backends.base import Backend
 from qwen3_triton_gateway.errors import StartupError
 from qwen3_triton_gateway.model_files import find_sibling
 from qwen3_triton_gateway.service import EmbeddingService
-from qwen3_triton_gateway.settings import Settings
+from qwen3_triton_gateway.settings import Engine, Settings, WantedPrecision
 
 from ..errors import ModelError
 from ..model.files import find_model
@@ -46,8 +46,16 @@ class FolderSettings(Settings):
         return (init_settings,)
 
 
-def folder_settings(folder: Path, *, model_id: str | None = None) -> Settings:
+def folder_settings(
+    folder: Path,
+    *,
+    model_id: str | None = None,
+    engine: Engine = "onnxruntime",
+    precision: WantedPrecision = "auto",
+) -> Settings:
     """Return settings for the model and the tokenizer of a folder, at up to 1024 dimensions.
+
+    By default they show what the graph itself returns, whatever is installed on this machine.
 
     Raises:
         ModelError: The model or the tokenizer is missing, or the file is not an ONNX model.
@@ -60,8 +68,8 @@ def folder_settings(folder: Path, *, model_id: str | None = None) -> Settings:
     width = widths[0] if widths and widths[0] > 0 else DEFAULT_DIMENSIONS
     values: dict[str, Any] = {
         "EMBED_MODEL_DIR": model,
-        # What the graph itself returns, whatever is installed on this machine.
-        "EMBED_ENGINE": "onnxruntime",
+        "EMBED_ENGINE": engine,
+        "EMBED_PRECISION": precision,
         "TOKENIZER_PATH": tokenizer.parent,
         "EMBED_MODEL_ID": model_id,
         "EMBED_OUTPUT_DIM": min(DEFAULT_DIMENSIONS, width),

@@ -154,11 +154,12 @@ class GatewayClient:
 
 @dataclass(slots=True)
 class Probe:
-    """A server, what it reports about itself, and the card that applies to its model."""
+    """A server, what it reports of itself, its model's card, and a server to compare with."""
 
     client: GatewayClient
     served: ServedModel
     card: Card | None
+    reference: GatewayClient | None = None
     _alone: dict[str, Float64Matrix] = field(default_factory=dict[str, Float64Matrix])
 
     @property

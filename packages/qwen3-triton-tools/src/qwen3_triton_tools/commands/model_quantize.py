@@ -1,0 +1,115 @@
+"""`qwen3-triton model quantize`: weights in int8, and what that loses."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+
+from . import json_option, print_json, report_progress, tool_errors
+
+if TYPE_CHECKING:
+    from qwen3_triton_gateway.settings import Settings
+
+    from ..verify.cards import Float64Matrix
+    from ..verify.loss import Loss
+
+
+@click.command()
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    help="Folder to write; default: NAME-int8 next to the model's.",
+)
+@click.option(
+    "--texts",
+    "text_count",
+    type=click.IntRange(min=20),
+    default=312,
+    show_default=True,
+    help="Number of texts to measure with; a large model takes minutes for all.",
+)
+@click.option("--force", is_flag=True, help="Replace an existing folder.")
+@json_option
+def quantize(path: Path, *, out: Path | None, text_count: int, force: bool, as_json: bool) -> None:
+    """Store the weights of an ONNX export as int8, and measure what that loses.
+
+    PATH is an ONNX file or a folder with one, in float32 or float16. The result is a model folder
+    of a quarter of the size, for every command and for the gateway. ONNX Runtime computes with it
+    in float32 as before; OpenVINO multiplies in int8 with EMBED_PRECISION=int8.
+
+    Then some hundred texts are embedded with both models, in each engine and precision of this
+    machine. The loss depends on the model: decide by it, or check your own texts with `model
+    verify --reference`.
+
+    \b
+    Examples:
+      qwen3-triton model quantize ./qwen3-embedding-0.6b
+      qwen3-triton model quantize ./qwen3-embedding-0.6b -o ./int8 --json
+      EMBED_PRECISION=int8 qwen3-triton serve --model-dir ./qwen3-embedding-0.6b-int8
+    """
+    from ..model.files import find_model
+    from ..model.quantize import quantize_model
+
+    with tool_errors():
+        model_path = find_model(path)
+        source = model_path.parent
+        folder = out or source.with_name(f"{source.name}-int8")
+        report_progress(f"Quantizing {model_path}.")
+        quantized = quantize_model(model_path, folder, force=force)
+        losses = _measure(model_path, folder, text_count)
+    if as_json:
+        rows = {name: asdict(loss) | {"safe": loss.is_safe} for name, loss in losses.items()}
+        print_json(asdict(quantized) | {"path": str(quantized.path), "losses": rows})
+        return
+    before, after = quantized.bytes_before / 1e6, quantized.bytes_after / 1e6
+    click.echo(
+        f"Wrote {quantized.path}: {quantized.matrices} matrices, {before:,.1f} MB as int8 in "
+        f"{after:,.1f} MB."
+    )
+    for name, loss in losses.items():
+        verdict = "safe" if loss.is_safe else "NOT SAFE: searches would have other results"
+        click.echo(f"  {name:<24} {loss}. {verdict}.")
+
+
+def _measure(model_path: Path, folder: Path, text_count: int) -> dict[str, Loss]:
+    """Compare the two models in each engine and precision that this machine has."""
+    from ..verify.local_gateway import folder_settings, local_gateway
+    from ..verify.loss import compare, corpus, embed_corpus
+    from ..verify.probe import GatewayClient
+
+    texts = corpus()[:text_count]
+
+    def embed(settings: Settings) -> Float64Matrix:
+        with local_gateway(settings) as url:
+            return embed_corpus(GatewayClient(url, timeout_seconds=600.0), texts)
+
+    report_progress(f"Embedding {len(texts)} texts with the original, in float32.")
+    reference = embed(folder_settings(model_path))
+    losses: dict[str, Loss] = {}
+    for name, settings in _variants(folder):
+        report_progress(f"Embedding them with the quantized model: {name}.")
+        losses[name] = compare(reference, embed(settings))
+    return losses
+
+
+def _variants(folder: Path) -> list[tuple[str, Settings]]:
+    from qwen3_triton_gateway.backends.engines import Machine
+
+    from ..verify.local_gateway import folder_settings
+
+    variants = [("ONNX Runtime, float32", folder_settings(folder))]
+    machine = Machine.this()
+    precisions: tuple[Literal["bfloat16", "int8"], ...] = ("bfloat16", "int8")
+    for precision in precisions:
+        obstacle = machine.why_not(precision) if machine.has_openvino else "it is not installed"
+        if obstacle:
+            report_progress(f"OpenVINO in {precision} is not measured: {obstacle}.")
+            continue
+        settings = folder_settings(folder, engine="openvino", precision=precision)
+        variants.append((f"OpenVINO, {precision}", settings))
+    return variants
