@@ -76,8 +76,15 @@ def test_two_servers_run_at_once_without_interfering():
     assert found == (None,)
 
 
-@pytest.mark.parametrize("signal_number", [signal.SIGTERM, signal.SIGKILL])
-@pytest.mark.parametrize("port", [None, 0], ids=["unix socket", "tcp"])
+@pytest.mark.parametrize(
+    ("port", "signal_number"),
+    [
+        pytest.param(None, signal.SIGTERM, id="unix socket-15", marks=pytest.mark.campaign),
+        pytest.param(None, signal.SIGKILL, id="unix socket-9"),
+        pytest.param(0, signal.SIGTERM, id="tcp-15"),
+        pytest.param(0, signal.SIGKILL, id="tcp-9", marks=pytest.mark.campaign),
+    ],
+)
 def test_a_killed_parent_leaves_neither_server_nor_files(
     port: int | None, signal_number: signal.Signals
 ):
