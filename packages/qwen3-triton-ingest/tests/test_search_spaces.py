@@ -142,10 +142,12 @@ def test_searches_during_swaps_compare_vectors_of_one_space(
         return [(hit.id, hit.distance) for hit in searcher.search(question, mode="vector", k=5)]
 
     ended = threading.Event()
+    begun = threading.Semaphore(0)
 
     def keep_swapping() -> None:
+        """Swap once while each search runs: more often, none would end on a busy machine."""
         with psycopg.connect(url, autocommit=True) as connection:
-            while not ended.wait(0.1):
+            while begun.acquire() and not ended.is_set():
                 _swap(connection)
 
     first = answer()
@@ -159,12 +161,14 @@ def test_searches_during_swaps_compare_vectors_of_one_space(
     refused = 0
     try:
         while len(answers) < 60:
+            begun.release()
             try:
                 answers.append(answer())
             except TableError:  # a swap came first every time
                 refused += 1
     finally:
         ended.set()
+        begun.release()
         swapper.join()
     assert all(found in (first, second) for found in answers)
     assert first in answers
