@@ -97,6 +97,38 @@ def test_what_a_database_cannot_store_is_reported_and_the_rest_is_loaded(
     assert reasons.keys() == {r"\u9be8-1", "text", "title", "number"}
     assert "U+9BE8" in reasons["text"]
     assert encoded(tmp_path).counts == Counts(unchanged=2, failed=4)
+    with Searcher(encoded.dsn, TABLE, gateway=encoded.options.gateway) as searcher:
+        for mode in ("vector", "text", "hybrid"):
+            hits = searcher.search(f"鯨 {SENTENCES[1]}", k=1, mode=mode)
+            assert hits[0].doc_id == "n1"
+
+
+@pytest.mark.parametrize(
+    ("encoded", "good", "bad"),
+    # Characters that Python's codecs of these names convert otherwise than PostgreSQL.
+    [("EUC_JP", "鯨～－①", "‖〜한"), ("EUC_KR", "가", "갂鱶")],
+    indirect=["encoded"],
+)
+def test_what_a_database_can_store_is_what_postgresql_converts(
+    encoded: Loading, tmp_path: Path, good: str, bad: str
+) -> None:
+    records = [{"id": good, "text": f"{good} is fine."}]
+    for char in bad:
+        records += [{"id": char, "text": "An id."}, {"id": f"U+{ord(char):X}", "text": char}]
+    report = encoded(write_jsonl(tmp_path / "a.jsonl", records))
+    assert report.counts == Counts(documents=1, chunks_written=1, failed=2 * len(bad))
+    assert rows(encoded) == [(good, f"{good} is fine.", None)]
+
+
+@pytest.mark.parametrize("encoded", ["LATIN1"], indirect=True)
+def test_a_source_whose_name_a_database_cannot_store_needs_another_one(
+    encoded: Loading, tmp_path: Path
+) -> None:
+    path = write_jsonl(tmp_path / "鯨.jsonl", notes(2))
+    with pytest.raises(SourceError, match=r"contains '鯨'.*--source-name"):
+        encoded(path)
+    for counts in (Counts(documents=2, chunks_written=2), Counts(unchanged=2)):
+        assert encoded(path, read=ReadOptions(source_name="whales")).counts == counts
 
 
 def test_the_encoding_of_the_client_changes_nothing(

@@ -156,13 +156,19 @@ def _connection_error(error: psycopg.OperationalError) -> Exception:
 
 
 def narrow_encoding(connection: Connection) -> str | None:
-    """Return Python's name of the database's encoding; None if it can store every character."""
+    """Return Python's name of the database's encoding; None if it can store every character.
+
+    Also None if Python does not know the encoding; then the server refuses what it cannot store.
+    """
     row = connection.execute("SHOW server_encoding").fetchone()
     if row is None or row[0] in {"UTF8", "SQL_ASCII"}:
         return None
     with connection.transaction(force_rollback=True):
         change_settings(connection, {"client_encoding": row[0]})
-        return connection.info.encoding
+        try:
+            return connection.info.encoding
+        except psycopg.NotSupportedError:
+            return None
 
 
 def explain(error: psycopg.Error) -> str:

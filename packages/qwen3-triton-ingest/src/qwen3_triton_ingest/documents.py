@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -27,6 +28,10 @@ Stage: TypeAlias = Literal["read", "split", "embed", "write"]
 DIGEST_BYTES = 16
 # A source and a path are in the key of one index, and PostgreSQL allows it 2,704 bytes.
 MAX_PLACE_BYTES = 1000
+# PostgreSQL converts these otherwise than Python, as found by converting every character of the
+# Basic Multilingual Plane. All other encodings of a server are the same in both.
+_DIFFERENT = {"euc_jp", "euc_kr"}
+_NOT_IN_EUC_JP = re.compile("[\x80\xa2\xa3\xa5\xac\u2016\u203e\u2212\u301c\ue000-\uf8ff]")
 # An arbitrary constant, so that our ids differ from other version 5 ids of the same names.
 _CHUNK_NAMESPACE = uuid.UUID("6f1d2c52-3b1e-5d0f-9c0a-6a1f9b2f7c11")
 
@@ -166,3 +171,37 @@ def chunk_ids(doc_id: str, texts: Sequence[str]) -> list[uuid.UUID]:
         ids.append(uuid.uuid5(_CHUNK_NAMESPACE, name))
         counts[digest] += 1
     return ids
+
+
+def unstorable(text: str, encoding: str) -> str:
+    """Return the characters of a text that a database of an encoding cannot store, in order."""
+    if encoding not in _DIFFERENT and _is_encodable(text, encoding):
+        return ""
+    missing = {char for char in set(text) if not (char.isascii() or _has(encoding, char))}
+    return "".join(char for char in text if char in missing)
+
+
+def storable_text(text: str, encoding: str) -> str:
+    """Return a text with escapes for the characters that a database of an encoding cannot store."""
+    missing = {
+        char: char.encode("ascii", "backslashreplace").decode()
+        for char in unstorable(text, encoding)
+    }
+    return text.translate(str.maketrans(missing)) if missing else text
+
+
+def _has(encoding: str, char: str) -> bool:
+    if encoding == "euc_jp":  # with the forms and additional characters of Windows
+        known = _is_encodable(char, "cp932") or _is_encodable(char, "euc_jp")
+        return known and not _NOT_IN_EUC_JP.match(char)
+    if not _is_encodable(char, encoding):
+        return False
+    return encoding != "euc_kr" or len(char.encode(encoding)) == len("\xb0\xa1")
+
+
+def _is_encodable(text: str, encoding: str) -> bool:
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        return False
+    return True

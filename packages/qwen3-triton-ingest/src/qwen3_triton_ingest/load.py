@@ -15,10 +15,10 @@ import psycopg
 
 from .config import IndexPolicy, LoadOptions
 from .database import Connection, Session, explain, narrow_encoding
-from .documents import text_digest
+from .documents import text_digest, unstorable
 from .embedding import check_chunk_tokens, open_client, served_space
 from .engines import map_shards, open_engine
-from .errors import IngestError, NothingLoadedError, TableError
+from .errors import IngestError, NothingLoadedError, SourceError, TableError
 from .finishing import (
     IndexOutcome,
     build_indexes,
@@ -261,6 +261,7 @@ class _Load:
             )
             if warning := version_warning(connection):
                 self._on_notice(warning)
+            self._check_names(connection)
             self._index_policy = check_indexes(connection, table, self._options.index)
             prepare_ledger(connection)
             check_ledger_rights(connection)
@@ -274,6 +275,25 @@ class _Load:
             )
             raise TableError(msg) from None
         return table, record
+
+    def _check_names(self, connection: Connection) -> None:
+        """Check that the database can store the names of the sources."""
+        encoding = narrow_encoding(connection)
+        if encoding is None:
+            return
+        for name in self._sources:
+            if missing := unstorable(name, encoding):
+                msg = (
+                    f"The source {name!r} contains {missing[0]!r}, which a database of the "
+                    f"encoding {encoding} cannot store. Give it another name with `--source-name`."
+                )
+                raise SourceError(msg)
+        # What the database cannot store is not in the ledger.
+        self._former = {
+            former: name
+            for former, name in self._former.items()
+            if not unstorable(former, encoding)
+        }
 
     def _splitter_version(self) -> str:
         if self._options.read.vector_column is not None:

@@ -20,7 +20,9 @@ from .documents import (
     EmbeddedChunk,
     chunk_ids,
     metadata_digest,
+    storable_text,
     text_digest,
+    unstorable,
 )
 from .ledger.documents import KnownDocument, LedgerEntry, Ownership
 from .sources import is_same_file, wider_source
@@ -105,18 +107,13 @@ def storable(record: Document | BadRecord, encoding: str) -> Document | BadRecor
 
     A path is written with escapes. An id or a text that would need them is not loaded.
     """
-
-    def clean(text: str) -> str:
-        return text.encode(encoding, "backslashreplace").decode(encoding)
-
-    origin = replace(record.origin, path=clean(record.origin.path))
-    doc_id = None if record.doc_id is None else clean(record.doc_id)
+    origin = replace(record.origin, path=storable_text(record.origin.path, encoding))
+    doc_id = None if record.doc_id is None else storable_text(record.doc_id, encoding)
     if isinstance(record, BadRecord):
-        return replace(record, origin=origin, doc_id=doc_id, reason=clean(record.reason))
-    try:
-        f"{record.doc_id}{record.text}".encode(encoding)
-    except UnicodeEncodeError as error:
-        character = f"U+{ord(error.object[error.start]):04X}"
+        reason = storable_text(record.reason, encoding)
+        return replace(record, origin=origin, doc_id=doc_id, reason=reason)
+    if missing := unstorable(f"{record.doc_id}{record.text}", encoding):
+        character = f"U+{ord(missing[0]):04X}"
         reason = f"Contains {character}, which a database of the encoding {encoding} cannot store."
         return BadRecord(origin, reason, "write", doc_id)
     return replace(record, origin=origin)

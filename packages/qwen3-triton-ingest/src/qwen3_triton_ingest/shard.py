@@ -13,7 +13,7 @@ from qwen3_triton_client import Vector
 
 from .config import ConflictPolicy, GatewayOptions, ReadOptions, SplitOptions
 from .database import Connection, Session
-from .documents import BadRecord, Document, Metadata
+from .documents import BadRecord, Document, Metadata, storable_text
 from .embedding import embed_documents
 from .errors import ConflictError
 from .layouts import Table
@@ -83,8 +83,7 @@ class ShardTask:
         return self.owner.run_id
 
     def storable_name(self, shard: Shard) -> str:
-        encoding = self.encoding or "utf-8"
-        return shard.name.encode(encoding, "backslashreplace").decode(encoding)
+        return storable_text(shard.name, self.encoding) if self.encoding else shard.name
 
 
 def ingest_shard(task: ShardTask, shard: Shard, is_stopped: Callable[[], bool]) -> None:

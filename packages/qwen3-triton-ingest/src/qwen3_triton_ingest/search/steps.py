@@ -11,6 +11,7 @@ import psycopg
 from qwen3_triton_client import FingerprintChangedError, Vector
 
 from ..database import explain, is_transient
+from ..documents import unstorable
 from ..errors import DatabaseError, FingerprintError, IngestError, TableError
 from ..rows.binary import BinaryValue, pack_vector
 from .options import Hit, SearchOptions, read_hits
@@ -147,8 +148,9 @@ def _fetch(
     question: str, options: SearchOptions, target: Target, embedded: Embedded | None
 ) -> Fetch:
     search = search_statement(target.table, options, vectors=target.vectors, texts=target.texts)
-    # PostgreSQL's text cannot contain NUL, and no word of a question does.
-    search.parameters["question"] = question.replace("\0", " ")
+    # What the database cannot store is in none of its texts. NUL is in no text of any.
+    missing = unstorable(question, target.encoding) if target.encoding else ""
+    search.parameters["question"] = question.translate(dict.fromkeys(map(ord, f"\0{missing}"), " "))
     space: Statement | None = None
     if embedded:
         search.parameters["vector"] = BinaryValue(pack_vector(embedded.vector))

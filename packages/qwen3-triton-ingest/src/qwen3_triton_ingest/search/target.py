@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
-from ..database import Connection
+from ..database import Connection, narrow_encoding
 from ..errors import TableError
 from ..index.catalog import find_vector_indexes
 from ..layouts import LayoutName, Table
@@ -34,6 +34,7 @@ class Target:
         texts: None if the search is by vector alone.
         space: Of the table's vectors; None if they are not in the ledger.
         path_statement: Adds pgvector's schema to the search_path, if it is missing there.
+        encoding: Of the database, if it cannot store every character.
     """
 
     table: Table
@@ -42,6 +43,7 @@ class Target:
     space: Space | None
     has_ledger: bool
     path_statement: Statement | None = None
+    encoding: str | None = None
 
 
 def look_up(
@@ -78,6 +80,7 @@ def look_up(
             record.space if record else None,
             has_ledger,
             _path_statement(connection, table),
+            narrow_encoding(connection),
         )
 
 
