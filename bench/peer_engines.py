@@ -19,6 +19,7 @@ import shutil
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +70,13 @@ def _update(path: Path, values: dict[str, Any]) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-async def sentence_transformers(folder: Path, texts: list[str]) -> dict[str, Any]:
+async def sentence_transformers(
+    folder: Path, texts: list[str], dtype: str = "float32"
+) -> dict[str, Any]:
     """Encode as its users do: in one call, which sorts by length and batches."""
     from sentence_transformers import SentenceTransformer
 
-    model = SentenceTransformer(str(folder), device="cpu")
+    model = SentenceTransformer(str(folder), device="cpu", model_kwargs={"torch_dtype": dtype})
 
     async def embed(texts: list[str]) -> Any:
         return model.encode(texts, batch_size=BATCH_SIZE)
@@ -115,7 +118,11 @@ async def _measure(embed: Embed, texts: list[str]) -> dict[str, Any]:
     return {"texts_per_second": rates, "first": [float(value) for value in vectors[0]]}
 
 
-ENGINES = {"sentence-transformers": sentence_transformers, "infinity": infinity}
+ENGINES = {
+    "sentence-transformers": sentence_transformers,
+    "sentence-transformers-bfloat16": partial(sentence_transformers, dtype="bfloat16"),
+    "infinity": infinity,
+}
 
 
 def main() -> None:

@@ -22,7 +22,11 @@ class Peer:
     first: list[float]
 
 
-def measure_peers(model_dir: Path, texts: Sequence[str]) -> dict[str, Peer]:
+def measure_peers(
+    model_dir: Path,
+    texts: Sequence[str],
+    engines: Sequence[str] = ("sentence-transformers", "infinity"),
+) -> dict[str, Peer]:
     """Embed the texts with sentence-transformers and infinity, one after the other.
 
     Raises:
@@ -32,7 +36,9 @@ def measure_peers(model_dir: Path, texts: Sequence[str]) -> dict[str, Peer]:
     if parity is None:
         msg = "sentence-transformers is not installed for the comparison: run `make parity` first."
         raise RuntimeError(msg)
-    pythons = {"sentence-transformers": parity, "infinity": environment_python("infinity")}
+    pythons = {
+        engine: environment_python(engine) if engine == "infinity" else parity for engine in engines
+    }
     with tempfile.TemporaryDirectory() as name:
         checkpoint, listed = Path(name) / "checkpoint", Path(name) / "texts.json"
         listed.write_text(json.dumps(list(texts)))

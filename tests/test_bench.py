@@ -56,8 +56,24 @@ def test_the_loader_is_measured_end_to_end() -> None:
     assert "2,000 chunks with precomputed vectors" in printed
 
 
+@pytest.mark.campaign
+def test_engines_are_measured_against_each_other(tmp_path: Path) -> None:
+    table = tmp_path / "table.md"
+    small = ("--layers", "1", "--texts", "16", "--rounds", "1")
+    run_script("cpu.py", *small, "--markdown", str(table))
+    assert "| OpenVINO float32: documents |" in table.read_text()
+    assert "| OpenVINO float32: lowest cosine | 1.00000 |" in table.read_text()
+
+
 SCRIPTS = (
-    *("adapters.py", "fairness.py", "ingest_load.py", "ingest_rates.py", "ingest_recall.py"),
+    *(
+        "adapters.py",
+        "cpu.py",
+        "fairness.py",
+        "ingest_load.py",
+        "ingest_rates.py",
+        "ingest_recall.py",
+    ),
     *("load.py", "memory.py", "overload.py", "recovery.py", "run.py"),
 )
 # In one process, because they import the same libraries for seconds.

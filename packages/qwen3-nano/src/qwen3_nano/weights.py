@@ -126,7 +126,9 @@ def load_weights(path: str | PathLike[str]) -> NanoWeights:
 
 
 def _quantized(arrays: dict[str, NDArray[Any]], name: str) -> Quantized:
-    return Quantized(values=arrays[f"{name}.rows"], scales=arrays[f"{name}.scales"])
+    if f"{name}.matrix" in arrays:
+        return Quantized(arrays[f"{name}.matrix"].T)
+    return Quantized(values=arrays[f"{name}.rows"], scales=arrays.get(f"{name}.scales"))
 
 
 def _layer(arrays: dict[str, NDArray[Any]], name: str) -> NanoLayer:
