@@ -106,11 +106,11 @@ demo: install ## Go from nothing to a search hit through a real Triton (KEEP=1 l
 pytest = $(BIN)/python -m pytest -m $(1) $(or $(ARGS),--numprocesses $(2) --dist worksteal)
 
 .PHONY: fast
-fast: install ## Run the tests that need no server (ARGS="-k name" selects some)
+fast: install ## Run the tests that need no server: two minutes on two idle cores (ARGS="-k name" selects some)
 	@$(call pytest,"not stack and not slow and not campaign",$(CORES))
 
 .PHONY: test
-test: install ## Run all tests but the campaigns, with real servers (ARGS="-k name" selects some)
+test: install ## Run all tests but the campaigns, with real servers: ten minutes (ARGS="-k name" selects some)
 	@$(call pytest,"not campaign",$(WORKERS))
 
 .PHONY: campaign
