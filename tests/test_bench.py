@@ -66,14 +66,8 @@ def test_engines_are_measured_against_each_other(tmp_path: Path) -> None:
 
 
 SCRIPTS = (
-    *(
-        "adapters.py",
-        "cpu.py",
-        "fairness.py",
-        "ingest_load.py",
-        "ingest_rates.py",
-        "ingest_recall.py",
-    ),
+    *("adapters.py", "cpu.py", "fairness.py", "front_end.py"),
+    *("ingest_load.py", "ingest_rates.py", "ingest_recall.py"),
     *("load.py", "memory.py", "overload.py", "recovery.py", "run.py"),
 )
 # In one process, because they import the same libraries for seconds.

@@ -1,0 +1,226 @@
+"""The gateway's own cost: its CPU time per request, with a model that costs nothing.
+
+    python bench/front_end.py                     # lone queries, and requests of 64 texts
+    python bench/front_end.py --rounds 9
+
+The gateway runs in a process of its own, complete but for the backend, which returns rows of a
+table. What counts is that process's CPU time, kernel included, and not how long a request takes: so
+the machine may be busy otherwise.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import NamedTemporaryFile
+
+import click
+import numpy as np
+from report import Row, show, spread, write_markdown
+from rich.console import Console
+from texts import chunks, mixed_texts
+
+import qwen3_nano
+from qwen3_triton_gateway import server
+from qwen3_triton_gateway.backends.base import ModelSpec, TensorSpec, describe_model, wrap_output
+from qwen3_triton_gateway.settings import Settings
+from qwen3_triton_gateway.tensors import HiddenStates, PooledStates, TokenBatch
+from qwen3_triton_tools.local_triton.launch import answers_ok
+
+HIDDEN_SIZE, ROWS = 1024, 1024
+WORDS, TEXTS_PER_REQUEST = 40, 64
+QUERIES, REQUESTS, WARM_UP = 500, 25, 0.2
+MAX_QUERY_MS, MAX_TEXT_US = 0.7, 100
+HEADER = ("", "CPU of the gateway", "")
+
+
+class TableBackend:
+    """A model whose vectors are rows of a table, chosen by all tokens of a text."""
+
+    def __init__(self) -> None:
+        self.generation = self.doubts = 0
+        self.description = "rows of a table"
+        self.states = {"table": True}
+        self.problems: dict[str, str] = {}
+        self._table = np.random.default_rng(7).normal(size=(ROWS, HIDDEN_SIZE)).astype(np.float32)
+        int64 = np.dtype(np.int64)
+        names = ("input_ids", "attention_mask")
+        self.spec = describe_model(
+            name="table",
+            inputs=[TensorSpec(name, int64, (-1, -1)) for name in names],
+            outputs=[TensorSpec("sentence_embedding", np.dtype(np.float32), (-1, HIDDEN_SIZE))],
+            max_batch_size=TEXTS_PER_REQUEST,
+            instance_count=1,
+            weights_digest="table",
+        )
+
+    async def connect(self) -> ModelSpec:
+        return self.spec
+
+    async def adopt_canary(self, canary: TokenBatch) -> bool:
+        del canary
+        return False
+
+    async def infer(
+        self, batch: TokenBatch, *, timeout_seconds: float, priority: int
+    ) -> HiddenStates | PooledStates:
+        del timeout_seconds, priority
+        places = 1 + np.arange(batch.input_ids.shape[1])
+        keys = ((batch.input_ids + 1) * batch.attention_mask) @ places
+        return wrap_output(self.spec, batch, self._table[keys % ROWS])
+
+    async def is_ready(self) -> bool:
+        return True
+
+    async def close(self) -> None:
+        pass
+
+
+class Connection:
+    """One kept connection that sends the same kind of request again and again."""
+
+    def __init__(self, port: int) -> None:
+        self._socket = socket.create_connection(("127.0.0.1", port))
+
+    def send(self, body: dict[str, object]) -> None:
+        """Send one request, and read its response to the end.
+
+        Raises:
+            RuntimeError: The status is not 200.
+        """
+        content = json.dumps(body).encode()
+        head = f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+        self._socket.sendall(head.encode() + content)
+        answer = b""
+        while not _is_whole(answer):
+            part = self._socket.recv(1 << 20)
+            answer += part
+            if not part or not answer.startswith(b"HTTP/1.1 200"[: len(answer)]):
+                raise RuntimeError(f"The gateway answered {answer[:200]!r}.")
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+def _is_whole(answer: bytes) -> bool:
+    head, end, body = answer.partition(b"\r\n\r\n")
+    length = re.search(rb"content-length: (\d+)", head)
+    return bool(end) and (
+        len(body) >= int(length[1]) if length else answer.endswith(b"\r\n0\r\n\r\n")
+    )
+
+
+@contextmanager
+def gateway() -> Generator[tuple[int, int]]:
+    """Run the gateway on that backend, and yield its process id and its port."""
+    command = [sys.executable, __file__, "--serve"]
+    # A file, since a pipe that is not read would block it: it logs every request.
+    with (
+        NamedTemporaryFile("w+") as log,
+        subprocess.Popen(command, stderr=log) as process,
+    ):
+        try:
+            yield process.pid, _wait_for_port(process, Path(log.name))
+        finally:
+            process.send_signal(signal.SIGINT)
+
+
+def _wait_for_port(process: subprocess.Popen[bytes], log: Path) -> int:
+    while process.poll() is None:
+        found = re.search(r"running on http://127\.0\.0\.1:(\d+)", log.read_text())
+        if found and answers_ok(f"http://127.0.0.1:{found[1]}/health/ready"):
+            return int(found[1])
+        time.sleep(0.1)
+    raise RuntimeError(f"The gateway did not start:\n{log.read_text()}")
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return the CPU time of a process, in its own code and in the kernel."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def measure(pid: int, port: int, bodies: list[dict[str, object]]) -> float:
+    """Return the CPU seconds per request."""
+    connection = Connection(port)
+    for body in bodies[: int(WARM_UP * len(bodies))]:
+        connection.send(body)
+    before = cpu_seconds(pid)
+    for body in bodies:
+        connection.send(body)
+    spent = cpu_seconds(pid) - before
+    connection.close()
+    return spent / len(bodies)
+
+
+def plain_texts(count: int) -> list[str]:
+    """Cut texts of the same number of words from the bundled documents."""
+    words = " ".join(mixed_texts(200)).split()
+    starts = np.random.default_rng(3).integers(0, len(words) - WORDS, count).tolist()
+    return [" ".join(words[at : at + WORDS]) for at in starts]
+
+
+@click.command(help=__doc__)
+@click.option("--rounds", type=int, default=5, show_default=True)
+@click.option("--markdown", type=click.Path(path_type=Path), help="Write the table there, too.")
+@click.option("--serve", is_flag=True, hidden=True)
+def main(rounds: int, markdown: Path | None, *, serve: bool) -> None:
+    if serve:
+        _serve()
+        return
+    base64 = {"encoding_format": "base64"}
+    queries: list[dict[str, object]] = [
+        {"texts": [text], "input_type": "query"} | base64 for text in plain_texts(QUERIES)
+    ]
+    requests: list[dict[str, object]] = [
+        {"texts": texts} | base64
+        for texts in chunks(plain_texts(REQUESTS * TEXTS_PER_REQUEST), TEXTS_PER_REQUEST)
+    ]
+    with gateway() as (pid, port):
+        pairs = [(measure(pid, port, queries), measure(pid, port, requests)) for _ in range(rounds)]
+    lone = [1000 * query for query, _ in pairs]
+    each = [1e6 * request / TEXTS_PER_REQUEST for _, request in pairs]
+    rows = [
+        Row(
+            f"a lone query of {WORDS} words",
+            f"{statistics.median(lone):.2f} ms",
+            "",
+            spread(lone),
+            f"at most {MAX_QUERY_MS} ms",
+            statistics.median(lone) <= MAX_QUERY_MS,
+        ),
+        Row(
+            f"a text of {WORDS} words in requests of {TEXTS_PER_REQUEST}",
+            f"{statistics.median(each):.0f} µs",
+            "",
+            spread(each, 0),
+            f"at most {MAX_TEXT_US} µs",
+            statistics.median(each) <= MAX_TEXT_US,
+        ),
+    ]
+    show(rows, Console(), HEADER)
+    if markdown:
+        write_markdown(rows, markdown, HEADER)
+
+
+def _serve() -> None:
+    settings = Settings.model_validate(
+        {"TOKENIZER_PATH": qwen3_nano.model_dir(), "TRITON_URL": "http://unused", "EMBED_PORT": 0}
+    )
+    server.configure_logging(settings)
+    server.choose_backend = lambda _: TableBackend()  # all else is what `serve` runs
+    server.run_gateway(settings)
+
+
+if __name__ == "__main__":
+    main()
