@@ -91,6 +91,9 @@ def test_a_conflict_ends_the_load_on_request(loading: Loading, numbered: tuple[P
     with pytest.raises(ConflictError, match=r"chairs\.jsonl:1: The id '1' belongs to .*whales"):
         loading(chairs, on_conflict="fail")
     assert texts(loading)["1"] == "Article 1 is about whales."
+    for _ in range(2):
+        with pytest.raises(ConflictError, match=r"The id '1' belongs to .*\.jsonl:1"):
+            loading(whales, chairs, table="in_one_run", on_conflict="fail")
 
 
 def test_a_source_takes_the_place_of_another_on_request(

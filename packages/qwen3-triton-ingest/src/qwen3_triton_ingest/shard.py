@@ -240,6 +240,8 @@ class _ShardRun:
                 bad.append(self._foreign(document, known))
                 continue
             if known is not None and is_duplicate(document, known, task.run_id):
+                if task.on_conflict == "fail" and known.origin.source != document.origin.source:
+                    self._foreign(document, known)  # of two sources of this run
                 self.duplicates += 1
                 bad += conflict(document, digests, known)
         self._record_unchanged(unchanged)
