@@ -17,7 +17,11 @@ from llama_index.core.instrumentation.events.embedding import (
     EmbeddingEndEvent,
     EmbeddingStartEvent,
 )
-from llama_index.core.rate_limiter import BaseRateLimiter
+from llama_index.core.rate_limiter import (
+    BaseRateLimiter,
+    SlidingWindowRateLimiter,
+    TokenBucketRateLimiter,
+)
 from llama_index.core.storage.kvstore import SimpleKVStore
 from pydantic import SecretStr, ValidationError
 
@@ -259,10 +263,49 @@ def test_a_used_embedding_can_be_pickled_and_copied(fake: FakeGateway) -> None:
         )
         asyncio.run(model.aget_query_embedding("x"))
         model.get_query_embedding("x")
-        for again in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+        for again in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model), copy.copy(model)):
             assert again.get_text_embedding("x") == expected_vector("x")
             assert again.timeout == 7
     assert fake.requests[2].headers["authorization"] == "Bearer secret-key"
+
+
+class Unpicklable(SimpleKVStore):
+    def __reduce__(self) -> str:
+        raise TypeError
+
+
+@pytest.mark.parametrize(
+    "limiter",
+    [
+        TokenBucketRateLimiter(requests_per_minute=600),
+        SlidingWindowRateLimiter(requests_per_minute=600, request_burst=2.0),
+    ],
+)
+def test_a_pickle_leaves_the_original_whole(
+    fake: FakeGateway,
+    limiter: TokenBucketRateLimiter | SlidingWindowRateLimiter,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with httpx2.Client() as http:
+        model = Qwen3TritonEmbedding(
+            base_url=fake.url,
+            http_client=http,
+            rate_limiter=limiter,
+            embeddings_cache=Unpicklable(),
+            callback_manager=CallbackManager([LlamaDebugHandler()]),
+        )
+        before = dict(vars(model))
+        again = pickle.loads(pickle.dumps(model))
+        assert "`embeddings_cache` cannot be pickled" in caplog.text
+        assert vars(model) == before
+        assert model.get_text_embedding("after") == expected_vector("after")
+        assert again.get_text_embedding("after") == expected_vector("after")
+        assert again.rate_limiter is not limiter
+        assert again.rate_limiter.model_dump() == limiter.model_dump()
+        assert again.embeddings_cache is None
+        copied = copy.deepcopy(model)
+        assert copied.rate_limiter is limiter  # the same process, the same limit
+        assert copied.embeddings_cache is model.embeddings_cache
 
 
 def test_a_changed_setting_is_used(fake: FakeGateway) -> None:

@@ -30,7 +30,7 @@ def through_deepcopy(client: EmbeddingClient) -> EmbeddingClient:
     return copy.deepcopy(client)
 
 
-@pytest.mark.parametrize("duplicate", [through_pickle, through_deepcopy])
+@pytest.mark.parametrize("duplicate", [through_pickle, through_deepcopy, copy.copy])
 def test_a_used_client_can_be_duplicated(
     fake: FakeGateway, duplicate: Callable[[EmbeddingClient], EmbeddingClient]
 ) -> None:
@@ -136,8 +136,9 @@ def test_the_users_own_http_client_is_used_and_left_open(fake: FakeGateway) -> N
         with EmbeddingClient(fake.url, http_client=http) as client:
             client.embed_query("x")
             copy.deepcopy(client).embed_query("x")
+            copy.copy(client).embed_query("x")
         assert not http.is_closed
-    assert [request.headers["x-tenant"] for request in fake.requests] == ["blue", "blue"]
+    assert [request.headers["x-tenant"] for request in fake.requests] == ["blue"] * 3
 
 
 async def test_the_users_own_asynchronous_http_client_is_used_and_left_open(

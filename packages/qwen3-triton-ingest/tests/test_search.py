@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
+import pickle
 import re
 from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import psycopg
 import pytest
+from ray import cloudpickle
 
 from filled_tables import LAYOUTS, Library
 from gateway_process import GatewayProcess
@@ -118,7 +122,87 @@ def test_fusion_is_the_sum_of_reciprocal_ranks(own: Searcher, library: Library) 
     for hit in hits:
         assert hit.score == pytest.approx(score(hit.id))
         assert (hit.vector_rank, hit.text_rank) == (places.get(hit.id), words.get(hit.id))
-    assert any(hit.distance is None for hit in hits) or any(hit.text_rank is None for hit in hits)
+    distances = dict(_nearest(library, question, len(library.entries)))
+    for hit in hits:  # also of those that only the words find
+        assert hit.distance == pytest.approx(distances[hit.doc_id or ""], abs=1e-5)
+        assert hit.similarity == pytest.approx(1 - distances[hit.doc_id or ""], abs=1e-5)
+    assert any(hit.vector_rank is None for hit in by_words_alone(own, question))
+
+
+def by_words_alone(searcher: Searcher, question: str) -> list[Hit]:
+    """Return hits of which the vector search finds only the first ten."""
+    return searcher.search(question, k=10, candidates=10, weights=(0.1, 2.0))
+
+
+def test_a_vector_or_other_texts_are_searched_for_instead_of_the_question(
+    searcher: Searcher, library: Library
+) -> None:
+    first, second = (library.entries[number].question for number in (9, 40))
+    with EmbeddingClient(library.gateway_url) as client:
+        vectors = client.embed([first, second], input_type="query").vectors
+    mean = [(one + other) / 2 for one, other in zip(*vectors, strict=True)]
+    for mode in MODES:
+        expected = searcher.search(first, mode=mode, k=5)
+        assert searcher.search(first, mode=mode, k=5, vector=vectors[0]) == expected
+        assert searcher.search(first, mode=mode, k=5, vector=vectors[0].tolist()) == expected
+        assert searcher.search(first, mode=mode, k=5, embed_texts=[first]) == expected
+    of_both = searcher.search("", mode="vector", k=5, embed_texts=[first, second])
+    by_mean = searcher.search("", mode="vector", k=5, vector=mean)
+    assert [hit.id for hit in of_both] == [hit.id for hit in by_mean]
+
+
+@pytest.mark.parametrize(
+    ("vector", "message"),
+    [
+        ([1.0] * 3, "has 3 dimensions instead of 1,024"),
+        ([math.nan] * 1024, "holds NaN or infinity"),
+        ([0.0] * 1024, "is all zeros"),
+    ],
+)
+async def test_a_vector_that_cannot_be_searched_for_is_an_error(
+    own: Searcher, vector: list[float], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        own.search("x", vector=vector)
+    with pytest.raises(ValueError, match=message):
+        await own.asearch("x", mode="vector", vector=vector)
+    with pytest.raises(ValueError, match="`embed_texts` is empty"):
+        await own.asearch("x", embed_texts=[])
+    await own.aclose()
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_question_that_is_too_long_is_truncated_or_refused(
+    own: Searcher, library: Library, mode: SearchMode, caplog: pytest.LogCaptureFixture
+) -> None:
+    question = library.entries[3].question + " and so on" * 4_000
+    assert own.search(question, mode=mode, k=3)
+    assert ("was truncated" in caplog.text) == (mode != "text")
+    with pytest.raises(ValueError, match=r"has [a-z ]*[\d,]+ (tokens|characters)"):
+        own.search(question, mode=mode, k=3, truncate=False)
+
+
+@pytest.mark.parametrize("library_", [pickle, cloudpickle], ids=["pickle", "cloudpickle"])
+def test_a_used_searcher_can_be_pickled_and_copied(
+    own: Searcher, library: Library, library_: Any
+) -> None:
+    question = library.entries[3].question
+    expected = own.search(question, k=3)
+    asyncio.run(own.asearch(question, k=3))
+    through_pickle = library_.loads(library_.dumps(own))
+    for again in (through_pickle, copy.copy(own), copy.deepcopy(own)):
+        with again:
+            assert again.search(question, k=3) == expected
+            assert asyncio.run(again.asearch(question, k=3)) == expected
+    assert own.search(question, k=3) == expected
+
+
+def test_a_searcher_with_an_open_connection_cannot_be_pickled(library: Library) -> None:
+    with psycopg.connect(library.dsn) as connection:
+        searcher = Searcher(connection, library.tables["own"], gateway=NOWHERE)
+        for duplicate in (pickle.dumps, copy.copy, copy.deepcopy):
+            with pytest.raises(TypeError, match="create it with a DSN"):
+                duplicate(searcher)
 
 
 @pytest.mark.parametrize("mode", MODES)

@@ -132,6 +132,9 @@ class ClientBase(Generic[HttpClient]):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self._set_up(state["settings"], state["guard"], None, state["hooks"])
 
+    def __copy__(self) -> Self:
+        return self.__deepcopy__({})
+
     def __deepcopy__(self, memo: dict[int, Any]) -> Self:
         # Unlike a pickle, a copy can share the user's own HTTP client.
         return type(self).from_settings(

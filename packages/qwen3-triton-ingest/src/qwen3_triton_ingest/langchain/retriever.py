@@ -27,7 +27,11 @@ class PostgresRetriever(BaseRetriever):
 
     The table can have any layout. By default, vector and text search are combined by rank. Text
     search uses BM25 if the table has an index of ParadeDB's pg_search, else PostgreSQL's own
-    full-text search. `invoke` takes `mode`, `k`, `filter` and other options for one call.
+    full-text search. `invoke` takes `mode`, `k`, `filter` and other options for one call, and
+    `embed_texts` or `vector` to search for something else than the question's vector.
+
+    Each document has the hit's `score`, `distance`, `doc_id` and `seq` in its metadata. In hybrid
+    mode `score` is a sum of ranks; `1 - distance` is the cosine similarity.
 
     Setup:
         .. code-block:: bash
@@ -69,6 +73,9 @@ class PostgresRetriever(BaseRetriever):
     candidates: int | None = Field(default=None, description=_help("candidates"))
     ef_search: int | None = Field(default=None, description=_help("ef_search"))
     exact: bool = Field(default=False, description=_help("exact"))
+    truncate: bool = Field(
+        default=True, description="Truncate a question that is too long; else it is refused."
+    )
     text_backend: TextBackendChoice = Field(
         default="auto", description="Text search to use; `auto` takes BM25 if there is an index."
     )
@@ -85,45 +92,54 @@ class PostgresRetriever(BaseRetriever):
         default=None, description="What questions are for. Default: the gateway's instruction."
     )
 
-    _searcher: Searcher = PrivateAttr()
+    _kept: tuple[tuple[object, ...], Searcher] | None = PrivateAttr(default=None)
 
     @model_validator(mode="after")
-    def _make_searcher(self) -> Self:
+    def _check_options(self) -> Self:
         SearchOptions(**self._options({}))
-        gateway = GatewayOptions(
-            url=self.base_url,
-            api_key=self.api_key.get_secret_value() if self.api_key else None,
-            instruction=self.instruction,
-        )
-        self._searcher = Searcher(
-            self.dsn.get_secret_value(),
-            self.table,
-            layout=self.layout,
-            gateway=gateway,
-            text_backend=self.text_backend,
-            text_config=self.text_config,
-        )
+        self._searcher()
         return self
 
     def close(self) -> None:
         """Close the connections of synchronous calls; a later call opens new ones."""
-        self._searcher.close()
+        self._searcher().close()
 
     async def aclose(self) -> None:
         """Close the connections of the running event loop, and those of synchronous calls."""
-        await self._searcher.aclose()
+        await self._searcher().aclose()
 
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
-        hits = self._searcher.search(query, **self._options(kwargs))
+        hits = self._searcher().search(query, **self._options(kwargs))
         return [_document(hit) for hit in hits]
 
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **kwargs: Any
     ) -> list[Document]:
-        hits = await self._searcher.asearch(query, **self._options(kwargs))
+        hits = await self._searcher().asearch(query, **self._options(kwargs))
         return [_document(hit) for hit in hits]
+
+    def _searcher(self) -> Searcher:
+        """Return the searcher for the current fields, which may be assigned or copied changed."""
+        gateway = GatewayOptions(
+            url=self.base_url,
+            api_key=self.api_key.get_secret_value() if self.api_key else None,
+            instruction=self.instruction,
+        )
+        place = (self.dsn.get_secret_value(), self.table)
+        settings = (*place, self.layout, gateway, self.text_backend, self.text_config)
+        kept = self._kept
+        if kept is None or kept[0] != settings:
+            searcher = Searcher(
+                *place,
+                layout=self.layout,
+                gateway=gateway,
+                text_backend=self.text_backend,
+                text_config=self.text_config,
+            )
+            self._kept = kept = (settings, searcher)
+        return kept[1]
 
     def _options(self, overrides: dict[str, Any]) -> dict[str, Any]:
         """Return the options of a call: the current fields, and what the call overrides."""
@@ -135,10 +151,12 @@ class PostgresRetriever(BaseRetriever):
             "candidates": self.candidates,
             "ef_search": self.ef_search,
             "exact": self.exact,
+            "truncate": self.truncate,
             **overrides,
         }
 
 
 def _document(hit: Hit) -> Document:
-    ranks = {"score": hit.score, "distance": hit.distance, "doc_id": hit.doc_id, "seq": hit.seq}
-    return Document(id=hit.id, page_content=hit.text, metadata={**ranks, **hit.metadata})
+    # The search's own values win over metadata of the same names, or `score` would be anything.
+    own = {"score": hit.score, "distance": hit.distance, "doc_id": hit.doc_id, "seq": hit.seq}
+    return Document(id=hit.id, page_content=hit.text, metadata={**hit.metadata, **own})

@@ -15,6 +15,7 @@ from llama_index.core.schema import (
     RelatedNodeInfo,
     TextNode,
 )
+from llama_index.core.vector_stores import MetadataFilters
 from llama_index.core.vector_stores.utils import (
     metadata_dict_to_node,  # pyright: ignore[reportUnknownVariableType] - a bare `dict`
 )
@@ -23,6 +24,7 @@ from ..config import GatewayOptions
 from ..layouts import NODE_CONTENT, LayoutName
 from ..search import Hit, Searcher, SearchOptions, TextBackendChoice
 from ..search.options import SearchKeywords
+from .filters import translate_filters
 
 
 class PostgresRetriever(BaseRetriever):
@@ -30,7 +32,12 @@ class PostgresRetriever(BaseRetriever):
 
     The table can have any layout. By default, vector and text search are combined by rank. Text
     search uses BM25 if the table has an index of ParadeDB's pg_search, else PostgreSQL's own
-    full-text search.
+    full-text search. A `QueryBundle` may have an `embedding` or `custom_embedding_strs`, which are
+    then searched for instead of the question's vector.
+
+    The score of a node is its cosine similarity, in hybrid mode too, so that a cut-off of
+    `SimilarityPostprocessor` means the same for every question; the order is that of the ranks.
+    In mode `text` it is the text index's score.
 
     Examples:
         >>> retriever = PostgresRetriever("postgresql://localhost/rag", "manuals", k=4)
@@ -48,6 +55,8 @@ class PostgresRetriever(BaseRetriever):
         instruction: str | None = None,
         text_backend: TextBackendChoice = "auto",
         text_config: str | None = None,
+        similarity_top_k: int | None = None,
+        filters: MetadataFilters | None = None,
         callback_manager: CallbackManager | None = None,
         verbose: bool = False,
         **options: Unpack[SearchKeywords],
@@ -63,16 +72,30 @@ class PostgresRetriever(BaseRetriever):
             instruction: What questions are for; None takes the gateway's instruction.
             text_backend: Text search to use; `auto` takes BM25 if the table has an index for it.
             text_config: Text search configuration of `tsvector`; None takes the index's.
+            similarity_top_k: LlamaIndex's name for `k`.
+            filters: LlamaIndex's form of `filter`.
             callback_manager: As in LlamaIndex.
             verbose: As in LlamaIndex.
             **options: The fields of `SearchOptions`: `mode`, `k`, `filter` and so on.
 
         Raises:
-            ValueError: An option is out of range.
+            FilterError: A filter is not valid.
+            ValueError: An option is out of range, or given under both of its names.
         """
         super().__init__(  # pyright: ignore[reportUnknownMemberType] - a bare `Dict`
             callback_manager=callback_manager, verbose=verbose
         )
+        for ours, theirs, value in (
+            ("k", "similarity_top_k", similarity_top_k),
+            ("filter", "filters", filters),
+        ):
+            if value is not None and options.get(ours) is not None:
+                msg = f"Pass `{ours}` or `{theirs}`, not both."
+                raise ValueError(msg)
+        if filters is not None:
+            options["filter"] = translate_filters(filters)
+        if similarity_top_k is not None:
+            options["k"] = similarity_top_k
         SearchOptions(**options)
         self._options = options
         self._searcher = Searcher(
@@ -84,6 +107,17 @@ class PostgresRetriever(BaseRetriever):
             text_config=text_config,
         )
 
+    @property
+    def similarity_top_k(self) -> int:
+        """Number of nodes to return; it can be assigned, as in LlamaIndex's own retrievers."""
+        return SearchOptions(**self._options).k
+
+    @similarity_top_k.setter
+    def similarity_top_k(self, value: int) -> None:
+        changed: SearchKeywords = {**self._options, "k": value}
+        SearchOptions(**changed)
+        self._options = changed
+
     def close(self) -> None:
         """Close the connections of synchronous calls; a later call opens new ones."""
         self._searcher.close()
@@ -93,16 +127,27 @@ class PostgresRetriever(BaseRetriever):
         await self._searcher.aclose()
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        hits = self._searcher.search(query_bundle.query_str, **self._options)
+        hits = self._searcher.search(
+            query_bundle.query_str,
+            embed_texts=query_bundle.custom_embedding_strs or None,
+            vector=query_bundle.embedding,
+            **self._options,
+        )
         return [_scored(hit) for hit in hits]
 
     async def _aretrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        hits = await self._searcher.asearch(query_bundle.query_str, **self._options)
+        hits = await self._searcher.asearch(
+            query_bundle.query_str,
+            embed_texts=query_bundle.custom_embedding_strs or None,
+            vector=query_bundle.embedding,
+            **self._options,
+        )
         return [_scored(hit) for hit in hits]
 
 
 def _scored(hit: Hit) -> NodeWithScore:
-    return NodeWithScore(node=_node(hit, hit.stored_metadata), score=hit.score)
+    score = hit.score if hit.similarity is None else hit.similarity
+    return NodeWithScore(node=_node(hit, hit.stored_metadata), score=score)
 
 
 def _node(hit: Hit, stored: Mapping[str, Any]) -> BaseNode:

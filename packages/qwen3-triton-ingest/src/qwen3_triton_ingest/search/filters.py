@@ -32,6 +32,12 @@ _ALL_OF, _ANY_OF, _NOT = "$and", "$or", "$not"
 _COMBINING = (_ALL_OF, _ANY_OF, _NOT)
 
 
+class LiteralKey(str):
+    """A metadata key that is taken as it is: its dots lead nowhere, and `$` means nothing."""
+
+    __slots__ = ()
+
+
 @dataclass(frozen=True, slots=True)
 class Condition:
     """A condition on `ROW`, with the values of its named placeholders."""
@@ -93,13 +99,14 @@ class _Compiler:
         if not isinstance(key, str) or not key or "\0" in key:
             msg = f"A key of a filter must be a metadata key or one of {_list(_COMBINING)}."
             raise FilterError(msg)
-        if key.lower() == _NOT:
+        operator = "" if isinstance(key, LiteralKey) else key.lower()
+        if operator == _NOT:
             parts = self._each(key, value if isinstance(value, list) else [value], depth)  # pyright: ignore[reportUnknownArgumentType] - checked there
             return sql.SQL("({}) IS NOT TRUE").format(_join(" OR ", parts))
-        if key.lower() in (_ALL_OF, _ANY_OF):
-            between = " AND " if key.lower() == _ALL_OF else " OR "
+        if operator in (_ALL_OF, _ANY_OF):
+            between = " AND " if operator == _ALL_OF else " OR "
             return _join(between, self._each(key, value, depth))
-        if key.startswith("$"):
+        if operator.startswith("$"):
             msg = (
                 f"The filter has {key!r} instead of a metadata key or one of {_list(_COMBINING)}. "
                 'Operators follow their key: {"year": {"$gte": 2020}}.'
@@ -207,7 +214,7 @@ class _Compiler:
 
     def _place(self, key: str) -> tuple[sql.Composable, list[str]]:
         """Return the JSON that contains a key, and the path to the key in it."""
-        first, *rest = key.split(".")
+        first, *rest = [key] if isinstance(key, LiteralKey) else key.split(".")
         if first in self._table.metadata_columns:
             return sql.SQL("to_jsonb({})").format(escaped_identifier(ROW, first)), rest
         column = sql.Identifier(ROW, self._table.layout.metadata)

@@ -34,6 +34,7 @@ class SearchKeywords(TypedDict, total=False):
     weights: tuple[float, float]
     ef_search: int | None
     exact: bool
+    truncate: bool
 
 
 @documented
@@ -68,6 +69,12 @@ class SearchOptions:
         maximum=MAX_EF_SEARCH,
     )
     exact: bool = option(False, "Compare every row instead of using the vector index.")
+    truncate: bool = option(
+        True,
+        "Refuse a question that is too long for the model, instead of truncating it.",
+        flag="--no-truncate",
+        is_inverted=True,
+    )
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -118,7 +125,8 @@ class Hit:
         metadata: Of the document, without what the layout itself stores there.
         score: Higher is better: cosine similarity, text score, or the sum of
             `weight / (60 + rank)`.
-        distance: Cosine distance; None if the vector search did not find the chunk.
+        distance: Cosine distance, also of a chunk that only the text search found; None in mode
+            `text`.
         vector_rank: Rank by vector, from 1.
         text_rank: Rank by text, from 1.
         text_score: Of the text backend; scores of different backends are not comparable.
@@ -137,6 +145,11 @@ class Hit:
     text_score: float | None
     stored_metadata: Metadata = field(repr=False, compare=False)
 
+    @property
+    def similarity(self) -> float | None:
+        """Cosine similarity; None if there is no distance."""
+        return None if self.distance is None else 1 - self.distance
+
 
 def read_hits(table: Table, rows: Sequence[Sequence[Any]]) -> list[Hit]:
     """Return the hits in the rows of `search_statement`."""
@@ -146,11 +159,14 @@ def read_hits(table: Table, rows: Sequence[Sequence[Any]]) -> list[Hit]:
 def _hit(table: Table, row: Sequence[Any]) -> Hit:
     chunk_id, doc_id, seq, text, metadata, *ranks, _ = row
     stored: dict[str, Any] = json.loads(metadata) if metadata else {}
-    own = table.layout.own_metadata_keys
+    place = int(seq) if seq is not None and seq.isdecimal() else None
+    own = set(table.layout.own_metadata_keys)
+    if place is None:
+        own.discard("seq")  # another writer's, with another meaning
     return Hit(
         chunk_id,
         doc_id,
-        int(seq) if seq is not None and seq.isdecimal() else None,
+        place,
         text,
         {key: value for key, value in stored.items() if key not in own},
         *ranks,

@@ -66,7 +66,7 @@ _ARMS: dict[SearchMode, LiteralString] = {
 }
 _SEARCH = """WITH {parts}
 SELECT {id}::text, {doc_id}, {seq}, {content}, {metadata}::text,
-    best.score, best.distance, best.vector_rank, best.text_rank, best.text_score, best.near
+    best.score, {distance} AS distance, best.vector_rank, best.text_rank, best.text_score, best.near
 FROM best JOIN {table} AS {row} USING ({key})
 ORDER BY best.score DESC, {key}"""
 
@@ -115,7 +115,14 @@ def search_statement(
             arms=sql.SQL(_ARMS[options.mode]).format(**names),
         )
     )
-    query = sql.SQL(_SEARCH).format(**names, **_row_columns(table), parts=sql.SQL(", ").join(parts))
+    distance = sql.SQL("best.distance")
+    if options.mode == "hybrid":  # the text arm finds rows that the vector arm does not
+        distance = sql.SQL("coalesce(best.distance, nullif({}, 'NaN'))").format(
+            exact_distance(table)
+        )
+    query = sql.SQL(_SEARCH).format(
+        **names, **_row_columns(table), parts=sql.SQL(", ").join(parts), distance=distance
+    )
     parameters: dict[str, object] = {"candidates": options.arm_rows, "k": options.k}
     if options.mode == "hybrid":
         weights = zip(("vector_weight", "text_weight"), options.weights, strict=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import copy
 import time
+from collections.abc import Sequence
 from functools import partial
-from typing import Self, Unpack
+from typing import Any, Self, Unpack
 
 import psycopg
 
-from qwen3_triton_client import AsyncEmbeddingClient, EmbeddingClient
+from qwen3_triton_client import AsyncEmbeddingClient, EmbeddingClient, EmbeddingResult
 
 from ..config import GatewayOptions
 from ..database import Connection
@@ -21,10 +22,10 @@ from .options import Hit, SearchKeywords, SearchOptions
 from .queries import search_sql
 from .steps import (
     Embed,
-    Embedded,
     Fetch,
     Fetched,
     LookUp,
+    Question,
     Step,
     Steps,
     advance,
@@ -35,6 +36,7 @@ from .target import Target, look_up
 from .text_indexes import TextBackendChoice
 
 _LOOK_UP_SECONDS = 60.0  # how long a new index may stay unnoticed
+_OPEN = ("_connections", "_async_connections", "_targets")  # not pickled
 
 
 class Searcher:
@@ -72,9 +74,8 @@ class Searcher:
         Raises:
             ValueError: An option of the gateway is out of range.
         """
-        is_open = isinstance(database, psycopg.Connection)
-        self._connections = OneConnection(database) if is_open else Connections(database)
-        self._async_connections = None if is_open else AsyncConnections(database)
+        self._database = database
+        self._connect()
         self._table = table
         self._layout: LayoutName | None = layout
         self._instruction = gateway.instruction if gateway else None
@@ -83,13 +84,23 @@ class Searcher:
         self._async_client = self._client.as_async()
         self._text_backend: TextBackendChoice = text_backend
         self._text_config = text_config
-        self._targets: dict[bool, tuple[float, Target]] = {}
 
-    def search(self, question: str, **options: Unpack[SearchKeywords]) -> list[Hit]:
+    def search(
+        self,
+        question: str,
+        *,
+        embed_texts: Sequence[str] | None = None,
+        vector: Sequence[float] | None = None,
+        **options: Unpack[SearchKeywords],
+    ) -> list[Hit]:
         """Return the chunks that best answer a question, best first.
 
         Args:
             question: In plain language; a text matches if it has any of its words.
+            embed_texts: Embedded instead of the question, such as answers that a language model
+                made up (HyDE); the mean of their vectors is searched for.
+            vector: Searched for instead of the question's vector. It must be of the same embedding
+                space as the table's vectors, which cannot be checked.
             **options: The fields of `SearchOptions`: `mode`, `k`, `filter` and so on.
 
         Raises:
@@ -98,15 +109,24 @@ class Searcher:
             TableError: The table cannot be searched like that.
             DatabaseError: PostgreSQL cannot be reached.
             EmbeddingError: The gateway returns no vector.
-            ValueError: An option is out of range.
+            ValueError: An option is out of range, or the vector has not the table's length.
         """
         wanted = SearchOptions(**options)
-        return self._drive(search_steps(question, wanted, instruction=self._instruction), wanted)
+        asked = Question(question, embed_texts, vector)
+        return self._drive(search_steps(asked, wanted, instruction=self._instruction), wanted)
 
-    async def asearch(self, question: str, **options: Unpack[SearchKeywords]) -> list[Hit]:
+    async def asearch(
+        self,
+        question: str,
+        *,
+        embed_texts: Sequence[str] | None = None,
+        vector: Sequence[float] | None = None,
+        **options: Unpack[SearchKeywords],
+    ) -> list[Hit]:
         """Return the chunks that best answer a question; like `search`, without blocking."""
         wanted = SearchOptions(**options)
-        steps = search_steps(question, wanted, instruction=self._instruction)
+        asked = Question(question, embed_texts, vector)
+        steps = search_steps(asked, wanted, instruction=self._instruction)
         return await self._adrive(steps, wanted)
 
     def sql(self, **options: Unpack[SearchKeywords]) -> str:
@@ -138,6 +158,29 @@ class Searcher:
             await self._async_connections.aclose()
         await self._async_client.aclose()
         self.close()
+
+    def __getstate__(self) -> dict[str, Any]:
+        if isinstance(self._database, psycopg.Connection):
+            msg = (
+                "A searcher with an open connection can be neither pickled nor copied; create it "
+                "with a DSN."
+            )
+            raise TypeError(msg)
+        return {name: value for name, value in vars(self).items() if name not in _OPEN}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._connect()
+
+    def _connect(self) -> None:
+        """Prepare for connections, which belong to this object and this process."""
+        database = self._database
+        if isinstance(database, psycopg.Connection):
+            self._connections, self._async_connections = OneConnection(database), None
+        else:
+            self._connections = Connections(database)
+            self._async_connections = AsyncConnections(database)
+        self._targets: dict[bool, tuple[float, Target]] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -171,21 +214,16 @@ class Searcher:
             step = advance(resume)
         return step
 
-    def _carry_out(self, step: Step, options: SearchOptions) -> Target | Embedded | Fetched:
+    def _carry_out(self, step: Step, options: SearchOptions) -> Target | EmbeddingResult | Fetched:
         if isinstance(step, LookUp):
             return self._look_up(options, fresh=step.fresh)
         if isinstance(step, Fetch):
             return self._connections.run(lambda connection: fetch(connection, step))
-        client, _ = self._clients(step)
-        result = client.embed(
-            [step.question],
-            input_type="query",
-            instruction=step.instruction,
-            dimensions=step.dimensions,
-        )
-        return Embedded(result.vectors[0], result.fingerprint)
+        return self._clients(step)[0].embed(step.texts, **_keywords(step))
 
-    async def _acarry_out(self, step: Step, options: SearchOptions) -> Target | Embedded | Fetched:
+    async def _acarry_out(
+        self, step: Step, options: SearchOptions
+    ) -> Target | EmbeddingResult | Fetched:
         if self._async_connections is None:
             msg = (
                 "`asearch` needs a searcher with a DSN; one with an open connection is for threads."
@@ -195,14 +233,7 @@ class Searcher:
             return await asyncio.to_thread(self._look_up, options, fresh=step.fresh)
         if isinstance(step, Fetch):
             return await self._async_connections.run(lambda connection: afetch(connection, step))
-        _, client = self._clients(step)
-        result = await client.embed(
-            [step.question],
-            input_type="query",
-            instruction=step.instruction,
-            dimensions=step.dimensions,
-        )
-        return Embedded(result.vectors[0], result.fingerprint)
+        return await self._clients(step)[1].embed(step.texts, **_keywords(step))
 
     def _clients(self, step: Embed) -> tuple[EmbeddingClient, AsyncEmbeddingClient]:
         if step.renew:  # a copy does not remember the model that was served before
@@ -233,6 +264,15 @@ class Searcher:
         )
         self._targets[with_texts] = (now, target)
         return target
+
+
+def _keywords(step: Embed) -> dict[str, Any]:
+    return {
+        "input_type": "query",
+        "instruction": step.instruction,
+        "dimensions": step.dimensions,
+        "truncate": step.truncate,
+    }
 
 
 def search(

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import psycopg
 
-from qwen3_triton_client import FingerprintChangedError, Vector
+from qwen3_triton_client import (
+    EmbeddingResult,
+    FingerprintChangedError,
+    Vector,
+    vector_defect,
+)
 
 from ..database import explain, is_transient
 from ..documents import unstorable
 from ..errors import DatabaseError, FingerprintError, IngestError, TableError
-from ..rows.binary import BinaryValue, pack_vector
+from ..layouts import Table
+from ..rows.binary import BinaryValue, as_float32, pack_vector
 from .options import Hit, SearchOptions, read_hits
 from .queries import Statement, search_statement, settings_statement
 from .target import Target, space_statement
+
+_log = logging.getLogger(__name__)
 
 # Errors of a table that was replaced, or whose index was, after the look-up.
 _STALE = (
@@ -28,6 +37,22 @@ _STALE = (
 # Errors of a text search whose extension is not installed.
 _MISSING = (psycopg.errors.UndefinedFunction, psycopg.errors.InvalidSchemaName)
 _ATTEMPTS = 3
+MAX_QUESTION_CHARACTERS = 20_000  # a text that matches is ranked by each of the question's words
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What to search for.
+
+    Attributes:
+        text: Its words are searched for, and its vector, unless one of the others is set.
+        embed_texts: The mean of the vectors of these texts is searched for.
+        vector: This vector is searched for, whatever the gateway serves.
+    """
+
+    text: str = field(repr=False)
+    embed_texts: Sequence[str] | None = field(default=None, repr=False)
+    vector: Sequence[float] | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,24 +68,26 @@ class LookUp:
 
 @dataclass(frozen=True, slots=True)
 class Embed:
-    """A request for the vector of the question, as `Embedded`.
+    """A request for the vectors of texts as questions, as `EmbeddingResult`.
 
     Attributes:
+        truncate: Whether texts that are too long are truncated; else they are refused.
         renew: Whether the gateway may serve another model than before.
     """
 
-    question: str = field(repr=False)
+    texts: Sequence[str] = field(repr=False)
     dimensions: int
     instruction: str | None
+    truncate: bool
     renew: bool
 
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """A vector, and the fingerprint of its embedding space."""
+    """A vector, and the fingerprint of its embedding space if that is known."""
 
     vector: Vector = field(repr=False)
-    fingerprint: str
+    fingerprint: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,7 +115,9 @@ Step: TypeAlias = LookUp | Embed | Fetch
 Steps: TypeAlias = Generator[Step, Any, list[Hit]]
 
 
-def search_steps(question: str, options: SearchOptions, *, instruction: str | None = None) -> Steps:
+def search_steps(
+    question: Question, options: SearchOptions, *, instruction: str | None = None
+) -> Steps:
     """Search: yield steps, receive their results or errors, and return the hits.
 
     Args:
@@ -118,7 +147,7 @@ def search_steps(question: str, options: SearchOptions, *, instruction: str | No
 
 
 def _attempt(
-    question: str,
+    question: Question,
     options: SearchOptions,
     target: Target,
     instruction: str | None,
@@ -128,9 +157,8 @@ def _attempt(
     embedded: Embedded | None = None
     if options.mode != "text":
         applied = instruction or (target.space.instruction if target.space else None)
-        answer: Embedded = yield Embed(question, target.table.dimensions, applied, renew)
-        embedded = answer
-        _check(target, answer, target.space.fingerprint if target.space else None)
+        embedded = yield from _embed(question, options, target.table, applied, renew=renew)
+        _check(target, embedded, target.space.fingerprint if target.space else None)
     fetched: Fetched = yield _fetch(question, options, target, embedded)
     near = fetched.rows[0][-1] if fetched.rows else 0
     gave_up = near < options.k and target.vectors.method is not None
@@ -144,13 +172,44 @@ def _attempt(
     return read_hits(target.table, fetched.rows)
 
 
+def _embed(
+    question: Question,
+    options: SearchOptions,
+    table: Table,
+    instruction: str | None,
+    *,
+    renew: bool,
+) -> Generator[Step, Any, Embedded]:
+    """Return the vector to search for.
+
+    Raises:
+        ValueError: There is nothing to search for, or it is not a vector of the table's length.
+    """
+    if question.vector is not None:
+        vector = as_float32(question.vector)
+        if defect := vector_defect(vector, table.dimensions):
+            msg = f"The vector to search for in {table} {defect}."
+            raise ValueError(msg)
+        return Embedded(vector, None)
+    texts = [question.text] if question.embed_texts is None else list(question.embed_texts)
+    if not texts:
+        msg = "`embed_texts` is empty. Pass at least one text, or None to embed the question."
+        raise ValueError(msg)
+    result: EmbeddingResult = yield Embed(
+        texts, table.dimensions, instruction, options.truncate, renew
+    )
+    if result.truncated:
+        _log.warning("A question was truncated to the longest text that the model reads.")
+    first, *others = result.vectors
+    mean = [sum(values) / len(texts) for values in zip(first, *others, strict=True)]
+    return Embedded(as_float32(mean) if others else first, result.fingerprint)
+
+
 def _fetch(
-    question: str, options: SearchOptions, target: Target, embedded: Embedded | None
+    question: Question, options: SearchOptions, target: Target, embedded: Embedded | None
 ) -> Fetch:
     search = search_statement(target.table, options, vectors=target.vectors, texts=target.texts)
-    # What the database cannot store is in none of its texts. NUL is in no text of any.
-    missing = unstorable(question, target.encoding) if target.encoding else ""
-    search.parameters["question"] = question.translate(dict.fromkeys(map(ord, f"\0{missing}"), " "))
+    search.parameters["question"] = words_of(question.text, options, target.encoding)
     space: Statement | None = None
     if embedded:
         search.parameters["vector"] = BinaryValue(pack_vector(embedded.vector))
@@ -160,8 +219,28 @@ def _fetch(
     return Fetch([each for each in settings if each], search, space)
 
 
+def words_of(question: str, options: SearchOptions, encoding: str | None) -> str:
+    """Return the text whose words are searched for.
+
+    Raises:
+        ValueError: It is too long, and not to be truncated.
+    """
+    # What the database cannot store is in none of its texts. NUL and half of a character are in no
+    # text of any.
+    missing = unstorable(question, encoding) if encoding else ""
+    text = question.translate(dict.fromkeys(map(ord, f"\0{missing}"), " "))
+    text = text.encode("utf-8", "replace").decode()
+    if len(text) > MAX_QUESTION_CHARACTERS and not options.truncate:
+        msg = (
+            f"The question has {len(text):,} characters. The text search takes "
+            f"{MAX_QUESTION_CHARACTERS:,}: shorten it, or set `truncate`."
+        )
+        raise ValueError(msg)
+    return text[:MAX_QUESTION_CHARACTERS]
+
+
 def _check(target: Target, embedded: Embedded, stored: str | None) -> None:
-    if stored is None or stored == embedded.fingerprint:
+    if None in (stored, embedded.fingerprint) or stored == embedded.fingerprint:
         return
     msg = (
         f"The vectors of {target.table} are in the embedding space `{stored}`, but the gateway "

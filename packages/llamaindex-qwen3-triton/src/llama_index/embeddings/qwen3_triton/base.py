@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import pickle
+from functools import partial
 from typing import Any, ClassVar, Self
 
 import httpx2
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
+from llama_index.core.rate_limiter import SlidingWindowRateLimiter, TokenBucketRateLimiter
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, SkipValidation, model_validator
 
 from qwen3_triton_client import (
@@ -30,6 +34,28 @@ def _base_url_from_environment() -> str:
 def _api_key_from_environment() -> SecretStr | None:
     key = os.environ.get(API_KEY_VARIABLE)
     return SecretStr(key) if key else None
+
+
+_SHARED = ("http_client", "http_async_client", "rate_limiter", "embeddings_cache")
+_log = logging.getLogger(__name__)
+
+
+def _can_be_pickled(value: object) -> bool:
+    try:
+        pickle.dumps(value)
+    except Exception:
+        return False
+    return True
+
+
+class _NewLimiter:
+    """Unpickled as a limiter with the settings of another one, whose lock stays behind."""
+
+    def __init__(self, limiter: TokenBucketRateLimiter | SlidingWindowRateLimiter) -> None:
+        self._create = partial(type(limiter), **limiter.model_dump())
+
+    def __reduce__(self) -> tuple[Any, tuple[()]]:
+        return self._create, ()
 
 
 class Qwen3TritonEmbedding(BaseEmbedding):
@@ -60,6 +86,7 @@ class Qwen3TritonEmbedding(BaseEmbedding):
         timeout: Seconds for one try.
         max_retries: Retries after the first try.
         embeddings_cache: Key-value store for vectors; queries and documents are stored separately.
+        rate_limiter: As in LlamaIndex. A pickle has a limiter of its own with the same settings.
         http_client: Your own HTTP client for synchronous calls; not pickled.
         http_async_client: Your own HTTP client for asynchronous calls; not pickled.
 
@@ -157,6 +184,34 @@ class Qwen3TritonEmbedding(BaseEmbedding):
     async def aclose(self) -> None:
         """Close the connections of the running event loop; a later call opens new ones."""
         await self.clients()[1].aclose()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # LlamaIndex's own method deletes what cannot be pickled from this object, too. What is left
+        # out here has its default in the copy.
+        values = dict(vars(self))
+        del values["http_client"], values["http_async_client"]
+        for name, value in list(values.items()):
+            if _can_be_pickled(value):
+                continue
+            if isinstance(value, TokenBucketRateLimiter | SlidingWindowRateLimiter):
+                values[name] = _NewLimiter(value)
+                continue
+            del values[name]
+            _log.warning("`%s` cannot be pickled, so the copy has its default.", name)
+        return {
+            "__dict__": values,
+            "__pydantic_extra__": None,
+            "__pydantic_fields_set__": set(values),
+            "__pydantic_private__": {"_client": None, "_async_client": None},
+        }
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        # A copy uses the same connections, cache and limit of requests: they cannot be copied, and
+        # belong to the gateway rather than to this object.
+        memo = {} if memo is None else memo
+        for name in _SHARED:
+            memo[id(getattr(self, name))] = getattr(self, name)
+        return super().__deepcopy__(memo)
 
     def get_query_embedding(self, query: str) -> Embedding:
         """Embed a query, with the instruction in front of it.
