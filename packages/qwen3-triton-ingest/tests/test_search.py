@@ -112,10 +112,12 @@ def test_fusion_is_the_sum_of_reciprocal_ranks(own: Searcher, library: Library) 
     hits = own.search(question, k=20, candidates=100, weights=(0.7, 2.0))
     places = {hit.id: hit.vector_rank for hit in by_vector}
     words = {hit.id: hit.text_rank for hit in by_words}
+    coverage = {hit.id: hit.text_coverage or 0 for hit in by_words}
 
     def score(key: str) -> float:
         vector, text = places.get(key), words.get(key)
-        return (0.7 / (60 + vector) if vector else 0) + (2.0 / (60 + text) if text else 0)
+        by_words = 2.0 * coverage[key] ** 2 / (60 + text) if text else 0
+        return (0.7 / (60 + vector) if vector else 0) + by_words
 
     expected = sorted({*places, *words}, key=lambda key: (-score(key), key))[:20]
     assert [hit.id for hit in hits] == expected
@@ -129,9 +131,24 @@ def test_fusion_is_the_sum_of_reciprocal_ranks(own: Searcher, library: Library) 
     assert any(hit.vector_rank is None for hit in by_words_alone(own, question))
 
 
+def test_a_text_counts_by_the_part_of_the_question_that_it_has(
+    searcher: Searcher, library: Library
+) -> None:
+    whole = searcher.search("the lava", mode="text", k=50)
+    assert {hit.text_coverage for hit in whole} == {1.0}  # of "lava"; "the" is no word to find
+    common, rare = (len(searcher.search(word, mode="text", k=500)) for word in ("animal", "lava"))
+    assert common > 2 * rare
+    both = searcher.search("animal lava", mode="text", k=500)
+    parts = {hit.text_coverage: "lava" in hit.text.lower() for hit in both}
+    assert parts.pop(max(parts))  # rare words count more
+    assert all(0 < part < 0.5 for part, has_lava in parts.items() if not has_lava)
+    missing = searcher.search("lava qwxzzy", mode="text", k=1)[0]
+    assert 0 < (missing.text_coverage or 0) < 0.5  # a word that no text has
+
+
 def by_words_alone(searcher: Searcher, question: str) -> list[Hit]:
     """Return hits of which the vector search finds only the first ten."""
-    return searcher.search(question, k=10, candidates=10, weights=(0.1, 2.0))
+    return searcher.search(question, k=10, candidates=10, weights=(0, 1.0))
 
 
 def test_a_vector_or_other_texts_are_searched_for_instead_of_the_question(

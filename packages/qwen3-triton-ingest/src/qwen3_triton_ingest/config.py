@@ -291,8 +291,9 @@ class IndexOptions:
         flag="--text-index",
     )
     text_search_config: str = option(
-        "english",
-        "Text search configuration for the language of the texts; `simple` for mixed languages.",
+        "auto",
+        "Text search configuration for the language of the texts. auto: inferred from their "
+        "commonest words; `simple` where the language has no configuration.",
         flag="--text-config",
         metavar="NAME",
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, TypeAlias, cast
 
 from llama_index.core.vector_stores import (
@@ -16,7 +16,7 @@ from llama_index.core.vector_stores import (
 
 from ..errors import FilterError
 from ..search import Filter
-from ..search.filters import LiteralKey
+from ..search.filters import LiteralKey, LooseNumber
 
 _Compile: TypeAlias = Callable[[LiteralKey, Any], Filter]
 
@@ -51,8 +51,8 @@ def _translate(each: MetadataFilter) -> Filter:
 
 def _compared(operator: str) -> _Compile:
     def translate(key: LiteralKey, value: Any) -> Filter:
-        parts = [{key: {operator: form}} for form in _forms(value) if not isinstance(form, bool)]
-        return {"$or": parts}
+        number = _number(value)
+        return {key: {operator: value if number is None else LooseNumber(number)}}
 
     return translate
 
@@ -102,12 +102,18 @@ def _forms(value: Any) -> list[Any]:
     forms: list[Any] = [value]
     if value in ("true", "false"):
         forms.append(value == "true")
-    elif isinstance(value, str):
-        with suppress(ValueError):
-            number = float(value)
-            if number - number == 0:  # neither infinite nor NaN
-                forms.append(number)
+    elif (number := _number(value)) is not None:
+        forms.append(number)
     return forms
+
+
+def _number(value: Any) -> float | None:
+    """Return the number that a value is or spells; None if there is none, or it is not finite."""
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        return None
+    return number if math.isfinite(number) else None
 
 
 _OPERATORS: dict[FilterOperator, _Compile] = {

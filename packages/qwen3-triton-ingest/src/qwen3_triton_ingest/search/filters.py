@@ -28,12 +28,19 @@ MAX_VALUES = 5_000  # a statement has at most 65,535 parameters
 
 _COMPARISONS: dict[str, LiteralString] = {"$lt": "<", "$lte": "<=", "$gt": ">", "$gte": ">="}
 _PATTERNS: dict[str, LiteralString] = {"$like": "LIKE", "$ilike": "ILIKE"}
+_NUMBER = r"^[+-]?\d+(\.\d*)?([eE][+-]?\d{1,3})?$"
 _ALL_OF, _ANY_OF, _NOT = "$and", "$or", "$not"
 _COMBINING = (_ALL_OF, _ANY_OF, _NOT)
 
 
 class LiteralKey(str):
     """A metadata key that is taken as it is: its dots lead nowhere, and `$` means nothing."""
+
+    __slots__ = ()
+
+
+class LooseNumber(float):
+    """A number that is compared with numbers stored as text, too."""
 
     __slots__ = ()
 
@@ -160,6 +167,16 @@ class _Compiler:
         return sql.SQL("{} <> {}::jsonb").format(self._value(key), operand)
 
     def _compare(self, key: str, value: object, operator: str) -> sql.Composable:
+        if isinstance(value, LooseNumber):
+            return sql.SQL(
+                "CASE WHEN {value} #>> '{{}}' ~ {number} "
+                "THEN ({value} #>> '{{}}')::numeric {operator} {operand}::numeric END"
+            ).format(
+                value=self._value(key),
+                number=sql.Literal(_NUMBER),
+                operator=sql.SQL(_COMPARISONS[operator]),
+                operand=self._placeholder(float(value)),
+            )
         # jsonb orders values of different kinds too, by kind: hence the first condition.
         kind = ordered_kind(key, value, operator)
         return sql.SQL(

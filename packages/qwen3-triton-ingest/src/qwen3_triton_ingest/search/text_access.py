@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import LiteralString
 
 from psycopg import sql
 
@@ -15,21 +16,60 @@ from ..database import Connection
 from ..layouts import Table, escaped_identifier
 from .filters import ROW
 from .text_indexes import (
-    DEFAULT_CONFIG,
+    PLAIN_CONFIG,
     TextBackend,
     TextBackendChoice,
     TextIndex,
     best_backend,
     check_backend,
+    detect_config,
     find_text_indexes,
     regconfig,
     tsvector_columns,
     tsvector_expression,
 )
 
-# On 312 questions that paraphrase a text, `ts_rank` ranks the text higher than `ts_rank_cd` (mean
-# reciprocal rank 0.37 against 0.32; BM25: 0.43). 1 divides by the logarithm of the length.
-_RANK = "ts_rank({vector}, query.words, 1)"
+_PARADEDB: tuple[LiteralString, ...] = (
+    """found AS MATERIALIZED (
+    SELECT {key}, {score} AS text_score, 1::float8 AS coverage
+    FROM {table} AS {row}{where}
+    ORDER BY {order}
+    LIMIT %(candidates)s
+)""",
+)
+# PostgreSQL's own ranking does not know how rare a word is. So each word is ranked on its own, and
+# weighed as in BM25, by the number of texts that have it among those that match. 1 divides by the
+# logarithm of the length. `coverage` is the part of the question, by weight, that a text has.
+_TSVECTOR: tuple[LiteralString, ...] = (
+    r"""asked AS MATERIALIZED (
+    SELECT array_agg(word) AS words, string_agg(word::text, ' | ')::tsquery AS any_word
+    FROM unnest(tsvector_to_array(to_tsvector({config}, %(question)s))) AS lexeme, LATERAL (
+        SELECT ('''' || replace(replace(lexeme, '\', '\\'), '''', '''''') || '''')::tsquery AS word
+    ) AS quoted
+)""",
+    """matched AS MATERIALIZED (
+    SELECT {row}.{key}, ARRAY(
+        SELECT ts_rank(parsed.vector, word, 1) FROM unnest(asked.words) AS word) AS ranks
+    FROM asked, {table} AS {row}, LATERAL (SELECT {vector} AS vector OFFSET 0) AS parsed{where}
+)""",
+    """weights AS MATERIALIZED (
+    SELECT number, ln(1 + (texts - frequency + 0.5) / (frequency + 0.5))::float8 AS weight
+    FROM (SELECT count(*) AS texts FROM matched) AS matching, (
+        SELECT number, count(*) FILTER (WHERE rank > 0) AS frequency
+        FROM matched, unnest(ranks) WITH ORDINALITY AS each (rank, number)
+        GROUP BY number) AS counted
+)""",
+    """found AS MATERIALIZED (
+    SELECT {key}, text_score, coverage
+    FROM matched, LATERAL (
+        SELECT sum(weight * rank) AS text_score,
+            sum(weight) FILTER (WHERE rank > 0) / sum(weight) AS coverage
+        FROM unnest(ranks) WITH ORDINALITY AS each (rank, number) JOIN weights USING (number)
+    ) AS weighed
+    ORDER BY text_score DESC, {key}
+    LIMIT %(candidates)s
+)""",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,16 +92,17 @@ class TextAccess:
 
 @dataclass(frozen=True, slots=True)
 class TextArm:
-    """The pieces of the query that finds rows by their text.
+    """The part of a query that finds rows by their text.
 
     Attributes:
-        source: Joined to the table.
+        parts: Expressions of a WITH clause; the last one, `found`, has the rows.
+        condition: What a row must match.
+        pieces: The placeholders of `parts`, in addition to those of the table and the condition.
     """
 
-    score: sql.Composable
-    order: sql.Composable
+    parts: Sequence[LiteralString]
     condition: sql.Composable
-    source: sql.Composable | None = None
+    pieces: Mapping[str, sql.Composable]
 
 
 def find_text_access(
@@ -76,7 +117,8 @@ def find_text_access(
         connection: To the database; nothing is changed.
         table: The table to search.
         backend: `auto` takes the best backend that has an index.
-        config: Text search configuration for `tsvector`; None takes the index's, else `english`.
+        config: Text search configuration for `tsvector`; None takes the index's, else that of the
+            texts' language.
 
     Raises:
         ValueError: The backend is unknown.
@@ -107,13 +149,13 @@ def _tsvector_access(
     # An index on a column before one on an expression, which is computed again for each row.
     for index in sorted(indexes, key=lambda index: index.keys[0] not in columns):
         if config in (None, index.config):
-            used = index.config or DEFAULT_CONFIG
+            used = index.config or PLAIN_CONFIG
             return TextAccess("tsvector", used, index.identifier, _vector(index.keys[0], columns))
     for name, column_config in columns.items():
         if config in (None, column_config):
             column = escaped_identifier(ROW, name)
-            return TextAccess("tsvector", column_config or DEFAULT_CONFIG, None, column)
-    return TextAccess("tsvector", config or DEFAULT_CONFIG)
+            return TextAccess("tsvector", column_config or PLAIN_CONFIG, None, column)
+    return TextAccess("tsvector", config or detect_config(connection, table))
 
 
 def _vector(key: str, columns: Mapping[str, str | None]) -> sql.Composable:
@@ -124,26 +166,20 @@ def _vector(key: str, columns: Mapping[str, str | None]) -> sql.Composable:
 
 def _tsvector(table: Table, access: TextAccess) -> TextArm:
     vector = access.vector or tsvector_expression(table, access.config)
-    # `plainto_tsquery` joins the words, stemmed and without stop words, with AND.
-    query = sql.SQL(
-        ",\n        (SELECT replace(plainto_tsquery({}, {})::text, ' & ', ' | ')::tsquery)"
-        " AS query (words)"
-    ).format(regconfig(access.config), sql.Placeholder("question"))
-    key = sql.Identifier(ROW, table.layout.primary_key)
     return TextArm(
-        score=sql.SQL(_RANK).format(vector=vector),
-        order=sql.SQL("text_score DESC, {}").format(key),
-        condition=sql.SQL("{} @@ query.words").format(vector),
-        source=query,
+        _TSVECTOR,
+        sql.SQL("{} @@ asked.any_word").format(vector),
+        {"vector": vector, "config": regconfig(access.config)},
     )
 
 
 def _paradedb(table: Table, access: TextAccess) -> TextArm:
     key = escaped_identifier(ROW, access.key or table.layout.primary_key)
     content = sql.Identifier(ROW, table.layout.content)
-    # In this form ParadeDB pushes order and limit down to its index.
+    score = sql.SQL("pdb.score({})").format(key)
     return TextArm(
-        score=sql.SQL("pdb.score({})").format(key),
-        order=sql.SQL("pdb.score({key}) DESC, {key}").format(key=key),
-        condition=sql.SQL("{} ||| {}::text").format(content, sql.Placeholder("question")),
+        _PARADEDB,
+        sql.SQL("{} ||| {}::text").format(content, sql.Placeholder("question")),
+        # In this form ParadeDB pushes order and limit down to its index.
+        {"score": score, "order": sql.SQL("{} DESC, {}").format(score, key)},
     )
