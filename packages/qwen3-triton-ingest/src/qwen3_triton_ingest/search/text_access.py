@@ -39,12 +39,14 @@ _PARADEDB: tuple[LiteralString, ...] = (
 )
 # PostgreSQL's own ranking does not know how rare a word is. So each word is ranked on its own, and
 # weighed as in BM25, by the number of texts that have it among those that match. 1 divides by the
-# logarithm of the length. `coverage` is the part of the question, by weight, that a text has.
+# logarithm of the length. `coverage` is the part of the question, by weight, that a text has. A
+# backslash, chr(92), must be doubled in a tsquery; written as a literal, roles could change it.
 _TSVECTOR: tuple[LiteralString, ...] = (
-    r"""asked AS MATERIALIZED (
+    """asked AS MATERIALIZED (
     SELECT array_agg(word) AS words, string_agg(word::text, ' | ')::tsquery AS any_word
     FROM unnest(tsvector_to_array(to_tsvector({config}, %(question)s))) AS lexeme, LATERAL (
-        SELECT ('''' || replace(replace(lexeme, '\', '\\'), '''', '''''') || '''')::tsquery AS word
+        SELECT ('''' || replace(replace(lexeme, chr(92), repeat(chr(92), 2)), '''', '''''')
+            || '''')::tsquery AS word
     ) AS quoted
 )""",
     """matched AS MATERIALIZED (
