@@ -25,7 +25,7 @@ from llama_index.core.schema import NodeRelationship, NodeWithScore, QueryBundle
 from llama_index.core.vector_stores import FilterOperator, MetadataFilter, MetadataFilters
 from pydantic import ValidationError
 
-from filled_tables import LAYOUTS, Entry, Library, embed
+from filled_tables import LAYOUTS, Entry, Library, create_database, embed
 from qwen3_triton_client import EmbeddingClient, InvalidRequestError
 from qwen3_triton_ingest.langchain import PostgresRetriever as LangChainRetriever
 from qwen3_triton_ingest.layouts import LayoutName
@@ -230,10 +230,13 @@ def ids(nodes: Sequence[NodeWithScore]) -> list[str]:
     return [node.node.node_id for node in nodes]
 
 
-@pytest.fixture(name="notes", params=LAYOUTS)
+@pytest.fixture(name="notes", scope="module", params=LAYOUTS)
 def _notes(
-    request: pytest.FixtureRequest, database_url: str, library: Library
-) -> tuple[str, LayoutName]:
+    request: pytest.FixtureRequest,
+    postgres_uri: str,
+    library: Library,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Generator[tuple[str, LayoutName]]:
     """Notes whose metadata has the names of what the search itself returns, and other traps."""
     entries = [
         Entry(UUID(int=1), "one", "Basalt is a rock.", {**OWN_NAMES, "tags": ["a", "b"]}),
@@ -241,8 +244,10 @@ def _notes(
         Entry(UUID(int=3), "three", "Lava is hot.", {"year": 2022, "is_new": True, "tags": []}),
         Entry(UUID(int=4), "four", "Snow is white.", {"year": None, "a": {"b": "100%"}}),
     ]
-    embed(library.gateway_url, entries).fill(database_url, "notes", request.param)
-    return database_url, request.param
+    notes = embed(library.gateway_url, entries, tmp_path_factory.mktemp("notes") / "notes.npz")
+    for dsn in create_database(postgres_uri):
+        notes.fill(dsn, "notes", request.param)
+        yield dsn, request.param
 
 
 OWN_NAMES = {"score": 99, "distance": "far", "doc_id": "mine", "seq": 7, "year": 2020}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from pathlib import Path
 
 import psycopg
 import pytest
@@ -53,12 +54,12 @@ TEXTS = {
 
 @pytest.mark.parametrize("config", TEXTS)
 def test_the_configuration_is_that_of_the_texts_language(
-    config: str, database_url: str, library: Library
+    config: str, database_url: str, library: Library, tmp_path: Path
 ) -> None:
     entries = [
         Entry(uuid.uuid5(uuid.NAMESPACE_OID, text), text[:9], text) for text in TEXTS[config]
     ]
-    table = embed(library.gateway_url, entries).fill(database_url, "notes")
+    table = embed(library.gateway_url, entries, tmp_path / "texts.npz").fill(database_url, "notes")
     with psycopg.connect(database_url, autocommit=True) as connection:
         assert find_text_access(connection, table).config == config
         assert find_text_index_for(connection, table, "tsvector", "auto") is None
@@ -73,14 +74,14 @@ QUESTIONS = {
 
 @pytest.mark.parametrize("config", QUESTIONS)
 def test_words_that_every_text_has_do_not_outrank_the_rare_one(
-    config: str, database_url: str, library: Library
+    config: str, database_url: str, library: Library, tmp_path: Path
 ) -> None:
     question, best = QUESTIONS[config]
     entries = [
         Entry(uuid.uuid5(uuid.NAMESPACE_OID, text), str(number), text)
         for number, text in enumerate(TEXTS[config])
     ]
-    embed(library.gateway_url, entries).fill(database_url, "notes")
+    embed(library.gateway_url, entries, tmp_path / "texts.npz").fill(database_url, "notes")
     gateway = GatewayOptions(url=library.gateway_url)
     for chosen in (None, "simple"):  # also without the language's stop words
         with Searcher(database_url, "notes", gateway=gateway, text_config=chosen) as searcher:
