@@ -186,7 +186,7 @@ def test_a_similarity_cut_off_keeps_the_same_nodes_in_vector_and_hybrid_search(
     library: Library,
 ) -> None:
     entry = library.entries[9]
-    kept: dict[SearchMode, dict[str, float]] = {}
+    kept: dict[SearchMode, dict[str, Any]] = {}
     for mode in ("vector", "hybrid"):
         retriever = LlamaIndexRetriever(
             *(library.dsn, library.tables["own"]),

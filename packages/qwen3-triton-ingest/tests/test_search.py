@@ -139,7 +139,7 @@ def test_a_text_counts_by_the_part_of_the_question_that_it_has(
     common, rare = (len(searcher.search(word, mode="text", k=500)) for word in ("animal", "lava"))
     assert common > 2 * rare
     both = searcher.search("animal lava", mode="text", k=500)
-    parts = {hit.text_coverage: "lava" in hit.text.lower() for hit in both}
+    parts = {hit.text_coverage or 0: "lava" in hit.text.lower() for hit in both}
     assert parts.pop(max(parts))  # rare words count more
     assert all(0 < part < 0.5 for part, has_lava in parts.items() if not has_lava)
     missing = searcher.search("lava qwxzzy", mode="text", k=1)[0]
