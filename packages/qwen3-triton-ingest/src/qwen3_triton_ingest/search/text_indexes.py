@@ -280,6 +280,9 @@ def detect_config(connection: Connection, table: Table) -> str:
     texts have the most, if they are enough to be sentences. Otherwise letters beyond ASCII mean a
     language without a configuration, such as Czech or Chinese.
     """
+    # A database of another encoding cannot read the stop words of all languages.
+    if connection.info.parameter_status("server_encoding") != "UTF8":
+        return PLAIN_CONFIG
     query = sql.SQL(_LANGUAGE).format(
         content=sql.Identifier(table.layout.content),
         table=table.identifier,
