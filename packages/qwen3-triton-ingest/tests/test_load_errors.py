@@ -24,6 +24,7 @@ from qwen3_triton_ingest import embedding
 from qwen3_triton_ingest.cli import main
 from qwen3_triton_ingest.config import GatewayOptions, IndexOptions, ReadOptions, SplitOptions
 from qwen3_triton_ingest.errors import DatabaseError, IngestError, SourceError, TableError
+from qwen3_triton_ingest.status import status
 from qwen3_triton_tools.local_triton.process import free_ports
 
 GOOD = notes(5)
@@ -228,8 +229,11 @@ def test_a_role_that_may_not_use_the_ledger_is_an_error(
     role = conninfo_to_dict(weak_dsn)["user"]
     with psycopg.connect(loading.dsn) as connection:
         connection.execute(SQL("GRANT ALL ON chunks TO {}").format(Identifier(str(role))))
-    with pytest.raises(TableError, match="qwen3_ingest"):
+    message = r"GRANT USAGE ON SCHEMA \"qwen3_ingest\" TO .*; GRANT SELECT, INSERT, UPDATE"
+    with pytest.raises(TableError, match=message):
         loading(folder, dsn=weak_dsn)
+    with pytest.raises(TableError, match=r"GRANT SELECT ON \"qwen3_ingest\".\"runs\" TO"):
+        status(weak_dsn, "chunks")
 
 
 def test_a_role_with_its_grants_can_load(loading: Loading, folder: Path, weak_dsn: str) -> None:

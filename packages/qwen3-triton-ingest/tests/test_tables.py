@@ -348,6 +348,18 @@ def test_a_table_that_takes_no_rows_is_refused_before_it_is_filled(
         prepare_table(connection, "My chunks", "own", 8)
 
 
+def test_a_user_without_rights_on_pgvectors_schema_gets_the_grant(
+    connection: Connection, user: str
+):
+    connection.execute(
+        "CREATE SCHEMA extensions; CREATE EXTENSION vector SCHEMA extensions; "
+        f"GRANT CREATE ON SCHEMA public TO {user}; SET ROLE {user}".encode()
+    )
+    message = f'may not use pgvector.*: GRANT USAGE ON SCHEMA "extensions" TO "{user}";'
+    with pytest.raises(TableError, match=message):
+        prepare_table(connection, "chunks", "own", 8)
+
+
 def test_a_user_to_whom_row_level_security_applies_is_refused(connection: Connection, user: str):
     prepare_table(connection, "chunks", "own", 8)
     connection.execute(

@@ -239,8 +239,8 @@ def keep_trying(
             raise
         away = time.monotonic() - failed_at[0]
         msg = (
-            f"PostgreSQL was unavailable for {away:.0f} s: {explain(error)}. Start it and run the "
-            "same command again: it resumes where it stopped."
+            f"PostgreSQL was unavailable for {away:.0f} s: {explain(error)}. Once it is "
+            "available, run the same command again: it resumes where it stopped."
         )
         raise DatabaseError(msg) from error
 

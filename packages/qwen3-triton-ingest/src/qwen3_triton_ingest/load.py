@@ -263,8 +263,8 @@ class _Load:
                 self._on_notice(warning)
             self._check_names(connection)
             self._index_policy = check_indexes(connection, table, self._options.index)
-            prepare_ledger(connection)
             check_ledger_rights(connection)
+            prepare_ledger(connection)
             record = claim_table(connection, table, space, adopt=self._options.adopt)
         except psycopg.errors.InsufficientPrivilege as error:
             raise TableError(f"PostgreSQL denied access: {explain(error)}.") from None

@@ -11,7 +11,7 @@ from .index.catalog import IndexProgress, VectorIndex, find_vector_indexes, inde
 from .layouts import LayoutName, Table
 from .ledger.runs import Counts, DeadLetter, Run, last_run, list_dead_letters, run_counts
 from .ledger.tables import Space, find_record
-from .tables.preparation import find_table
+from .tables.preparation import check_ledger_rights, find_table
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ def status(
     """Return the state of a table; from any machine, also during a load.
 
     Raises:
-        TableError: The table does not exist.
+        TableError: The table does not exist, or this user may not read it or the ledger.
         DatabaseError: PostgreSQL cannot be reached.
     """
     with Session(dsn, retry_seconds=retry_seconds) as session:
@@ -68,6 +68,7 @@ def _look(
     connection: Connection, name: str, layout: LayoutName | None, max_dead_letters: int
 ) -> TableStatus:
     table = find_table(connection, name, layout)
+    check_ledger_rights(connection, ("SELECT",))
     record = find_record(connection, table)
     run = last_run(connection, record.id) if record else None
     counts, shards_done = run_counts(connection, run.id) if run else (Counts(), 0)

@@ -105,8 +105,8 @@ def find_table(
     return read_shape(relation, columns, found, writing="INSERT" in rights)
 
 
-def check_ledger_rights(connection: Connection) -> None:
-    """Check that this user may write to all tables of the ledger.
+def check_ledger_rights(connection: Connection, rights: Sequence[str] = _WRITING) -> None:
+    """Check that this user may use all tables of the ledger, as far as it exists.
 
     Raises:
         TableError: It may not.
@@ -116,7 +116,7 @@ def check_ledger_rights(connection: Connection) -> None:
         grant
         for relation in found
         if relation is not None
-        for grant in missing_rights(connection, relation, _WRITING)
+        for grant in missing_rights(connection, relation, rights)
     ]
     if grants:
         msg = (
@@ -233,6 +233,15 @@ def _create_extension(connection: Connection) -> None:
             )
             raise TableError(msg) from None
     _check_version(connection)
+    query = "SELECT has_schema_privilege(%s, 'USAGE')"
+    schema = _vector_schema(connection)
+    if connection.execute(query, [schema]).fetchone() == (False,):
+        user = current_user(connection)
+        grant = sql.SQL("GRANT USAGE ON SCHEMA {} TO {};").format(
+            sql.Identifier(schema), sql.Identifier(user)
+        )
+        msg = f"The user {user!r} may not use pgvector. The schema's owner can run: "
+        raise TableError(msg + grant.as_string(connection))
 
 
 def _check_version(connection: Connection) -> None:
