@@ -65,6 +65,18 @@ def test_a_huge_text_of_any_script_is_bounded(gateway: GatewayProcess, unit: str
 
 
 @pytest.mark.campaign
+def test_batches_of_many_shapes_are_bounded_on_openvino() -> None:
+    with running_gateway("--engine", "openvino") as gateway:
+        for length in range(8, 257, 8):
+            for rows in (1, 3, 8, 20):
+                texts = [f"{row} {'word ' * length}" for row in range(rows)]
+                answer = httpx2.post(f"{gateway.url}/embed", json={"texts": texts}, timeout=120)
+                assert answer.status_code == 200
+        resident = psutil.Process(gateway.process.pid).memory_info().rss >> 20
+    assert resident < MAX_MIB
+
+
+@pytest.mark.campaign
 def test_many_large_answers_at_the_same_time_are_bounded(gateway: GatewayProcess) -> None:
     def call(_: int) -> int:
         body = {"texts": ["a"] * 2048}
