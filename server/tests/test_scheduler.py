@@ -393,6 +393,26 @@ async def test_a_batch_that_is_slow_for_once_does_not_make_the_next_ones_smaller
     assert set(sizes[10:-1]) == {8}
 
 
+async def test_batches_that_contain_pauses_do_not_make_the_next_ones_smaller() -> None:
+    """As under a CPU limit: only each fifth batch shows what the model is able to do."""
+
+    class Paused(Model):
+        async def __call__(
+            self, entries: Sequence[QueuedText], timeout_seconds: float
+        ) -> Float32Matrix:
+            seconds = sum(entry.text.length for entry in entries) / 32_000
+            for entry in entries:
+                entry.model_seconds = seconds * (3 if len(self.batches) % 5 else 1)
+            return await super().__call__(entries, timeout_seconds)
+
+    model = Paused()
+    scheduler = make(model, window=1, max_queue_tokens=10**9)
+    texts = [text(400, number) for number in range(300)]
+    await scheduler.submit(texts, lane=Lane.DOCUMENT, deadline=deadline())
+    sizes = [len(markers) for _, markers in model.batches]
+    assert set(sizes[16:-1]) == {8}
+
+
 async def test_texts_of_rare_lengths_do_not_wait_for_all_others() -> None:
     """Texts keep arriving; none is overtaken by many that came later."""
     model = Model()

@@ -137,10 +137,13 @@ class Admission:
         """Create the bounds of an empty queue; see `Scheduler`."""
         self._max_tokens = max_queue_tokens
         self._max_requests = max_queue_requests
+        reserved = max_queue_requests // RESERVED_FOR_QUERIES
+        self._max_document_requests = max(1, max_queue_requests - reserved)
         self._refusals = {limit: metrics.rejected_requests.labels(limit.value) for limit in Limit}
         self.requests = 0
         self.queued = {lane: LaneTokens() for lane in Lane}
         self.entering: Counter[str] = Counter()
+        self._entering_requests = 0
         self.drain = DrainRate()
         self._submitted: Counter[tuple[str, Lane, bool]] = Counter()
         self._by_lane = dict.fromkeys(Lane, 0)
@@ -156,7 +159,7 @@ class Admission:
     @property
     def is_calm(self) -> bool:
         """Whether so few requests are in progress that none would be refused."""
-        entering = self.entering.total()
+        entering = self._entering_requests
         few = min(ALWAYS_ADMITTED, self._max_document_requests)
         return self.requests + entering < self._max_requests and (
             sum(self._by_lane.values()) + entering < few
@@ -227,18 +230,20 @@ class Admission:
                 count as waiting are about to get their answers.
         """
         self._model_rate = model_rate
-        waiting = self.entering.total() + (sum(self._by_lane.values()) if has_more else 0)
+        waiting = self._entering_requests + (sum(self._by_lane.values()) if has_more else 0)
         self.drain.record(tokens, now, is_backlogged=waiting >= MEASURED_BACKLOG)
 
     def enter(self, state: dict[str, Any], caller: str = "") -> None:
         """Count a request that has arrived, until `settle_entry` gets its `state`."""
         if state.get(ENTRY) is not ENDED:
             self.entering[caller] += 1
+            self._entering_requests += 1
             state[ENTRY] = self, caller
 
     def leave(self, caller: str) -> None:
         """Stop counting a request that has arrived."""
         self.entering[caller] -= 1
+        self._entering_requests -= 1
         if not self.entering[caller]:
             del self.entering[caller]
 
@@ -342,11 +347,7 @@ class Admission:
             ahead = min(ahead, queued.callers[caller] * len(queued.callers))
         if lane is Lane.DOCUMENT:
             ahead += self.queued[Lane.QUERY].total
-        return ahead + self.entering.total() * self._mean_tokens
-
-    @property
-    def _max_document_requests(self) -> int:
-        return max(1, self._max_requests - self._max_requests // RESERVED_FOR_QUERIES)
+        return ahead + self._entering_requests * self._mean_tokens
 
     def _describe(self, limit: Limit, lane: Lane, tokens: int) -> str:
         if limit is Limit.REQUESTS:

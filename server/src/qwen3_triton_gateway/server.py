@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ctypes
+import gc
 import logging
 import math
 import os
@@ -48,6 +49,8 @@ _M_ARENA_MAX = -8
 LARGE_BLOCK_BYTES = 16 << 20
 ARENAS = 2
 TRIM_SECONDS = 15.0
+# Objects, of which a request has some dozens.
+GARBAGE_THRESHOLD = 5000
 
 
 class GatewayServer(uvicorn.Server):
@@ -96,6 +99,7 @@ class GatewayServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)
+        rest_garbage_collector()
         scheme = "https" if self.config.is_ssl else "http"
         for listener in sockets or ():
             host, port = listener.getsockname()[:2]
@@ -215,6 +219,18 @@ def keep_memory_flat() -> None:
         mallopt(_M_MMAP_THRESHOLD, LARGE_BLOCK_BYTES)
     if "MALLOC_ARENA_MAX" not in os.environ:
         mallopt(_M_ARENA_MAX, ARENAS)
+
+
+def rest_garbage_collector() -> None:
+    """Exempt what lives as long as the process from garbage collection, and collect less often.
+
+    Modules, routes and schemas are most of the objects that a full collection looks at. With the
+    more frequent ones, it took a sixth of the main thread's time under load. Nearly everything that
+    requests leave behind is freed without it, when the last reference is gone.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(GARBAGE_THRESHOLD, *gc.get_threshold()[1:])
 
 
 async def return_memory(memory: MemoryBudget) -> None:
