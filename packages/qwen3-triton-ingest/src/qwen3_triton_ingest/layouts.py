@@ -8,6 +8,7 @@ from typing import Literal, TypeAlias
 from psycopg import sql
 
 LayoutName: TypeAlias = Literal["own", "langchain", "llamaindex"]
+AnyLayoutName: TypeAlias = LayoutName | Literal["langchain-v1"]
 VectorType: TypeAlias = Literal["vector", "halfvec"]
 JsonType: TypeAlias = Literal["json", "jsonb"]
 
@@ -29,7 +30,7 @@ class Layout:
         own_metadata_keys: Keys in the metadata column that the layout itself writes.
     """
 
-    name: LayoutName
+    name: AnyLayoutName
     table_prefix: str
     id: str
     id_type: str
@@ -92,7 +93,26 @@ LLAMAINDEX = Layout(
         "seq",
     ),
 )
-LAYOUTS: dict[LayoutName, Layout] = {layout.name: layout for layout in (OWN, LANGCHAIN, LLAMAINDEX)}
+LAYOUTS: dict[LayoutName, Layout] = {
+    "own": OWN,
+    "langchain": LANGCHAIN,
+    "llamaindex": LLAMAINDEX,
+}
+# Names from `langchain_postgres.PGVector`, and `langchain_community.vectorstores.PGVector` before
+# it. One table holds all collections; it is searched, but not written to.
+LANGCHAIN_V1 = Layout(
+    name="langchain-v1",
+    table_prefix="",
+    id="id",
+    id_type="text",
+    primary_key="id",
+    content="document",
+    metadata="cmetadata",
+    embedding="embedding",
+    doc_id="cmetadata->>'doc_id'",
+    seq="(cmetadata->>'seq')::integer",
+    own_metadata_keys=("doc_id", "seq"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +125,7 @@ class Table:
         metadata_columns: More columns of a LangChain table; each stores the metadata of its name.
         tsv_column: Column of a LangChain table for the text's `tsvector`, written with the row.
         tsv_config: Text search configuration of `tsv_column`; None: the database's.
+        collection: The rows of one collection, as a subquery; None: the table has no collections.
     """
 
     schema: str
@@ -117,6 +138,7 @@ class Table:
     metadata_columns: tuple[str, ...] = ()
     tsv_column: str | None = None
     tsv_config: str | None = LANGCHAIN_TEXT_SEARCH_CONFIG
+    collection: sql.Composed | None = None
 
     @property
     def identifier(self) -> sql.Identifier:
@@ -127,6 +149,11 @@ class Table:
     def escaped_identifier(self) -> sql.Identifier:
         """Return the same for a statement that is executed with parameters."""
         return escaped_identifier(self.schema, self.name)
+
+    @property
+    def rows(self) -> sql.Composable:
+        """Return what a query reads from, escaped likewise."""
+        return self.collection or self.escaped_identifier
 
     def __str__(self) -> str:
         return f"{self.schema}.{self.name}"

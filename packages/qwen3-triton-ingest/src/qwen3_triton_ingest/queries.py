@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import LiteralString
 
-from .layouts import LayoutName
+from .layouts import AnyLayoutName
 
 # tables.preparation, by layout: LangChain's as `PGEngine.init_vectorstore_table` of
 # langchain-postgres creates it, LlamaIndex's as `PGVectorStore(use_jsonb=True)` of
 # llama-index-vector-stores-postgres does.
-CREATE_TABLE: dict[LayoutName, LiteralString] = {
+CREATE_TABLE: dict[AnyLayoutName, LiteralString] = {
     "own": """
 CREATE TABLE {table} (
     id uuid PRIMARY KEY,

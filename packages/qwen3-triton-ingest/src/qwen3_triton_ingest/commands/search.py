@@ -51,6 +51,11 @@ SNIPPET_CHARACTERS = 240
     metavar="NAME",
     help="Text search configuration. Default: the index's.",
 )
+@click.option(
+    "--collection",
+    metavar="NAME",
+    help="Collection of LangChain's old PGVector. Default: the only one.",
+)
 @click.option("--instruction", help="What the question is for. Default: the gateway's instruction.")
 @click.option("--show-sql", is_flag=True, help="Print the SQL instead of running it.")
 @json_option
@@ -65,6 +70,7 @@ def search(
     layout: LayoutName | None,
     text_backend: TextBackendChoice,
     text_config: str | None,
+    collection: str | None,
     instruction: str | None,
     show_sql: bool,
     as_json: bool,
@@ -98,6 +104,7 @@ def search(
             gateway=gateway,
             text_backend=text_backend,
             text_config=text_config,
+            collection=collection,
         ) as searcher,
     ):
         if show_sql:

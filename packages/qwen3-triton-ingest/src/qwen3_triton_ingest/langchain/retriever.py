@@ -82,6 +82,10 @@ class PostgresRetriever(BaseRetriever):
     text_config: str | None = Field(
         default=None, description="Text search configuration. Default: the index's."
     )
+    collection: str | None = Field(
+        default=None,
+        description="Collection of LangChain's old `PGVector`. Default: the only one.",
+    )
     base_url: str | None = Field(
         default=None, description="URL of the gateway. Default: QWEN3_TRITON_URL."
     )
@@ -128,7 +132,8 @@ class PostgresRetriever(BaseRetriever):
             instruction=self.instruction,
         )
         place = (self.dsn.get_secret_value(), self.table)
-        settings = (*place, self.layout, gateway, self.text_backend, self.text_config)
+        texts = (self.text_backend, self.text_config)
+        settings = (*place, self.layout, gateway, *texts, self.collection)
         kept = self._kept
         if kept is None or kept[0] != settings:
             searcher = Searcher(
@@ -137,6 +142,7 @@ class PostgresRetriever(BaseRetriever):
                 gateway=gateway,
                 text_backend=self.text_backend,
                 text_config=self.text_config,
+                collection=self.collection,
             )
             self._kept = kept = (settings, searcher)
         return kept[1]

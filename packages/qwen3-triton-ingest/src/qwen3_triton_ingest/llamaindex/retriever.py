@@ -55,6 +55,7 @@ class PostgresRetriever(BaseRetriever):
         instruction: str | None = None,
         text_backend: TextBackendChoice = "auto",
         text_config: str | None = None,
+        collection: str | None = None,
         similarity_top_k: int | None = None,
         filters: MetadataFilters | None = None,
         callback_manager: CallbackManager | None = None,
@@ -72,6 +73,7 @@ class PostgresRetriever(BaseRetriever):
             instruction: What questions are for; None takes the gateway's instruction.
             text_backend: Text search to use; `auto` takes BM25 if the table has an index for it.
             text_config: Text search configuration of `tsvector`; None takes the index's.
+            collection: Collection of LangChain's old `PGVector`; None takes the only one.
             similarity_top_k: LlamaIndex's name for `k`.
             filters: LlamaIndex's form of `filter`.
             callback_manager: As in LlamaIndex.
@@ -105,6 +107,7 @@ class PostgresRetriever(BaseRetriever):
             gateway=GatewayOptions(url=base_url, api_key=api_key, instruction=instruction),
             text_backend=text_backend,
             text_config=text_config,
+            collection=collection,
         )
 
     @property

@@ -171,7 +171,7 @@ def _hit(table: Table, row: Sequence[Any]) -> Hit:
         chunk_id,
         doc_id,
         place,
-        text,
+        text or "",
         {key: value for key, value in stored.items() if key not in own},
         *ranks,
         stored_metadata=stored,

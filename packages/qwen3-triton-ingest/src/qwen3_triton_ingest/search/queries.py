@@ -190,7 +190,7 @@ def _names(table: Table) -> dict[str, sql.Composable]:
     return {
         "key": sql.Identifier(table.layout.primary_key),
         "embedding": sql.Identifier(table.layout.embedding),
-        "table": table.escaped_identifier,
+        "table": table.rows,
         "row": sql.Identifier(ROW),
     }
 
@@ -274,10 +274,12 @@ def _order(table: Table, index: VectorIndex) -> sql.Composable | None:
         return None
     column: sql.Composable = sql.Identifier(ROW, table.layout.embedding)
     if not re.fullmatch(rf'"?{name}"?', index.expression):
-        halved = rf'\(\(?"?{name}"?\)?::(?:\S+\.)?halfvec\({table.dimensions}\)\)'
-        if not re.fullmatch(halved, index.expression):
+        cast_to = rf'\(\(?"?{name}"?\)?::(?:\S+\.)?(halfvec|vector)\({table.dimensions}\)\)'
+        match = re.fullmatch(cast_to, index.expression)
+        if match is None or (match[1] == "vector" and table.collection is None):
             return None
-        column = sql.SQL("{}::halfvec({})").format(column, table.dimensions)
+        if match[1] == "halfvec":
+            column = sql.SQL("{}::halfvec({})").format(column, table.dimensions)
     return sql.SQL("{} {} {}").format(column, sql.SQL(operator), _question(table, kind))
 
 

@@ -59,6 +59,7 @@ class Searcher:
         gateway: GatewayOptions | None = None,
         text_backend: TextBackendChoice = "auto",
         text_config: str | None = None,
+        collection: str | None = None,
     ) -> None:
         """Create a searcher. It connects to nothing before the first search.
 
@@ -70,6 +71,7 @@ class Searcher:
             gateway: How to reach that gateway, if there is no `client`.
             text_backend: Text search to use; `auto` takes BM25 if the table has an index for it.
             text_config: Text search configuration of `tsvector`; None takes the index's.
+            collection: Name of a collection of LangChain's old `PGVector`; None takes the only one.
 
         Raises:
             ValueError: An option of the gateway is out of range.
@@ -84,6 +86,7 @@ class Searcher:
         self._async_client = self._client.as_async()
         self._text_backend: TextBackendChoice = text_backend
         self._text_config = text_config
+        self._collection = collection
 
     def search(
         self,
@@ -260,6 +263,7 @@ class Searcher:
                 layout=self._layout,
                 text_backend=self._text_backend if with_texts else None,
                 text_config=self._text_config,
+                collection=self._collection,
             )
         )
         self._targets[with_texts] = (now, target)
@@ -285,6 +289,7 @@ def search(
     gateway: GatewayOptions | None = None,
     text_backend: TextBackendChoice = "auto",
     text_config: str | None = None,
+    collection: str | None = None,
     **options: Unpack[SearchKeywords],
 ) -> list[Hit]:
     """Return the chunks that best answer one question.
@@ -299,5 +304,6 @@ def search(
         gateway=gateway,
         text_backend=text_backend,
         text_config=text_config,
+        collection=collection,
     ) as searcher:
         return searcher.search(question, **options)

@@ -53,6 +53,7 @@ def look_up(
     layout: LayoutName | None,
     text_backend: TextBackendChoice | None,
     text_config: str | None,
+    collection: str | None = None,
 ) -> Target:
     """Return what a search needs to know about a table.
 
@@ -62,12 +63,13 @@ def look_up(
         layout: Layout of the table; None infers it from the columns.
         text_backend: Text search to use; None if texts are not searched.
         text_config: Text search configuration; None takes the index's.
+        collection: Of LangChain's old `PGVector`; None takes the only one.
 
     Raises:
         TableError: The table cannot be searched like that.
     """
     with connection.transaction():
-        table = find_table(connection, name, layout)
+        table = find_table(connection, name, layout, collection=collection)
         has_ledger = _may_read_ledger(connection)
         record = find_record(connection, table) if has_ledger else None
         texts = None

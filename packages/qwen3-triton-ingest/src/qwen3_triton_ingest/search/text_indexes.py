@@ -58,7 +58,7 @@ ORDER BY a.attnum"""
 # the commonest words are looked up: stop words are among them.
 _LANGUAGE = """
 WITH sampled AS (
-    SELECT left({content}, 1000) AS text FROM {table} ORDER BY {key} LIMIT 100
+    SELECT left({content}, 1000) AS text FROM {table} AS rows ORDER BY {key} LIMIT 100
 ), words AS (
     SELECT lower(token) AS word, count(*) AS uses
     FROM sampled, ts_parse('default', text) AS parsed (type, token)
@@ -285,10 +285,10 @@ def detect_config(connection: Connection, table: Table) -> str:
         return PLAIN_CONFIG
     query = sql.SQL(_LANGUAGE).format(
         content=sql.Identifier(table.layout.content),
-        table=table.identifier,
+        table=table.rows,
         key=sql.Identifier(table.layout.primary_key),
     )
-    rows = connection.execute(query).fetchall()
+    rows = connection.execute(query, {}).fetchall()
     if not rows:
         return PLAIN_CONFIG
     (config, stop_words, foreign_words), (_, others, _) = rows
@@ -301,6 +301,8 @@ def detect_config(connection: Connection, table: Table) -> str:
 
 def tsvector_columns(connection: Connection, table: Table) -> dict[str, str | None]:
     """Return the columns of type `tsvector` with their configurations, None if unknown."""
+    if table.collection is not None:
+        return {}
     rows = connection.execute(_FIND_COLUMNS, (table.schema, table.name)).fetchall()
     columns: dict[str, str | None] = {}
     for name, expression in rows:

@@ -14,6 +14,7 @@ from ..database import Connection
 from ..errors import TableError
 from ..layouts import (
     LANGCHAIN,
+    LANGCHAIN_V1,
     LAYOUTS,
     LLAMAINDEX,
     MAX_NAME_BYTES,
@@ -160,6 +161,8 @@ def detect_layout(relation: Relation, columns: Mapping[str, Column]) -> Layout:
     Raises:
         TableError: There is none.
     """
+    if columns.keys() >= {"collection_id", "document", "cmetadata", "embedding"}:
+        return LANGCHAIN_V1
     # The layout with the fewest missing columns, so that the message is about the intended one.
     missing = {layout: _missing(layout, columns) for layout in LAYOUTS.values()}
     nearest = min(missing, key=lambda layout: len(missing[layout]))

@@ -10,7 +10,7 @@ from psycopg import sql
 from .. import queries
 from ..database import Connection, explain
 from ..errors import TableError
-from ..layouts import LAYOUTS, MAX_NAME_BYTES, Layout, LayoutName, Table, fit_name
+from ..layouts import LANGCHAIN_V1, LAYOUTS, MAX_NAME_BYTES, Layout, LayoutName, Table, fit_name
 from .catalog import (
     Relation,
     columns_of,
@@ -22,6 +22,7 @@ from .catalog import (
     read_shape,
     split_name,
 )
+from .collections import read_collection
 
 MAX_DIMENSIONS = 16_000  # of pgvector's `vector`
 # The first pgvector with iterative scans; the first that vacuum is not known to corrupt HNSW in.
@@ -76,6 +77,7 @@ def find_table(
     layout: LayoutName | None = None,
     *,
     rights: Sequence[str] = ("SELECT",),
+    collection: str | None = None,
 ) -> Table:
     """Return an existing table.
 
@@ -85,6 +87,7 @@ def find_table(
             LlamaIndex the name that `PGVectorStore` is given, without `data_`.
         layout: The table's layout; None infers it from the columns.
         rights: What this user must be allowed to do.
+        collection: Name of a collection of LangChain's old `PGVector`; None takes the only one.
 
     Raises:
         TableError: There is no such table, it has another shape, this user may not use it, or
@@ -101,6 +104,11 @@ def find_table(
     if grants:
         user = current_user(connection)
         msg = f"The user {user!r} may not use {relation}. Its owner can run: {' '.join(grants)}"
+        raise TableError(msg)
+    if found is LANGCHAIN_V1:
+        return read_collection(connection, relation, columns, collection)
+    if collection is not None:
+        msg = f"{relation} has no collections. Leave out `collection`, or name another table."
         raise TableError(msg)
     return read_shape(relation, columns, found, writing="INSERT" in rights)
 
