@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,14 @@ import pytest
 from gateway_process import GatewayProcess
 from ingest_corpus import SENTENCES, write_corpus
 from ingest_loading import TABLE, Loading, notes, quick_loading, write_jsonl
-from qwen3_triton_ingest.config import IndexOptions, SplitOptions
+from qwen3_triton_client import EmbeddingClient
+from qwen3_triton_ingest.config import Context, IndexOptions, SplitOptions
 from qwen3_triton_ingest.documents import BadRecord, Origin, metadata_digest
 from qwen3_triton_ingest.layouts import LayoutName
 from qwen3_triton_ingest.ledger.documents import Ownership, mark_unchanged
 from qwen3_triton_ingest.ledger.runs import Counts, add_dead_letters, run_counts
+from qwen3_triton_ingest.load import LoadReport
+from qwen3_triton_ingest.reembed import reembed
 from qwen3_triton_ingest.status import status
 
 LONG = " ".join(SENTENCES[:30])
@@ -99,6 +104,44 @@ def test_chunks_keep_their_vectors_and_get_their_places(loading: Loading, tmp_pa
     assert loading.query(places)[1:] == [(f"Part {n}", 2 + 4 * n) for n in range(1, 6)]
     assert loading.ids(doc_id)[1:] == ids[1:]
     assert loading.texts() - before <= 3  # two probes, and the changed paragraph
+
+
+def test_the_context_of_a_table_changes_only_on_request(loading: Loading, tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_text("# Pumps\n\n## Seals\n\nReplace it once in a year.\n", encoding="utf-8")
+    (tmp_path / "b.txt").write_text("A text without headings.", encoding="utf-8")
+    split = SplitOptions(chunk_tokens=128)
+    stored = "# Pumps\n\n## Seals\n\nReplace it once in a year."
+    embedded = {"headings": f"Pumps > Seals\n\n{stored}", "none": stored}
+
+    def check(context: Context, report: LoadReport, written: int) -> None:
+        assert report.counts.chunks_written == written
+        assert status(loading.dsn, TABLE).context == context
+        rows = loading.query(f"SELECT content, embedding::text FROM {TABLE} ORDER BY doc_id")
+        assert [text for text, _ in rows] == [stored, "A text without headings."]
+        with EmbeddingClient(loading.gateway.url) as client:
+            (expected,) = client.embed([embedded[context]]).vectors
+        assert json.loads(rows[0][1]) == pytest.approx(list(expected), abs=1e-5)
+
+    check("headings", loading(tmp_path, split=split), 2)
+    check("headings", loading(tmp_path, split=split), 0)
+    check("none", loading(tmp_path, split=replace(split, context="none")), 1)
+    # As a table of an earlier release.
+    check("none", loading(tmp_path, split=split), 0)
+    check("headings", loading(tmp_path, split=replace(split, context="headings")), 1)
+    loading.assert_ledger_agrees()
+
+
+def test_reembedding_keeps_the_context(loading: Loading, tmp_path: Path) -> None:
+    path = tmp_path / "a.md"
+    path.write_text("# Pumps\n\n## Seals\n\nReplace it once in a year.\n", encoding="utf-8")
+    loading(path, split=SplitOptions(chunk_tokens=128))
+    gateway = replace(loading.options.gateway, dimensions=64)
+    reembed(loading.dsn, TABLE, replace(loading.options, gateway=gateway))
+    ((text, vector),) = loading.query(f"SELECT content, embedding::text FROM {TABLE}")
+    with EmbeddingClient(loading.gateway.url, dimensions=64) as client:
+        (expected,) = client.embed([f"Pumps > Seals\n\n{text}"]).vectors
+    assert json.loads(vector) == pytest.approx(list(expected), abs=1e-5)
 
 
 def test_other_metadata_is_written_without_embedding(loading: Loading, tmp_path: Path) -> None:

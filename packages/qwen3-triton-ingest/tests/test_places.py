@@ -8,16 +8,24 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 import qwen3_nano
 from qwen3_triton_ingest.config import ReadOptions, SplitOptions
 from qwen3_triton_ingest.documents import ChunkText, Document, Markup, Origin
-from qwen3_triton_ingest.places import MAX_HEADING_CHARACTERS, Mark, PlaceFinder
+from qwen3_triton_ingest.places import (
+    MAX_HEADING_CHARACTERS,
+    Mark,
+    PlaceFinder,
+    with_context,
+)
 from qwen3_triton_ingest.sources.markdown_files import markdown_headings, read_markdown
 from qwen3_triton_ingest.sources.text_files import FIRST_LINE, Extracted, read_text
 from qwen3_triton_ingest.splitting import Splitter
 
-TOKENIZER_JSON = (Path(qwen3_nano.model_dir()) / "tokenizer.json").read_bytes()
+TOKENIZER_FILE = Path(qwen3_nano.model_dir()) / "tokenizer.json"
+TOKENIZER_JSON = TOKENIZER_FILE.read_bytes()
+TOKENIZER = Tokenizer.from_file(str(TOKENIZER_FILE))
 SPLITTER = Splitter(SplitOptions(chunk_tokens=32, overlap_tokens=0), TOKENIZER_JSON)
 SENTENCES = "The pump loses pressure. Check the seal, then the valve. " * 3
 MANUAL = f"""\
@@ -138,6 +146,27 @@ def test_a_long_heading_is_shortened() -> None:
     (heading,) = place["headings"]
     assert len(heading) <= MAX_HEADING_CHARACTERS
     assert heading.endswith("long…")
+
+
+def test_headings_precede_the_embedded_text_within_the_limit(tmp_path: Path) -> None:
+    options = SplitOptions(chunk_tokens=128, overlap_tokens=0, context="headings")
+    long_path = "\n\n".join(f"{'#' * level} Section {level} of it" for level in range(1, 7))
+    text = f"{long_path}\n\n{SENTENCES * 8}\n\n# {'Seals and valves ' * 20}\n\n{SENTENCES * 8}"
+    extracted = read(tmp_path, text)
+    document = Document(
+        "d", extracted.text, Origin("s", "p"), markup="markdown", marks=extracted.marks
+    )
+    chunks = Splitter(options, TOKENIZER_JSON).split(document)
+    assert len(chunks) > 4
+    for chunk in chunks:
+        embedded = with_context(chunk.context, chunk.text)
+        assert len(TOKENIZER.encode(embedded, add_special_tokens=False).ids) < 128
+    assert any(chunk.context.endswith("Section 5 of it > Section 6 of it") for chunk in chunks)
+    assert chunks[-1].context.startswith("Seals and valves Seals")
+    # It is the same without the context otherwise, and texts without headings have none.
+    assert all(not chunk.context for chunk in SPLITTER.split(document))
+    plain = Document("d", extracted.text, Origin("s", "p"), marks=(FIRST_LINE,))
+    assert all(not chunk.context for chunk in Splitter(options, TOKENIZER_JSON).split(plain))
 
 
 @given(st.text(alphabet="a #\n-=`>\r", max_size=200), st.sampled_from(["text", "markdown"]))

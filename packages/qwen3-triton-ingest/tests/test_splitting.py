@@ -186,9 +186,11 @@ def test_the_version_depends_on_everything_that_decides_the_chunks() -> None:
         Splitter(SplitOptions(64, 16), TOKENIZER_JSON).version,
         Splitter(SplitOptions(128, 8), TOKENIZER_JSON).version,
         Splitter(SplitOptions(64, 8), TOKENIZER_JSON + b"\n").version,
+        Splitter(SplitOptions(64, 8, "headings"), TOKENIZER_JSON).version,
         Splitter(SplitOptions(0), None).version,
     }
-    assert len(versions) == 5
+    assert len(versions) == 6
+    assert Splitter(SplitOptions(64, 8, "none"), TOKENIZER_JSON).version in versions
     assert Splitter(SplitOptions(64, 8), TOKENIZER_JSON.decode()).version in versions
 
 

@@ -22,6 +22,7 @@ IndexPolicy: TypeAlias = Literal["auto", "keep", "rebuild", "none"]
 TextIndexPolicy: TypeAlias = Literal["auto", "tsvector", "paradedb", "none"]
 VanishedPolicy: TypeAlias = Literal["auto", "delete", "keep"]
 ConflictPolicy: TypeAlias = Literal["skip", "fail", "replace"]
+Context: TypeAlias = Literal["headings", "none"]
 
 MIB = 1024 * 1024
 AUTO_ENCODING = "auto"
@@ -203,6 +204,12 @@ class SplitOptions:
     )
     overlap_tokens: int = option(
         64, "Tokens that a chunk repeats from the chunk before it.", minimum=0
+    )
+    context: Context | None = option(
+        None,
+        "What precedes each chunk when it is embedded, and is not stored: the path of its "
+        "headings, or nothing. A change embeds the documents of a table with headings again.",
+        shown_default="the table's; headings for a new one",
     )
     tokenizer_path: str | None = option(
         None,

@@ -14,7 +14,7 @@ import orjson
 
 from qwen3_triton_client import Vector
 
-from .places import Mark
+from .places import Mark, with_context
 
 Metadata: TypeAlias = Mapping[str, Any]
 """A JSON object."""
@@ -103,6 +103,7 @@ class Chunk:
 
     Attributes:
         seq: Position in the document, from 0.
+        context: What precedes the text when it is embedded, and is not stored.
     """
 
     id: uuid.UUID
@@ -110,6 +111,12 @@ class Chunk:
     seq: int
     text: str = field(repr=False)
     metadata: Metadata = field(repr=False)
+    context: str = field(default="", repr=False)
+
+    @property
+    def embedded_text(self) -> str:
+        """Return what the vector is of."""
+        return with_context(self.context, self.text)
 
 
 class ChunkText(NamedTuple):
@@ -117,10 +124,12 @@ class ChunkText(NamedTuple):
 
     Attributes:
         place: What its metadata says about where it is, see `places`.
+        context: What precedes it when it is embedded.
     """
 
     text: str
     place: Metadata
+    context: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +167,7 @@ def metadata_digest(metadata: Metadata, marks: Sequence[Mark] = ()) -> bytes:
 
 
 def chunk_ids(doc_id: str, texts: Sequence[str]) -> list[uuid.UUID]:
-    """Return the id of each chunk, which depends only on its document and its text.
+    """Return the id of each chunk, which depends only on its document and its embedded text.
 
     A chunk keeps its id, and so its row and its vector, when text is added before it. Equal chunks
     of one document are numbered.

@@ -113,7 +113,7 @@ def embed_documents(
             for at in item.new:
                 if at not in item.vectors:
                     owners[next(indices)] = (item, at)
-                    yield item.chunks[at].text
+                    yield item.chunks[at].embedded_text
 
     def record_failure(index: int, error: EmbeddingError) -> None:
         item, at = owners.pop(index)

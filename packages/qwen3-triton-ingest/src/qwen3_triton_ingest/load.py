@@ -48,7 +48,7 @@ from .ledger.runs import (
     run_encodings,
 )
 from .ledger.schema import prepare_ledger
-from .ledger.tables import Space, TableHold, TableRecord, claim_table
+from .ledger.tables import Space, TableHold, TableRecord, claim_table, find_record
 from .rows.chunks import count_chunks
 from .shard import ShardTask, ingest_shard, splitter_for
 from .sources import (
@@ -64,6 +64,11 @@ from .tables.preparation import check_ledger_rights, prepare_table, version_warn
 
 # Shards that are planned ahead, so that the progress has a total.
 _PLANNED_AHEAD = 10_000
+
+_CONTEXT_CHANGED = (
+    "The context of {} was {!r} and is {!r} from now on: documents with headings are embedded "
+    "again as they are loaded. Load all sources of the table, so that its vectors are alike."
+)
 
 Phase: TypeAlias = Literal["load", "vanished", "index"]
 
@@ -184,6 +189,7 @@ class _Load:
         self._began = time.monotonic()
         self._progress = LoadProgress("load")
         self._skipped: dict[str, int] = {}
+        self._split = options.split
         self._index_policy: IndexPolicy = options.index.policy
         self._session = stack.enter_context(
             Session(dsn, retry_seconds=options.retry_seconds, on_pause=self._wait_for_postgres)
@@ -195,6 +201,7 @@ class _Load:
         hold = self._stack.enter_context(
             TableHold(self._dsn, record, table, retry_seconds=self._options.retry_seconds)
         )
+        self._split = replace(self._options.split, context=record.context)
         splitter_version = self._splitter_version()
         run = self._open_run(table, record, splitter_version)
         task = self._task(table, record, run, splitter_version)
@@ -265,7 +272,13 @@ class _Load:
             self._index_policy = check_indexes(connection, table, self._options.index)
             check_ledger_rights(connection)
             prepare_ledger(connection)
-            record = claim_table(connection, table, space, adopt=self._options.adopt)
+            context = self._options.split.context
+            before = find_record(connection, table)
+            record = claim_table(
+                connection, table, space, adopt=self._options.adopt, context=context
+            )
+            if before is not None and before.context != record.context:
+                self._on_notice(_CONTEXT_CHANGED.format(table, before.context, record.context))
         except psycopg.errors.InsufficientPrivilege as error:
             raise TableError(f"PostgreSQL denied access: {explain(error)}.") from None
         except psycopg.errors.ReadOnlySqlTransaction as error:
@@ -298,7 +311,7 @@ class _Load:
     def _splitter_version(self) -> str:
         if self._options.read.vector_column is not None:
             return "vectors computed before"  # stored in content hashes: do not change
-        return splitter_for(self._options.split, self._options.gateway).version
+        return splitter_for(self._split, self._options.gateway).version
 
     def _open_run(self, table: Table, record: TableRecord, splitter_version: str) -> Run:
         options = self._options
@@ -340,7 +353,7 @@ class _Load:
             owner=Ownership(run.id, frozenset(self._sources), self._former),
             fingerprint=record.space.fingerprint,
             read=options.read,
-            split=options.split,
+            split=self._split,
             splitter_version=splitter_version,
             gateway=gateway,
             labels=options.labels,

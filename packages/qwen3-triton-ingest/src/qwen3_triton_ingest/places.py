@@ -40,6 +40,16 @@ class Mark:
     level: int = 0
 
 
+def context_of(headings: Sequence[str]) -> str:
+    """Return what precedes a chunk under these headings when it is embedded."""
+    return " > ".join(headings)
+
+
+def with_context(context: str, text: str) -> str:
+    """Return a chunk as it is embedded."""
+    return f"{context}\n\n{text}" if context else text
+
+
 class PlaceFinder:
     """Finds the places of one document's chunks."""
 

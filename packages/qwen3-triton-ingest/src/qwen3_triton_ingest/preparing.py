@@ -25,6 +25,7 @@ from .documents import (
     unstorable,
 )
 from .ledger.documents import KnownDocument, LedgerEntry, Ownership
+from .places import with_context
 from .sources import is_same_file, wider_source
 
 Verdict: TypeAlias = Literal["done", "unchanged", "duplicate", "contested", "foreign", "write"]
@@ -218,9 +219,17 @@ def prepare(
     """Split a document into chunks and find out which of them need a vector."""
     whole = document.vector is not None
     pieces = [ChunkText(document.text, {})] if whole else split(document)
-    ids = chunk_ids(document.doc_id, [piece.text for piece in pieces])
+    texts = [with_context(piece.context, piece.text) for piece in pieces]
+    ids = chunk_ids(document.doc_id, texts)
     chunks = [
-        Chunk(chunk_id, document.doc_id, seq, piece.text, {**document.metadata, **piece.place})
+        Chunk(
+            chunk_id,
+            document.doc_id,
+            seq,
+            piece.text,
+            {**document.metadata, **piece.place},
+            piece.context,
+        )
         for seq, (chunk_id, piece) in enumerate(zip(ids, pieces, strict=True))
     ]
     entry = LedgerEntry(document.doc_id, *digests, tuple(ids), document.origin)

@@ -15,9 +15,9 @@ from semantic_text_splitter import MarkdownSplitter, TextSplitter
 from qwen3_triton_client import EmbeddingClient, ModelNotFoundError
 
 from .config import GatewayOptions, SplitOptions
-from .documents import ChunkText, Document, Markup, text_digest
+from .documents import ChunkText, Document, Markup, Metadata, text_digest
 from .errors import IngestError
-from .places import PlaceFinder
+from .places import HEADINGS, PlaceFinder, context_of
 
 _Library: TypeAlias = TextSplitter | MarkdownSplitter
 
@@ -28,6 +28,11 @@ MIN_CHUNK_TOKENS = 16
 # Overlap is lost between sections, so a section is many times as long as a chunk.
 _SECTION_CHARACTERS_PER_TOKEN = 128
 _SHOWN_DIGITS = 16
+# The part of a chunk's tokens that its headings may take: 64 of 512. The blank line behind them is
+# a token or two.
+_CONTEXT_PART = 8
+_SEPARATOR_TOKENS = 4
+_MAX_FITTED = 10_000
 
 
 class Splitter:
@@ -51,7 +56,8 @@ class Splitter:
         _check(options)
         self._options = options
         self._lock = threading.Lock()
-        self._libraries: dict[Markup, _Library] = {}
+        self._libraries: dict[tuple[Markup, int], _Library] = {}
+        self._fitted: dict[tuple[str, ...], str] = {}
         if not options.chunk_tokens:
             self._tokenizer = ""
             self.version: str = "whole"
@@ -61,8 +67,9 @@ class Splitter:
         self._tokenizer = _unbounded(tokenizer_json)
         digest = text_digest(tokenizer_json).hex()[:_SHOWN_DIGITS]
         lengths = f"{options.chunk_tokens}/{options.overlap_tokens}"
-        self.version = f"{LIBRARY} {version(LIBRARY)} {lengths} {digest}"
-        self._library("text")
+        context = " headings" if options.context == "headings" else ""
+        self.version = f"{LIBRARY} {version(LIBRARY)} {lengths} {digest}{context}"
+        self._library("text", options.chunk_tokens - END_TOKENS, options.overlap_tokens)
 
     def split(self, document: Document) -> list[ChunkText]:
         """Return the chunks of a document in order; no chunk is blank.
@@ -70,18 +77,48 @@ class Splitter:
         No text is lost except white space between chunks. A document with a vector is one chunk.
         """
         places = PlaceFinder(document.text, document.marks)
-        return [
-            ChunkText(chunk, places.find(begin, begin + len(chunk)))
-            for begin, chunk in self._split(document)
-        ]
+        room = self._context_tokens(document)
+        chunks: list[ChunkText] = []
+        for begin, text in self._split(document, room):
+            place = places.find(begin, begin + len(text))
+            context = self._context(place, room) if room else ""
+            chunks.append(ChunkText(text, place, context))
+        return chunks
 
-    def _split(self, document: Document) -> Iterator[tuple[int, str]]:
+    def _context_tokens(self, document: Document) -> int:
+        """Return how many of a chunk's tokens are kept free for its headings."""
+        if self._options.context != "headings" or document.vector is not None:
+            return 0
+        if not any(mark.kind == "heading" for mark in document.marks):
+            return 0
+        room = self._options.chunk_tokens // _CONTEXT_PART
+        return room if room > _SEPARATOR_TOKENS else 0
+
+    def _context(self, place: Metadata, room: int) -> str:
+        """Return the path of the headings, without the outer ones if it is too long."""
+        path = tuple(place.get(HEADINGS, ()))
+        with self._lock:
+            if (fitted := self._fitted.get(path)) is not None:
+                return fitted
+        library = self._library("text", room - _SEPARATOR_TOKENS, 0)
+        headings = path
+        while len(parts := library.chunks(context_of(headings))) > 1 and len(headings) > 1:
+            headings = headings[1:]
+        fitted = parts[0] if parts else ""
+        with self._lock:
+            if len(self._fitted) >= _MAX_FITTED:
+                self._fitted.clear()
+            self._fitted[path] = fitted
+        return fitted
+
+    def _split(self, document: Document, room: int) -> Iterator[tuple[int, str]]:
         """Yield the chunks with where each begins in the text."""
         options = self._options
         if not options.chunk_tokens or document.vector is not None:
             yield 0, document.text
             return
-        library = self._library(document.markup)
+        capacity = options.chunk_tokens - END_TOKENS - room
+        library = self._library(document.markup, capacity, options.overlap_tokens)
         longest = options.chunk_tokens * _SECTION_CHARACTERS_PER_TOKEN
         section_begin = 0
         for section in split_into_sections(document.text, longest=longest):
@@ -90,20 +127,18 @@ class Splitter:
                     yield section_begin + offset, chunk
             section_begin += len(section)
 
-    def _library(self, markup: Markup) -> _Library:
+    def _library(self, markup: Markup, capacity: int, overlap: int) -> _Library:
         with self._lock:
-            library = self._libraries.get(markup)
+            library = self._libraries.get((markup, capacity))
             if library is None:
-                library = self._libraries[markup] = self._build(markup)
+                library = self._build(markup, capacity, overlap)
+                self._libraries[markup, capacity] = library
             return library
 
-    def _build(self, markup: Markup) -> _Library:
+    def _build(self, markup: Markup, capacity: int, overlap: int) -> _Library:
         kind = MarkdownSplitter if markup == "markdown" else TextSplitter
-        options = self._options
         try:
-            return kind.from_huggingface_tokenizer_str(
-                self._tokenizer, options.chunk_tokens - END_TOKENS, options.overlap_tokens
-            )
+            return kind.from_huggingface_tokenizer_str(self._tokenizer, capacity, overlap)
         except Exception as error:  # the library raises plain Exception
             raise IngestError(f"The tokenizer cannot be used: {error}.") from error
 

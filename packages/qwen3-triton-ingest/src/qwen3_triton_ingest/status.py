@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
+from .config import Context
 from .database import Connection, Session
 from .index.catalog import IndexProgress, VectorIndex, find_vector_indexes, index_progress
 from .layouts import LayoutName, Table
@@ -21,6 +22,7 @@ class TableStatus:
     Attributes:
         size_bytes: With its indexes.
         space: None for a table that this package did not load.
+        context: What precedes chunks when they are embedded.
         documents: In the ledger.
         run: The latest one.
         counts: Of the latest run.
@@ -36,6 +38,7 @@ class TableStatus:
     rows: int
     size_bytes: int
     space: Space | None
+    context: Context
     documents: int
     run: Run | None
     counts: Counts
@@ -82,6 +85,7 @@ def _look(
         rows=rows,
         size_bytes=size_bytes,
         space=record.space if record else None,
+        context=record.context if record else "none",
         documents=documents,
         run=run,
         counts=counts,

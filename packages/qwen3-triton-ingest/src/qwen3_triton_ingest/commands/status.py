@@ -53,6 +53,7 @@ def _print(status: TableStatus) -> None:
         click.echo("Not in the ledger: this command did not load it.")
     else:
         click.echo(f"Embedding space: {status.space.fingerprint} (model {status.space.model})")
+        click.echo(f"Context of chunks when they are embedded: {status.context}")
         click.echo(f"{status.documents:,} documents in the ledger")
     if status.run is not None:
         _print_run(status)

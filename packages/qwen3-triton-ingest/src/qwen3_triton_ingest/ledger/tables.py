@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import psycopg
 from psycopg import sql
 
+from ..config import Context
 from ..database import Connection, change_settings, connect, keep_trying, neutral_settings
 from ..errors import BusyError, FingerprintError, TableError
 from ..layouts import Table
 from .schema import LOCK_CLASS, ledger_version
+
+# The first version of the ledger in which tables have a context.
+_CONTEXT_VERSION = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +36,16 @@ class Space:
 
 @dataclass(frozen=True, slots=True)
 class TableRecord:
-    """What the ledger knows of a table."""
+    """What the ledger knows of a table.
+
+    Attributes:
+        context: What precedes its chunks when they are embedded.
+    """
 
     id: int
     layout: str
     space: Space
+    context: Context = "none"
 
 
 def find_record(connection: Connection, table: Table) -> TableRecord | None:
@@ -45,22 +54,31 @@ def find_record(connection: Connection, table: Table) -> TableRecord | None:
     Raises:
         TableError: A newer program made the ledger.
     """
-    if ledger_version(connection) is None:
+    version = ledger_version(connection)
+    if version is None:
         return None
+    context = "context" if version >= _CONTEXT_VERSION else "'none'"  # searches migrate nothing
     row = connection.execute(
-        "SELECT id, layout, fingerprint, model, dimensions, instruction "
+        f"SELECT id, layout, {context}, fingerprint, model, dimensions, instruction "
         "FROM qwen3_ingest.tables WHERE schema_name = %s AND table_name = %s",
         (table.schema, table.name),
     ).fetchone()
-    return TableRecord(row[0], row[1], Space(*row[2:])) if row else None
+    return TableRecord(row[0], row[1], Space(*row[3:]), row[2]) if row else None
 
 
 def claim_table(
-    connection: Connection, table: Table, space: Space, *, adopt: bool = False
+    connection: Connection,
+    table: Table,
+    space: Space,
+    *,
+    adopt: bool = False,
+    context: Context | None = None,
 ) -> TableRecord:
     """Return the table's record; create it if the table is empty or `adopt` vouches for its rows.
 
-    A table that was dropped or emptied starts from scratch, whatever its record says.
+    A table that was dropped or emptied starts from scratch, whatever its record says. It gets the
+    context, or keeps its own if that is None. New tables have headings as context, and adopted ones
+    none, as their rows.
 
     Raises:
         FingerprintError: The table's vectors are from another embedding space.
@@ -72,7 +90,8 @@ def claim_table(
             connection.execute("DELETE FROM qwen3_ingest.tables WHERE id = %s", (record.id,))
             record = None
         if record is None:
-            if not adopt and _has_rows(connection, table):
+            has_rows = _has_rows(connection, table)
+            if not adopt and has_rows:
                 msg = (
                     f"The table {table} has rows from an unknown embedding space. If the model "
                     "that the gateway serves now made their vectors, load with `--adopt`; "
@@ -80,18 +99,24 @@ def claim_table(
                 )
                 raise TableError(msg)
             connection.execute(
-                "INSERT INTO qwen3_ingest.tables (schema_name, table_name, layout, fingerprint, "
-                "model, dimensions, instruction) VALUES (%s, %s, %s, %s, %s, %s, %s) "
-                "ON CONFLICT DO NOTHING",
+                "INSERT INTO qwen3_ingest.tables (schema_name, table_name, layout, context, "
+                "fingerprint, model, dimensions, instruction) "
+                "VALUES (%s, %s, %s, %s, %s, %s, %s, %s) ON CONFLICT DO NOTHING",
                 (
                     *(table.schema, table.name, table.layout.name),
+                    "none" if has_rows else "headings",
                     *(space.fingerprint, space.model, space.dimensions, space.instruction),
                 ),
             )
             record = find_record(connection, table)
             assert record is not None
     check_space(table, record.space, space)
-    return record
+    if context is None or context == record.context:
+        return record
+    connection.execute(
+        "UPDATE qwen3_ingest.tables SET context = %s WHERE id = %s", (context, record.id)
+    )
+    return replace(record, context=context)
 
 
 def check_space(table: Table, stored: Space, offered: Space) -> None:

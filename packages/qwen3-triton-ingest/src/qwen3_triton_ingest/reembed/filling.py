@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
+from typing import cast
 
 from psycopg import sql
 
@@ -13,6 +14,7 @@ from qwen3_triton_client import EmbeddingClient, EmbeddingError, Vector
 
 from ..database import Connection, Session
 from ..layouts import escaped_identifier
+from ..places import HEADINGS, context_of, with_context
 from .job import Job
 from .old_table import OldTable
 from .state import (
@@ -32,7 +34,7 @@ BATCH_ROWS = 1000
 PAGE_ROWS, PAGE_BYTES = 2000, 8 * 1024 * 1024
 
 Row = tuple[str, str]
-"""Key and text."""
+"""Key and text, with what precedes it when it is embedded."""
 
 
 class RestartError(Exception):
@@ -151,32 +153,41 @@ class Filling:
                 key, sql.Literal(last_key), self.old.key_type
             )
         query = sql.SQL(
-            "SELECT key::text, content FROM (SELECT key, content, sum(octet_length(content)) "
+            "SELECT key::text, content, headings FROM (SELECT *, sum(octet_length(content)) "
             "OVER (ORDER BY key) - octet_length(content) AS before FROM (SELECT {key} AS key, "
-            "{content} AS content FROM {table} {after} ORDER BY {key} LIMIT {rows}) AS next) AS n "
-            "WHERE before < {bytes} ORDER BY n.key"
+            "{content} AS content, {headings} AS headings FROM {table} {after} ORDER BY {key} "
+            "LIMIT {rows}) AS next) AS n WHERE before < {bytes} ORDER BY n.key"
         ).format(
             key=key,
             content=sql.Identifier(self.job.table.layout.content),
+            headings=self._headings(),
             table=self.job.table.identifier,
             after=after,
             rows=PAGE_ROWS,
             bytes=PAGE_BYTES,
         )
-        return [(row[0], row[1]) for row in connection.execute(query)]
+        return [_row(*row) for row in connection.execute(query)]
+
+    def _headings(self) -> sql.Composable:
+        """Return the expression of a row's headings as JSON; NULL where they are not embedded."""
+        if self.job.context == "none":
+            return sql.SQL("NULL::json")
+        column = escaped_identifier(self.job.table.layout.metadata)
+        return sql.SQL("{} -> {}").format(column, sql.Literal(HEADINGS))
 
     def _take_out(self, connection: Connection, *, keys: Sequence[str]) -> list[Row]:
         """Delete rows from the successor, and return those that still exist in the table."""
         self._delete(connection, keys)
         key, content = escaped_identifier(self.old.key), self.job.table.layout.content
-        query = sql.SQL("SELECT {}::text, {} FROM {} WHERE {} = ANY(%s::{}[])").format(
+        query = sql.SQL("SELECT {}::text, {}, {} FROM {} WHERE {} = ANY(%s::{}[])").format(
             key,
             sql.Identifier(content),
+            self._headings(),
             self.job.table.escaped_identifier,
             key,
             self.old.key_type,
         )
-        return [(row[0], row[1]) for row in connection.execute(query, (list(keys),))]
+        return [_row(*row) for row in connection.execute(query, (list(keys),))]
 
     def _delete(self, connection: Connection, keys: Sequence[str]) -> None:
         connection.execute(
@@ -215,6 +226,12 @@ class Filling:
         )
         for index, vector in vectors:
             yield keys.pop(index), vector
+
+
+def _row(key: str, text: str, headings: object) -> Row:
+    """Return a row with its text as it is embedded."""
+    path = cast("list[object]", headings) if isinstance(headings, list) else []
+    return key, with_context(context_of([each for each in path if isinstance(each, str)]), text)
 
 
 def record_differences(connection: Connection, job: Job, old: OldTable) -> None:

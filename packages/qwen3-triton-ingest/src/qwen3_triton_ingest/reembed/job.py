@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from ..config import LoadOptions
+from ..config import Context, LoadOptions
 from ..index.catalog import IndexProgress
 from ..layouts import Table
 from ..ledger.tables import Space
@@ -22,6 +22,7 @@ class Job:
 
     Attributes:
         table_id: The table's id in the ledger.
+        context: What precedes each row's text when it is embedded.
     """
 
     dsn: str = field(repr=False)
@@ -29,6 +30,7 @@ class Job:
     table: Table
     table_id: int
     space: Space
+    context: Context = "none"
 
     @property
     def successor(self) -> Table:

@@ -99,7 +99,7 @@ def reembed(
         is_new = (former.fingerprint, former.instruction) != (space.fingerprint, space.instruction)
         embedded = 0
         if is_new:
-            job = Job(dsn, options, table, record.id, space)
+            job = Job(dsn, options, table, record.id, space, record.context)
             run = _Run(job, session, client, on_progress, on_notice)
             with TableHold(dsn, record, table, retry_seconds=retry_seconds) as hold:
                 run.work(hold)
