@@ -1,4 +1,4 @@
-"""Text, Markdown, HTML and PDF files: what is read, and the reasons for what cannot be."""
+"""Text, Markdown and HTML files: what is read, and the reasons for what cannot be."""
 
 from __future__ import annotations
 
@@ -34,33 +34,6 @@ def reason(path: Path, **options: object) -> str:
     item = read(path, **options)
     assert isinstance(item, BadRecord), item
     return item.reason
-
-
-def pdf(*pages: str, title: str = "") -> bytes:
-    """Write the smallest PDF with a line of text on each page."""
-    kids = " ".join(f"{4 + 2 * index} 0 R" for index in range(len(pages)))
-    bodies = [
-        "<< /Type /Catalog /Pages 2 0 R >>",
-        f"<< /Type /Pages /Kids [{kids}] /Count {len(pages)} >>",
-        "<< /Type /Font /Subtype /Type1 /BaseFont /Helvetica >>",
-    ]
-    for index, text in enumerate(pages):
-        stream = f"BT /F1 12 Tf 72 700 Td ({text}) Tj ET" if text else ""
-        bodies.append(
-            "<< /Type /Page /Parent 2 0 R /MediaBox [0 0 612 792] "
-            f"/Resources << /Font << /F1 3 0 R >> >> /Contents {5 + 2 * index} 0 R >>"
-        )
-        bodies.append(f"<< /Length {len(stream)} >>\nstream\n{stream}\nendstream")
-    bodies.append(f"<< /Title ({title}) >>")
-    content, offsets = b"%PDF-1.4\n", list[int]()
-    for number, body in enumerate(bodies, start=1):
-        offsets.append(len(content))
-        content += f"{number} 0 obj\n{body}\nendobj\n".encode()
-    table = "".join(f"{offset:010} 00000 n \n" for offset in offsets)
-    content += f"xref\n0 {len(bodies) + 1}\n0000000000 65535 f \n{table}trailer\n".encode()
-    start = content.rindex(b"xref\n0")
-    info = f"<< /Size {len(bodies) + 1} /Root 1 0 R /Info {len(bodies)} 0 R >>"
-    return content + f"{info}\nstartxref\n{start}\n%%EOF".encode()
 
 
 def test_text_is_read_unchanged(tmp_path: Path) -> None:
@@ -294,43 +267,3 @@ def test_a_page_without_text_is_rejected(tmp_path: Path, content: bytes, words: 
     path = tmp_path / "a.html"
     path.write_bytes(content)
     assert reason(path) == words
-
-
-def test_pdf_is_read_page_by_page(tmp_path: Path) -> None:
-    path = tmp_path / "a.pdf"
-    path.write_bytes(pdf("First page", "Second page", title="On pumps"))
-    item = read(path)
-    assert isinstance(item, Document)
-    assert item.text == "First page\n\nSecond page"
-    assert item.metadata == {"source": str(path), "title": "On pumps"}
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (b"", "The file is empty."),
-        (b"no PDF", "The file is not a valid PDF"),
-        (pdf("x")[:200], "The file is not a valid PDF"),
-        (pdf("", ""), "The PDF has no text. Run OCR on scanned pages first."),
-        (pdf("x" * 5000), "the limit (`max_document_bytes`) is 4,000"),
-    ],
-)
-def test_a_pdf_without_text_is_rejected(tmp_path: Path, content: bytes, words: str) -> None:
-    path = tmp_path / "a.pdf"
-    path.write_bytes(content)
-    assert words in reason(path, max_document_bytes=4000)
-
-
-def test_an_encrypted_pdf_is_rejected(tmp_path: Path) -> None:
-    # The hash of a password, which is not the hash of the empty one.
-    plain = pdf("secret")
-    encrypt = (
-        b"/Encrypt << /Filter /Standard /V 1 /R 2 /Length 40 /P -4 /O <"
-        + b"ab" * 32
-        + b"> /U <"
-        + b"cd" * 32
-        + b"> >> /ID [<0123456789abcdef0123456789abcdef> <0123456789abcdef0123456789abcdef>] "
-    )
-    path = tmp_path / "a.pdf"
-    path.write_bytes(plain.replace(b"/Root 1 0 R", encrypt + b"/Root 1 0 R"))
-    assert reason(path) == "The PDF is encrypted. Save it without a password."

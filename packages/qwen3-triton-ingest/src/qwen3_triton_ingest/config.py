@@ -166,6 +166,13 @@ class ReadOptions:
         False,
         "Follow symbolic links that lead out of a folder, and those to folders.",
     )
+    pdf_password: str | None = option(
+        None,
+        "Password of encrypted PDF files.",
+        repr=False,
+        metavar="PASSWORD",
+        variable="QWEN3_TRITON_PDF_PASSWORD",
+    )
     replace_nul: bool = option(
         False,
         "Replace NUL characters, which PostgreSQL cannot store, with U+FFFD, instead of skipping "
@@ -180,6 +187,18 @@ class ReadOptions:
         unit=MIB,
     )
     max_metadata_bytes: int = 64 * 1024
+    max_convert_bytes: int = option(
+        1024 * MIB,
+        "Most memory to read a PDF, HTML, Parquet or other file with that is read in a process of "
+        "its own; files that take more are skipped.",
+        flag="--max-convert-mib",
+        metavar="MIB",
+        minimum=0,
+        unit=MIB,
+    )
+    max_convert_seconds: float = option(
+        120.0, "Longest time to read such a file.", metavar="SECONDS", minimum=0
+    )
     source_name: str | None = option(
         None,
         "Name of the source, to which its documents belong. Default: the absolute path of a file, "

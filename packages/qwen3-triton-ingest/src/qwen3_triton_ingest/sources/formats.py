@@ -8,12 +8,14 @@ from __future__ import annotations
 import importlib.util
 import os
 from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 from ..config import ReadOptions, SourceFormat
 from ..documents import BadRecord, Document, Origin
 from ..errors import SourceError
+from .conversion import Request, read_isolated
 from .csv_files import find_missing_in_csv, read_csv
 from .encodings import is_line_encoding
 from .html_files import read_html
@@ -42,7 +44,9 @@ class Format:
         read_records: Reads the records of a shard of a file.
         plan: Divides a file of records into shards of about a number of bytes; None if a file is
             always one shard.
-        is_line_based: Whether the file is cut at newline bytes, which rules out UTF-16.
+        is_line_based: Whether a file is read line by line, in the memory of a few; the others are
+            read in a process of their own.
+        is_cut: Whether the file is cut at newline bytes, which rules out UTF-16.
         library: Module that the reader imports; the extra that installs it has the format's name.
         find_missing: Returns the message that a file of records lacks a column that the options
             name; None if it does not, or cannot be read.
@@ -53,6 +57,7 @@ class Format:
     read_records: ReadRecords | None = None
     plan: Callable[[str, SourceFile, int], Iterator[Shard]] | None = None
     is_line_based: bool = False
+    is_cut: bool = False
     library: str | None = None
     find_missing: Callable[[SourceFile, ReadOptions], str | None] | None = None
 
@@ -63,10 +68,12 @@ FORMATS: dict[SourceFormat, Format] = {
         read_records=read_jsonl,
         plan=plan_jsonl,
         is_line_based=True,
+        is_cut=True,
     ),
     "csv": Format(
         extensions=(".csv", ".tsv"),
         read_records=read_csv,
+        is_line_based=True,
         find_missing=find_missing_in_csv,
     ),
     "parquet": Format(
@@ -105,7 +112,7 @@ def why_unreadable(kind: SourceFormat, options: ReadOptions) -> str | None:
     if reader.library and importlib.util.find_spec(reader.library) is None:
         install = f"pip install 'qwen3-triton-ingest[{kind}]'"
         return f"Reading {kind} files needs {reader.library}: {install}."
-    if reader.is_line_based and not is_line_encoding(options):
+    if reader.is_cut and not is_line_encoding(options):
         return (
             f"`encoding` {options.encoding!r} cannot be read line by line. Convert the files "
             f"first: `iconv -f {options.encoding} -t utf-8`."
@@ -140,28 +147,53 @@ def read_shard(
             raise SourceError(f"`source_dsn` is missing; the query on {shard.source} needs it.")
         yield from read_sql(shard, source_dsn, options, RecordReader(options, dimensions))
         return
-    reader = FORMATS[shard.kind]
     for file in shard.files:
         chosen = options_for(file.path, options)
         encoding: str | None = None
         try:
             if reason := file.problem or why_unreadable(shard.kind, chosen):
                 raise UnreadableError(reason)
-            if reader.read_records:
-                records = RecordReader(chosen, dimensions)
-                yield from reader.read_records(shard, file, chosen, records)
-                # A file of many shards counts once.
-                encoding = records.encoding if shard.start == 0 else None
-            elif reader.read_document:
-                extracted = reader.read_document(file.path, chosen)
-                encoding = extracted.encoding
-                yield _document(shard, file, extracted, chosen)
+            encoding = yield from _read(shard, file, chosen, dimensions)
         except UnreadableError as error:
             yield _bad(shard, file, str(error))
         except OSError as error:
             yield _bad(shard, file, f"Cannot be read: {error.strerror or error}.")
         if encoding and on_encoding:
             on_encoding(encoding)
+
+
+def read_file(
+    shard: Shard, file: SourceFile, options: ReadOptions, dimensions: int | None
+) -> Generator[Document | BadRecord | Extracted, None, str | None]:
+    """Yield the records of a file, or the one document that it is; return a detected encoding."""
+    reader = FORMATS[shard.kind]
+    if reader.read_document:
+        extracted = reader.read_document(file.path, options)
+        yield extracted
+        return extracted.encoding
+    assert reader.read_records is not None
+    records = RecordReader(options, dimensions)
+    yield from reader.read_records(shard, file, options, records)
+    # A file of many shards counts once.
+    return records.encoding if shard.start == 0 else None
+
+
+def _read(
+    shard: Shard, file: SourceFile, options: ReadOptions, dimensions: int | None
+) -> Generator[Document | BadRecord, None, str | None]:
+    if FORMATS[shard.kind].is_line_based:
+        items = read_file(shard, file, options, dimensions)
+    else:
+        items = read_isolated(Request.of(shard, file, options, dimensions))
+    with closing(items):
+        while True:
+            try:
+                item = next(items)
+            except StopIteration as end:
+                return end.value
+            if isinstance(item, Extracted):
+                item = _document(shard, file, item, options)
+            yield item
 
 
 def _document(

@@ -78,6 +78,8 @@ def read_parquet(
                     yield from _read_batch(batch, origin, options, reader)
                     row += batch.num_rows
     except pa.ArrowException as error:
+        if isinstance(error, MemoryError):
+            raise
         first_line = str(error).partition("\n")[0]
         msg = f"The file is not a valid Parquet file: {first_line}"
         raise UnreadableError(msg) from None
