@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import schemathesis_hooks
 from gateway_process import running_gateway
 
 KEY = "long-enough-key"
 EXAMPLES = 15
+HOOKS = schemathesis_hooks.__name__
+SUPPORT = Path(schemathesis_hooks.__file__).parent
 
 
 @pytest.mark.campaign
@@ -26,5 +30,8 @@ def test_generated_requests_get_described_answers(flags: tuple[str, ...], tmp_pa
             *("--suppress-health-check", "all", "--no-color"),
             *headers,
         ]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+        environment = {**os.environ, "PYTHONPATH": str(SUPPORT), "SCHEMATHESIS_HOOKS": HOOKS}
+        done = subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
+        )
     assert done.returncode == 0, done.stdout[-20000:] + done.stderr[-2000:]

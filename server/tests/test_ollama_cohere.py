@@ -144,6 +144,7 @@ def test_coheres_binary_types_pack_the_signs_of_eight_dimensions(client: TestCli
         ({"model": f"{MODEL}-query"}, {"input_type": "query"}),
         ({"output_dimension": 64}, {"dimensions": 64}),
         ({"max_tokens": 99_999}, {}),
+        ({"max_tokens": 99_999.0}, {}),
     ],
 )
 def test_coheres_fields_mean_what_the_native_ones_mean(

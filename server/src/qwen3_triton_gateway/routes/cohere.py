@@ -6,12 +6,12 @@ import uuid
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from ..embedder import MIN_TOKENS, EmbedCall, Truncation
 from ..errors import InvalidRequestError
 from ..responses import VECTORS, CohereErrorResponse, VectorForm
-from ..schemas import LenientDimensions, Texts, never_together, validate
+from ..schemas import LenientDimensions, Texts, integral, never_together, validate
 from .exchange import EmbedAnswer, ServiceDep, describe_call, open_exchange
 from .openai import resolve_model
 
@@ -46,7 +46,7 @@ class CohereEmbedRequest(BaseModel):
     ) = None
     embedding_types: Annotated[list[VectorForm], Field(min_length=1)] | None = None
     output_dimension: LenientDimensions | None = None
-    max_tokens: Annotated[int, Field(ge=MIN_TOKENS)] | None = None
+    max_tokens: Annotated[int, Field(ge=MIN_TOKENS), BeforeValidator(integral)] | None = None
     truncate: Literal["NONE", "START", "END"] | None = None
 
 
