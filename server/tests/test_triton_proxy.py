@@ -1,23 +1,27 @@
 """What may be between the gateway and a Triton: proxies, headers, TLS, the wrong port."""
 
+import gzip
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from ssl import PROTOCOL_TLS_SERVER, SSLContext
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from aiohttp import web
 from pydantic import ValidationError
-from tritonclient.grpc import service_pb2_grpc
+from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
 from qwen3_triton_gateway.backends import choose_backend
 from qwen3_triton_gateway.backends.address import TritonAddress
 from qwen3_triton_gateway.backends.refusals import translate
-from qwen3_triton_gateway.backends.triton import TritonBackend
+from qwen3_triton_gateway.backends.triton import MARGIN_BYTES, TritonBackend
 from qwen3_triton_gateway.errors import (
+    AnswerTooLargeError,
     BackendError,
     BackendUnavailableError,
     DeadlineExceededError,
@@ -25,21 +29,30 @@ from qwen3_triton_gateway.errors import (
     StartupError,
 )
 from qwen3_triton_gateway.settings import Settings, parse_headers
+from qwen3_triton_gateway.tensors import TokenBatch
 
+messages: Any = service_pb2  # its classes are made when it is imported
 ADDRESS = TritonAddress.parse("http://triton:8000")
 HTML = "<html><h1>proxy</h1></html>"
+# Far more than the bounds and the buffers of sockets.
+ENOUGH_BYTES = 64 << 20
 PROXY_STATUSES = [401, 403, 404, 405, 407, 408, 413, 429, 500, 502, 503, 504, 520]
 
 
 @asynccontextmanager
 async def http_server(
-    seen: list[web.Request], status: int = 502, body: str = HTML, ssl: SSLContext | None = None
+    seen: list[web.Request],
+    status: int = 502,
+    body: str | bytes = HTML,
+    ssl: SSLContext | None = None,
+    headers: dict[str, str] | None = None,
 ) -> AsyncGenerator[str]:
     """Answer everything with one status, and record the requests."""
 
     async def handle(request: web.Request) -> web.Response:
         seen.append(request)
-        return web.Response(status=status, text=body, content_type="text/html")
+        content = body.encode() if isinstance(body, str) else body
+        return web.Response(status=status, body=content, content_type="text/html", headers=headers)
 
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", handle)
@@ -50,18 +63,67 @@ async def http_server(
     await runner.cleanup()
 
 
+INPUTS = ("input_ids", "attention_mask")
+METADATA = {
+    "name": "m",
+    "versions": ["1"],
+    "inputs": [{"name": name, "datatype": "INT64", "shape": [-1, -1]} for name in INPUTS],
+    "outputs": [{"name": "last_hidden_state", "datatype": "FP32", "shape": [-1, -1, 8]}],
+}
+PART = b"\0" * (1 << 18)
+
+
+@asynccontextmanager
+async def endless_server(
+    sent: Counter[str], *, headers: dict[str, str] | None = None, is_described: bool = True
+) -> AsyncGenerator[str]:
+    """Describe a model, if it is to, and answer everything else without an end."""
+
+    async def handle(request: web.Request) -> web.StreamResponse:
+        if is_described and request.path == "/v2/models/m":
+            return web.json_response(METADATA)
+        if is_described and request.path == "/v2/models/m/config":
+            return web.json_response({"max_batch_size": 4})
+        response = web.StreamResponse(headers=headers)
+        await response.prepare(request)
+        with suppress(ConnectionError):
+            while sent[request.path] < ENOUGH_BYTES:
+                await response.write(PART)
+                sent[request.path] += len(PART)
+        return response
+
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", handle)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    yield f"127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
+
+
 @asynccontextmanager
 async def grpc_server(
-    seen: list[dict[str, Any]], credentials: grpc.ServerCredentials | None = None
+    seen: list[dict[str, Any]],
+    credentials: grpc.ServerCredentials | None = None,
+    replies: dict[str, Any] | None = None,
 ) -> AsyncGenerator[str]:
-    """Answer what Triton answers while the model loads, and record the metadata."""
+    """Answer what Triton answers while the model loads, or replies; record the metadata."""
+    told = replies or {}
 
     class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         async def refuse(self, request: Any, context: Any) -> None:
             seen.append(dict(context.invocation_metadata()))
             await context.abort(grpc.StatusCode.UNAVAILABLE, "not ready")
 
-        ModelMetadata = ModelReady = refuse
+        def reply(self, name: str) -> Any:
+            async def answer(request: Any, context: Any) -> Any:
+                return told[name] if name in told else await self.refuse(request, context)
+
+            return answer
+
+        def __getattribute__(self, name: str) -> Any:
+            is_call = name.startswith("Model")
+            return self.reply(name) if is_call else super().__getattribute__(name)
 
     server = grpc.aio.server()
     service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(Servicer(), server)
@@ -182,6 +244,86 @@ async def test_the_http_port_as_grpc_is_named() -> None:
         error = await connect(f"grpc://{netloc}")
     assert isinstance(error, StartupError)
     assert f"use http://{netloc}." in error.message
+
+
+async def test_a_description_without_an_end_is_not_read_to_it() -> None:
+    sent: Counter[str] = Counter()
+    async with endless_server(sent, is_described=False) as netloc:
+        error = await connect(f"http://{netloc}")
+    assert isinstance(error, StartupError)
+    assert "larger than 4194304 bytes" in error.message
+    assert max(sent.values()) < ENOUGH_BYTES
+
+
+async def infer(url: str, rows: int = 2, length: int = 16) -> EmbeddingServerError:
+    """Send a batch to something that describes the model, and return the error."""
+    backend = TritonBackend(url, "m")
+    await backend.connect()
+    ids = np.ones((rows, length), dtype=np.int64)
+    try:
+        with pytest.raises(EmbeddingServerError) as caught:
+            await backend.infer(TokenBatch(ids, ids), timeout_seconds=60, priority=1)
+        assert not await backend.is_ready()
+    finally:
+        await backend.close()
+    return caught.value
+
+
+@pytest.mark.parametrize("headers", [{}, {"Content-Length": str(1 << 40)}], ids=["endless", "1TB"])
+async def test_an_answer_is_read_up_to_what_the_batch_can_need(headers: dict[str, str]) -> None:
+    sent: Counter[str] = Counter()
+    async with endless_server(sent, headers=headers) as netloc:
+        error = await infer(f"http://{netloc}")
+    assert type(error) is AnswerTooLargeError
+    assert str(2 * 16 * 8 * 4 + MARGIN_BYTES) in error.message
+    assert max(sent.values()) < ENOUGH_BYTES
+
+
+async def test_a_compressed_answer_is_not_decompressed() -> None:
+    body = gzip.compress(b"\0" * ENOUGH_BYTES)
+    headers = {"Content-Encoding": "gzip"}
+    async with http_server([], 200, body, headers=headers) as netloc:
+        error = await connect(f"http://{netloc}")
+    assert "is compressed" in error.message
+
+
+def grpc_replies(values: int) -> dict[str, Any]:
+    """Build what a model of hidden size 8 answers for one text, with so many numbers."""
+    int64, fp32 = "INT64", "FP32"
+    tensor = messages.ModelMetadataResponse.TensorMetadata
+    inputs = [tensor(name=name, datatype=int64, shape=[-1, -1]) for name in INPUTS]
+    output = tensor(name="last_hidden_state", datatype=fp32, shape=[-1, -1, 8])
+    metadata = messages.ModelMetadataResponse(
+        name="m", versions=["1"], inputs=inputs, outputs=[output]
+    )
+    answer = messages.ModelInferResponse(model_name="m", raw_output_contents=[bytes(4 * values)])
+    answer.outputs.add(name="last_hidden_state", datatype=fp32, shape=[1, values // 8, 8])
+    return {
+        "ModelMetadata": metadata,
+        "ModelConfig": messages.ModelConfigResponse(),
+        "ModelInfer": answer,
+    }
+
+
+async def test_a_description_by_grpc_has_the_same_bound() -> None:
+    reply = messages.ModelMetadataResponse(name="m" * (5 << 20))
+    async with grpc_server([], replies={"ModelMetadata": reply}) as netloc:
+        error = await connect(f"grpc://{netloc}")
+    assert isinstance(error, StartupError)
+    assert "larger than 4194304 bytes" in error.message
+
+
+async def test_an_answer_by_grpc_may_have_what_the_batch_needs_and_not_much_more() -> None:
+    length = 200_000
+    async with grpc_server([], replies=grpc_replies(length * 8)) as netloc:
+        error = await infer(f"grpc://{netloc}", rows=1)
+        assert type(error) is AnswerTooLargeError
+        backend = TritonBackend(f"grpc://{netloc}", "m")
+        await backend.connect()
+        ids = np.ones((1, length), dtype=np.int64)
+        states = await backend.infer(TokenBatch(ids, ids), timeout_seconds=60, priority=1)
+        await backend.close()
+    assert states.values.shape == (1, length, 8)
 
 
 HEADERS = {"X-Route": "blue", "triton-grpc-protocol-infer-key": "hunter2"}

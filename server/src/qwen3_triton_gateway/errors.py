@@ -127,6 +127,16 @@ class BackendError(EmbeddingServerError):
     code = "backend_error"
 
 
+class AnswerTooLargeError(BackendError):
+    """Triton's answer is larger than what was asked for."""
+
+    def __init__(self, limit: int) -> None:
+        super().__init__(
+            f"Triton's answer is larger than {limit} bytes, the most that the gateway expects of "
+            "it. Check that TRITON_URL is the address of a Triton, and its model's outputs."
+        )
+
+
 class BackendUnavailableError(EmbeddingServerError):
     status = 503
     code = "backend_unavailable"

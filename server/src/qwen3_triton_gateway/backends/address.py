@@ -14,11 +14,10 @@ from ..errors import StartupError
 
 SCHEMES = ("http", "https", "grpc", "grpcs")
 # Reconnect within a second of Triton's return (gRPC's default backoff grows to two minutes), and
-# notice a peer that hangs. Message sizes are unlimited: hidden states reach tens of megabytes.
-# Neither protocol uses a proxy of the environment, which gRPC would do by default.
+# notice a peer that hangs. Neither protocol uses a proxy of the environment, which gRPC would do by
+# default. What is received has gRPC's default bound, which is `METADATA_BYTES`.
 GRPC_OPTIONS = [
     ("grpc.max_send_message_length", -1),
-    ("grpc.max_receive_message_length", -1),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 1000),
@@ -26,6 +25,8 @@ GRPC_OPTIONS = [
     ("grpc.keepalive_timeout_ms", 5_000),
     ("grpc.enable_http_proxy", 0),
 ]
+# What an answer may have that describes a server or a model.
+METADATA_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +116,11 @@ class TritonAddress:
                     raise StartupError(msg)
         return replace(self, extra_headers=headers, ca_file=ca_file)
 
-    def open_client(self) -> Any:
+    def open_client(self, answer_bytes: int = METADATA_BYTES) -> Any:
         """Create tritonclient's client, which is bound to the running event loop.
+
+        Args:
+            answer_bytes: What gRPC accepts as an answer; over HTTP, each call has its own bound.
 
         Raises:
             StartupError: The file of certificates is invalid.
@@ -125,16 +129,19 @@ class TritonAddress:
             from tritonclient.grpc import aio as grpc_client
 
             return grpc_client.InferenceServerClient(
-                self.netloc, creds=self.grpc_credentials(), channel_args=GRPC_OPTIONS
+                self.netloc,
+                creds=self.grpc_credentials(),
+                channel_args=[*GRPC_OPTIONS, ("grpc.max_receive_message_length", answer_bytes)],
             )
-        from tritonclient.http import aio as http_client
+        from .bounded_client import BoundedClient
 
         # Each call has its own deadline; the client's would be the same for all calls.
-        return http_client.InferenceServerClient(
+        return BoundedClient(
             self.netloc + self.path,
             ssl=self.is_secure,
             ssl_context=self.ssl_context() if self.is_secure else None,
             conn_timeout=24 * 3600.0,
+            metadata_bytes=METADATA_BYTES,
         )
 
     def ssl_context(self) -> ssl.SSLContext:

@@ -14,6 +14,7 @@ import aiohttp
 from tritonclient.utils import InferenceServerException
 
 from ..errors import (
+    AnswerTooLargeError,
     BackendError,
     BackendUnavailableError,
     DeadlineExceededError,
@@ -34,6 +35,8 @@ NOT_TRITON = "an exception occurred in the client while decoding"
 # gRPC's words for an HTTP response that is not gRPC (checked on grpcio 1.85).
 NOT_GRPC = re.compile(r"http2 header with status: (\d+)")
 HTTP_1 = "http1.x server"
+# gRPC's words for an answer beyond `grpc.max_receive_message_length` (checked on grpcio 1.85).
+TOO_LARGE = re.compile(r"larger than max \(\d+ vs\. (\d+)\)")
 
 
 def translate(error: Exception, address: TritonAddress) -> EmbeddingServerError:
@@ -53,6 +56,9 @@ def translate(error: Exception, address: TritonAddress) -> EmbeddingServerError:
 def _translate_reply(status: str, message: str, address: TritonAddress) -> EmbeddingServerError:
     if status == "DEADLINE_EXCEEDED" or "timeout expired" in message.lower():
         return DeadlineExceededError(f"Triton at {address} dropped the batch: {message}")
+    too_large = TOO_LARGE.search(message)
+    if status == "RESOURCE_EXHAUSTED" and too_large:
+        return AnswerTooLargeError(int(too_large[1]))
     foreign = NOT_GRPC.search(message)
     status = foreign[1] if foreign else status
     is_foreign = bool(foreign) or message.startswith(NOT_TRITON)

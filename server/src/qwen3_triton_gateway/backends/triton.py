@@ -20,7 +20,7 @@ from ..fingerprint import FIRST_VERSION, digest_of_version, served_version
 from ..settings import Precision
 from ..tensors import HiddenStates, PooledStates, TokenBatch
 from ..tracing import trace_headers
-from .address import TritonAddress
+from .address import METADATA_BYTES, TritonAddress
 from .base import (
     CANARY_PARAMETER,
     PRECISION_PARAMETER,
@@ -52,9 +52,10 @@ TRITON_NAMES = {np.dtype(numpy): triton for triton, numpy in DTYPES.items()}
 UNBATCHED_MAX_BATCH_SIZE = 32
 PROBE_SECONDS = 1.0
 LATE_SECONDS = 0.25
-# aiohttp accepts gzip by default, and Triton uses it: compressing hidden states takes three times
-# as long as computing them (`bench/README.md`).
-UNCOMPRESSED = {"Accept-Encoding": "identity"}
+# What an answer to a batch may have in addition to its output: names, shapes, parameters.
+MARGIN_BYTES = 1 << 20
+# The largest message of gRPC, as Triton has it.
+MAX_MESSAGE_BYTES = 2**31 - 1
 
 
 class TritonBackend:
@@ -64,6 +65,9 @@ class TritonBackend:
         self.address = TritonAddress.parse(address) if isinstance(address, str) else address
         self._model = model
         self._client: Any = None
+        # Of the client for gRPC; those that accepted less are closed at the end.
+        self._accepted_bytes = METADATA_BYTES
+        self._outgrown: list[Any] = []
         self._spec: ModelSpec | None = None
         self._answered = False
         self._last_answer = 0.0
@@ -156,9 +160,11 @@ class TritonBackend:
         return self._answered
 
     async def close(self) -> None:
-        if self._client is not None:
-            await self._client.close()
-            self._client = None
+        clients, self._outgrown = [self._client, *self._outgrown], []
+        self._client = None
+        for client in clients:
+            if client is not None:
+                await client.close()
 
     async def _probe(self) -> bool:
         began = time.monotonic()
@@ -219,14 +225,30 @@ class TritonBackend:
     def _open(self) -> Any:
         """Create the client on first use, since both kinds are bound to the running event loop."""
         if self._client is None:
-            self._client = self.address.open_client()
+            self._client = self.address.open_client(self._accepted_bytes)
         return self._client
+
+    def _open_for(self, answer_bytes: int) -> Any:
+        """Return a client that accepts an answer of this size.
+
+        A channel of gRPC has one bound for all calls. It is doubled when a batch needs more, in a
+        new channel, since others wait for their answers in the old one.
+        """
+        if self.address.is_grpc and answer_bytes > self._accepted_bytes:
+            self._outgrown.append(self._client)
+            self._client = None
+            while self._accepted_bytes < answer_bytes:
+                self._accepted_bytes *= 2
+            self._accepted_bytes = min(self._accepted_bytes, MAX_MESSAGE_BYTES)
+        return self._open()
 
     async def _call(self, method: Any, **arguments: Any) -> dict[str, Any]:
         return await method(self._model, headers=self.address.headers, **arguments)
 
     async def _infer(self, feed: Feed, timeout_seconds: float, priority: int) -> AnyArray:
-        client = self._open()
+        rows, length = feed["input_ids"].shape
+        needed = _output_bytes(self.spec, rows, length) + MARGIN_BYTES
+        client = self._open_for(min(needed, MAX_MESSAGE_BYTES))
         protocol: Any = _protocol(grpc=self.address.is_grpc)
         inputs = [_infer_input(protocol, name, array) for name, array in feed.items()]
         outputs = [protocol.InferRequestedOutput(self.spec.output.name)]
@@ -236,13 +258,19 @@ class TritonBackend:
         if self.address.is_grpc:
             options["client_timeout"] = timeout_seconds
         else:
-            options["headers"] |= UNCOMPRESSED
+            options["answer_bytes"] = needed
         result = await client.infer(self._model, inputs, outputs=outputs, **options)
         values: AnyArray | None = result.as_numpy(self.spec.output.name)
         if values is None:
             msg = f"Triton's response has no output `{self.spec.output.name}`."
             raise BackendError(msg)
         return values
+
+
+def _output_bytes(spec: ModelSpec, rows: int, length: int) -> int:
+    """Return the size of the output for a batch."""
+    vectors = rows if spec.pooling == "in_graph" else rows * length
+    return vectors * spec.hidden_size * spec.output.dtype.itemsize
 
 
 def _protocol(*, grpc: bool) -> Any:

@@ -341,7 +341,7 @@ def is_grpc_alive(netloc: str, timeout_seconds: float = PORT_TIMEOUT_SECONDS) ->
     import tritonclient.grpc as grpc_protocol
     from tritonclient.utils import InferenceServerException
 
-    client: Any = grpc_protocol.InferenceServerClient(netloc)
+    client: Any = grpc_protocol.InferenceServerClient(netloc, channel_args=GRPC_OPTIONS)
     try:
         return bool(client.is_server_live(client_timeout=timeout_seconds))
     except InferenceServerException:
