@@ -29,6 +29,9 @@ pytestmark = pytest.mark.slow
 BODY = b'{"texts": ["a"]}'
 HEAD = b"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n"
 MIB = 1 << 20
+# The gateway ends slow headers after 10 s, and slow bodies after 60. Whoever had to wait for them
+# would wait that long; a busy machine is far from half of it.
+KEPT_OUT_SECONDS = 5.0
 
 
 def connect(gateway: GatewayProcess, stack: ExitStack, sent: bytes = b"") -> socket.socket:
@@ -236,7 +239,7 @@ def test_headers_without_an_end_cost_no_memory(line: bytes) -> None:
                 except OSError:
                     continue
         assert most["memory"] < 400
-        assert most["seconds"] < 1
+        assert most["seconds"] < KEPT_OUT_SECONDS
         assert all(read(connection).startswith(b"HTTP/1.1 431 ") for connection in connections[-3:])
 
 
@@ -255,7 +258,7 @@ def test_1100_slow_requests_keep_no_one_out(start: bytes) -> None:
             assert answers(gateway)
         assert all(read(connection).startswith(b"HTTP/1.1 408 ") for connection in slow)
     assert most["memory"] < 400
-    assert most["seconds"] < 1
+    assert most["seconds"] < KEPT_OUT_SECONDS
 
 
 @pytest.mark.campaign
