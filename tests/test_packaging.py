@@ -43,7 +43,8 @@ ADAPTERS = [
 ]
 # From extras: loaded only by the code that needs them.
 OPTIONAL = NUMERIC | {
-    *("lxml", "pyarrow", "pypdfium2", "sqlalchemy", "webencodings"),
+    *("all2md", "docx", "lxml", "openpyxl", "pptx", "pyarrow", "pypdfium2", "sqlalchemy"),
+    *("striprtf", "webencodings"),
     *("langchain_core", "langchain_postgres", "llama_index"),
 }
 # distribution, what to import, and what its framework loads by itself

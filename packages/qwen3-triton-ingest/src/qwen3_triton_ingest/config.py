@@ -15,7 +15,7 @@ from qwen3_triton_client import API_KEY_VARIABLE, BASE_URL_VARIABLE, DEFAULT_BAS
 from .layouts import LayoutName
 
 SourceFormat: TypeAlias = Literal[
-    "jsonl", "csv", "parquet", "text", "markdown", "html", "pdf", "sql"
+    "jsonl", "csv", "parquet", "text", "markdown", "html", "pdf", "office", "sql"
 ]
 Engine: TypeAlias = Literal["threads", "ray"]
 IndexPolicy: TypeAlias = Literal["auto", "keep", "rebuild", "none"]
@@ -189,8 +189,8 @@ class ReadOptions:
     max_metadata_bytes: int = 64 * 1024
     max_convert_bytes: int = option(
         1024 * MIB,
-        "Most memory to read a PDF, HTML, Parquet or other file with that is read in a process of "
-        "its own; files that take more are skipped.",
+        "Most memory to read a PDF, HTML, Office, Parquet or other file with that is read in a "
+        "process of its own; files that take more are skipped.",
         flag="--max-convert-mib",
         metavar="MIB",
         minimum=0,

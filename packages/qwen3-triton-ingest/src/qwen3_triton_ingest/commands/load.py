@@ -41,8 +41,8 @@ def load(
 ) -> None:
     """Load documents into a table of pgvector or ParadeDB.
 
-    SOURCE is a file, a folder or a glob: JSONL, CSV, Parquet, text, Markdown, HTML, PDF; or the
-    URI of a database, with --query. Run the same command again at any time: unchanged documents
+    SOURCE is a file, a folder or a glob: JSONL, CSV, Parquet, text, Markdown, HTML, PDF, Office; or
+    the URI of a database, with --query. Run the same command again at any time: unchanged documents
     are left alone, changed ones are replaced, and an interrupted load resumes where it stopped.
 
     \b

@@ -21,6 +21,7 @@ from .encodings import is_line_encoding
 from .html_files import read_html
 from .jsonl_files import plan_jsonl, read_jsonl
 from .markdown_files import read_markdown
+from .office_files import read_office
 from .parquet_files import find_missing_in_parquet, plan_parquet, read_parquet
 from .pdf_files import read_pdf
 from .records import RecordReader
@@ -87,6 +88,11 @@ FORMATS: dict[SourceFormat, Format] = {
     "markdown": Format(extensions=(".md", ".markdown"), read_document=read_markdown),
     "html": Format(extensions=(".html", ".htm"), read_document=read_html, library="lxml"),
     "pdf": Format(extensions=(".pdf",), read_document=read_pdf, library="pypdfium2"),
+    "office": Format(
+        extensions=(".docx", ".pptx", ".xlsx", ".odt", ".rtf"),
+        read_document=read_office,
+        library="all2md",
+    ),
 }
 EXTENSIONS: dict[str, SourceFormat] = {
     extension: name for name, each in FORMATS.items() for extension in each.extensions

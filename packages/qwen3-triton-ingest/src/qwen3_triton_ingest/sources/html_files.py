@@ -31,6 +31,15 @@ def read_html(path: str, options: ReadOptions) -> Extracted:
         UnreadableError: It declares no encoding and is not in that of the options, or has no text.
     """
     page, encoding = _decoded(read_content(path, options), options)
+    return extract_page(page, encoding)
+
+
+def extract_page(page: str, encoding: str | None = None) -> Extracted:
+    """Convert a page to Markdown.
+
+    Raises:
+        UnreadableError: It has no text.
+    """
     tree = _parse(page)
     title = " ".join((tree.findtext(".//title") or "").split()) or None
     text, marks = to_markdown(tree)
