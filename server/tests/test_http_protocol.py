@@ -115,6 +115,40 @@ async def test_bytes_that_are_not_http_get_the_errors_of_the_gateway(request_byt
     assert orjson.loads(body)["detail"]
 
 
+@pytest.mark.parametrize(
+    ("version", "hosts", "status"),
+    [
+        (b"1.1", [], 400),
+        (b"1.1", [b"a", b"a"], 400),
+        (b"1.1", [b"a", b"b"], 400),
+        (b"1.0", [b"a", b"b"], 400),
+        (b"1.1", [b"a b"], 400),
+        (b"1.1", [b"a, b"], 400),
+        (b"1.1", [b"me@a"], 400),
+        (b"1.1", [b"a/b"], 400),
+        (b"1.0", [], 200),
+        (b"1.1", [b""], 200),
+        (b"1.1", [b"[::1]:8080"], 200),
+        (b"1.1", [b"my_host.example:8080"], 200),
+    ],
+)
+@pytest.mark.parametrize("offer", [b"", H2C])
+async def test_a_request_names_its_host_once(
+    version: bytes, hosts: list[bytes], status: int, offer: bytes
+) -> None:
+    lines = b"".join(b"Host: %b\r\n" % host for host in hosts)
+    request = b"POST /embed HTTP/%b\r\n%b%b" % (version, lines, offer)
+    if not offer:
+        request += b"Connection: close\r\n"
+    request += b"Content-Length: 1\r\n\r\nx"
+    async with serve(Echo()) as (reader, writer):
+        writer.write(request)
+        head = await reader.readuntil(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 %d " % status)
+        if status == 400:
+            assert orjson.loads(await reader.read())["error"]["code"] == "malformed_request"
+
+
 @pytest.mark.parametrize("offer", OFFERS)
 @pytest.mark.parametrize("size", [len(BODY), 200_000])
 async def test_an_offer_of_another_protocol_is_ignored(offer: bytes, size: int) -> None:
@@ -133,7 +167,9 @@ async def test_an_offer_of_another_protocol_is_ignored(offer: bytes, size: int) 
 async def test_an_offer_in_single_bytes_with_a_chunked_body_is_ignored(offer: bytes) -> None:
     app = Echo()
     chunks = b"5\r\nhello\r\n0\r\n\r\n"
-    request = b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n" + offer + b"\r\n" + chunks
+    request = (
+        b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n" + offer + b"\r\n" + chunks
+    )
     async with serve(app) as (reader, writer):
         for byte in request:
             writer.write(bytes([byte]))

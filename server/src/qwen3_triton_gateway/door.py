@@ -53,11 +53,19 @@ LINGER_SECONDS = 1.0
 # A head that can be answered without the parser, and the fields that matter to that.
 PLAIN_HEAD = re.compile(rb"POST (/[!-~]*) HTTP/1\.1\r\n((?:[!-9;-~]+:[^\r\n\0]*\r\n)+)\r\n")
 FIELDS = re.compile(
-    rb"^(authorization|connection|content-encoding|content-length|expect|origin|transfer-encoding"
-    rb"|upgrade|x-request-id):[ \t]*([^\r\n]*?)[ \t]*\r\n",
+    rb"^(authorization|connection|content-encoding|content-length|expect|host|origin"
+    rb"|transfer-encoding|upgrade|x-request-id):[ \t]*([^\r\n]*?)[ \t]*\r\n",
     re.IGNORECASE | re.MULTILINE,
 )
-PLAIN_FIELDS = {b"authorization", b"connection", b"content-length", b"origin", b"x-request-id"}
+PLAIN_FIELDS = {
+    b"authorization",
+    b"connection",
+    b"content-length",
+    b"host",
+    b"origin",
+    b"x-request-id",
+}
+HOST = re.compile(rb"[^\x00-\x20\x7f/?#@\\]*")
 
 
 class RefusalLog:
@@ -315,6 +323,7 @@ class DoorProtocol(HttpToolsProtocol):
         is_plain = (
             len(by_name) == len(fields)
             and by_name.keys() <= PLAIN_FIELDS
+            and HOST.fullmatch(by_name.get(b"host", b" "))
             and by_name.get(b"connection", b"keep-alive").lower() == b"keep-alive"
             and length.isdigit()
             and int(length) == len(body) <= HELD_BYTES

@@ -22,7 +22,7 @@ from uvicorn.server import ServerState
 
 from .auth import is_health_path
 from .connections import Connections, Waiting
-from .door import HELD_BYTES, DoorProtocol
+from .door import HELD_BYTES, HOST, DoorProtocol
 from .errors import (
     EmbeddingServerError,
     HeadersTooLargeError,
@@ -199,6 +199,7 @@ class GatewayProtocol(DoorProtocol):
                 raise self._refuse_with(_malformed())
             self._offers_upgrade = True
             return
+        self._check_host()
         if self._can_wait_for_body():
             self._early = bytearray()
         else:
@@ -258,6 +259,18 @@ class GatewayProtocol(DoorProtocol):
                 return False
         return length <= self._bounds.body_bytes
 
+    def _check_host(self) -> None:
+        """Check that a request names its host once, as HTTP/1.1 demands (RFC 9112, 3.2)."""
+        hosts = [value for name, value in self.headers if name == b"host"]
+        allowed = {1} if self.parser.get_http_version() == "1.1" else {0, 1}
+        if len(hosts) not in allowed:
+            msg = f"The request has {len(hosts)} `Host` headers. Send one."
+        elif hosts and not HOST.fullmatch(hosts[0].strip()):
+            msg = "The `Host` header is not a host, with or without a port."
+        else:
+            return
+        raise self._refuse_with(InvalidRequestError(msg, code="malformed_request"))
+
     def _start_request(self) -> None:
         """Hand a request to the door and the framework, with what has arrived of its body."""
         path = self.url.partition(b"?")[0].decode("ascii")
@@ -305,7 +318,8 @@ class GatewayProtocol(DoorProtocol):
         if not self._offers_upgrade:
             self._reject(_malformed())
             return
-        line = b" ".join([self.parser.get_method(), self.url, b"HTTP/1.1"])
+        version = b"HTTP/%b" % self.parser.get_http_version().encode()
+        line = b" ".join([self.parser.get_method(), self.url, version])
         headers = [b": ".join(header) for header in self.headers if header[0] != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
