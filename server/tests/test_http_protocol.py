@@ -69,13 +69,14 @@ class Echo:
 
 @asynccontextmanager
 async def serve(
-    app: Echo, bounds: HttpBounds = BOUNDS, **options: Any
+    app: Echo, bounds: HttpBounds = BOUNDS, state: ServerState | None = None, **options: Any
 ) -> AsyncGenerator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """Serve an application with the protocol, and yield a connection to it."""
     config = uvicorn.Config(app, lifespan="off", log_config=None, server_header=False, **options)
     config.load()
     loop = asyncio.get_running_loop()
-    create = partial(GatewayProtocol, config, ServerState(), {}, loop, bounds=bounds)
+    state = state or ServerState()
+    create = partial(GatewayProtocol, config, state, {}, loop, bounds=bounds)
     server = await loop.create_server(create, "127.0.0.1", 0)
     async with server:
         reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
@@ -414,3 +415,66 @@ async def test_a_caller_that_does_not_read_is_cut_off(monkeypatch: pytest.Monkey
         transport: Any = writer.transport
         transport.pause_reading()
         await asyncio.wait_for(app.disconnected.wait(), timeout=30)
+
+
+LONG_BYTES = 32 << 20
+LONG_HEADERS = [(b"content-length", str(LONG_BYTES).encode())]
+
+
+class Long(Echo):
+    """An application with one long answer, which it writes at once or in parts."""
+
+    def __init__(self, parts: int) -> None:
+        super().__init__()
+        self.parts = parts
+
+    async def __call__(
+        self, scope: Any, receive: Callable[[], Any], send: Callable[[Any], Any]
+    ) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": LONG_HEADERS})
+        for _ in range(self.parts):
+            body = bytes(LONG_BYTES // self.parts)
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+
+
+@pytest.mark.parametrize("parts", [1, 64])
+async def test_a_caller_that_does_not_read_does_not_hold_up_the_end(
+    monkeypatch: pytest.MonkeyPatch, parts: int
+) -> None:
+    monkeypatch.setattr(GatewayProtocol, "write_timeout_seconds", 3600)
+    monkeypatch.setattr(GatewayProtocol, "stall_seconds", 0.1)
+    state = ServerState()
+    async with serve(Long(parts), state=state) as (reader, writer):
+        writer.write(post())
+        await reader.read(1)
+        transport: Any = writer.transport
+        transport.pause_reading()
+        protocol: Any = next(iter(state.connections))
+        protocol.shutdown()
+        async with asyncio.timeout(30):
+            while state.connections:
+                await asyncio.sleep(0.01)
+
+
+@pytest.mark.parametrize("parts", [1, 64])
+async def test_a_caller_that_reads_slowly_gets_its_answer_to_the_end(
+    monkeypatch: pytest.MonkeyPatch, parts: int
+) -> None:
+    monkeypatch.setattr(GatewayProtocol, "stall_seconds", 3600)
+    state = ServerState()
+    async with serve(Long(parts), state=state) as (reader, writer):
+        # Less than a step, so that each one takes something from the gateway.
+        connection = writer.get_extra_info("socket")
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 17)
+        writer.write(post())
+        await reader.readuntil(b"\r\n\r\n")
+        protocol: Any = next(iter(state.connections))
+        protocol.shutdown()
+        for _ in range(LONG_BYTES >> 20):
+            assert len(await reader.readexactly(1 << 20)) == 1 << 20
+            if state.connections:
+                protocol._end_stall()
+        assert await reader.read() == b""
+    assert not state.connections

@@ -10,7 +10,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import sys
 import uuid
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, ClassVar
@@ -31,6 +33,10 @@ from .errors import (
     RequestTimeoutError,
 )
 from .responses import Dialect, dialect_of, error_response, raw_head
+
+if sys.platform == "linux":
+    import fcntl
+    import termios
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +85,11 @@ class GatewayProtocol(DoorProtocol):
 
     Attributes:
         write_timeout_seconds: How long more than 64 KiB of an answer may wait for its caller.
+        stall_seconds: How long a caller may read nothing of its answer once the gateway stops.
     """
 
     write_timeout_seconds: ClassVar[float] = 30.0
+    stall_seconds: ClassVar[float] = 5.0
 
     def __init__(
         self,
@@ -111,6 +119,8 @@ class GatewayProtocol(DoorProtocol):
         self._waiting = Waiting.FOR_REQUEST
         self._half_closed_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
+        self._stall_timer: asyncio.TimerHandle | None = None
+        self._unread_bytes = 0
         self._descriptor = -1
 
     # What asyncio calls.
@@ -157,7 +167,8 @@ class GatewayProtocol(DoorProtocol):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        for timer in (self._read_timer, self._half_closed_timer, self._write_timer):
+        timers = self._read_timer, self._half_closed_timer, self._write_timer, self._stall_timer
+        for timer in timers:
             if timer is not None:
                 timer.cancel()
         self._unset_keepalive_if_required()
@@ -170,6 +181,7 @@ class GatewayProtocol(DoorProtocol):
 
     def resume_writing(self) -> None:
         super().resume_writing()
+        self._unread_bytes = 0
         if self._write_timer is not None:
             self._write_timer.cancel()
 
@@ -234,6 +246,11 @@ class GatewayProtocol(DoorProtocol):
         super().on_response_complete()
         self._update_wait()
 
+    def shutdown(self) -> None:
+        """Finish the answer that is due, and from now on wait only for callers that read theirs."""
+        super().shutdown()
+        self._end_stall()
+
     def timeout_keep_alive_handler(self) -> None:
         """Close an idle connection, even if its caller has not read the end of an answer."""
         if self.transport.get_write_buffer_size():
@@ -280,6 +297,22 @@ class GatewayProtocol(DoorProtocol):
         early, self._early = self._early, None
         if early:
             super().on_body(bytes(early))
+
+    def _end_stall(self) -> None:
+        """Cut the caller off if it has read nothing since the last call, of what waits for it.
+
+        A caller that reads slowly takes from the kernel's buffer for a while before that takes
+        more from the transport's, so both count.
+        """
+        waiting = self.transport.get_write_buffer_size()
+        unread = waiting + _unsent_bytes(self._descriptor) if waiting else 0
+        # Otherwise, the application may have added as much as was read.
+        is_constant = self.flow.write_paused or not self._is_answer_due
+        if is_constant and 0 < self._unread_bytes <= unread:
+            self._cut_off()
+            return
+        self._unread_bytes = unread
+        self._stall_timer = self.loop.call_later(self.stall_seconds, self._end_stall)
 
     def _cut_off(self) -> None:
         logger.info("A caller did not read its answer and was cut off.")
@@ -423,6 +456,15 @@ class GatewayProtocol(DoorProtocol):
         response.headers.update({"x-request-id": request_id, "connection": "close"})
         self.transport.write(raw_head(response) + b"\r\n" + bytes(response.body))
         self._close_soon(has_rest=True)
+
+
+def _unsent_bytes(descriptor: int) -> int:
+    """Return what the kernel holds for the other side of a connection; 0 where it does not tell."""
+    held = b""
+    if sys.platform == "linux":
+        with suppress(OSError):  # it has just been closed
+            held = fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4))
+    return int.from_bytes(held, sys.byteorder)
 
 
 def _malformed() -> InvalidRequestError:
