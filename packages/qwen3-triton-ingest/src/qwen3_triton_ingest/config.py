@@ -15,7 +15,21 @@ from qwen3_triton_client import API_KEY_VARIABLE, BASE_URL_VARIABLE, DEFAULT_BAS
 from .layouts import LayoutName
 
 SourceFormat: TypeAlias = Literal[
-    "jsonl", "csv", "parquet", "text", "markdown", "html", "pdf", "office", "sql"
+    "jsonl",
+    "csv",
+    "parquet",
+    "text",
+    "rst",
+    "markdown",
+    "html",
+    "pdf",
+    "office",
+    "json",
+    "ipynb",
+    "xml",
+    "epub",
+    "eml",
+    "sql",
 ]
 Engine: TypeAlias = Literal["threads", "ray"]
 IndexPolicy: TypeAlias = Literal["auto", "keep", "rebuild", "none"]

@@ -44,9 +44,9 @@ class Origin:
         source: The SOURCE as the user wrote it.
         path: File within it, or the query.
         position: Where the record begins, from 1: the line in CSV, the row in Parquet and of a
-            query, and the byte in JSONL (`tail -c +POSITION FILE | head -n 1` prints the record),
-            so that a part of a file can be read without counting lines. 0 if the file is one
-            document.
+            query, the record in JSON, and the byte in JSONL (`tail -c +POSITION FILE | head -n 1`
+            prints the record), so that a part of a file can be read without counting lines. 0 if
+            the file is one document.
     """
 
     source: str

@@ -17,7 +17,7 @@ from typing import Any, BinaryIO
 
 from ..documents import BadRecord, Document
 from .conversion import Done, Request, Started, too_much_memory
-from .formats import FORMATS, read_file
+from .formats import FORMATS, how_to_install, read_file
 from .text_files import Extracted
 from .values import UnreadableError
 
@@ -75,7 +75,7 @@ def _answer(request: Request, answers: BinaryIO) -> Done:
     except MemoryError:
         problem = too_much_memory(request.options.max_convert_bytes)
     except ImportError as error:
-        install = f"pip install 'qwen3-triton-ingest[{request.shard.kind}]'"
+        install = how_to_install(request.shard.kind)
         problem = f"Reading it needs the module `{error.name}`: {install}."
     except OSError as error:
         problem = f"Cannot be read: {error.strerror or error}."

@@ -19,7 +19,9 @@ from .conversion import Request, read_isolated
 from .csv_files import find_missing_in_csv, read_csv
 from .encodings import is_line_encoding
 from .html_files import read_html
+from .json_files import read_json, read_notebook
 from .jsonl_files import plan_jsonl, read_jsonl
+from .mail_files import read_mail
 from .markdown_files import read_markdown
 from .office_files import read_office
 from .parquet_files import find_missing_in_parquet, plan_parquet, read_parquet
@@ -27,11 +29,12 @@ from .pdf_files import read_pdf
 from .records import RecordReader
 from .shards import Shard, SourceFile, extension, matches_end, shown
 from .sql import read_sql
-from .text_files import Extracted, read_text
+from .text_files import Extracted, read_rst, read_text
 from .values import UnreadableError, checked_id, checked_metadata, checked_text
+from .xml_files import read_epub, read_xml
 
 ReadRecords: TypeAlias = Callable[
-    [Shard, SourceFile, ReadOptions, RecordReader], Iterator[Document | BadRecord]
+    [Shard, SourceFile, ReadOptions, RecordReader], Iterator[Document | BadRecord | Extracted]
 ]
 
 
@@ -48,7 +51,8 @@ class Format:
         is_line_based: Whether a file is read line by line, in the memory of a few; the others are
             read in a process of their own.
         is_cut: Whether the file is cut at newline bytes, which rules out UTF-16.
-        library: Module that the reader imports; the extra that installs it has the format's name.
+        library: Module that the reader imports.
+        extra: What installs it; None if it has the format's name.
         find_missing: Returns the message that a file of records lacks a column that the options
             name; None if it does not, or cannot be read.
     """
@@ -60,6 +64,7 @@ class Format:
     is_line_based: bool = False
     is_cut: bool = False
     library: str | None = None
+    extra: str | None = None
     find_missing: Callable[[SourceFile, ReadOptions], str | None] | None = None
 
 
@@ -85,7 +90,8 @@ FORMATS: dict[SourceFormat, Format] = {
         find_missing=find_missing_in_parquet,
     ),
     "text": Format(extensions=(".txt",), read_document=read_text),
-    "markdown": Format(extensions=(".md", ".markdown"), read_document=read_markdown),
+    "rst": Format(extensions=(".rst",), read_document=read_rst),
+    "markdown": Format(extensions=(".md", ".markdown", ".mdx"), read_document=read_markdown),
     "html": Format(extensions=(".html", ".htm"), read_document=read_html, library="lxml"),
     "pdf": Format(extensions=(".pdf",), read_document=read_pdf, library="pypdfium2"),
     "office": Format(
@@ -93,6 +99,11 @@ FORMATS: dict[SourceFormat, Format] = {
         read_document=read_office,
         library="all2md",
     ),
+    "json": Format(extensions=(".json",), read_records=read_json),
+    "ipynb": Format(extensions=(".ipynb",), read_document=read_notebook),
+    "xml": Format(extensions=(".xml",), read_document=read_xml, library="lxml", extra="html"),
+    "epub": Format(extensions=(".epub",), read_document=read_epub, library="lxml", extra="html"),
+    "eml": Format(extensions=(".eml",), read_document=read_mail, library="lxml", extra="html"),
 }
 EXTENSIONS: dict[str, SourceFormat] = {
     extension: name for name, each in FORMATS.items() for extension in each.extensions
@@ -112,12 +123,16 @@ def options_for(path: str, options: ReadOptions) -> ReadOptions:
     return options
 
 
+def how_to_install(kind: SourceFormat) -> str:
+    """Return the command that installs what reads a format."""
+    return f"pip install 'qwen3-triton-ingest[{FORMATS[kind].extra or kind}]'"
+
+
 def why_unreadable(kind: SourceFormat, options: ReadOptions) -> str | None:
     """Return why no file of a format can be read here, and what to do; None if they can."""
     reader = FORMATS[kind]
     if reader.library and importlib.util.find_spec(reader.library) is None:
-        install = f"pip install 'qwen3-triton-ingest[{kind}]'"
-        return f"Reading {kind} files needs {reader.library}: {install}."
+        return f"Reading {kind} files needs {reader.library}: {how_to_install(kind)}."
     if reader.is_cut and not is_line_encoding(options):
         return (
             f"`encoding` {options.encoding!r} cannot be read line by line. Convert the files "

@@ -14,7 +14,8 @@ from markdown_it import MarkdownIt
 from ..config import ReadOptions
 from ..documents import Metadata
 from ..places import Mark
-from .text_files import FIRST_LINE, Extracted, whole_text
+from .shards import extension
+from .text_files import Extracted, whole_text
 from .values import as_json
 
 # YAML or TOML at the top of a file, as Jekyll, Hugo, Obsidian and Pandoc write it. Where a blank
@@ -24,6 +25,8 @@ _FRONT_MATTER = re.compile(
     r"^(?:(?P=fence)|\.\.\.)[ \t]*(?:\r?\n|\Z)",
     re.S | re.M,
 )
+# A statement ends at a blank line.
+_MDX_CODE = re.compile(r"(?:\s*(?:import|export)\b(?:[^\n]*\S[^\n]*(?:\n|\Z))+)+\s*")
 _MAX_FRONT_MATTER = 1 << 16
 # For headings, blocks are enough; what is within a line is parsed for headings alone.
 _BLOCKS, _INLINES = MarkdownIt().disable("inline"), MarkdownIt()
@@ -33,15 +36,21 @@ _ANCHOR = re.compile(r"\s*\{\s*#[^{}]*\}\s*$")  # `## Title {#title}`, as in Pan
 
 
 def read_markdown(path: str, options: ReadOptions) -> Extracted:
-    """Read a Markdown file, with its front matter as metadata."""
+    """Read a Markdown file, with its front matter as metadata.
+
+    The imports and exports at the top of MDX are code, and left out.
+    """
     text, encoding = whole_text(path, options)
     found = _FRONT_MATTER.match(text, 0, _MAX_FRONT_MATTER)
     metadata = _front_matter(found["fence"], found["content"]) if found else None
     if found is None or metadata is None:
-        marks = (FIRST_LINE, *markdown_headings(text))
-        return Extracted(text, "markdown", marks=marks, encoding=encoding)
-    first_line = Mark(0, "line", 1 + text.count("\n", 0, found.end()))
-    text = text[found.end() :]
+        begin = _end_of_code(path, text, 0)
+        first_line = Mark(0, "line", 1 + text.count("\n", 0, begin))
+        marks = (first_line, *markdown_headings(text[begin:]))
+        return Extracted(text[begin:], "markdown", marks=marks, encoding=encoding)
+    begin = _end_of_code(path, text, found.end())
+    first_line = Mark(0, "line", 1 + text.count("\n", 0, begin))
+    text = text[begin:]
     title = metadata.pop("title", None)
     return Extracted(
         text,
@@ -51,6 +60,14 @@ def read_markdown(path: str, options: ReadOptions) -> Extracted:
         encoding=encoding,
         metadata=metadata,
     )
+
+
+def _end_of_code(path: str, text: str, begin: int) -> int:
+    """Return where the text of a file begins, behind the code of MDX."""
+    if extension(path) != ".mdx":
+        return begin
+    found = _MDX_CODE.match(text, begin)
+    return found.end() if found else begin
 
 
 class _Loader(yaml.SafeLoader):

@@ -16,7 +16,8 @@ from .html_files import extract_page
 from .markdown_files import markdown_headings
 from .odt_files import document_as_page
 from .text_files import Extracted, read_content
-from .values import UnreadableError, too_large
+from .values import UnreadableError
+from .xml_files import parse_xml, read_member, title_in
 
 # A file is what it contains, whatever its name is.
 _MEMBERS = {
@@ -26,7 +27,6 @@ _MEMBERS = {
 }
 _ODT = b"application/vnd.oasis.opendocument.text"
 _OLE = b"\xd0\xcf\x11\xe0\xa1\xb1\x1a\xe1"
-_TITLE = "{http://purl.org/dc/elements/1.1/}title"
 _CODE_PAGE = re.compile(rb"\\ansicpg(\d+)")
 _BETWEEN_SLIDES = "\n\n"
 _RULE = "---"  # follows every slide
@@ -60,12 +60,12 @@ def _zipped(archive: zipfile.ZipFile, content: bytes, options: ReadOptions) -> E
         title = _title(archive, "docProps/core.xml", options)
         text, marks = _converted(content, kind)
         return Extracted(text, "markdown", title, marks)
-    if "mimetype" in names and _member(archive, "mimetype", options).strip() == _ODT:
-        if b"encryption-data" in _member(archive, "META-INF/manifest.xml", options):
+    if "mimetype" in names and read_member(archive, "mimetype", options).strip() == _ODT:
+        if b"encryption-data" in read_member(archive, "META-INF/manifest.xml", options):
             raise UnreadableError("The file is encrypted. Save it without a password.")
         page = document_as_page(
-            _tree(_member(archive, "content.xml", options)),
-            _tree(_member(archive, "styles.xml", options)),
+            parse_xml(read_member(archive, "content.xml", options)),
+            parse_xml(read_member(archive, "styles.xml", options)),
         )
         found = extract_page(page)
         title = _title(archive, "meta.xml", options)
@@ -130,26 +130,4 @@ def _rtf_text(content: bytes) -> str:
 def _title(archive: zipfile.ZipFile, name: str, options: ReadOptions) -> str | None:
     if name not in archive.namelist():
         return None
-    title = next(_tree(_member(archive, name, options)).iter(_TITLE), None)
-    return None if title is None else " ".join((title.text or "").split()) or None
-
-
-def _member(archive: zipfile.ZipFile, name: str, options: ReadOptions) -> bytes:
-    """Return what a member unpacks to, however large it says that is."""
-    try:
-        with archive.open(name) as member:
-            content = member.read(options.max_document_bytes + 1)
-    except KeyError:
-        raise UnreadableError(f"The file is damaged: it has no `{name}`.") from None
-    if len(content) > options.max_document_bytes:
-        raise UnreadableError(too_large(f"`{name}`", len(content), options))
-    return content
-
-
-def _tree(content: bytes) -> Any:
-    etree: Any = import_module("lxml.etree")
-    parser = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=True)
-    try:
-        return etree.fromstring(content, parser)
-    except etree.XMLSyntaxError as error:
-        raise UnreadableError(f"The file is damaged: {error}.") from None
+    return title_in(parse_xml(read_member(archive, name, options)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import os
+import string
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, BinaryIO
@@ -58,6 +59,34 @@ def read_text(path: str, options: ReadOptions) -> Extracted:
     """Read a plain text file."""
     text, encoding = whole_text(path, options)
     return Extracted(text, marks=(FIRST_LINE,), encoding=encoding)
+
+
+def read_rst(path: str, options: ReadOptions) -> Extracted:
+    """Read a reStructuredText file; its titles, which are underlined, are headings."""
+    text, encoding = whole_text(path, options)
+    return Extracted(text, marks=(FIRST_LINE, *_titles(text)), encoding=encoding)
+
+
+def _titles(text: str) -> Iterator[Mark]:
+    styles: list[tuple[str, bool]] = []  # in the order in which they appear, the outermost first
+    above, title = "", ""
+    offset = 0  # of the line
+    for whole in text.splitlines(keepends=True):
+        line = whole.rstrip()
+        is_overlined = _is_rule(above) and above[0] == line[:1]
+        if title.strip() and _is_rule(line) and len(line) >= len(title.strip()):
+            is_title = is_overlined or not (above or title[0].isspace())
+            if is_title and not _is_rule(title):
+                style = (line[0], is_overlined)
+                styles += [style] if style not in styles else []
+                begin = text.rindex(title, 0, offset)
+                yield Mark(begin, "heading", title.strip(), 1 + styles.index(style))
+        above, title = title, line
+        offset += len(whole)
+
+
+def _is_rule(line: str) -> bool:
+    return len(line) > 1 and line[0] in string.punctuation and not line.strip(line[0])
 
 
 def read_content(path: str, options: ReadOptions) -> bytes:
