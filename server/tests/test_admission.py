@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
 
@@ -34,11 +35,21 @@ def measured(**bounds: int) -> Admission:
     return admission
 
 
-def submit(admission: Admission, stack: ExitStack, tokens: int, lane: Lane = Lane.DOCUMENT) -> None:
-    """Queue a request of so many tokens until the stack is closed."""
+def submit(
+    admission: Admission,
+    stack: ExitStack,
+    tokens: int,
+    lane: Lane = Lane.DOCUMENT,
+    *,
+    texts: int = 1,
+) -> None:
+    """Queue a request of so many tokens in texts of one length until the stack is closed."""
     deadline = asyncio.get_running_loop().time() + TIMEOUT_SECONDS
     stack.enter_context(admission.submission(lane, tokens, deadline=deadline))
-    admission.queued[lane].add(tokens, is_bulk=tokens >= BULK_TOKENS)
+    add = partial(admission.queued[lane].add, is_bulk=tokens >= BULK_TOKENS)
+    for _ in range(texts):
+        add(tokens // texts)
+        stack.callback(add, -tokens // texts)
 
 
 def fill(admission: Admission, stack: ExitStack, tokens: int, lane: Lane = Lane.DOCUMENT) -> int:
@@ -262,6 +273,26 @@ async def test_a_small_request_does_not_wait_for_all_of_the_bulk() -> None:
         assert fill(admission, stack, 10) > ALWAYS_ADMITTED
         with pytest.raises(QueueFullError):
             submit(admission, stack, 10)
+
+
+@pytest.mark.parametrize("texts", [100, 128])
+async def test_a_text_waits_for_a_turn_of_each_small_request_and_not_for_all_its_texts(
+    texts: int,
+) -> None:
+    admission, tokens = measured(), BULK_TOKENS // texts - 1
+    limit = partial(
+        admission.limit_at_the_door, Lane.DOCUMENT, is_bulk=False, timeout_seconds=TIMEOUT_SECONDS
+    )
+    with ExitStack() as stack:
+        for _ in range(ALWAYS_ADMITTED):
+            submit(admission, stack, texts * tokens, texts=texts)
+        # Another of these would wait for all of them, a text for the next batches.
+        assert limit(body_bytes=texts * tokens) is Limit.WAIT
+        assert limit(body_bytes=tokens) is None
+        with pytest.raises(QueueFullError):
+            submit(admission, stack, texts * tokens, texts=texts)
+        submit(admission, stack, tokens)
+    assert not admission.queued[Lane.DOCUMENT].small_texts
 
 
 async def test_nobody_is_refused_at_a_calm_door() -> None:

@@ -66,11 +66,13 @@ class LaneTokens:
 
     Attributes:
         small: Those of small requests.
+        small_texts: The texts that these are in.
         bulk: Those of bulk requests.
         callers: Those of each API key that has any.
     """
 
     small: int = 0
+    small_texts: int = 0
     bulk: int = 0
     callers: Counter[str] = field(default_factory=Counter[str])
 
@@ -79,11 +81,12 @@ class LaneTokens:
         return self.small + self.bulk
 
     def add(self, tokens: int, caller: str = "", *, is_bulk: bool = False) -> None:
-        """Count tokens of a request, or stop counting them if negative."""
+        """Count the tokens of a text, or stop counting them if negative."""
         if is_bulk:
             self.bulk += tokens
         else:
             self.small += tokens
+            self.small_texts += 1 if tokens > 0 else -1
         self.callers[caller] += tokens
         if not self.callers[caller]:
             del self.callers[caller]
@@ -248,13 +251,24 @@ class Admission:
             del self.entering[caller]
 
     def limit_at_the_door(
-        self, lane: Lane, *, is_bulk: bool, timeout_seconds: float, caller: str = ""
+        self,
+        lane: Lane,
+        *,
+        is_bulk: bool,
+        timeout_seconds: float,
+        caller: str = "",
+        body_bytes: float = math.inf,
     ) -> Limit | None:
-        """Return the limit that a request would hit, before anything of its body is known."""
+        """Return the limit that a request would hit, before anything of its body is known.
+
+        A token has a byte at least, so `body_bytes` bounds its tokens.
+        """
         if self.requests >= self._max_requests or not self._has_share(lane, caller):
             return Limit.REQUESTS
         patience = BULK_WAIT_SHARE * timeout_seconds if is_bulk else MAX_WAIT_SECONDS
-        return self._limit_of_wait(lane, caller, is_bulk=is_bulk, patience_seconds=patience)
+        return self._limit_of_wait(
+            lane, caller, body_bytes, is_bulk=is_bulk, patience_seconds=patience
+        )
 
     def refuse(self, limit: Limit, lane: Lane, tokens: int = 0, caller: str = "") -> QueueFullError:
         """Count a refusal, and build its error."""
@@ -292,10 +306,10 @@ class Admission:
         patience = LATE_WAIT_SECONDS
         if is_bulk:
             patience = max(patience, BULK_WAIT_SHARE * seconds_left)
-        return self._limit_of_wait(lane, caller, is_bulk=is_bulk, patience_seconds=patience)
+        return self._limit_of_wait(lane, caller, tokens, is_bulk=is_bulk, patience_seconds=patience)
 
     def _limit_of_wait(
-        self, lane: Lane, caller: str, *, is_bulk: bool, patience_seconds: float
+        self, lane: Lane, caller: str, tokens: float, *, is_bulk: bool, patience_seconds: float
     ) -> Limit | None:
         is_among_first = (
             self._submitted[caller, lane, is_bulk] + self.entering[caller] < ALWAYS_ADMITTED
@@ -303,7 +317,7 @@ class Admission:
         rate = self.drain.per_second
         if is_among_first or not rate:
             return None
-        ahead = self._tokens_ahead(lane, caller, is_bulk=is_bulk)
+        ahead = self._tokens_ahead(lane, caller, tokens, is_bulk=is_bulk)
         return None if ahead <= rate * patience_seconds else Limit.WAIT
 
     def _has_share(self, lane: Lane, caller: str) -> bool:
@@ -332,22 +346,26 @@ class Admission:
         own = self.queued[lane].total + tokens
         return not total or total + tokens <= self._max_tokens or own <= reserved
 
-    def _tokens_ahead(self, lane: Lane, caller: str, *, is_bulk: bool) -> float:
+    def _tokens_ahead(
+        self, lane: Lane, caller: str, tokens: float = math.inf, *, is_bulk: bool
+    ) -> float:
         """Estimate the tokens that are done before those of a request that arrives now.
 
-        Of a bulk request, it waits for a turn or two if it is small; of other keys, for as much as
-        its own has ahead of it.
+        Of a bulk request, it waits for a turn or two if it is small; of a small one, for as many
+        tokens as it has itself, or a text; of other keys, for as much as its own has ahead of it.
         """
         queued = self.queued[lane]
-        bulk = queued.bulk
+        small, bulk, turn = queued.small, queued.bulk, tokens
         if not is_bulk:
             bulk = min(bulk, self._bulk_requests[lane] * self._mean_tokens)
-        ahead = queued.small + bulk
+            turn = max(tokens, small / max(1, queued.small_texts))
+            small = min(small, (self._by_lane[lane] - self._bulk_requests[lane]) * turn)
+        ahead = small + bulk
         if caller and len(queued.callers) > 1:
             ahead = min(ahead, queued.callers[caller] * len(queued.callers))
         if lane is Lane.DOCUMENT:
             ahead += self.queued[Lane.QUERY].total
-        return ahead + self._entering_requests * self._mean_tokens
+        return ahead + self._entering_requests * min(turn, self._mean_tokens)
 
     def _describe(self, limit: Limit, lane: Lane, tokens: int) -> str:
         if limit is Limit.REQUESTS:

@@ -129,23 +129,28 @@ class Door:
         admission = self.admission
         return admission is None or admission.is_calm
 
-    def limit(self, lane: Lane, caller: str, *, is_bulk: bool) -> Limit | None:
-        """Return the limit that a request would hit now."""
+    def limit(self, lane: Lane, caller: str, body_bytes: int) -> Limit | None:
+        """Return the limit that a request would hit now; an unknown length is -1."""
         admission = self.admission
         if admission is None:
             return None
         return admission.limit_at_the_door(
-            lane, is_bulk=is_bulk, timeout_seconds=self._timeout_seconds, caller=caller
+            lane,
+            is_bulk=body_bytes > HELD_BYTES,
+            timeout_seconds=self._timeout_seconds,
+            caller=caller,
+            body_bytes=body_bytes,
         )
 
     def lane_of(self, body: bytes) -> Lane:
         """Infer the lane of a small request from its bytes."""
         return Lane.QUERY if self._query_marker.search(body) else Lane.DOCUMENT
 
-    def limit_of_any(self, caller: str, *, is_bulk: bool) -> Limit | None:
+    def limit_of_any(self, caller: str, body_bytes: int) -> Limit | None:
         """Return the limit that a request would hit whose lane is not known yet."""
-        limit = self.limit(Lane.DOCUMENT, caller, is_bulk=is_bulk)
-        return limit or (None if is_bulk else self.limit(Lane.QUERY, caller, is_bulk=False))
+        limit = self.limit(Lane.DOCUMENT, caller, body_bytes)
+        is_bulk = body_bytes > HELD_BYTES
+        return limit or (None if is_bulk else self.limit(Lane.QUERY, caller, body_bytes))
 
     def caller_of(self, headers: Sequence[tuple[bytes, bytes]]) -> str | None:
         """Return the name of a request's API key, as `ApiKeys.name_of` does."""
@@ -243,7 +248,7 @@ class DoorProtocol(HttpToolsProtocol):
         length = self._announced_length()
         is_bulk = length > HELD_BYTES
         caller = self._caller = self._door.caller_of(self.headers)
-        limit = None if caller is None else self._door.limit_of_any(caller, is_bulk=is_bulk)
+        limit = None if caller is None else self._door.limit_of_any(caller, length)
         if limit is None or length < 0 or self._door.needs_framework(self.headers):
             super().on_headers_complete()
         elif is_bulk:
@@ -316,10 +321,11 @@ class DoorProtocol(HttpToolsProtocol):
             return False
         fields = [(name.lower(), value) for name, value in FIELDS.findall(head[2])]
         caller = door.caller_of(fields)
-        if caller is None or door.limit_of_any(caller, is_bulk=False) is None:
+        body = data[head.end() :]
+        if caller is None or door.limit_of_any(caller, len(body)) is None:
             return False
         by_name = dict(fields)
-        length, body = by_name.get(b"content-length", b""), data[head.end() :]
+        length = by_name.get(b"content-length", b"")
         is_plain = (
             len(by_name) == len(fields)
             and by_name.keys() <= PLAIN_FIELDS
@@ -360,7 +366,7 @@ class DoorProtocol(HttpToolsProtocol):
         """Refuse a small request whose body is complete, if its lane is still full."""
         assert self._door is not None, "it holds the request"
         lane = self._door.lane_of(body)
-        limit = self._door.limit(lane, self._caller or "", is_bulk=False)
+        limit = self._door.limit(lane, self._caller or "", len(body))
         if limit is not None:
             self._refuse(self._door, limit, lane, sent_id, body)
         return limit is not None

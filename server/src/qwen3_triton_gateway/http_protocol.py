@@ -24,7 +24,7 @@ from uvicorn.server import ServerState
 
 from .auth import is_health_path
 from .connections import Connections, Waiting
-from .door import HELD_BYTES, HOST, DoorProtocol
+from .door import HOST, DoorProtocol
 from .errors import (
     EmbeddingServerError,
     HeadersTooLargeError,
@@ -272,7 +272,7 @@ class GatewayProtocol(DoorProtocol):
         door = self._door
         if door is not None and not door.is_calm:
             caller = door.caller_of(self.headers)
-            if caller is not None and door.limit_of_any(caller, is_bulk=length > HELD_BYTES):
+            if caller is not None and door.limit_of_any(caller, length):
                 return False
         return length <= self._bounds.body_bytes
 
