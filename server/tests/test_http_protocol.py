@@ -421,6 +421,52 @@ LONG_BYTES = 32 << 20
 LONG_HEADERS = [(b"content-length", str(LONG_BYTES).encode())]
 
 
+CHUNKED = b"POST /embed HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+SMALL_BODY = HttpBounds(body_bytes=1000)
+
+
+@pytest.mark.parametrize(
+    "chunks",
+    [
+        b"E8D4A51000\r\n",
+        b"e8d4a51000;name=value\r\n",
+        b"5\r\nhello\r\n3e9\r\n",
+        b"1f4\r\n" + b"\r\n" * 250 + b"\r\n" + b"1f5\r\n",
+    ],
+)
+@pytest.mark.parametrize("size", [1, 7, 100_000])
+@pytest.mark.parametrize("offer", [b"", H2C])
+async def test_chunks_that_announce_too_much_are_refused_before_they_arrive(
+    chunks: bytes, size: int, offer: bytes
+) -> None:
+    head = CHUNKED[:-2] + offer + b"\r\n"
+    async with serve(Echo(), SMALL_BODY) as (reader, writer):
+        # The head in one piece: across pieces, its end is not looked for.
+        writer.write(head + chunks[:size])
+        for start in range(size, len(chunks), size):
+            await asyncio.sleep(0)
+            writer.write(chunks[start : start + size])
+        answered, _, body = (await reader.read()).partition(b"\r\n\r\n")
+    assert answered.startswith(b"HTTP/1.1 413 ")
+    assert orjson.loads(body)["error"]["code"] == "body_too_large"
+
+
+@pytest.mark.parametrize("size", [1, 7, 30, 100_000])
+async def test_chunks_within_the_limit_pass_however_they_are_cut(size: int) -> None:
+    body = b"\r\n\r\nFFFFFF\r\n\r\n" * 10
+    chunks = b"".join(b"%X;a=b\r\n%b\r\n" % (len(part), part) for part in [body, body[:1], body])
+    request = CHUNKED + chunks + b"0\r\nX-A: FFFFFF\r\n\r\n"
+    app = Echo()
+    async with serve(app, SMALL_BODY) as (reader, writer):
+        stream = request * 3 + last(request)
+        for start in range(0, len(stream), size):
+            writer.write(stream[start : start + size])
+            await writer.drain()
+        answers = await reader.read()
+    assert answers.count(b"HTTP/1.1 200") == 4
+    assert {request["body"] for request in app.requests} == {body + body[:1] + body}
+
+
 class Long(Echo):
     """An application with one long answer, which it writes at once or in parts."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import socket
 import sys
 import uuid
@@ -26,6 +27,7 @@ from .auth import is_health_path
 from .connections import Connections, Waiting
 from .door import HOST, DoorProtocol
 from .errors import (
+    BodyTooLargeError,
     EmbeddingServerError,
     HeadersTooLargeError,
     InvalidRequestError,
@@ -50,6 +52,10 @@ MAX_FRAMING_RATIO = 8
 # How long after the end of its own stream a caller is asked whether it still reads.
 HALF_CLOSED_SECONDS = 1.0
 BODY_GRACE_SECONDS = 1.0
+END_OF_HEAD = b"\r\n\r\n"
+CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
+# Digits of the largest size that the parser accepts.
+MAX_CHUNK_LINE = 32
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -78,6 +84,45 @@ class Part(Enum):
     START = "the first byte"
     HEAD = "request line and headers"
     BODY = "body and trailers"
+
+
+class ChunkSizes:
+    """What the chunks of a body announce; the parser does not tell it.
+
+    Where a body does not begin as expected, its sizes are not read, and its bytes are counted when
+    they arrive.
+    """
+
+    def __init__(self) -> None:
+        self._announced = 0
+        self._line = b""
+        self._left = 0
+        self._is_done = False
+
+    def read(self, data: bytes) -> int:
+        """Read on, and return the size that has been announced so far."""
+        start = 0
+        while not self._is_done and start < len(data):
+            skipped = min(self._left, len(data) - start)
+            self._left -= skipped
+            start += skipped
+            end = data.find(b"\n", start)
+            stop = len(data) if end < 0 else end + 1
+            if start < stop and not self._left:
+                # The parser bounds extensions.
+                self._line = (self._line + data[start:stop])[:MAX_CHUNK_LINE]
+                start = stop
+                if end >= 0:
+                    self._begin_chunk()
+        return self._announced
+
+    def _begin_chunk(self) -> None:
+        digits = CHUNK_SIZE.match(self._line)
+        size = int(digits[0], 16) if digits else 0
+        self._announced += size
+        self._left = size + len(b"\r\n")
+        self._is_done = not size
+        self._line = b""
 
 
 class GatewayProtocol(DoorProtocol):
@@ -112,6 +157,7 @@ class GatewayProtocol(DoorProtocol):
         self._allowed_framing = 0
         self._offers_upgrade = False
         self._early: bytearray | None = None
+        self._chunks: ChunkSizes | None = None
         self._refusal: EmbeddingServerError | None = None
         self._has_refused = False
         self._read_timer: asyncio.TimerHandle | None = None
@@ -143,13 +189,16 @@ class GatewayProtocol(DoorProtocol):
         self._unset_keepalive_if_required()
         if self._began is None:
             self._began = self.loop.time()
-        for start in range(0, len(data), PIECE_BYTES):
-            if self._part is Part.BODY:
-                self._feed(data[start:])
-                break
-            self._feed(data[start : start + PIECE_BYTES])
-            if self._has_refused:
-                break
+        start = 0
+        while start < len(data) and not self._has_refused:
+            stop = len(data)
+            if self._part is not Part.BODY:
+                stop = min(stop, start + PIECE_BYTES)
+                # A piece ends with its head, so that it is known where a chunked body begins.
+                end = data.find(END_OF_HEAD, start, stop)
+                stop = stop if end < 0 else end + len(END_OF_HEAD)
+            self._feed(data[start:stop])
+            start = stop
         self._update_wait()
 
     def eof_received(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
@@ -217,6 +266,8 @@ class GatewayProtocol(DoorProtocol):
         else:
             self._start_request()
         self._part = Part.BODY
+        is_chunked = any(name == b"transfer-encoding" for name, _ in self.headers)
+        self._chunks = ChunkSizes() if is_chunked else None
         self._framing_bytes = 0
         self._allowed_framing = self._bounds.header_bytes
 
@@ -236,6 +287,7 @@ class GatewayProtocol(DoorProtocol):
         if self._early is not None:
             self._start_request()
         self._part = Part.START
+        self._chunks = None
         self._began = None
         self._head_bytes = 0
         super().on_message_complete()
@@ -320,7 +372,7 @@ class GatewayProtocol(DoorProtocol):
 
     def _feed(self, data: bytes) -> None:
         """Feed the parser, and count what it consumed without giving it back."""
-        part = self._part
+        part, chunks = self._part, self._chunks
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -328,6 +380,19 @@ class GatewayProtocol(DoorProtocol):
             return
         except httptools.HttpParserError:
             self._reject(self._refusal or _malformed())
+            return
+        if self._chunks is not chunks and (part is Part.BODY or not data.endswith(END_OF_HEAD)):
+            self._chunks = None  # it began somewhere in these bytes
+        elif (
+            chunks is not None
+            and self._chunks is chunks
+            and chunks.read(data) > self._bounds.body_bytes
+        ):
+            msg = (
+                f"The body is larger than {self._bounds.body_bytes} bytes (EMBED_MAX_BODY_BYTES). "
+                "Send fewer texts per request."
+            )
+            self._reject(BodyTooLargeError(msg))
             return
         if part is Part.BODY and self._part is Part.BODY:
             self._framing_bytes += len(data)
