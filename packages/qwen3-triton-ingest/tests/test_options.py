@@ -48,6 +48,7 @@ def test_without_flags_every_option_has_its_default() -> None:
         (["--index-workers", "0"], "index.parallel_workers", 0),
         (["--max-vanished", "1"], "max_vanished_fraction", 1.0),
         (["--label", "team=a", "--label", "x=y=z"], "labels", {"team": "a", "x": "y=z"}),
+        (["--converter", "org=a -t=b {path}"], "read.converters", {"org": "a -t=b {path}"}),
     ],
 )
 def test_a_flag_sets_its_option(arguments: list[str], path: str, value: object) -> None:

@@ -29,6 +29,7 @@ SourceFormat: TypeAlias = Literal[
     "xml",
     "epub",
     "eml",
+    "converter",
     "sql",
 ]
 Engine: TypeAlias = Literal["threads", "ray"]
@@ -186,6 +187,15 @@ class ReadOptions:
         repr=False,
         metavar="PASSWORD",
         variable="QWEN3_TRITON_PDF_PASSWORD",
+    )
+    converters: Mapping[str, str] = field(
+        default_factory=dict[str, str],
+        metadata=_metadata(
+            "Command that prints a file with an extension as Markdown, such as `org=pandoc -t gfm "
+            "{path}`; repeat the flag for more. It runs without a shell.",
+            flag="--converter",
+            metavar="EXT=COMMAND",
+        ),
     )
     replace_nul: bool = option(
         False,

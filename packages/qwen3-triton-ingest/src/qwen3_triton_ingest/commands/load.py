@@ -199,7 +199,7 @@ def _print_load_report(report: LoadReport) -> None:
         click.echo(_vanished(vanished))
     if report.skipped_files:
         kinds = ", ".join(f"{n:,} {kind}" for kind, n in sorted(report.skipped_files.items()))
-        click.echo(f"Files of other formats, not loaded: {kinds}")
+        click.echo(f"Files of other formats, not loaded: {kinds}. --converter converts them.")
     if report.encodings:
         kinds = ", ".join(f"{n:,} as {name}" for name, n in sorted(report.encodings.items()))
         click.echo(f"Files that are not UTF-8, read {kinds}. --encoding sets another encoding.")

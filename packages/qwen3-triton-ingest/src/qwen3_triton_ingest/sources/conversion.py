@@ -228,8 +228,10 @@ class _Process:
             return 0  # it has just ended
 
     def close(self) -> None:
-        """Kill the process."""
-        self._process.kill()
+        """Kill the process, and what it has started."""
+        if self._process.returncode is None:  # else the group's number may be another's
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._requests.close()
         self._answers.close()

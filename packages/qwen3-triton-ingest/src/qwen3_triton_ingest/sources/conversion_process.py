@@ -58,6 +58,8 @@ def _watch(parent: int) -> None:
     """End this process with its parent, in whichever way that ends."""
     while os.getppid() == parent:
         time.sleep(_WATCH_SECONDS)
+    if os.getpgrp() == os.getpid():
+        os.killpg(0, signal.SIGKILL)  # with the converters that it has started
     os._exit(1)
 
 

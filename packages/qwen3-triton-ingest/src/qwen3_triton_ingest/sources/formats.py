@@ -16,6 +16,7 @@ from ..config import ReadOptions, SourceFormat
 from ..documents import BadRecord, Document, Origin
 from ..errors import SourceError
 from .conversion import Request, read_isolated
+from .converters import has_converter, read_converted
 from .csv_files import find_missing_in_csv, read_csv
 from .encodings import is_line_encoding
 from .html_files import read_html
@@ -103,6 +104,7 @@ FORMATS: dict[SourceFormat, Format] = {
     "ipynb": Format(extensions=(".ipynb",), read_document=read_notebook),
     "xml": Format(extensions=(".xml",), read_document=read_xml, library="lxml", extra="html"),
     "epub": Format(extensions=(".epub",), read_document=read_epub, library="lxml", extra="html"),
+    "converter": Format(extensions=(), read_document=read_converted),
     "eml": Format(extensions=(".eml",), read_document=read_mail, library="lxml", extra="html"),
 }
 EXTENSIONS: dict[str, SourceFormat] = {
@@ -111,7 +113,13 @@ EXTENSIONS: dict[str, SourceFormat] = {
 
 
 def format_of(path: str, options: ReadOptions) -> SourceFormat | None:
-    """Return the format in the options, else the one of the file's extension, else None."""
+    """Return the format of a file, None if it is unknown.
+
+    It is the one in the options, else that of a user's converter for its extension, else the one
+    that has the extension.
+    """
+    if options.format is None and has_converter(path, options):
+        return "converter"
     return options.format or EXTENSIONS.get(extension(path))
 
 

@@ -10,6 +10,7 @@ from typing import TypeAlias
 
 from ..config import AUTO_ENCODING, MIB, ReadOptions, SourceFormat
 from ..errors import SourceError
+from .converters import check_converters
 from .formats import EXTENSIONS, FORMATS, format_of, options_for, why_unreadable
 from .shards import (
     Shard,
@@ -75,6 +76,7 @@ def plan_shards(
 
 
 def _check_options(options: ReadOptions) -> None:
+    check_converters(options)
     for name in (options.encoding, *options.encodings.values()):
         try:
             _ = name == AUTO_ENCODING or "\n".encode(name)
@@ -115,6 +117,7 @@ def _check(source: str, options: ReadOptions) -> None:
     found = ", ".join(f"{count:,} {ext or 'without an extension'}" for ext, count in common)
     msg = f"`{shown(source)}` contains no file of a known format"
     msg += f" (only {found}). Set their format with `--format`" if found else ""
+    msg += ", convert them with `--converter`" if found else ""
     msg += ", or follow links with `--follow-links`." if LINKS in skipped else "."
     raise SourceError(msg)
 
@@ -123,8 +126,8 @@ def _unknown_format(path: str) -> SourceError:
     extensions = ", ".join(EXTENSIONS)
     which = f"the unknown extension {extension(path)!r}" if extension(path) else "no extension"
     return SourceError(
-        f"`{shown(path)}` has {which}. Set its format with `--format` ({', '.join(FORMATS)}), or "
-        f"use one of the extensions {extensions}."
+        f"`{shown(path)}` has {which}. Set its format with `--format` ({', '.join(FORMATS)}), "
+        f"convert it with `--converter`, or use one of the extensions {extensions}."
     )
 
 
