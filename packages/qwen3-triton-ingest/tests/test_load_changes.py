@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,26 @@ def test_unreadable_record_may_be_a_vanished_one(loading: Loading, tmp_path: Pat
     (kept,) = report.vanished_kept
     assert (kept.known, kept.vanished, kept.doubtful) == (10, 1, 1)
     assert loading(path, max_vanished_fraction=1.0).removed == 1
+
+
+def test_documents_of_an_archive_that_cannot_be_read_may_still_be_in_it(
+    loading: Loading, tmp_path: Path
+) -> None:
+    path = tmp_path / "docs" / "a.zip"
+    path.parent.mkdir()
+    (tmp_path / "docs" / "b.txt").write_text("Another")
+    with zipfile.ZipFile(path, "w") as archive:
+        for n in range(3):
+            archive.writestr(f"{n}.txt", SENTENCES[n])
+    loading(path.parent)
+    content = path.read_bytes()
+    path.write_bytes(content[:-30])
+    report = loading(path.parent)
+    assert (report.counts.failed, report.removed, len(loading.doc_ids())) == (1, 0, 4)
+    (kept,) = report.vanished_kept
+    assert (kept.known, kept.vanished, kept.doubtful) == (4, 3, 3)
+    path.write_bytes(content)
+    assert loading(path.parent).counts.documents == 0
 
 
 def test_vanished_file_of_a_folder(loading: Loading, tmp_path: Path) -> None:

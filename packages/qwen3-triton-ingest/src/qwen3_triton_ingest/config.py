@@ -29,6 +29,7 @@ SourceFormat: TypeAlias = Literal[
     "xml",
     "epub",
     "eml",
+    "archive",
     "converter",
     "sql",
 ]

@@ -12,10 +12,12 @@ import contextlib
 import os
 import pickle
 import select
+import shutil
 import signal
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Generator
@@ -136,7 +138,9 @@ class _Process:
         self.base_bytes = 0
         # Without the current folder, in which a file could have the name of a module.
         path = os.pathsep.join(entry for entry in sys.path if entry)
+        folder = None
         try:
+            folder = tempfile.mkdtemp(prefix="qwen3-triton-ingest-")
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-P", "-m", f"{__package__}.conversion_process"),
@@ -146,12 +150,20 @@ class _Process:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 # Arrow's own allocator reserves a gigabyte that it may never use.
-                env={**os.environ, "PYTHONPATH": path, "ARROW_DEFAULT_MEMORY_POOL": "system"},
+                env={
+                    **os.environ,
+                    "PYTHONPATH": path,
+                    "ARROW_DEFAULT_MEMORY_POOL": "system",
+                    "TMPDIR": folder,
+                },
                 bufsize=0,
                 process_group=0,  # Ctrl-C is for the loader
             )
         except OSError as error:
+            if folder is not None:
+                os.rmdir(folder)
             raise SourceError(f"No process that reads files can be started: {error}.") from None
+        self._folder = folder
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         self._requests, self._answers = self._process.stdin, self._process.stdout
@@ -235,6 +247,7 @@ class _Process:
         self._process.wait()
         self._requests.close()
         self._answers.close()
+        shutil.rmtree(self._folder, ignore_errors=True)  # a killed process leaves what it unpacked
 
 
 class _Pool:

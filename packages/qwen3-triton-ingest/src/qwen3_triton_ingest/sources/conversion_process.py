@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from typing import Any, BinaryIO
 
+from ..config import ReadOptions
 from ..documents import BadRecord, Document
 from .conversion import Done, Request, Started, too_much_memory
 from .formats import FORMATS, how_to_install, read_file
@@ -26,6 +27,8 @@ _WATCH_SECONDS = 1.0
 # Records are sent in messages of about this size.
 _MESSAGE_CHARACTERS = 1 << 20
 _MESSAGE_RECORDS = 256
+# Files in an archive may take long, and the bound of time is that of one of them.
+_MESSAGE_SECONDS = 1.0
 # On top of the bound of the parent, whose clock is not that of the processor.
 _EXTRA_SECONDS = 10
 
@@ -71,6 +74,7 @@ def _answer(request: Request, answers: BinaryIO) -> Done:
             os.chdir(request.folder)
         for message in _messages(records):
             _send(answers, message)
+            _limit_time(request.options)  # as in the parent, for each message
             encoding = message[-1].encoding if isinstance(message[-1], Extracted) else None
     except UnreadableError as error:
         problem = str(error)
@@ -91,13 +95,16 @@ def _messages(
 ) -> Iterator[list[Document | BadRecord | Extracted]]:
     message: list[Document | BadRecord | Extracted] = []
     characters = 0
+    begin = time.monotonic()
     try:
         for record in records:
             message.append(record)
             characters += 0 if isinstance(record, BadRecord) else len(record.text)
-            if characters >= _MESSAGE_CHARACTERS or len(message) >= _MESSAGE_RECORDS:
+            is_late = time.monotonic() - begin > _MESSAGE_SECONDS
+            if is_late or characters >= _MESSAGE_CHARACTERS or len(message) >= _MESSAGE_RECORDS:
                 yield message
                 message, characters = [], 0
+                begin = time.monotonic()
     except Exception:
         if message:
             yield message  # what was read before
@@ -119,8 +126,12 @@ def _limit(request: Request) -> None:
     if library:
         import_module(library)  # what it reserves is not the file's
     _set_soft_limit(resource.RLIMIT_DATA, _data_bytes() + request.options.max_convert_bytes)
+    _limit_time(request.options)
+
+
+def _limit_time(options: ReadOptions) -> None:
     used = resource.getrusage(resource.RUSAGE_SELF)
-    seconds = used.ru_utime + used.ru_stime + request.options.max_convert_seconds
+    seconds = used.ru_utime + used.ru_stime + options.max_convert_seconds
     _set_soft_limit(resource.RLIMIT_CPU, int(seconds) + _EXTRA_SECONDS)
 
 

@@ -26,6 +26,11 @@ _PATH = "{path}"
 _SHOWN_CHARACTERS = 300
 
 
+def converted_extensions(options: ReadOptions) -> frozenset[str]:
+    """Return the extensions for which users have a converter, with the dot."""
+    return frozenset(f".{ending}" for ending in (*_commands(options), *_installed()))
+
+
 def has_converter(path: str, options: ReadOptions) -> bool:
     """Return whether users have a converter for files with the extension of a file."""
     ending = _normalized(extension(path))

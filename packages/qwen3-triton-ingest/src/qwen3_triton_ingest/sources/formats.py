@@ -15,8 +15,9 @@ from typing import TypeAlias
 from ..config import ReadOptions, SourceFormat
 from ..documents import BadRecord, Document, Origin
 from ..errors import SourceError
+from .archive_files import GZIP, NESTED, ZIP, Member, inner_path, members
 from .conversion import Request, read_isolated
-from .converters import has_converter, read_converted
+from .converters import converted_extensions, has_converter, read_converted
 from .csv_files import find_missing_in_csv, read_csv
 from .encodings import is_line_encoding
 from .html_files import read_html
@@ -33,6 +34,8 @@ from .sql import read_sql
 from .text_files import Extracted, read_rst, read_text
 from .values import UnreadableError, checked_id, checked_metadata, checked_text
 from .xml_files import read_epub, read_xml
+
+_SHOWN_EXTENSIONS = 5
 
 ReadRecords: TypeAlias = Callable[
     [Shard, SourceFile, ReadOptions, RecordReader], Iterator[Document | BadRecord | Extracted]
@@ -67,6 +70,73 @@ class Format:
     library: str | None = None
     extra: str | None = None
     find_missing: Callable[[SourceFile, ReadOptions], str | None] | None = None
+
+
+def _read_archive(
+    shard: Shard, file: SourceFile, options: ReadOptions, reader: RecordReader
+) -> Iterator[Document | BadRecord]:
+    """Read the members of an archive, each in its own format."""
+    options = replace(options, format=None)
+    wanted = frozenset(EXTENSIONS) | converted_extensions(options)
+    others: set[str] = set()
+    is_empty = True
+    for member in members(file, wanted - NESTED):
+        kind = format_of(member.file.path, options)
+        if not member.problem and (member.unpacked is None or kind is None):
+            others.add(extension(member.file.path) or "no extension")
+            continue
+        is_empty = False
+        if kind is None or kind == "archive":
+            kind = "text"  # for the report
+        yield from _read_member(shard, member, kind, options, reader.dimensions)
+    if is_empty:
+        found = f" (only {', '.join(sorted(others)[:_SHOWN_EXTENSIONS])})" if others else ""
+        raise UnreadableError(f"The archive contains no file of a known format{found}.")
+
+
+def _read_member(
+    shard: Shard,
+    member: Member,
+    kind: SourceFormat,
+    options: ReadOptions,
+    dimensions: int | None,
+) -> Iterator[Document | BadRecord]:
+    place, file = member.file, member.unpacked
+    part = replace(shard, kind=kind, files=())
+    options = options_for(place.path, options)
+    try:
+        if reason := member.problem or why_unreadable(kind, options):
+            raise UnreadableError(reason)
+        assert file is not None
+        plan = FORMATS[kind].plan
+        parts = plan(shard.source, file, file.size + 1) if plan else (part,)
+        for each in parts:
+            for item in read_file(replace(each, source=shard.source), file, options, dimensions):
+                if isinstance(item, Extracted):
+                    yield _document(part, place, item, options)
+                else:
+                    yield _renamed(item, shown(file.path), shown(place.path), options)
+    except UnreadableError as error:
+        yield _bad(part, place, str(error))
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a library raises concerns this member only
+        reason = f"Its reader failed ({type(error).__name__}). The file may be damaged."
+        yield _bad(part, place, reason)
+
+
+def _renamed(
+    item: Document | BadRecord, unpacked: str, path: str, options: ReadOptions
+) -> Document | BadRecord:
+    """Return a record of a member with the path that is shown, which may be part of its id."""
+    origin = replace(item.origin, path=path)
+    doc_id = item.doc_id
+    if doc_id is not None and doc_id.startswith(f"{unpacked}#"):
+        doc_id = checked_id(path + doc_id.removeprefix(unpacked), options)
+    if isinstance(item, BadRecord):
+        return replace(item, origin=origin, doc_id=doc_id)
+    assert doc_id is not None
+    return replace(item, origin=origin, doc_id=doc_id)
 
 
 FORMATS: dict[SourceFormat, Format] = {
@@ -104,6 +174,7 @@ FORMATS: dict[SourceFormat, Format] = {
     "ipynb": Format(extensions=(".ipynb",), read_document=read_notebook),
     "xml": Format(extensions=(".xml",), read_document=read_xml, library="lxml", extra="html"),
     "epub": Format(extensions=(".epub",), read_document=read_epub, library="lxml", extra="html"),
+    "archive": Format(extensions=(ZIP, GZIP), read_records=_read_archive),
     "converter": Format(extensions=(), read_document=read_converted),
     "eml": Format(extensions=(".eml",), read_document=read_mail, library="lxml", extra="html"),
 }
@@ -120,6 +191,9 @@ def format_of(path: str, options: ReadOptions) -> SourceFormat | None:
     """
     if options.format is None and has_converter(path, options):
         return "converter"
+    if options.format is None and (inner := inner_path(path)) is not None:
+        is_nested = extension(inner) in NESTED
+        return "archive" if not is_nested and format_of(inner, options) else None
     return options.format or EXTENSIONS.get(extension(path))
 
 
