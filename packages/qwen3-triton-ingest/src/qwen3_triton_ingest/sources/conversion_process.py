@@ -24,6 +24,8 @@ from .values import UnreadableError
 
 _HEADER = struct.Struct(">Q")
 _WATCH_SECONDS = 1.0
+# Columns of /proc/self/statm: memory in use, and writable memory, whether it is used or not.
+_RESIDENT_PAGES, _DATA_PAGES = 1, 5
 # Records are sent in messages of about this size.
 _MESSAGE_CHARACTERS = 1 << 20
 _MESSAGE_RECORDS = 256
@@ -51,7 +53,7 @@ def main() -> None:
     while header := requests.read(_HEADER.size):
         request: Request = pickle.loads(requests.read(_HEADER.unpack(header)[0]))
         _limit(request)
-        _send(answers, Started(_resident_bytes()))
+        _send(answers, Started(_bytes_of(_RESIDENT_PAGES)))
         done = _answer(request, answers)
         _set_soft_limit(resource.RLIMIT_DATA, resource.RLIM_INFINITY)
         _send(answers, done)
@@ -87,7 +89,7 @@ def _answer(request: Request, answers: BinaryIO) -> Done:
         problem = f"Cannot be read: {error.strerror or error}."
     except Exception as error:  # whatever a library raises concerns this file only
         problem = f"Its reader failed ({type(error).__name__}). The file may be damaged."
-    return Done(problem, encoding, _resident_bytes())
+    return Done(problem, encoding, _bytes_of(_RESIDENT_PAGES))
 
 
 def _messages(
@@ -125,7 +127,8 @@ def _limit(request: Request) -> None:
     library = FORMATS[request.shard.kind].library
     if library:
         import_module(library)  # what it reserves is not the file's
-    _set_soft_limit(resource.RLIMIT_DATA, _data_bytes() + request.options.max_convert_bytes)
+    if data_bytes := _bytes_of(_DATA_PAGES):
+        _set_soft_limit(resource.RLIMIT_DATA, data_bytes + request.options.max_convert_bytes)
     _limit_time(request.options)
 
 
@@ -141,15 +144,13 @@ def _set_soft_limit(kind: int, value: int) -> None:
     resource.setrlimit(kind, (hard if is_above else value, hard))
 
 
-def _data_bytes() -> int:
-    """Return the size of this process's writable memory, whether it is used or not."""
-    with open("/proc/self/statm", "rb") as file:
-        return int(file.read().split()[5]) * resource.getpagesize()
-
-
-def _resident_bytes() -> int:
-    with open("/proc/self/statm", "rb") as file:
-        return int(file.read().split()[1]) * resource.getpagesize()
+def _bytes_of(column: int) -> int:
+    """Return a size of this process; 0 where the system, such as macOS, does not list it."""
+    try:
+        with open("/proc/self/statm", "rb") as file:
+            return int(file.read().split()[column]) * resource.getpagesize()
+    except OSError:
+        return 0
 
 
 if __name__ == "__main__":
