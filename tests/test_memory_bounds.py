@@ -18,6 +18,7 @@ from gateway_process import GatewayProcess, running_gateway
 pytestmark = pytest.mark.stack
 
 MAX_MIB = 400
+GROWTH_MIB = 100
 TEXT_BYTES = 7_900_000
 # How long a caller that does not read is kept, and a while for glibc to return its memory.
 SECONDS_UNTIL_RETURNED = 60
@@ -66,14 +67,18 @@ def test_a_huge_text_of_any_script_is_bounded(gateway: GatewayProcess, unit: str
 
 @pytest.mark.campaign
 def test_batches_of_many_shapes_are_bounded_on_openvino() -> None:
+    """What OpenVINO keeps depends on the processor, but more batches add nothing to it."""
     with running_gateway("--engine", "openvino") as gateway:
-        for length in range(8, 257, 8):
-            for rows in (1, 3, 8, 20):
-                texts = [f"{row} {'word ' * length}" for row in range(rows)]
-                answer = httpx2.post(f"{gateway.url}/embed", json={"texts": texts}, timeout=120)
-                assert answer.status_code == 200
-        resident = psutil.Process(gateway.process.pid).memory_info().rss >> 20
-    assert resident < MAX_MIB
+        after_each_round: list[int] = []
+        for first_length in (8, 9, 10):
+            for length in range(first_length, 257, 8):
+                for rows in (1, 3, 8, 20):
+                    texts = [f"{row} {'word ' * length}" for row in range(rows)]
+                    answer = httpx2.post(f"{gateway.url}/embed", json={"texts": texts}, timeout=120)
+                    assert answer.status_code == 200
+            resident = psutil.Process(gateway.process.pid).memory_info().rss
+            after_each_round.append(resident >> 20)
+    assert after_each_round[-1] < after_each_round[0] + GROWTH_MIB
 
 
 @pytest.mark.campaign

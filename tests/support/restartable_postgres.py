@@ -18,6 +18,7 @@ import psycopg
 from demo.embedded_postgres import find_binaries
 from demo.supervised import Supervised, start_supervised
 from demo.unprivileged import unprivileged
+from polling import wait_for
 from qwen3_triton_tools.local_triton.process import free_ports
 
 START_SECONDS = 60.0
@@ -64,7 +65,10 @@ class RestartablePostgres:
         A backend that builds an index checks for the server only when it is done, and until then
         no new server can start on the same data.
         """
-        backends = psutil.Process(self.postmaster).children(recursive=True)
+        server = psutil.Process(self.postmaster)
+        server.suspend()  # or it may start a parallel worker after this look
+        wait_for(lambda: server.status() == psutil.STATUS_STOPPED, "the server is suspended")
+        backends = server.children(recursive=True)
         self.kill()
         for backend in backends:
             with suppress(psutil.NoSuchProcess):
