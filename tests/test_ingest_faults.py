@@ -22,7 +22,10 @@ from pathlib import Path
 import psutil
 import psycopg
 import pytest
+from psycopg.conninfo import make_conninfo
+from psycopg.sql import SQL, Identifier, Literal
 
+from demo.unprivileged import unprivileged
 from filled_tables import create_database
 from gateway_process import GatewayProcess
 from ingest_corpus import LoadedRow, assert_same_rows, assert_true_ledger, rows_of, write_corpus
@@ -39,6 +42,8 @@ NO_INDEX = ("--index", "none", "--text-index", "none")
 # A graph that takes seconds to build, so that a kill can hit the middle of it.
 SLOW_INDEX = ("--hnsw-m", "64", "--hnsw-ef-construction", "800", "--text-index", "none")
 END_SECONDS = 120.0
+# An empty database takes half of the disk, and each document 5 KB.
+DISK_MIB, DISK_DOCUMENTS = 16, 3000
 
 
 @dataclass(frozen=True)
@@ -393,3 +398,59 @@ def _kill_one(processes: list[psutil.Process], rng: random.Random) -> int:
         rng.choice(processes).send_signal(signal.SIGKILL)
         return 1
     return 0
+
+
+@pytest.mark.campaign
+@pytest.mark.skipif(os.geteuid() != 0, reason="mounting a small file system needs root")
+def test_a_load_resumes_after_the_disk_was_full(
+    postgres_uri: str, in_process_gateway: GatewayProcess, tmp_path: Path
+) -> None:
+    source = tmp_path / "articles.jsonl"
+    lines = (f'{{"id": {n}, "text": "Article number {n}"}}' for n in range(DISK_DOCUMENTS))
+    source.write_text("\n".join(lines), encoding="utf-8")
+    with full_disk(postgres_uri) as (dsn, grow):
+        with loading(source, dsn, in_process_gateway.url, *NO_INDEX) as loader:
+            assert loader.process.wait(END_SECONDS) == 1
+            assert "PostgreSQL has no space left" in loader.output
+        grow()
+        with loading(source, dsn, in_process_gateway.url, *NO_INDEX) as loader:
+            loader.finish()
+        assert_true_ledger(dsn, "chunks", documents=DISK_DOCUMENTS)
+        assert len(rows_of(dsn, "chunks")) == DISK_DOCUMENTS
+
+
+@contextlib.contextmanager
+def full_disk(postgres_uri: str) -> Generator[tuple[str, Callable[[], None]]]:
+    """Create a database on a small disk; yield its DSN, and what enlarges the disk."""
+    disk = Path(tempfile.mkdtemp(prefix="qwen3-disk-"))
+    unprivileged().own(disk)
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_MIB}m", "tmpfs", str(disk)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        disk.rmdir()
+        pytest.skip("This machine does not allow to mount a file system.")
+    name = f"disk_{secrets.token_hex(4)}"
+    try:
+        (disk / "space").mkdir()
+        unprivileged().own(disk / "space")
+        with psycopg.connect(postgres_uri, autocommit=True) as connection:
+            connection.execute(
+                SQL("CREATE TABLESPACE {} LOCATION {}").format(
+                    Identifier(name), Literal(str(disk / "space"))
+                )
+            )
+            connection.execute(
+                SQL("CREATE DATABASE {} TABLESPACE {}").format(Identifier(name), Identifier(name))
+            )
+
+        def grow() -> None:
+            subprocess.run(["mount", "-o", "remount,size=256m", str(disk)], check=True)
+
+        try:
+            yield make_conninfo(postgres_uri, dbname=name), grow
+        finally:
+            with psycopg.connect(postgres_uri, autocommit=True) as connection:
+                connection.execute(SQL("DROP DATABASE {} (FORCE)").format(Identifier(name)))
+                connection.execute(SQL("DROP TABLESPACE {}").format(Identifier(name)))
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+        disk.rmdir()

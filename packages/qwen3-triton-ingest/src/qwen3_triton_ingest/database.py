@@ -211,7 +211,7 @@ def keep_trying(
         on_pause: Called with the reason before each pause.
 
     Raises:
-        DatabaseError: The server stayed unavailable.
+        DatabaseError: The server stayed unavailable, or has no space left.
     """
 
     def report(state: RetryCallState) -> None:
@@ -234,6 +234,12 @@ def keep_trying(
     )
     try:
         return retrying(work)
+    except psycopg.errors.DiskFull as error:
+        msg = (
+            f"PostgreSQL has no space left: {explain(error)}. Make room, then run the same command "
+            "again: it resumes where it stopped."
+        )
+        raise DatabaseError(msg) from error
     except psycopg.Error as error:
         if not is_transient(error):
             raise

@@ -6,7 +6,7 @@
     + NothingLoadedError no document of a source could be loaded; the rest of the load is done
   x TableError           a table is missing, has the wrong columns, or lacks privileges
     + FingerprintError   a table has vectors of another embedding space
-  x DatabaseError        PostgreSQL cannot be reached, or was unavailable for too long
+  x DatabaseError        PostgreSQL cannot be reached, was unavailable for too long, or is full
   x BusyError            another load or `--reembed` is using the table
   x FilterError          a metadata filter is not valid; also a ValueError
 
@@ -52,7 +52,7 @@ class FingerprintError(TableError):
 
 
 class DatabaseError(IngestError):
-    """PostgreSQL cannot be reached, or was unavailable for too long."""
+    """PostgreSQL cannot be reached, was unavailable for too long, or has no space left."""
 
 
 class BusyError(IngestError):
