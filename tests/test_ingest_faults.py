@@ -381,23 +381,21 @@ def test_a_load_survives_kills_of_ray_workers(
     kills: Kills,
 ) -> None:
     flags = (*NO_INDEX, "--engine", "ray")
-    killed = 0
     moments = Moments(kills, database_url)
     with loading(corpus, database_url, in_process_gateway.url, *flags) as loader:
         for mark in moments.marks:
             moments.wait(mark, loader)
-            _wait_until(lambda: bool(_ray_workers(loader)), "a Ray worker is running")
-            killed += _kill_one(_ray_workers(loader), kills.rng)
+            # A worker may end by itself just before.
+            _wait_until(lambda: _kill_one(_ray_workers(loader), kills.rng), "a Ray worker dies")
         loader.finish()
-    assert killed == kills.count
     assert_whole(database_url, expected)
 
 
-def _kill_one(processes: list[psutil.Process], rng: random.Random) -> int:
+def _kill_one(processes: list[psutil.Process], rng: random.Random) -> bool:
     with contextlib.suppress(psutil.NoSuchProcess, IndexError):
         rng.choice(processes).send_signal(signal.SIGKILL)
-        return 1
-    return 0
+        return True
+    return False
 
 
 @pytest.mark.campaign
