@@ -214,6 +214,9 @@ def test_a_missing_extension_or_configuration_is_an_error_that_names_it(
         with pytest.raises(TableError, match="no text search configuration 'klingon'"):
             create_text_index(connection, table, "tsvector", "klingon")
         assert create_text_index(connection, table, "tsvector")  # the transaction continues
+        # The index is there, but the name is still wrong.
+        with pytest.raises(TableError, match="no text search configuration 'klingon'"):
+            create_text_index(connection, table, "tsvector", "klingon")
 
 
 def test_other_gin_and_partial_indexes_are_not_taken_for_text_indexes(

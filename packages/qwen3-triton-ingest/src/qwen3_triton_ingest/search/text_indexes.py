@@ -198,11 +198,10 @@ def find_text_index_for(
             f"superuser: CREATE EXTENSION {PARADEDB_EXTENSION}; or choose tsvector."
         )
         raise TableError(msg)
-    existing = _of_backend(connection, table, chosen)
     is_known = config == AUTO_CONFIG or (chosen == "paradedb" and config in PARADEDB_STEMMERS)
-    if existing is None and not is_known:
+    if not is_known:
         _check_config(connection, config)
-    return existing
+    return _of_backend(connection, table, chosen)
 
 
 def _choose(backend: TextBackendChoice, paradedb_version: str | None) -> TextBackend:
