@@ -450,5 +450,5 @@ def full_disk(postgres_uri: str) -> Generator[tuple[str, Callable[[], None]]]:
                 connection.execute(SQL("DROP DATABASE {} (FORCE)").format(Identifier(name)))
                 connection.execute(SQL("DROP TABLESPACE {}").format(Identifier(name)))
     finally:
-        subprocess.run(["umount", str(disk)], check=True)
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
         disk.rmdir()
