@@ -109,8 +109,9 @@ def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
     [
         ("a.zip", b"no archive", "The archive is damaged."),
         ("a.txt.gz", b"no archive", "The archive is damaged."),
-        ("b.txt.gz", gzip.compress(b"x" * 1000)[:-9], "The archive is damaged."),
+        ("b.txt.gz", gzip.compress(b"x" * 1000, mtime=0)[:-9], "The archive is damaged."),
     ],
+    ids=["zip", "gzip", "cut-off"],
 )
 def test_a_damaged_archive_is_reported(
     tmp_path: Path, name: str, content: bytes, words: str
