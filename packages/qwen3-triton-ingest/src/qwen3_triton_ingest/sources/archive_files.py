@@ -16,6 +16,8 @@ from typing import IO
 from .shards import SourceFile, extension
 from .values import UnreadableError
 
+# What Python's `zipfile` raises for a damaged archive.
+ZIP_ERRORS = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError)
 ZIP, GZIP = ".zip", ".gz"
 NESTED = frozenset((ZIP, GZIP, ".7z", ".bz2", ".rar", ".tar", ".tgz", ".xz", ".zst"))
 _MAX_MEMBERS = 100_000
@@ -67,7 +69,7 @@ def members(file: SourceFile, wanted: frozenset[str]) -> Iterator[Member]:
                     yield member
             else:
                 yield from _zipped(unpacking, wanted)
-        except (zipfile.BadZipFile, gzip.BadGzipFile, zlib.error, EOFError, NotImplementedError):
+        except (*ZIP_ERRORS, gzip.BadGzipFile):
             raise UnreadableError("The archive is damaged.") from None
 
 

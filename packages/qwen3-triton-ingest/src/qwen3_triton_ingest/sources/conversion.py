@@ -33,7 +33,10 @@ from .values import UnreadableError
 _LOOK_SECONDS = 0.05
 # The start imports this package; longer than any slow disk takes.
 _START_SECONDS = 120.0
-_HEADER = struct.Struct(">Q")
+# Before each message in either direction: its bytes.
+HEADER = struct.Struct(">Q")
+# Columns of /proc/PID/statm: memory in use, and writable memory, whether it is used or not.
+RESIDENT_PAGES, DATA_PAGES = 1, 5
 _BLOCK_BYTES = 1 << 20
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
@@ -189,7 +192,7 @@ class _Process:
         """
         data = pickle.dumps(request)
         with contextlib.suppress(BrokenPipeError):  # the answer is the reason
-            self._requests.write(_HEADER.pack(len(data)) + data)
+            self._requests.write(HEADER.pack(len(data)) + data)
         started: Started = self._receive(_START_SECONDS, sys.maxsize)
         self.base_bytes = started.resident_bytes
 
@@ -203,7 +206,7 @@ class _Process:
 
     def _receive(self, seconds: float, max_bytes: int) -> Any:
         deadline = time.monotonic() + seconds
-        (size,) = _HEADER.unpack(self._read(_HEADER.size, deadline, seconds, max_bytes))
+        (size,) = HEADER.unpack(self._read(HEADER.size, deadline, seconds, max_bytes))
         return pickle.loads(self._read(size, deadline, seconds, max_bytes))
 
     def _read(self, size: int, deadline: float, seconds: float, max_bytes: int) -> bytes:
@@ -217,7 +220,7 @@ class _Process:
             elif time.monotonic() > deadline:
                 msg = f"Reading it took more than {seconds:g} seconds (`--max-convert-seconds`)."
                 raise UnreadableError(msg)
-            elif self._resident_bytes() > self.base_bytes + max_bytes:
+            elif memory_bytes(self._process.pid, RESIDENT_PAGES) > self.base_bytes + max_bytes:
                 raise UnreadableError(too_much_memory(max_bytes))
         return bytes(data)
 
@@ -231,13 +234,6 @@ class _Process:
             f"The process that read it was ended by {name}: the file is damaged, or takes more "
             "memory than `--max-convert-mib` allows."
         )
-
-    def _resident_bytes(self) -> int:
-        try:
-            with open(f"/proc/{self._process.pid}/statm", "rb") as file:
-                return int(file.read().split()[1]) * _PAGE_BYTES
-        except (OSError, IndexError):
-            return 0  # it has just ended
 
     def close(self) -> None:
         """Kill the process, and what it has started."""
@@ -285,6 +281,15 @@ class _Pool:
     def forget(self) -> None:
         """Leave the processes to the parent of this process, which was forked."""
         self._idle, self._lock = [], threading.Lock()
+
+
+def memory_bytes(pid: int, column: int) -> int:
+    """Return a size of a process; 0 if it has ended, or the system, such as macOS, lists none."""
+    try:
+        with open(f"/proc/{pid}/statm", "rb") as file:
+            return int(file.read().split()[column]) * _PAGE_BYTES
+    except (OSError, IndexError):
+        return 0
 
 
 def too_much_memory(max_bytes: int) -> str:

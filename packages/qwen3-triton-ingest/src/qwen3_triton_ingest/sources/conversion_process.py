@@ -7,7 +7,6 @@ import os
 import pickle
 import resource
 import signal
-import struct
 import sys
 import threading
 import time
@@ -17,15 +16,21 @@ from typing import Any, BinaryIO
 
 from ..config import ReadOptions
 from ..documents import BadRecord, Document
-from .conversion import Done, Request, Started, too_much_memory
+from .conversion import (
+    DATA_PAGES,
+    HEADER,
+    RESIDENT_PAGES,
+    Done,
+    Request,
+    Started,
+    memory_bytes,
+    too_much_memory,
+)
 from .formats import FORMATS, how_to_install, read_file
 from .text_files import Extracted
-from .values import UnreadableError
+from .values import UnreadableError, reader_failure
 
-_HEADER = struct.Struct(">Q")
 _WATCH_SECONDS = 1.0
-# Columns of /proc/self/statm: memory in use, and writable memory, whether it is used or not.
-_RESIDENT_PAGES, _DATA_PAGES = 1, 5
 # Records are sent in messages of about this size.
 _MESSAGE_CHARACTERS = 1 << 20
 _MESSAGE_RECORDS = 256
@@ -50,10 +55,10 @@ def main() -> None:
     os.dup2(nothing, 0)
     os.dup2(nothing, 1)
     _send(answers, Started())
-    while header := requests.read(_HEADER.size):
-        request: Request = pickle.loads(requests.read(_HEADER.unpack(header)[0]))
+    while header := requests.read(HEADER.size):
+        request: Request = pickle.loads(requests.read(HEADER.unpack(header)[0]))
         _limit(request)
-        _send(answers, Started(_bytes_of(_RESIDENT_PAGES)))
+        _send(answers, Started(memory_bytes(os.getpid(), RESIDENT_PAGES)))
         done = _answer(request, answers)
         _set_soft_limit(resource.RLIMIT_DATA, resource.RLIM_INFINITY)
         _send(answers, done)
@@ -88,8 +93,8 @@ def _answer(request: Request, answers: BinaryIO) -> Done:
     except OSError as error:
         problem = f"Cannot be read: {error.strerror or error}."
     except Exception as error:  # whatever a library raises concerns this file only
-        problem = f"Its reader failed ({type(error).__name__}). The file may be damaged."
-    return Done(problem, encoding, _bytes_of(_RESIDENT_PAGES))
+        problem = reader_failure(error)
+    return Done(problem, encoding, memory_bytes(os.getpid(), RESIDENT_PAGES))
 
 
 def _messages(
@@ -117,7 +122,7 @@ def _messages(
 
 def _send(answers: BinaryIO, message: Any) -> None:
     data = pickle.dumps(message)
-    answers.write(_HEADER.pack(len(data)))
+    answers.write(HEADER.pack(len(data)))
     answers.write(data)
     answers.flush()
 
@@ -127,7 +132,7 @@ def _limit(request: Request) -> None:
     library = FORMATS[request.shard.kind].library
     if library:
         import_module(library)  # what it reserves is not the file's
-    if data_bytes := _bytes_of(_DATA_PAGES):
+    if data_bytes := memory_bytes(os.getpid(), DATA_PAGES):
         _set_soft_limit(resource.RLIMIT_DATA, data_bytes + request.options.max_convert_bytes)
     _limit_time(request.options)
 
@@ -142,15 +147,6 @@ def _set_soft_limit(kind: int, value: int) -> None:
     hard = resource.getrlimit(kind)[1]
     is_above = hard != resource.RLIM_INFINITY and not 0 <= value <= hard
     resource.setrlimit(kind, (hard if is_above else value, hard))
-
-
-def _bytes_of(column: int) -> int:
-    """Return a size of this process; 0 where the system, such as macOS, does not list it."""
-    try:
-        with open("/proc/self/statm", "rb") as file:
-            return int(file.read().split()[column]) * resource.getpagesize()
-    except OSError:
-        return 0
 
 
 if __name__ == "__main__":

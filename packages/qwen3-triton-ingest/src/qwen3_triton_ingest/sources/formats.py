@@ -32,7 +32,7 @@ from .records import RecordReader
 from .shards import Shard, SourceFile, extension, matches_end, shown
 from .sql import read_sql
 from .text_files import Extracted, read_rst, read_text
-from .values import UnreadableError, checked_id, checked_metadata, checked_text
+from .values import UnreadableError, checked_id, checked_metadata, checked_text, reader_failure
 from .xml_files import read_epub, read_xml
 
 _SHOWN_EXTENSIONS = 5
@@ -121,8 +121,7 @@ def _read_member(
     except MemoryError:
         raise
     except Exception as error:  # whatever a library raises concerns this member only
-        reason = f"Its reader failed ({type(error).__name__}). The file may be damaged."
-        yield _bad(part, place, reason)
+        yield _bad(part, place, reader_failure(error))
 
 
 def _renamed(

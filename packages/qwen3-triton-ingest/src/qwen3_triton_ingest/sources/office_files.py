@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import zipfile
-import zlib
 from collections.abc import Iterator
 from importlib import import_module
 from io import BytesIO
@@ -12,6 +11,7 @@ from typing import Any
 
 from ..config import ReadOptions
 from ..places import Mark
+from .archive_files import ZIP_ERRORS
 from .html_files import extract_page
 from .markdown_files import markdown_headings
 from .odt_files import document_as_page
@@ -49,7 +49,7 @@ def read_office(path: str, options: ReadOptions) -> Extracted:
     try:
         with zipfile.ZipFile(BytesIO(content)) as archive:
             return _zipped(archive, content, options)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError):
+    except ZIP_ERRORS:
         raise UnreadableError("The file is damaged, or is not an Office document.") from None
 
 

@@ -28,6 +28,11 @@ class UnreadableError(Exception):
     """Why one document cannot be read; never leaves `sources`."""
 
 
+def reader_failure(error: Exception) -> str:
+    """Return the message for what a library raised; its own may contain the text."""
+    return f"Its reader failed ({type(error).__name__}). The file may be damaged."
+
+
 def checked_text(text: str, options: ReadOptions) -> str:
     """Return the text as it can be stored.
 

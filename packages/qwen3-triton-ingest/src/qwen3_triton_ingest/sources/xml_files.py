@@ -5,7 +5,6 @@ from __future__ import annotations
 import html
 import posixpath
 import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import replace
 from importlib import import_module
@@ -15,6 +14,7 @@ from urllib.parse import unquote
 
 from ..config import ReadOptions
 from ..places import Mark
+from .archive_files import ZIP_ERRORS
 from .html_files import extract_page, read_html
 from .text_files import Extracted, read_content
 from .values import UnreadableError, too_large
@@ -51,7 +51,7 @@ def read_epub(path: str, options: ReadOptions) -> Extracted:
     try:
         with zipfile.ZipFile(BytesIO(read_content(path, options))) as archive:
             return _book(archive, options)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError):
+    except ZIP_ERRORS:
         raise UnreadableError("The file is damaged, or is not an EPUB book.") from None
 
 
