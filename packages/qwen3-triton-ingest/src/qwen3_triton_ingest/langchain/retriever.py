@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, ClassVar, Self
 
 from langchain_core.callbacks import (
@@ -131,20 +132,20 @@ class PostgresRetriever(BaseRetriever):
             api_key=self.api_key.get_secret_value() if self.api_key else None,
             instruction=self.instruction,
         )
-        place = (self.dsn.get_secret_value(), self.table)
-        texts = (self.text_backend, self.text_config)
-        settings = (*place, self.layout, gateway, *texts, self.collection)
+        create = partial(
+            Searcher,
+            self.dsn.get_secret_value(),
+            self.table,
+            layout=self.layout,
+            gateway=gateway,
+            text_backend=self.text_backend,
+            text_config=self.text_config,
+            collection=self.collection,
+        )
+        settings = (*create.args, *create.keywords.values())
         kept = self._kept
         if kept is None or kept[0] != settings:
-            searcher = Searcher(
-                *place,
-                layout=self.layout,
-                gateway=gateway,
-                text_backend=self.text_backend,
-                text_config=self.text_config,
-                collection=self.collection,
-            )
-            self._kept = kept = (settings, searcher)
+            self._kept = kept = (settings, create())
         return kept[1]
 
     def _options(self, overrides: dict[str, Any]) -> dict[str, Any]:
