@@ -141,11 +141,7 @@ class BodyDecoder:
             parts.append(plain)
             self._left -= len(plain)
             if self._left < 0:
-                msg = (
-                    f"The body is larger than {self._max_bytes} bytes once it is decompressed "
-                    "(EMBED_MAX_BODY_BYTES). Send fewer texts per request."
-                )
-                raise BodyTooLargeError(msg)
+                raise BodyTooLargeError(self._max_bytes, " once it is decompressed")
             data = self._decoder.unused_data if self._decoder.eof else b""
             if data and self._encoding in CONCATENATED:
                 self._decoder = None

@@ -92,6 +92,13 @@ class BodyTooLargeError(EmbeddingServerError):
     error_type = "invalid_request_error"
     code = "body_too_large"
 
+    def __init__(self, limit: int, when: str = "") -> None:
+        """State the limit in bytes, and `when` the body exceeds it if not as it was sent."""
+        super().__init__(
+            f"The body is larger than {limit} bytes{when} (EMBED_MAX_BODY_BYTES). Send fewer texts "
+            "per request."
+        )
+
 
 class UnsupportedEncodingError(EmbeddingServerError):
     status = 415

@@ -388,11 +388,7 @@ class GatewayProtocol(DoorProtocol):
             and self._chunks is chunks
             and chunks.read(data) > self._bounds.body_bytes
         ):
-            msg = (
-                f"The body is larger than {self._bounds.body_bytes} bytes (EMBED_MAX_BODY_BYTES). "
-                "Send fewer texts per request."
-            )
-            self._reject(BodyTooLargeError(msg))
+            self._reject(BodyTooLargeError(self._bounds.body_bytes))
             return
         if part is Part.BODY and self._part is Part.BODY:
             self._framing_bytes += len(data)

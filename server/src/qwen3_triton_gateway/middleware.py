@@ -200,8 +200,4 @@ class Guard:
 
     def _check_length(self, length: int) -> None:
         if length > self._max_body_bytes:
-            msg = (
-                f"The body is larger than {self._max_body_bytes} bytes (EMBED_MAX_BODY_BYTES). "
-                "Send fewer texts per request."
-            )
-            raise BodyTooLargeError(msg)
+            raise BodyTooLargeError(self._max_body_bytes)
