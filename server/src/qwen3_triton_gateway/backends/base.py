@@ -81,7 +81,10 @@ class ModelSpec:
 
 
 class Backend(Protocol):
-    """A place that runs batches on one model."""
+    """A place that runs batches on one model.
+
+    Subclasses have one place whose model never changes, unless they say otherwise.
+    """
 
     @property
     def spec(self) -> ModelSpec:
@@ -101,17 +104,17 @@ class Backend(Protocol):
     @property
     def generation(self) -> int:
         """A count of the reloads noticed by `is_ready`; after each, the weights may be others."""
-        ...
+        return 0
 
     @property
     def doubts(self) -> int:
         """A count of the times that `is_ready` could not tell whether there was a reload."""
-        ...
+        return 0
 
     @property
     def problems(self) -> dict[str, str]:
         """Why a place that answers gets no work, by its name in `states`."""
-        ...
+        return {}
 
     async def connect(self) -> ModelSpec:
         """Connect, and read the model's interface.
@@ -133,7 +136,8 @@ class Backend(Protocol):
             StartupError: Its places return different vectors.
             BackendUnavailableError: There is no answer.
         """
-        ...
+        del canary
+        return False
 
     async def infer(
         self, batch: TokenBatch, *, timeout_seconds: float, priority: int

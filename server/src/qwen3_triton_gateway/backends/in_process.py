@@ -21,6 +21,7 @@ from .base import (
     HIDDEN_RANK,
     POOLED_RANK,
     AnyArray,
+    Backend,
     Feed,
     ModelSpec,
     TensorSpec,
@@ -36,7 +37,7 @@ from .base import (
 MAX_BATCH_SIZE = 32
 
 
-class InProcessBackend(ABC):
+class InProcessBackend(Backend, ABC):
     """The ONNX file of a folder on this machine's CPU, run by the engine of a subclass."""
 
     name: str  # as the setting EMBED_ENGINE and the metrics have it
@@ -64,22 +65,6 @@ class InProcessBackend(ABC):
     @property
     def states(self) -> dict[str, bool]:
         return {self.name: self._is_open}
-
-    @property
-    def generation(self) -> int:
-        return 0  # nothing else can load another model into this process
-
-    @property
-    def doubts(self) -> int:
-        return 0
-
-    @property
-    def problems(self) -> dict[str, str]:
-        return {}
-
-    async def adopt_canary(self, canary: TokenBatch) -> bool:
-        del canary
-        return False
 
     async def connect(self) -> ModelSpec:
         loop = asyncio.get_running_loop()

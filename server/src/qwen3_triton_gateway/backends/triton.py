@@ -25,6 +25,7 @@ from .base import (
     CANARY_PARAMETER,
     PRECISION_PARAMETER,
     AnyArray,
+    Backend,
     Feed,
     ModelSpec,
     TensorSpec,
@@ -58,7 +59,7 @@ MARGIN_BYTES = 1 << 20
 MAX_MESSAGE_BYTES = 2**31 - 1
 
 
-class TritonBackend:
+class TritonBackend(Backend):
     """One model on one Triton."""
 
     def __init__(self, address: TritonAddress | str, model: str) -> None:
@@ -100,14 +101,6 @@ class TritonBackend:
     @property
     def doubts(self) -> int:
         return self._doubts
-
-    @property
-    def problems(self) -> dict[str, str]:
-        return {}
-
-    async def adopt_canary(self, canary: TokenBatch) -> bool:
-        del canary
-        return False
 
     async def connect(self) -> ModelSpec:
         client = self._open()
