@@ -18,14 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import click
-from overload import batch_totals
+from overload import batch_totals, choose_flags, seconds_per_batch
 from report import Row, show, write_markdown
 from rich.console import Console
 
-import qwen3_nano
-from gateway_process import GatewayProcess, running_gateway, triton_flags
+from gateway_process import GatewayProcess, running_gateway
 from load_generator import run_load, start_load
-from qwen3_triton_tools.local_triton import LocalTriton
 
 MAX_BATCHES = 4.0
 MIN_BULK_SHARE = 0.9
@@ -52,8 +50,8 @@ def plain_rows(
     last = Reading.of(gateway)
     bulk()
     alone = (second.rate_since(first) + last.rate_since(third)) / 2
-    beside = third.rate_since(second) - RATE
-    batch_seconds = third.batch_seconds_since(second)
+    shared = third.rate_since(second) - RATE
+    batch_seconds = seconds_per_batch(second.batches, third.batches)
     batches = plain.seconds[1] / batch_seconds
     return [
         Row(
@@ -67,11 +65,11 @@ def plain_rows(
         ),
         Row(
             f"{name}: their throughput",
-            f"{beside:.0f} texts/s",
+            f"{shared:.0f} texts/s",
             f"{alone:.0f} texts/s",
-            f"{beside / alone:.2f}",
+            f"{shared / alone:.2f}",
             f"at least {MIN_BULK_SHARE:g}",
-            beside >= MIN_BULK_SHARE * alone,
+            shared >= MIN_BULK_SHARE * alone,
         ),
     ]
 
@@ -92,11 +90,6 @@ class Reading:
     def rate_since(self, other: Reading) -> float:
         """Return the texts per second."""
         return (self.texts - other.texts) / (self.when - other.when)
-
-    def batch_seconds_since(self, other: Reading) -> float:
-        """Return how long a batch took on average."""
-        seconds, count = (mine - its for mine, its in zip(self.batches, other.batches, strict=True))
-        return seconds / max(1.0, count)
 
 
 def key_row(gateway: GatewayProcess, seconds: float) -> Row:
@@ -128,15 +121,10 @@ def main(seconds: float, triton: bool, markdown: Path | None) -> None:
     """Send unequal loads, and print what each caller gets."""
     rows: list[Row] = []
     with ExitStack() as stack:
-        flags: tuple[str, ...] = ()
-        if triton:
-            server = stack.enter_context(
-                LocalTriton(model_dir=qwen3_nano.model_dir(), model_name=qwen3_nano.MODEL_ID)
-            )
-            flags = triton_flags(server.grpc_url)
+        flags = choose_flags(stack, triton=triton)
         with running_gateway(*flags) as gateway:
-            beside_four = "next to 4 callers with 128 texts"
-            rows += plain_rows(beside_four, gateway, seconds, "bulk", 4)
+            four = "next to 4 callers with 128 texts"
+            rows += plain_rows(four, gateway, seconds, "bulk", 4)
             rows += plain_rows("next to one request of 2,048", gateway, seconds, "huge", 1)
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         keys = folder / "keys"

@@ -131,8 +131,7 @@ def query_row(name: str, gateway: GatewayProcess, seconds: float) -> Row:
     )
     before = batch_totals(gateway)
     queries = run_load(gateway.url, seconds, kind="query", rate=QUERY_RATE)
-    after = batch_totals(gateway)
-    batch_seconds = (after[0] - before[0]) / max(1.0, after[1] - before[1])
+    batch_seconds = seconds_per_batch(before, batch_totals(gateway))
     bulk()
     batches = queries.seconds[1] / batch_seconds
     refused = sum(count for status, count in queries.statuses.items() if status != 200)
@@ -147,11 +146,24 @@ def query_row(name: str, gateway: GatewayProcess, seconds: float) -> Row:
     )
 
 
+def choose_flags(stack: ExitStack, *, triton: bool) -> tuple[str, ...]:
+    """Return the gateway's flags: in-process, or before a local Triton that lives with `stack`."""
+    if not triton:
+        return ()
+    server = LocalTriton(model_dir=qwen3_nano.model_dir(), model_name=qwen3_nano.MODEL_ID)
+    return triton_flags(stack.enter_context(server).grpc_url)
+
+
 def batch_totals(gateway: GatewayProcess) -> tuple[float, float]:
     """Read the seconds that batches of documents have taken, and their number."""
     names = ("qwen3_triton_batch_seconds_sum", "qwen3_triton_batch_seconds_count")
     total, count = (gateway.metric(name, lane="document") for name in names)
     return total, count
+
+
+def seconds_per_batch(before: tuple[float, float], after: tuple[float, float]) -> float:
+    """Return how long a batch took on average between two readings of `batch_totals`."""
+    return (after[0] - before[0]) / max(1.0, after[1] - before[1])
 
 
 def measure(name: str, gateway: GatewayProcess, seconds: float) -> list[Row]:
@@ -177,12 +189,7 @@ def main(seconds: float, triton: bool, markdown: Path | None) -> None:
     console = Console()
     rows: list[Row] = []
     with ExitStack() as stack:
-        flags: tuple[str, ...] = ()
-        if triton:
-            server = stack.enter_context(
-                LocalTriton(model_dir=qwen3_nano.model_dir(), model_name=qwen3_nano.MODEL_ID)
-            )
-            flags = triton_flags(server.grpc_url)
+        flags = choose_flags(stack, triton=triton)
         with running_gateway(*flags) as gateway:
             rows += measure("the whole machine", gateway, seconds)
         with running_gateway(*flags) as gateway, half_a_core(gateway.process.pid) as how:
