@@ -12,6 +12,7 @@ from pyarrow import parquet
 
 from qwen3_triton_ingest.config import ReadOptions
 from qwen3_triton_ingest.documents import BadRecord, Document
+from qwen3_triton_ingest.places import PlaceFinder
 from qwen3_triton_ingest.sources import plan_shards, read_shard
 
 Records: TypeAlias = Sequence[Mapping[str, Any]]
@@ -47,6 +48,28 @@ def write(folder: Path, kind: str, records: Records) -> Path:
 def good(items: list[Document | BadRecord]) -> list[Document]:
     assert all(isinstance(item, Document) for item in items), items
     return [item for item in items if isinstance(item, Document)]
+
+
+def document(path: Path, content: str | bytes | None = None, **options: Any) -> Document:
+    """Read the one document of a file, which is written first if there is content."""
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    (item,) = good(read(path, **options))
+    return item
+
+
+def places(item: Document, *words: str) -> list[dict[str, Any]]:
+    """Return the places of the chunks that begin with these words."""
+    finder = PlaceFinder(item.text, item.marks)
+    return [finder.find(item.text.index(word), len(item.text)) for word in words]
+
+
+def refusal(path: Path, content: bytes) -> BadRecord:
+    """Write a file that cannot be read, and return what is reported of it."""
+    path.write_bytes(content)
+    (item,) = read(path)
+    assert isinstance(item, BadRecord)
+    return item
 
 
 def reasons(items: list[Document | BadRecord]) -> list[str]:

@@ -11,9 +11,7 @@ from typing import Any
 
 import pytest
 
-from qwen3_triton_ingest.documents import BadRecord, Document
-from qwen3_triton_ingest.places import PlaceFinder
-from record_files import good, read, reasons
+from record_files import document, places, read, reasons, refusal
 
 # The writers of these libraries have no types, or incomplete ones.
 docx: Any = import_module("docx")
@@ -77,16 +75,6 @@ def odt(path: Path, body: str, manifest: str = "<manifest/>") -> Path:
             "</office:text></office:body></office:document-content>",
         )
     return path
-
-
-def document(path: Path, **options: Any) -> Document:
-    (item,) = good(read(path, **options))
-    return item
-
-
-def places(item: Document, *words: str) -> list[dict[str, Any]]:
-    finder = PlaceFinder(item.text, item.marks)
-    return [finder.find(item.text.index(word), len(item.text)) for word in words]
 
 
 def written_docx(path: Path) -> Path:
@@ -229,9 +217,7 @@ ENCRYPTED = "<manifest><encryption-data/></manifest>"
 def test_what_cannot_be_read_is_reported(
     tmp_path: Path, name: str, content: bytes, words: str
 ) -> None:
-    (tmp_path / name).write_bytes(content)
-    (item,) = read(tmp_path / name)
-    assert isinstance(item, BadRecord)
+    item = refusal(tmp_path / name, content)
     assert words in item.reason
     assert item.doc_id == str(tmp_path / name)
 

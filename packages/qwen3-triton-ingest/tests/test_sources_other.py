@@ -7,25 +7,11 @@ import zipfile
 from email.message import EmailMessage
 from pathlib import Path
 from textwrap import dedent
-from typing import Any
 
 import pytest
 
-from qwen3_triton_ingest.documents import BadRecord, Document
-from qwen3_triton_ingest.places import PlaceFinder
-from record_files import good, read, reasons
-
-
-def document(path: Path, content: str | bytes | None = None, **options: Any) -> Document:
-    if content is not None:
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    (item,) = good(read(path, **options))
-    return item
-
-
-def places(item: Document, *words: str) -> list[dict[str, Any]]:
-    finder = PlaceFinder(item.text, item.marks)
-    return [finder.find(item.text.index(word), len(item.text)) for word in words]
+from qwen3_triton_ingest.documents import Document
+from record_files import document, places, read, reasons, refusal
 
 
 def test_a_notebooks_cells_are_markdown(tmp_path: Path) -> None:
@@ -250,7 +236,5 @@ def test_titles_of_restructured_text_are_headings(tmp_path: Path) -> None:
 def test_what_cannot_be_read_is_reported(
     tmp_path: Path, name: str, content: bytes, words: str
 ) -> None:
-    (tmp_path / name).write_bytes(content)
-    (item,) = read(tmp_path / name)
-    assert isinstance(item, BadRecord)
+    item = refusal(tmp_path / name, content)
     assert words in item.reason
