@@ -220,9 +220,9 @@ async def test_the_service_stays_ready_on_the_others(
 ) -> None:
     backend = ReplicatedBackend([left, right])
     service = EmbeddingService(Settings(TOKENIZER_PATH=tokenizer_dir), backend)  # pyright: ignore[reportCallIssue]
-    await service.connect()
+    await service.embedder.connect()
     await restart(backend, right)
     swap_weights(right)
     await watch(backend)
-    assert (await service.check()).ready
+    assert (await service.embedder.check()).ready
     assert set(service.state().problems) == {"right"}

@@ -21,7 +21,8 @@ from qwen3_triton_gateway.errors import (
     ModelNotFoundError,
     StartupError,
 )
-from qwen3_triton_gateway.service import EmbeddingService, Readiness
+from qwen3_triton_gateway.served import Readiness
+from qwen3_triton_gateway.service import EmbeddingService
 from qwen3_triton_gateway.settings import Settings
 from qwen3_triton_gateway.tensors import HiddenStates, PooledStates, TokenBatch
 
@@ -47,7 +48,7 @@ def swap_model(backend: FakeBackend) -> None:
 
 async def check_until_embedded(service: EmbeddingService) -> Readiness:
     """Check until the canary sentence has been embedded again after the model returned."""
-    while "since the model came back" in (await service.check()).reason:
+    while "since the model came back" in (await service.embedder.check()).reason:
         await asyncio.sleep(0)
     return service.readiness
 
@@ -62,10 +63,10 @@ async def test_the_canary_notices_other_weights_after_a_restart(
     tokenizer_dir: Path, backend: FakeBackend
 ) -> None:
     service = make_service(tokenizer_dir, backend)
-    await service.connect()
-    assert (await service.check()).ready
+    await service.embedder.connect()
+    assert (await service.embedder.check()).ready
     backend.ready = False
-    assert "unavailable" in (await service.check()).reason
+    assert "unavailable" in (await service.embedder.check()).reason
     backend.ready = True
     swap_model(backend)
     readiness = await check_until_embedded(service)
@@ -77,14 +78,14 @@ async def test_the_same_model_is_ready_again_after_an_absence(
     tokenizer_dir: Path, backend: FakeBackend
 ) -> None:
     service = make_service(tokenizer_dir, backend)
-    await service.connect()
+    await service.embedder.connect()
     backend.ready = False
-    await service.check()
+    await service.embedder.check()
     with pytest.raises(BackendUnavailableError, match="is unavailable") as caught:
-        _ = service.embedder
+        service.embedder.require_ready()
     assert caught.value.retry_after_seconds == 1
     backend.ready = True
-    assert not (await service.check()).ready  # not before the canary
+    assert not (await service.embedder.check()).ready  # not before the canary
     assert (await check_until_embedded(service)).ready
 
 
@@ -92,13 +93,13 @@ async def test_answers_after_a_reload_wait_for_the_canary(
     tokenizer_dir: Path, backend: FakeBackend
 ) -> None:
     service = make_service(tokenizer_dir, backend)
-    await service.connect()
+    await service.embedder.connect()
     backend.generation += 1
-    assert (await service.check()).ready  # requests are accepted
+    assert (await service.embedder.check()).ready  # requests are accepted
     backend.calls.clear()
-    await service.confirm(math.inf)
+    await service.embedder.confirm(math.inf)
     assert len(backend.calls) == 1
-    await service.confirm(math.inf)
+    await service.embedder.confirm(math.inf)
     assert len(backend.calls) == 1
 
 
@@ -106,29 +107,29 @@ async def test_answers_of_a_model_reloaded_with_other_weights_are_withheld(
     tokenizer_dir: Path, backend: FakeBackend
 ) -> None:
     service = make_service(tokenizer_dir, backend)
-    await service.connect()
+    await service.embedder.connect()
     backend.generation += 1
     swap_model(backend)
-    await service.check()
+    await service.embedder.check()
     with pytest.raises(BackendUnavailableError, match="has changed"):
-        await service.confirm(math.inf)
-    assert not (await service.check()).ready
+        await service.embedder.confirm(math.inf)
+    assert not (await service.embedder.check()).ready
 
 
 async def test_a_model_that_changed_empties_the_cache(
     tokenizer_dir: Path, backend: FakeBackend
 ) -> None:
     service = make_service(tokenizer_dir, backend, EMBED_CACHE_BYTES=1_000_000)
-    await service.connect()
+    await service.embedder.connect()
     loop = asyncio.get_running_loop()
     await service.embedder.embed(EmbedCall(["a"]), deadline=loop.time() + 5)
     assert service.state().cache_bytes
     backend.generation += 1
     swap_model(backend)
-    await service.check()
+    await service.embedder.check()
     with pytest.raises(BackendUnavailableError):
-        await service.confirm(math.inf)
-    await service.check()
+        await service.embedder.confirm(math.inf)
+    await service.embedder.check()
     assert not service.state().cache_bytes
 
 
@@ -138,13 +139,13 @@ async def test_a_model_that_reports_ready_but_hangs_is_noticed(
     monkeypatch.setattr(probe, "TIMEOUT_SECONDS", 0.05)
     monkeypatch.setattr(canary, "INTERVAL_SECONDS", 0.0)
     service = make_service(tokenizer_dir, backend)
-    await service.connect()
+    await service.embedder.connect()
     backend.gate = asyncio.Event()
-    while (await service.check()).ready:
+    while (await service.embedder.check()).ready:
         await asyncio.sleep(0.01)
     assert "has not answered" in service.readiness.reason
     backend.gate.set()
-    while not (await service.check()).ready:
+    while not (await service.embedder.check()).ready:
         await asyncio.sleep(0.01)
 
 
@@ -171,7 +172,7 @@ async def embed_until_the_canary_is_late(
 ) -> None:
     deadline = asyncio.get_running_loop().time() + 30
     while "was not embedded: too busy" not in caplog.text:
-        await service.check()
+        await service.embedder.check()
         await service.embedder.embed(EmbedCall(["a document"]), deadline=deadline)
 
 
@@ -181,10 +182,10 @@ async def test_a_canary_that_is_late_under_load_is_not_a_problem(
     monkeypatch.setattr(canary, "INTERVAL_SECONDS", 0.0)
     busy = BusyBackend()
     service = make_service(tokenizer_dir, busy)
-    await service.connect()
+    await service.embedder.connect()
     busy.is_busy = True
     await embed_until_the_canary_is_late(service, caplog)
-    assert (await service.check()).ready
+    assert (await service.embedder.check()).ready
 
 
 async def test_a_canary_that_is_late_under_load_does_not_clear_a_reloaded_model(
@@ -192,14 +193,14 @@ async def test_a_canary_that_is_late_under_load_does_not_clear_a_reloaded_model(
 ) -> None:
     busy = BusyBackend()
     service = make_service(tokenizer_dir, busy)
-    await service.connect()
+    await service.embedder.connect()
     busy.generation += 1
     busy.is_busy = True
     await embed_until_the_canary_is_late(service, caplog)
     swap_model(busy)
     busy.is_busy = False
     with pytest.raises(BackendUnavailableError, match="has changed"):
-        await service.confirm(math.inf)
+        await service.embedder.confirm(math.inf)
 
 
 async def test_the_canary_does_not_wait_in_the_queue(
@@ -207,16 +208,16 @@ async def test_the_canary_does_not_wait_in_the_queue(
 ) -> None:
     monkeypatch.setattr(canary, "INTERVAL_SECONDS", 0.0)
     service = make_service(tokenizer_dir, backend, EMBED_MAX_QUEUE_TOKENS=64)
-    await service.connect()
+    await service.embedder.connect()
     backend.gate = asyncio.Event()
     call = EmbedCall([f"query {number}" for number in range(40)], input_type="query")
     deadline = asyncio.get_running_loop().time() + 5
     embedding = asyncio.create_task(service.embedder.embed(call, deadline=deadline))
     await asyncio.sleep(0)  # it is queued, and fills the queue
-    await service.check()
+    await service.embedder.check()
     await asyncio.sleep(0)
     assert any(lane.texts for lane in service.state().lanes)
-    assert backend.calls[-1] == canary.canary_batch(service.tokenizer).input_ids.shape
+    assert backend.calls[-1] == canary.canary_batch(service.embedder.tokenizer).input_ids.shape
     backend.gate.set()
     await embedding
 
@@ -225,30 +226,30 @@ async def test_a_doubt_brings_the_canary_forward_and_delays_no_answer(
     tokenizer_dir: Path, backend: FakeBackend
 ) -> None:
     service = make_service(tokenizer_dir, backend)
-    await service.connect()
+    await service.embedder.connect()
     backend.doubts += 1
     swap_model(backend)
-    await service.check()
-    await service.confirm(math.inf)
+    await service.embedder.check()
+    await service.embedder.confirm(math.inf)
     await asyncio.sleep(0)
-    assert "has changed" in (await service.check()).reason
+    assert "has changed" in (await service.embedder.check()).reason
 
 
 async def test_a_doubt_during_a_canary_is_followed_by_another(
     tokenizer_dir: Path, backend: FakeBackend
 ) -> None:
     service = make_service(tokenizer_dir, backend)
-    await service.connect()
+    await service.embedder.connect()
     backend.gate = asyncio.Event()
     backend.doubts += 1
-    await service.check()
+    await service.embedder.check()
     await asyncio.sleep(0)
     backend.doubts += 1
-    await service.check()
+    await service.embedder.check()
     backend.gate.set()
     backend.calls.clear()
     while not backend.calls:
-        await service.check()
+        await service.embedder.check()
         await asyncio.sleep(0)
 
 
@@ -256,11 +257,11 @@ async def test_a_gateway_that_is_shutting_down_is_not_ready_but_still_answers(
     tokenizer_dir: Path, backend: FakeBackend
 ) -> None:
     service = make_service(tokenizer_dir, backend)
-    await service.connect()
+    await service.embedder.connect()
     service.stopping = True
     assert "shutting down" in service.readiness.reason
     assert not service.readiness.ready
-    assert service.embedder
+    assert service.embedder.require_ready()
 
 
 async def test_connecting_waits_for_an_unavailable_model(tokenizer_dir: Path) -> None:
@@ -274,11 +275,11 @@ async def test_connecting_waits_for_an_unavailable_model(tokenizer_dir: Path) ->
             return await super().connect()
 
     service = make_service(tokenizer_dir, LateBackend())
-    connecting = asyncio.create_task(service.connect())
+    connecting = asyncio.create_task(service.embedder.connect())
     while not service.readiness.reason.startswith("waiting for"):
         await asyncio.sleep(0)
     with pytest.raises(BackendUnavailableError, match="waiting for a fake"):
-        _ = service.embedder
+        service.embedder.require_ready()
     await connecting
     assert service.readiness.ready
 
@@ -288,7 +289,7 @@ async def test_more_dimensions_than_the_model_has_refuse_to_start(
 ) -> None:
     service = make_service(tokenizer_dir, backend, EMBED_OUTPUT_DIM=2560)
     with pytest.raises(StartupError, match=r"EMBED_OUTPUT_DIM is 2560, but .* hidden size 1280"):
-        await service.connect()
+        await service.embedder.connect()
 
 
 async def test_a_model_that_cannot_embed_a_sentence_refuses_to_start(
@@ -296,12 +297,12 @@ async def test_a_model_that_cannot_embed_a_sentence_refuses_to_start(
 ) -> None:
     backend.corrupt = lambda _, values: values * float("nan")
     with pytest.raises(StartupError, match="cannot embed a plain sentence"):
-        await make_service(tokenizer_dir, backend).connect()
+        await make_service(tokenizer_dir, backend).embedder.connect()
 
 
 async def stated_by(backend: FakeBackend, tokenizer_dir: Path) -> str:
     """State the canary's vector as `model repository` does."""
-    batch = canary.canary_batch(make_service(tokenizer_dir, backend).tokenizer)
+    batch = canary.canary_batch(make_service(tokenizer_dir, backend).embedder.tokenizer)
     return canary.state_canary(batch, await probe.embed_probe(backend, batch))
 
 
@@ -309,10 +310,10 @@ async def test_weights_other_than_those_that_the_configuration_states_refuse_to_
     tokenizer_dir: Path, backend: FakeBackend
 ) -> None:
     stating = FakeBackend(stated_canary=await stated_by(backend, tokenizer_dir))
-    await make_service(tokenizer_dir, stating).connect()
+    await make_service(tokenizer_dir, stating).embedder.connect()
     swap_model(stating)
     with pytest.raises(StartupError, match=r"config.pbtxt: the weights were replaced.*--force"):
-        await make_service(tokenizer_dir, stating).connect()
+        await make_service(tokenizer_dir, stating).embedder.connect()
 
 
 async def test_less_precise_weights_have_the_vector_that_the_configuration_states(
@@ -320,7 +321,7 @@ async def test_less_precise_weights_have_the_vector_that_the_configuration_state
 ) -> None:
     stating = FakeBackend(stated_canary=await stated_by(backend, tokenizer_dir))
     stating.corrupt = lambda _, values: np.round(values * 8 / abs(values).max()).astype(np.float32)
-    await make_service(tokenizer_dir, stating).connect()
+    await make_service(tokenizer_dir, stating).embedder.connect()
 
 
 @pytest.mark.parametrize("length", [4, 64])
@@ -329,7 +330,7 @@ async def test_a_vector_of_other_tokens_says_nothing_about_the_weights(
 ) -> None:
     stating = FakeBackend(stated_canary=await stated_by(backend, tokenizer_dir))
     swap_model(stating)
-    await make_service(tokenizer_dir, stating, EMBED_MAX_LENGTH=length).connect()
+    await make_service(tokenizer_dir, stating, EMBED_MAX_LENGTH=length).embedder.connect()
 
 
 @pytest.mark.parametrize(
@@ -344,8 +345,8 @@ async def test_the_fingerprint_changes_with_the_embedding_space(
 ) -> None:
     async def fingerprint(**settings: object) -> str:
         service = make_service(tokenizer_dir, FakeBackend(), **settings)
-        await service.connect()
-        return service.fingerprint(service.embedder.default_dimensions)
+        await service.embedder.connect()
+        return service.embedder.fingerprint(service.embedder.default_dimensions)
 
     assert await fingerprint() == await fingerprint()
     assert await fingerprint() != await fingerprint(**{setting: value})
@@ -355,10 +356,10 @@ async def test_the_model_id_is_inferred_from_the_hidden_size_by_default(
     tokenizer_dir: Path, backend: FakeBackend
 ) -> None:
     service = make_service(tokenizer_dir, backend)
-    await service.connect()
-    assert service.model_id == "fake"  # 1280 is not a size of the family
+    await service.embedder.connect()
+    assert service.embedder.model_id == "fake"  # 1280 is not a size of the family
     with pytest.raises(ModelNotFoundError, match="Set `model` to 'fake'"):
-        service.alias_of("Qwen/Qwen3-Embedding-4B")
+        service.embedder.alias_of("Qwen/Qwen3-Embedding-4B")
 
 
 def test_health_has_the_fields_of_the_runbook(client: TestClient, backend: FakeBackend) -> None:

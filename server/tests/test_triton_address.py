@@ -147,7 +147,7 @@ async def test_a_gateway_that_waits_for_triton_does_not_log_its_password(
         "http://me:hunter2@127.0.0.1:1,grpc://me:hunter2@127.0.0.1:2", TOKENIZER_PATH=tokenizer_dir
     )
     service = EmbeddingService(settings, choose_backend(settings))
-    connecting = asyncio.create_task(service.connect())
+    connecting = asyncio.create_task(service.embedder.connect())
     while not service.readiness.reason.startswith("waiting"):
         await asyncio.sleep(0.01)
     connecting.cancel()

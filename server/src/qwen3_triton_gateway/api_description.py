@@ -56,8 +56,9 @@ def _describe_key(operation: dict[str, Any], *, is_required: bool) -> None:
 def _limit_numbers(body: object, service: EmbeddingService) -> None:
     """State the maxima that settings and, once it is known, the model set."""
     limits = {"truncate_prompt_tokens": service.settings.max_length}
-    if service.spec is not None:
-        limits |= dict.fromkeys(("dimensions", "output_dimension"), service.spec.hidden_size)
+    spec = service.embedder.spec
+    if spec is not None:
+        limits |= dict.fromkeys(("dimensions", "output_dimension"), spec.hidden_size)
     for name, limit in limits.items():
         for schema in _named(name, body):
             for choice in _choices(schema):

@@ -139,8 +139,7 @@ def _routes(app: FastAPI) -> list[BaseRoute]:
 
 async def _run(service: EmbeddingService, on_fatal: Callable[[str], None]) -> None:
     try:
-        await service.connect()
-        await service.watch()
+        await service.run()
     except StartupError as error:
         on_fatal(error.message)
     except Exception as error:

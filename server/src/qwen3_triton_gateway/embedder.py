@@ -1,8 +1,9 @@
-"""The order of the stages, from texts to unit vectors."""
+"""The embedding model: what it accepts, and the order of the stages from texts to unit vectors."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -11,34 +12,51 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from .backends.base import Backend
-from .batching import BatchLimits, Lane, pad_batch
+from .backends.base import Backend, ModelSpec
+from .backends.behavior import Behavior, accept_pooling, probe_behavior
+from .batching import Lane
 from .cache import VectorCache
+from .canary import canary_batch
 from .errors import (
     DEADLINE_PASSED,
     BadVectorError,
     DeadlineExceededError,
     EmbeddingServerError,
     InvalidRequestError,
+    StartupError,
 )
 from .fingerprint import EmbeddingSpace
 from .memory import REQUEST_BYTES, Reservation, in_worker
 from .metrics import Metrics
+from .model_files import tokenizer_of
 from .pooling import l2_normalize, truncate_dimensions, unusable_rows, vectors_of
 from .scheduler import Scheduler
-from .settings import MIN_DIMENSIONS, Pooling, Settings
+from .served import ServedModel
+from .settings import MIN_DIMENSIONS, Settings
 from .tensors import (
     EmbeddedText,
     Embeddings,
     Float32Matrix,
     Float32Vector,
+    HiddenStates,
     Int64Vector,
+    PooledStates,
+    TokenBatch,
     TokenCount,
     TokenizedText,
 )
-from .tokenization import CutSide, InputType, TextTokenizer, Tokenization, query_prefix
-from .tracing import batch_span, current_origin, stage_span
+from .tokenization import (
+    PROMPT_VERSION,
+    CutSide,
+    InputType,
+    TextTokenizer,
+    Tokenization,
+    query_prefix,
+)
+from .tracing import current_origin, stage_span
 from .turns import QueuedText
+
+logger = logging.getLogger(__name__)
 
 # What happens to a text beyond `max_length`: it is refused, or its end or start is cut off.
 Truncation: TypeAlias = Literal["refuse", "end", "start"]
@@ -53,6 +71,12 @@ HASH_INLINE_CHARACTERS = 1 << 18
 QUEUED_TEXT_BYTES = 1500
 QUEUED_TOKEN_BYTES = 16
 BLOCK_ROWS = 256
+# The sizes of the family by their hidden size (model cards of Qwen3-Embedding).
+MODEL_IDS = {
+    1024: "Qwen/Qwen3-Embedding-0.6B",
+    2560: "Qwen/Qwen3-Embedding-4B",
+    4096: "Qwen/Qwen3-Embedding-8B",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,46 +109,95 @@ class EmbedTimings:
     infer_seconds: float = 0.0
 
 
-class Embedder:
-    """The stages on a connected backend; one per process.
+class Embedder(ServedModel):
+    """The embedding model, and the stages from texts to unit vectors.
 
     Attributes:
-        scheduler: The queue that all requests share.
         cache: The vectors of recent texts.
         default_dimensions: Dimensions of a vector where a request sets none.
+        behavior: What the model does, once it is connected.
+        pooling: What its vectors are.
     """
 
-    def __init__(
-        self,
-        backend: Backend,
-        tokenizer: TextTokenizer,
-        space: EmbeddingSpace,
-        settings: Settings,
-        metrics: Metrics,
-        *,
-        shares_batches: bool = True,
-    ) -> None:
-        """Prepare the queue; without `shares_batches`, every text runs alone."""
-        self._pooling: Pooling = settings.pooling
-        self._backend = backend
-        self._tokenizer = tokenizer
-        self._space = space
+    def __init__(self, backend: Backend, settings: Settings, metrics: Metrics) -> None:
+        """Load the tokenizer; `run` reaches the model.
+
+        Raises:
+            StartupError: The tokenizer is missing or invalid.
+        """
+        path = settings.tokenizer_path
+        if path is None and settings.model_dir is not None:
+            path = tokenizer_of(settings.model_dir)
+        if path is None:
+            msg = (
+                "TOKENIZER_PATH is not set. Set it to the folder that contains the model's "
+                "tokenizer.json."
+            )
+            raise StartupError(msg)
+        tokenizer = TextTokenizer(path, max_length=settings.max_length)
+        if not tokenizer.appends_end_token:
+            logger.warning("The tokenizer file does not append <|endoftext|>; the gateway does.")
+        super().__init__(
+            backend,
+            tokenizer,
+            settings,
+            metrics,
+            model_id=settings.model_id,
+            aliases=settings.model_aliases,
+        )
         self._metrics = metrics
+        self._space: EmbeddingSpace | None = None
         self.cache = VectorCache(settings.cache_bytes)
         self.default_dimensions = settings.output_dim
-        spec = backend.spec
-        self.scheduler = Scheduler(
-            self._run_batch,
-            limits=BatchLimits(
-                spec.max_batch_size if shares_batches else 1,
-                settings.max_batch_tokens,
-                tokenizer.max_length,
-            ),
-            window=spec.instance_count + 1,
-            max_queue_tokens=settings.max_queue_tokens,
-            max_queue_requests=settings.max_queue_requests,
-            metrics=metrics,
+        self.behavior = Behavior("unknown")
+        self.pooling: str = settings.pooling
+
+    def fingerprint(self, dimensions: int) -> str:
+        """Return the fingerprint of vectors with this many dimensions."""
+        assert self._space is not None, "connect() comes first"
+        return self._space.fingerprint(dimensions)
+
+    def canary_batch(self) -> TokenBatch:
+        return canary_batch(self.tokenizer)
+
+    async def _accept(self, spec: ModelSpec) -> bool:
+        output_dim = self.settings.output_dim
+        if output_dim > spec.hidden_size:
+            msg = (
+                f"EMBED_OUTPUT_DIM is {output_dim}, but model {spec.name!r} has hidden size "
+                f"{spec.hidden_size}. Lower EMBED_OUTPUT_DIM or serve a larger model."
+            )
+            raise StartupError(msg)
+        self.model_id = self.settings.model_id or MODEL_IDS.get(spec.hidden_size, spec.name)
+        self.behavior = await probe_behavior(self.backend, self.tokenizer)
+        if self.behavior.pooling == "unknown":
+            logger.warning("The model is too slow to be probed: its pooling is taken on trust.")
+        if not self.behavior.shares_batches:
+            logger.warning("Texts run one by one: in a batch, this model fails or is wrong.")
+        self.pooling = accept_pooling(spec, self.behavior, self.settings.pooling)
+        self._space = EmbeddingSpace(
+            model_id=self.model_id,
+            weights_digest=spec.weights_digest,
+            tokenizer_digest=self.tokenizer.digest,
+            pooling=self.pooling,
+            prompt_version=PROMPT_VERSION,
+            dtype=spec.output.dtype.name,
+            precision=spec.precision,
         )
+        return self.behavior.shares_batches
+
+    def _describe(self, spec: ModelSpec) -> str:
+        place = "model" if spec.pooling == "in_graph" else "gateway"
+        return (
+            f"hidden size {spec.hidden_size}, pooled in the {place}, up to {spec.max_batch_size} "
+            "texts per batch."
+        )
+
+    def _rows(self, states: HiddenStates | PooledStates, batch: TokenBatch) -> Float32Matrix:
+        return vectors_of(states, batch.attention_mask, self.settings.pooling)
+
+    def _forget_answers(self) -> None:
+        self.cache.clear()
 
     async def embed(
         self,
@@ -143,11 +216,13 @@ class Embedder:
             caller: The name of the API key whose turn it takes.
 
         Raises:
+            BackendUnavailableError: The model is unavailable, or has changed since startup.
             InvalidRequestError: A text is blank, `dimensions` is out of range, or a text is too
                 long and the call refuses such texts; `index` names the text.
             QueueFullError: Its texts and vectors do not fit into memory, or into the queue.
             EmbeddingServerError: A text could not be embedded.
         """
+        scheduler = self.require_ready()
         dimensions = self.check_dimensions(call.dimensions)
         _check_call(call)
         distinct, rows = _distinct(call.texts)
@@ -160,7 +235,13 @@ class Embedder:
         timings = EmbedTimings()
         if missing:
             computed, timings = await self._compute(
-                call, missing, dimensions, deadline=deadline, memory=memory, caller=caller
+                scheduler,
+                call,
+                missing,
+                dimensions,
+                deadline=deadline,
+                memory=memory,
+                caller=caller,
             )
             embedded |= computed
             for index, key in zip(distinct, keys, strict=False):
@@ -171,6 +252,7 @@ class Embedder:
 
     async def _compute(
         self,
+        scheduler: Scheduler,
         call: EmbedCall,
         indices: Sequence[int],
         dimensions: int,
@@ -191,7 +273,7 @@ class Embedder:
             memory.resize(memory.size_bytes + QUEUED_TOKEN_BYTES * tokens)
         lane = Lane.QUERY if call.input_type == "query" else Lane.DOCUMENT
         with stage_span("queue and infer"):
-            entries = await self.scheduler.submit(
+            entries = await scheduler.submit(
                 tokenized,
                 lane=lane,
                 deadline=deadline,
@@ -217,7 +299,7 @@ class Embedder:
         texts = [call.texts[index] for index in indices]
         prefix = query_prefix(call.instruction) if call.input_type == "query" else ""
         tokenization = Tokenization(
-            self._tokenizer,
+            self.tokenizer,
             texts,
             prefix=prefix,
             cut=_cut_side(call),
@@ -233,25 +315,6 @@ class Embedder:
             if asyncio.get_running_loop().time() > deadline:
                 raise DeadlineExceededError(DEADLINE_PASSED)
         return tokenization.tokenized()
-
-    async def _run_batch(
-        self, entries: Sequence[QueuedText], timeout_seconds: float
-    ) -> Float32Matrix:
-        lane = entries[0].lane
-        batch = pad_batch(
-            [entry.text for entry in entries],
-            pad_token_id=self._tokenizer.end_token_id,
-            max_length=self._tokenizer.max_length,
-        )
-        self._metrics.observe_batch(lane.label, batch)
-        seconds = self._metrics.batch_seconds.labels(lane.label)
-        with batch_span([entry.origin for entry in entries], batch), seconds.time():
-            states = await self._backend.infer(
-                batch, timeout_seconds=timeout_seconds, priority=lane.value
-            )
-        for entry in entries:
-            entry.model_seconds = states.seconds
-        return vectors_of(states, batch.attention_mask, self._pooling)
 
     def _assemble(
         self, call: EmbedCall, distinct: Sequence[EmbeddedText], rows: Int64Vector
@@ -271,7 +334,7 @@ class Embedder:
     def _bytes_of(self, call: EmbedCall, distinct: int, dimensions: int) -> int:
         """Estimate what a call takes: its texts, and a queue entry and vectors per distinct one."""
         # The model's row, and what is stacked from it.
-        floats = self._backend.spec.hidden_size + dimensions
+        floats = self.backend.spec.hidden_size + dimensions
         texts_bytes = sum(map(sys.getsizeof, call.texts))
         vectors_bytes = distinct * (QUEUED_TEXT_BYTES + floats * np.dtype(np.float32).itemsize)
         return REQUEST_BYTES + texts_bytes + vectors_bytes
@@ -284,11 +347,11 @@ class Embedder:
             return []
         # The side is always part of the key: whether a text is cut is known once it is tokenized.
         scope = (
-            self._space.fingerprint(dimensions),
+            self.fingerprint(dimensions),
             call.input_type,
             call.instruction or "",
             _cut_side(call),
-            str(call.max_tokens or self._tokenizer.max_length),
+            str(call.max_tokens or self.tokenizer.max_length),
         )
         texts = [call.texts[index] for index in distinct]
         if sum(map(len, texts)) <= HASH_INLINE_CHARACTERS:
@@ -308,7 +371,7 @@ class Embedder:
         Raises:
             InvalidRequestError: The model does not have so many, or they are too few.
         """
-        hidden_size = self._backend.spec.hidden_size
+        hidden_size = self.backend.spec.hidden_size
         if dimensions is None:
             return self.default_dimensions
         if MIN_DIMENSIONS <= dimensions <= hidden_size:
@@ -324,7 +387,7 @@ class Embedder:
         count = counts[long[0]]
         msg = (
             f"Text {long[0]} has {'' if count.exact else 'more than '}{count.total} tokens; the "
-            f"limit is {call.max_tokens or self._tokenizer.max_length}. Shorten it, or "
+            f"limit is {call.max_tokens or self.tokenizer.max_length}. Shorten it, or "
             f"{call.truncate_hint}."
         )
         if long[1:]:

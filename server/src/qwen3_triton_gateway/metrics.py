@@ -40,18 +40,24 @@ class LaneState:
     oldest_seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class GatewayState:
-    """Values that are read when Prometheus asks, instead of counted as things happen."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelState:
+    """What is read of a served model when Prometheus asks, instead of counted as it happens."""
 
     lanes: Sequence[LaneState]
     batches_in_flight: int
     requests_under_way: int
-    memory_bytes: int
-    cache_bytes: int
     ready: bool
     backends: dict[str, bool]
     problems: dict[str, str] = field(default_factory=dict[str, str])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GatewayState(ModelState):
+    """What is read of the gateway: of its embedding model, and of what all requests share."""
+
+    memory_bytes: int
+    cache_bytes: int
 
 
 class Metrics:

@@ -116,7 +116,7 @@ class Exchange:
             embeddings, timings = await while_connected(self.request, self._embed(call))
         except BackendUnavailableError:
             # Readiness is updated first, so that the next caller and load balancers see it.
-            await self.service.check_soon()
+            await self.service.embedder.check_soon()
             raise
         self.request.state.log = {
             "input_type": call.input_type,
@@ -132,7 +132,7 @@ class Exchange:
         answer = EmbedAnswer(self.service, self.memory, embeddings, timings)
         describe_embeddings(
             requested=self.body.get("model"),
-            served=self.service.model_id,
+            served=self.service.embedder.model_id,
             dimensions=answer.dimensions,
             tokens=embeddings.prompt_tokens,
         )
@@ -140,10 +140,11 @@ class Exchange:
 
     async def _embed(self, call: EmbedCall) -> tuple[Embeddings, EmbedTimings]:
         settle_entry(self.request.scope["state"])
-        answer = await self.service.embedder.embed(
+        embedder = self.service.embedder
+        answer = await embedder.embed(
             call, deadline=self.deadline, memory=self.memory, caller=self.caller
         )
-        await self.service.confirm(self.deadline)
+        await embedder.confirm(self.deadline)
         return answer
 
 
@@ -163,7 +164,7 @@ class EmbedAnswer:
 
     @property
     def fingerprint(self) -> str:
-        return self.service.fingerprint(self.dimensions)
+        return self.service.embedder.fingerprint(self.dimensions)
 
     @property
     def usage(self) -> dict[str, int]:
@@ -236,7 +237,7 @@ async def open_exchange(request: Request, service: EmbeddingService) -> AsyncGen
         InvalidRequestError: The body is not a JSON object.
     """
     deadline = request.state.began + service.settings.timeout_seconds
-    scheduler = service.embedder.scheduler
+    scheduler = service.embedder.require_ready()
     body = await read_json(request)
     with scheduler.request():
         yield Exchange(request, service, body, deadline)

@@ -78,7 +78,7 @@ async def embed(request: Request, service: ServiceDep) -> Response:
 async def _embed_texts(exchange: Exchange) -> Response:
     exchange.use_dialect(Dialect.NATIVE)
     body = validate(EmbedRequest, exchange.body)
-    alias = exchange.service.alias_of(body.model)
+    alias = exchange.service.embedder.alias_of(body.model)
     sent = body.input_type if "input_type" in body.model_fields_set else None
     input_type = choose_input_type(sent, alias, body.model)
     answer = await exchange.embed(
@@ -93,7 +93,7 @@ async def _embed_texts(exchange: Exchange) -> Response:
     return answer.respond(
         {
             "embeddings": VECTORS,
-            "model": exchange.service.model_id,
+            "model": exchange.service.embedder.model_id,
             "dimensions": answer.dimensions,
             "usage": answer.usage,
             "truncated": answer.embeddings.truncated,

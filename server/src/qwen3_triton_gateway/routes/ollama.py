@@ -111,7 +111,7 @@ async def embed(request: Request, service: ServiceDep) -> Response:
             dimensions=body.dimensions,
             truncation="refuse" if body.truncate is False else "end",
         )
-        answer = {"model": body.model or service.model_id, "load_duration": 0}
+        answer = {"model": body.model or service.embedder.model_id, "load_duration": 0}
         if not body.input:
             service.embedder.check_dimensions(body.dimensions)
             return JsonResponse(answer | {"embeddings": []} | _spent(began, 0))
@@ -146,7 +146,7 @@ async def embed_prompt(request: Request, service: ServiceDep) -> Response:
 @router.get("/tags", responses=describe_errors(NAMELESS_ERRORS, OllamaErrorResponse))
 async def tags(service: ServiceDep) -> dict[str, Any]:
     """List the served model under its ID and its aliases."""
-    return {"models": [_model(name, service) for name in service.model_names]}
+    return {"models": [_model(name, service) for name in service.embedder.names]}
 
 
 @router.post("/show", **describe_call(OllamaShowRequest, errors=OllamaErrorResponse))
@@ -158,8 +158,9 @@ async def show(request: Request, service: ServiceDep) -> dict[str, Any]:
         "general.architecture": "qwen3",
         "qwen3.context_length": service.settings.max_length,
     }
-    if service.spec is not None:
-        info["qwen3.embedding_length"] = service.spec.hidden_size
+    spec = service.embedder.spec
+    if spec is not None:
+        info["qwen3.embedding_length"] = spec.hidden_size
     return {
         "details": _details(service),
         "model_info": info,
@@ -183,22 +184,24 @@ def _spent(began: int, tokens: int) -> dict[str, int]:
 
 
 def _model(name: str, service: EmbeddingService) -> dict[str, Any]:
+    spec = service.embedder.spec
     return {
         "name": name,
         "model": name,
         "modified_at": STARTED,
         "size": 0,
-        "digest": service.spec.weights_digest if service.spec else "",
+        "digest": spec.weights_digest if spec else "",
         "details": _details(service),
     }
 
 
 def _details(service: EmbeddingService) -> dict[str, Any]:
+    spec = service.embedder.spec
     return {
         "parent_model": "",
         "format": "onnx",
         "family": "qwen3",
         "families": ["qwen3"],
         "parameter_size": "",
-        "quantization_level": service.spec.output.dtype.name if service.spec else "",
+        "quantization_level": spec.output.dtype.name if spec else "",
     }

@@ -134,7 +134,7 @@ async def embeddings(request: Request, service: ServiceDep) -> Response:
             {
                 "object": "list",
                 "data": VECTORS,
-                "model": service.model_id,
+                "model": service.embedder.model_id,
                 "usage": answer.usage,
                 "truncated": answer.embeddings.truncated,
             },
@@ -146,7 +146,7 @@ async def embeddings(request: Request, service: ServiceDep) -> Response:
 @router.get("/models", responses=describe_errors({401}, OpenAIErrorResponse))
 async def models(service: ServiceDep) -> Response:
     """List the served model under its ID and its aliases."""
-    names = service.model_names
+    names = service.embedder.names
     return JsonResponse({"object": "list", "data": [_model(name, service) for name in names]})
 
 
@@ -162,15 +162,16 @@ def resolve_model(name: str | None, service: EmbeddingService) -> ModelAlias:
     Raises:
         ModelNotFoundError: The model is not the served one.
     """
-    if name is not None and name not in service.model_names:
+    embedder = service.embedder
+    if name is not None and name not in embedder.names:
         for suffix, input_type in MODEL_SUFFIXES.items():
             base = name.removesuffix(suffix)
-            if base == name or base not in service.model_names:
+            if base == name or base not in embedder.names:
                 continue
-            alias = service.alias_of(base)
+            alias = embedder.alias_of(base)
             if alias.input_type in (None, input_type):
                 return ModelAlias(input_type=input_type, instruction=alias.instruction)
-    return service.alias_of(name)
+    return embedder.alias_of(name)
 
 
 def _embed_call(body: OpenAIEmbedRequest, service: EmbeddingService) -> EmbedCall:
@@ -266,16 +267,16 @@ def _item(index: int, vector: Any) -> dict[str, Any]:
 
 
 def _model(name: str, service: EmbeddingService) -> dict[str, Any]:
-    alias = resolve_model(name, service)
+    alias, embedder = resolve_model(name, service), service.embedder
     described = {
         "id": name,
         "object": "model",
         "created": STARTED,
         "owned_by": "qwen3-triton",
-        "root": service.model_id,
+        "root": embedder.model_id,
         "task": "embed",
         "dimensions": service.settings.output_dim,
-        "max_dimensions": service.spec.hidden_size if service.spec else None,
+        "max_dimensions": embedder.spec.hidden_size if embedder.spec else None,
         "max_model_len": service.settings.max_length,
         "context_length": service.settings.max_length,
         "input_type": alias.input_type,

@@ -10,6 +10,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import PlainTextResponse, Response
 
 from .. import __version__
+from ..embedder import Embedder
 from ..responses import ErrorResponse, JsonResponse, file_response
 from ..service import EmbeddingService
 from ..settings import MAX_TEXTS, MIN_DIMENSIONS
@@ -38,18 +39,19 @@ async def health(request: Request, service: ServiceDep) -> JsonResponse:
     If keys are set, a caller without one gets `status` only.
     """
     readiness, state = service.readiness, service.state()
-    spec = service.spec
+    embedder = service.embedder
+    spec = embedder.spec
     details = {
         "triton_status": OK if readiness.backend_ready else UNAVAILABLE,
         "triton_model": spec.name if spec else service.settings.triton_model,
-        "tokenizer_path": str(service.tokenizer.path),
+        "tokenizer_path": str(embedder.tokenizer.path),
         "embed_output_dim": service.settings.output_dim,
         "model_hidden_dim": spec.hidden_size if spec else 0,
         "requires_past_kv": bool(spec and spec.past_inputs),
-        "backend": service.backend.description,
+        "backend": embedder.backend.description,
         "backends": state.backends,
         "excluded": state.problems,
-        "model": service.model_id,
+        "model": embedder.model_id,
         "reason": readiness.reason,
         "queued_tokens": sum(lane.tokens for lane in state.lanes),
         "batches_in_flight": state.batches_in_flight,
@@ -96,18 +98,20 @@ async def metrics(service: ServiceDep) -> Response:
 async def info(service: ServiceDep) -> dict[str, Any]:
     """Describe the served model and the limits; 503 until the model has been reached."""
     embedder = service.embedder
-    fingerprint = service.fingerprint(embedder.default_dimensions)
-    return _describe(service) | {"fingerprint": fingerprint} | _describe_as_tei(service)
+    embedder.require_ready()
+    fingerprint = embedder.fingerprint(embedder.default_dimensions)
+    return _describe(embedder) | {"fingerprint": fingerprint} | _describe_as_tei(embedder)
 
 
 @router.get("/tokenizer", response_class=Response, responses=TOKENIZER_ANSWERS)
 async def tokenizer(request: Request, service: ServiceDep) -> Response:
     """Return the model's `tokenizer.json`, for callers that split texts to fit."""
-    etag = f'"{service.tokenizer.digest}"'
+    served = service.embedder.tokenizer
+    etag = f'"{served.digest}"'
     etags = [tag.strip() for tag in request.headers.get("if-none-match", "").split(",")]
     if {etag, f"W/{etag}", "*"}.intersection(etags):
         return Response(status_code=NOT_MODIFIED, headers={"ETag": etag})
-    return file_response(service.tokenizer.file_content, {"ETag": etag})
+    return file_response(served.file_content, {"ETag": etag})
 
 
 def _health(request: Request, service: EmbeddingService, details: dict[str, Any]) -> JsonResponse:
@@ -124,25 +128,25 @@ def _nim_health(state: str, message: str, status: int) -> JsonResponse:
     return JsonResponse(body, status)
 
 
-def _describe(service: EmbeddingService) -> dict[str, Any]:
-    settings, spec = service.settings, service.backend.spec
+def _describe(embedder: Embedder) -> dict[str, Any]:
+    settings, spec = embedder.settings, embedder.backend.spec
     return {
-        "model": service.model_id,
+        "model": embedder.model_id,
         "model_aliases": list(settings.model_aliases),
         "version": __version__,
-        "backend": service.backend.description,
+        "backend": embedder.backend.description,
         "engine": spec.engine,
         "precision": spec.precision,
-        "pooling": service.pooling,
+        "pooling": embedder.pooling,
         "pooled_in_graph": spec.pooling == "in_graph",
-        "probe": asdict(service.behavior),
+        "probe": asdict(embedder.behavior),
         "dtype": spec.output.dtype.name,
         "hidden_size": spec.hidden_size,
         "dimensions": settings.output_dim,
         "min_dimensions": MIN_DIMENSIONS,
         "max_length": settings.max_length,
         "max_texts": MAX_TEXTS,
-        "max_batch_size": spec.max_batch_size if service.behavior.shares_batches else 1,
+        "max_batch_size": spec.max_batch_size if embedder.behavior.shares_batches else 1,
         "max_batch_tokens": settings.max_batch_tokens,
         "max_body_bytes": settings.max_body_bytes,
         "default_instruction": DEFAULT_INSTRUCTION,
@@ -150,14 +154,14 @@ def _describe(service: EmbeddingService) -> dict[str, Any]:
     }
 
 
-def _describe_as_tei(service: EmbeddingService) -> dict[str, Any]:
+def _describe_as_tei(embedder: Embedder) -> dict[str, Any]:
     """Add the fields of text-embeddings-inference's `/info` that have other names there."""
-    settings, spec = service.settings, service.backend.spec
+    settings, spec = embedder.settings, embedder.backend.spec
     return {
-        "model_id": service.model_id,
+        "model_id": embedder.model_id,
         "model_sha": spec.weights_digest,
         "model_dtype": spec.output.dtype.name,
-        "model_type": {"embedding": {"pooling": service.pooling}},
+        "model_type": {"embedding": {"pooling": embedder.pooling}},
         "max_input_length": settings.max_length,
         "max_client_batch_size": MAX_TEXTS,
         "max_concurrent_requests": settings.max_queue_requests,

@@ -117,12 +117,12 @@ async def tokenize(request: Request, service: ServiceDep) -> Response:
     async with open_exchange(request, service) as exchange:
         body = validate(TokenizeRequest, exchange.body)
         prompts = format_inputs(body.inputs, input_type=body.prompt_name or "document")
-        await in_worker(_check_tokenizable, service.tokenizer, prompts)
+        await in_worker(_check_tokenizable, service.embedder.tokenizer, prompts)
         exchange.memory.resize(TOKENIZE_BYTES)
 
         async def parts() -> AsyncIterator[bytes]:
             encoded = _token_parts(
-                service.tokenizer, prompts, add_special_tokens=body.add_special_tokens
+                service.embedder.tokenizer, prompts, add_special_tokens=body.add_special_tokens
             )
             while part := await in_worker(next, encoded, b""):
                 yield part

@@ -1,0 +1,331 @@
+"""A model that the gateway serves, from connecting to draining, and whether it can be trusted."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from .admission import Admission
+from .backends.base import Backend, ModelSpec
+from .batching import BatchLimits, pad_batch
+from .canary import Canary, check_stated_canary
+from .errors import BackendUnavailableError, ModelNotFoundError, shorten
+from .metrics import Metrics, ModelState
+from .scheduler import Scheduler
+from .segments import MAX_WORD_CHARACTERS
+from .settings import ModelAlias, Settings
+from .tensors import Float32Matrix, HiddenStates, PooledStates, TokenBatch
+from .tokenization import TextTokenizer
+from .tracing import batch_span
+from .turns import QueuedText
+
+logger = logging.getLogger(__name__)
+
+CONNECT_INTERVAL_SECONDS = 0.5
+WAITING_LOG_SECONDS = 5.0
+# A probe may take a second, so readiness follows the model within two.
+WATCH_INTERVAL_SECONDS = 0.5
+# While it is unknown whether the model is the one of startup: one short batch decides.
+PENDING_INTERVAL_SECONDS = 0.1
+# How long a finished answer waits for that, before its caller is asked to retry.
+CONFIRM_SECONDS = 10.0
+# By now requests have had their time (see `server`): no caller waits for what is left.
+DRAIN_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether requests can be answered now.
+
+    Attributes:
+        ready: Whether requests are answered.
+        backend_ready: Whether the model answers.
+        reason: Why not; empty when ready.
+    """
+
+    ready: bool
+    backend_ready: bool
+    reason: str = ""
+
+
+class ServedModel(ABC):
+    """A tokenizer, a backend, the queue in front of it, and the canary that watches it.
+
+    A subclass knows what the model computes. Until `connect` has returned, nothing is known of the
+    model but what the settings say.
+
+    Attributes:
+        backend: What runs the model.
+        tokenizer: The model's tokenizer.
+        settings: The gateway's settings.
+        model_id: The model's name in answers.
+        readiness: The result of the last check, less than two seconds ago.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        tokenizer: TextTokenizer,
+        settings: Settings,
+        metrics: Metrics,
+        *,
+        model_id: str | None,
+        aliases: Mapping[str, ModelAlias],
+    ) -> None:
+        self.backend = backend
+        self.tokenizer = tokenizer
+        self.settings = settings
+        self.model_id = model_id or "unknown"
+        self.readiness = Readiness(ready=False, backend_ready=False, reason="starting")
+        self._metrics = metrics
+        self._aliases = aliases
+        self._scheduler: Scheduler | None = None
+        self._canary: Canary | None = None
+        self._backend_checks_itself = False
+        self._generation = 0
+        self._doubts = 0
+        self._problems: dict[str, str] = {}
+        self._early_check: asyncio.Task[Readiness] | None = None
+        if not tokenizer.segmenter.knows_words:
+            logger.warning(
+                "The tokenizer file does not split words as Qwen3's does, so texts of more than "
+                "%d characters are refused.",
+                MAX_WORD_CHARACTERS,
+            )
+
+    @abstractmethod
+    def canary_batch(self) -> TokenBatch:
+        """Build what the canary runs."""
+
+    @abstractmethod
+    async def _accept(self, spec: ModelSpec) -> bool:
+        """Prepare for a model, and return whether its texts may share batches.
+
+        Raises:
+            StartupError: The model cannot be served, or not with these settings.
+            BackendUnavailableError: There is no answer.
+        """
+
+    @abstractmethod
+    def _describe(self, spec: ModelSpec) -> str:
+        """Describe an accepted model for the log."""
+
+    @abstractmethod
+    def _rows(self, states: HiddenStates | PooledStates, batch: TokenBatch) -> Float32Matrix:
+        """Return one row for each text of a batch, from what the model returned."""
+
+    @abstractmethod
+    def _forget_answers(self) -> None:
+        """Forget what was kept of answers: some may be from another model."""
+
+    def require_ready(self) -> Scheduler:
+        """Return the queue, while the model's answers can be trusted.
+
+        A gateway that is shutting down still answers callers that have not noticed yet.
+
+        Raises:
+            BackendUnavailableError: The model is unavailable, or has changed since startup.
+        """
+        if self._scheduler is None or not self.readiness.ready:
+            raise BackendUnavailableError(f"Not ready: {self.readiness.reason}.")
+        return self._scheduler
+
+    @property
+    def admission(self) -> Admission | None:
+        """The bounds of the queue; None while requests are refused for another reason."""
+        is_serving = self._scheduler is not None and self.readiness.ready
+        return self._scheduler.admission if self._scheduler and is_serving else None
+
+    @property
+    def spec(self) -> ModelSpec | None:
+        """The model's interface, once it is connected."""
+        return self.backend.spec if self._scheduler else None
+
+    @property
+    def names(self) -> list[str]:
+        """Every name that a request may use for the model."""
+        return list(dict.fromkeys([self.model_id, *self._aliases]))
+
+    def alias_of(self, model: str | None) -> ModelAlias:
+        """Return what the name in a request says about its texts.
+
+        Raises:
+            ModelNotFoundError: The name is neither the served model's ID nor an alias.
+        """
+        if model is None or model in self.names:
+            return self._aliases.get(model or "", ModelAlias())
+        allowed = " or ".join(map(repr, self.names))
+        msg = (
+            f"Model {shorten(model)!r} is not served here. Set `model` to {allowed}, or omit it. "
+            "For programs that can do neither, start the gateway with this name in "
+            "EMBED_MODEL_ALIASES."
+        )
+        raise ModelNotFoundError(msg, param="model")
+
+    async def run(self) -> None:
+        """Connect, and keep `readiness` current until cancelled.
+
+        Raises:
+            StartupError: The model and the settings do not match.
+        """
+        await self.connect()
+        while True:
+            await self.check()
+            is_pending = self._canary is not None and self._canary.is_pending
+            soon = is_pending and self.readiness.backend_ready
+            await asyncio.sleep(PENDING_INTERVAL_SECONDS if soon else WATCH_INTERVAL_SECONDS)
+
+    async def connect(self) -> None:
+        """Wait for the model, read its interface and run the canary.
+
+        Raises:
+            StartupError: The model and the settings do not match.
+        """
+        logged = -WAITING_LOG_SECONDS
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                spec = await self.backend.connect()
+                await self._start(spec)
+                break
+            except BackendUnavailableError as error:
+                reason = (
+                    f"waiting for {self.backend.description}: {error.message.removesuffix('.')}"
+                )
+                self.readiness = Readiness(ready=False, backend_ready=False, reason=reason)
+                if loop.time() - logged >= WAITING_LOG_SECONDS:
+                    logger.warning("Waiting for %s: %s", self.backend.description, error.message)
+                    logged = loop.time()
+                await asyncio.sleep(CONNECT_INTERVAL_SECONDS)
+        logger.info(
+            "Serving %s with %s: %s", self.model_id, self.backend.description, self._describe(spec)
+        )
+
+    async def confirm(self, deadline: float) -> None:
+        """Wait until the model that computed an answer is known to be the one of startup.
+
+        It costs nothing, unless the model was away or reloaded and the canary has not run since.
+
+        Args:
+            deadline: When the request times out, in the event loop's time.
+
+        Raises:
+            BackendUnavailableError: It is another one, or it is not known in time.
+        """
+        canary = self._canary
+        if canary is None or self._backend_checks_itself:
+            return
+        loop = asyncio.get_running_loop()
+        end = min(deadline, loop.time() + CONFIRM_SECONDS)
+        while canary.is_pending and loop.time() < end:
+            await self.check_soon()
+            await canary.settle(PENDING_INTERVAL_SECONDS)
+        if canary.is_pending or canary.has_changed:
+            problem = canary.problem or "the model was reloaded and has not been checked"
+            raise BackendUnavailableError(f"Not ready: {problem}.")
+
+    async def check_soon(self) -> None:
+        """Check after a request found the model unavailable; concurrent callers share a check."""
+        if self._early_check is None or self._early_check.done():
+            self._early_check = asyncio.create_task(self.check())
+        await asyncio.shield(self._early_check)
+
+    async def check(self) -> Readiness:
+        """Update `readiness` from the backend and the canary."""
+        if self._canary is None:
+            return self.readiness
+        was_ready = self.readiness.ready
+        backend_ready = await self.backend.is_ready()
+        problem = self._find_problem(self._canary, backend_ready=backend_ready)
+        problems = self.backend.problems
+        if self._canary.has_changed or problems.keys() - self._problems.keys():
+            self._forget_answers()
+        self._problems = problems
+        self.readiness = Readiness(not problem, backend_ready, problem)
+        if was_ready and problem:
+            logger.warning("Not ready: %s.", problem)
+        elif not was_ready and not problem:
+            logger.warning("Ready again.")
+        return self.readiness
+
+    def _find_problem(self, canary: Canary, *, backend_ready: bool) -> str:
+        if self._backend_checks_itself:
+            reasons = "; ".join(f"{name}: {why}" for name, why in self.backend.problems.items())
+            return "" if backend_ready else reasons or f"{self.backend.description} is unavailable"
+        if not backend_ready:
+            canary.distrust()
+            return f"{self.backend.description} is unavailable"
+        if self._generation != self.backend.generation:
+            self._generation = self.backend.generation
+            canary.suspect()
+        if self._doubts != self.backend.doubts:
+            self._doubts = self.backend.doubts
+            canary.hasten()
+        return canary.check()
+
+    async def close(self) -> None:
+        """Finish the batches in flight, then release the backend."""
+        if self._scheduler is not None:
+            with suppress(TimeoutError):
+                async with asyncio.timeout(DRAIN_SECONDS):
+                    await self._scheduler.drain()
+        await self.backend.close()
+
+    def state(self) -> ModelState:
+        """Describe the queue, the batches in flight and the backends."""
+        scheduler = self._scheduler
+        return ModelState(
+            lanes=scheduler.lane_states() if scheduler else [],
+            batches_in_flight=scheduler.in_flight if scheduler else 0,
+            requests_under_way=scheduler.requests_under_way if scheduler else 0,
+            ready=self.readiness.ready,
+            backends=self.backend.states,
+            problems=self.backend.problems,
+        )
+
+    async def _start(self, spec: ModelSpec) -> None:
+        """Accept a model, and prepare its queue and its canary."""
+        batch = self.canary_batch()
+        checks_itself = await self.backend.adopt_canary(batch)
+        shares_batches = await self._accept(spec)
+        scheduler = Scheduler(
+            self._run_batch,
+            limits=BatchLimits(
+                spec.max_batch_size if shares_batches else 1,
+                self.settings.max_batch_tokens,
+                self.tokenizer.max_length,
+            ),
+            window=spec.instance_count + 1,
+            max_queue_tokens=self.settings.max_queue_tokens,
+            max_queue_requests=self.settings.max_queue_requests,
+            metrics=self._metrics,
+        )
+        canary = Canary(self.backend, batch, last_answer=lambda: scheduler.last_answer)
+        check_stated_canary(spec.stated_canary, batch, await canary.start())
+        self._scheduler, self._canary = scheduler, canary
+        self._backend_checks_itself = checks_itself
+        self._generation, self._doubts = self.backend.generation, self.backend.doubts
+        self.readiness = Readiness(ready=True, backend_ready=True)
+
+    async def _run_batch(
+        self, entries: Sequence[QueuedText], timeout_seconds: float
+    ) -> Float32Matrix:
+        lane = entries[0].lane
+        batch = pad_batch(
+            [entry.text for entry in entries],
+            pad_token_id=self.tokenizer.end_token_id,
+            max_length=self.tokenizer.max_length,
+        )
+        self._metrics.observe_batch(lane.label, batch)
+        seconds = self._metrics.batch_seconds.labels(lane.label)
+        with batch_span([entry.origin for entry in entries], batch), seconds.time():
+            states = await self.backend.infer(
+                batch, timeout_seconds=timeout_seconds, priority=lane.value
+            )
+        for entry in entries:
+            entry.model_seconds = states.seconds
+        return self._rows(states, batch)
