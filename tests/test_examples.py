@@ -19,7 +19,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from psycopg.sql import SQL, Identifier
 
 from embed_call import cosines, embed
-from polling import wait_for
+from filled_tables import times_used
 from psql import PARADEDB_SHIM, psql, sections
 from tolerances import FLOAT32_COSINE
 
@@ -55,7 +55,7 @@ class Runner:
         return done.stdout + done.stderr
 
     def _documents(self) -> int:
-        text = httpx2.get(f"{self.url}/metrics").text
+        text = httpx2.get(f"{self.url}/metrics", timeout=60).text
         return sum(
             int(sample.value)
             for family in text_string_to_metric_families(text)
@@ -129,16 +129,6 @@ def only(uri: str, query: str) -> int:
         row = connection.execute(query.encode()).fetchone()
     assert row is not None
     return int(row[0])
-
-
-def times_used(uri: str, index: str) -> int:
-    """Read how often an index was used; sessions report it, at the latest when they end."""
-    sessions = """
-        SELECT count(*) FROM pg_stat_activity
-        WHERE datname = current_database() AND backend_type = 'client backend'
-    """
-    wait_for(lambda: only(uri, sessions) == 1, "that all sessions but ours have ended")
-    return only(uri, f"SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = '{index}'")
 
 
 def found(pattern: str, output: str) -> str:

@@ -1,4 +1,4 @@
-"""A corpus of real text with its vectors, and tables filled with it by the loader's own code."""
+"""A corpus of real text with its vectors, tables filled with it by the loader, and databases."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import numpy as np
 import psycopg
 from psycopg.sql import SQL, Identifier
 
+from polling import wait_until_alone
 from qwen3_triton_client import EmbeddingClient
 from qwen3_triton_ingest.documents import Chunk, EmbeddedChunk
 from qwen3_triton_ingest.layouts import LayoutName, Table
@@ -108,3 +109,22 @@ def create_database(uri: str) -> Generator[str]:
         connection.execute(create.format(Identifier(name)))
         yield f"{uri.rpartition('/')[0]}/{name}"
         connection.execute(SQL("DROP DATABASE {} WITH (FORCE)").format(Identifier(name)))
+
+
+def is_exclusive_lock_awaited(connection: psycopg.Connection[Any], table: str) -> bool:
+    """Return whether a session waits until it can lock a table exclusively, before all others."""
+    query = """
+        SELECT 1 FROM pg_locks WHERE relation = %s::regclass
+        AND mode = 'AccessExclusiveLock' AND NOT granted
+    """
+    return connection.execute(query, (table,)).fetchone() is not None
+
+
+def times_used(uri: str, index: str) -> int:
+    """Read how many scans of an index there were, once all who may have scanned it are gone."""
+    wait_until_alone(uri)
+    with psycopg.connect(uri) as connection:
+        query = "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = %s"
+        row = connection.execute(query, (index,)).fetchone()
+    assert row is not None, f"There is no index {index}."
+    return row[0]

@@ -14,6 +14,7 @@ import psycopg
 from psycopg.sql import SQL, Identifier, Literal
 
 import demo
+from polling import wait_until_alone
 from tolerances import FLOAT32_COSINE, UNIT_NORM
 
 SENTENCES = [
@@ -88,7 +89,11 @@ def assert_same_rows(found: dict[str, LoadedRow], expected: dict[str, LoadedRow]
 
 
 def assert_true_ledger(dsn: str, table: str, *, documents: int) -> None:
-    """Compare the ledger with the table, and with the documents that were to be loaded."""
+    """Compare the ledger with the table, and with the documents that were to be loaded.
+
+    All connections to the database must have been closed.
+    """
+    wait_until_alone(dsn)
     with psycopg.connect(dsn) as connection:
 
         def query(statement: str) -> list[tuple[object, ...]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-PATIENCE_SECONDS = 60.0
+PATIENCE_SECONDS = 120.0
 
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
@@ -14,3 +14,23 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
     while not condition():
         assert time.monotonic() < end, f"Never happened: {what}."
         time.sleep(0.02)
+
+
+def wait_until_alone(uri: str) -> None:
+    """Wait until no other session of a database is left.
+
+    A session ends some time after its client has closed the connection. Only then are its locks and
+    temporary tables gone, and its statistics complete.
+    """
+    import psycopg  # which few tests need
+
+    others = """
+        SELECT 1 FROM pg_stat_activity
+        WHERE datname = current_database() AND pid <> pg_backend_pid()
+        AND backend_type IN ('client backend', 'parallel worker')
+    """
+    with psycopg.connect(uri, autocommit=True) as connection:
+        wait_for(
+            lambda: connection.execute(others).fetchone() is None,
+            "all other sessions of the database have ended",
+        )

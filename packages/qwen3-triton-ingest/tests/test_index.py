@@ -20,6 +20,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from filled_tables import times_used
 from qwen3_triton_ingest.config import IndexOptions
 from qwen3_triton_ingest.database import Connection, connect
 from qwen3_triton_ingest.documents import Chunk, EmbeddedChunk
@@ -117,23 +118,6 @@ def test_full_precision_and_a_halfvec_column_get_an_index_on_the_plain_column(
     assert (index.expression, index.opclass) == ("embedding", "halfvec_cosine_ops")
 
 
-def scans(url: str, index: str) -> int:
-    with psycopg.connect(url) as connection:
-        row = connection.execute(
-            "SELECT idx_scan FROM pg_stat_user_indexes WHERE indexrelname = %s", (index,)
-        ).fetchone()
-    assert row
-    return row[0]
-
-
-def wait_for_scan(url: str, index: str, before: int) -> None:
-    """Statistics are written when a session is idle or ends."""
-    end = time.monotonic() + 15
-    while scans(url, index) <= before:
-        assert time.monotonic() < end, f"{index} was not used"
-        time.sleep(0.1)
-
-
 def without_sequential_scans(url: str) -> None:
     with psycopg.connect(url, autocommit=True) as connection:
         name = sql.Identifier(connection.info.dbname)
@@ -153,11 +137,10 @@ def test_langchains_store_uses_the_index(database_url: str) -> None:
     try:
         fake = DeterministicFakeEmbedding(size=64)
         store = PGVectorStore.create_sync(engine, fake, "t")
-        before = scans(database_url, index.name)
         assert len(store.similarity_search("question", k=3)) == 3
     finally:
         engine._run_as_sync(engine.close())
-    wait_for_scan(database_url, index.name, before)
+    assert times_used(database_url, index.name) > 0
 
 
 def test_llamaindexs_store_uses_the_index_and_builds_no_other(database_url: str) -> None:
@@ -180,11 +163,10 @@ def test_llamaindexs_store_uses_the_index_and_builds_no_other(database_url: str)
             "hnsw_dist_method": "vector_cosine_ops",
         },
     )
-    before = scans(database_url, index.name)
     found = store.query(VectorStoreQuery(query_embedding=[0.1] * 64, similarity_top_k=3))
     assert len(found.ids) == 3
     store._engine.dispose()
-    wait_for_scan(database_url, index.name, before)
+    assert times_used(database_url, index.name) > 0
     with connect(database_url) as connection:
         assert [each.name for each in find_vector_indexes(connection, table)] == [index.name]
 
