@@ -136,31 +136,41 @@ def request_bytes(body_bytes: int) -> int:
 def default_max_bytes() -> int:
     """Return the budget for this machine: a share of the container's or machine's memory."""
     limits = [_machine_bytes()]
-    with suppress(OSError):
-        for line in OWN_CGROUPS.read_text().splitlines():
-            limits += _cgroup_limits(*line.split(":", 2)[1:])
+    for text in read_cgroups("memory", "memory.max", "memory.limit_in_bytes"):
+        with suppress(ValueError):  # "max"
+            limits.append(int(text))
     return min(DEFAULT_MAX_BYTES, min(limits) // SHARE_OF_LIMIT)
+
+
+def read_cgroups(controller: str, name: str, old_name: str) -> Iterator[str]:
+    """Read a file of this process's control group and of those around it, innermost first.
+
+    In a container the group's own path may not exist, and the root is the container's.
+
+    Args:
+        controller: Whose file it is.
+        name: The file in version 2.
+        old_name: The file in version 1.
+    """
+    groups: list[str] = []
+    with suppress(OSError):
+        groups = OWN_CGROUPS.read_text().splitlines()
+    for line in groups:
+        controllers, group = line.split(":", 2)[1:]
+        if controllers == "":
+            root, file = CGROUPS, name
+        elif controller in controllers.split(","):
+            root, file = CGROUPS / controller, old_name
+        else:
+            continue
+        folder = root / group.lstrip("/")
+        for place in (folder, *folder.parents):
+            with suppress(OSError):  # no such file
+                yield (place / file).read_text()
 
 
 def _machine_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def _cgroup_limits(controllers: str, group: str) -> Iterator[int]:
-    """Read the memory limits of a control group and of those around it, version 1 or 2.
-
-    In a container the group's own path may not exist, and the root is the container's.
-    """
-    if controllers == "":
-        root, name = CGROUPS, "memory.max"
-    elif "memory" in controllers.split(","):
-        root, name = CGROUPS / "memory", "memory.limit_in_bytes"
-    else:
-        return
-    folder = root / group.lstrip("/")
-    for place in (folder, *folder.parents):
-        with suppress(OSError, ValueError):  # no such file, or "max"
-            yield int((place / name).read_text())
 
 
 async def in_worker(function: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Result:
