@@ -29,13 +29,13 @@ from llama_index.embeddings.text_embeddings_inference import TextEmbeddingsInfer
 from report import Row, show, spread, write_markdown
 from rich.console import Console
 from rich.progress import track
-from texts import mixed_texts
 
 import qwen3_nano
 from gateway_process import running_gateway
 from langchain_qwen3_triton import Qwen3TritonEmbeddings
 from llama_index.embeddings.qwen3_triton import Qwen3TritonEmbedding
 from qwen3_triton_client import AsyncEmbeddingClient, EmbeddingClient
+from qwen3_triton_tools.tune.texts import mixed_texts
 
 DOCUMENTS = 5000
 WORDS = 12  # so that a round takes seconds with the nano model on two cores

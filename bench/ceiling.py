@@ -7,12 +7,11 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from texts import QUERY
-
 from qwen3_triton_gateway.backends.triton import TritonBackend
 from qwen3_triton_gateway.batching import BatchLimits, pad_batch, similar_lengths
 from qwen3_triton_gateway.tensors import TokenBatch
 from qwen3_triton_gateway.tokenization import TextTokenizer, format_inputs
+from qwen3_triton_tools.tune.texts import QUERY
 
 MAX_LENGTH = 1024
 MAX_BATCH_SIZE = 32

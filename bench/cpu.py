@@ -30,12 +30,12 @@ from peers import measure_peers
 from report import Row, show, spread, write_markdown
 from rich.console import Console
 from rich.progress import track
-from texts import QUERY, chunks, mixed_texts
 
 import qwen3_nano
 from gateway_process import GatewayProcess, running_gateway
 from qwen3_triton_gateway.backends.engines import Machine
 from qwen3_triton_tools.model.quantize import quantize_model
+from qwen3_triton_tools.tune.texts import QUERY, chunks, mixed_texts
 
 CALLERS, TEXTS_PER_REQUEST = 8, 8
 TEXTS, ROUNDS, LAYERS, QUERIES = 240, 5, 4, 30

@@ -28,7 +28,6 @@ import click
 import numpy as np
 from report import Row, show, spread, write_markdown
 from rich.console import Console
-from texts import chunks, mixed_texts
 
 import qwen3_nano
 from qwen3_triton_gateway import server
@@ -36,6 +35,7 @@ from qwen3_triton_gateway.backends.base import ModelSpec, TensorSpec, describe_m
 from qwen3_triton_gateway.settings import Settings
 from qwen3_triton_gateway.tensors import HiddenStates, PooledStates, TokenBatch
 from qwen3_triton_tools.local_triton.launch import answers_ok
+from qwen3_triton_tools.tune.texts import chunks, mixed_texts
 
 HIDDEN_SIZE, ROWS = 1024, 1024
 WORDS, TEXTS_PER_REQUEST = 40, 64

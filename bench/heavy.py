@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import click
 import numpy as np
 
 import qwen3_nano
@@ -74,3 +75,15 @@ def _layer(matrix: Callable[[int, int], Quantized]) -> NanoLayer:
         up=matrix(INTERMEDIATE_SIZE, HIDDEN_SIZE),
         down=matrix(HIDDEN_SIZE, INTERMEDIATE_SIZE),
     )
+
+
+@click.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--layers", default=LAYERS, show_default=True)
+def main(*, folder: Path, layers: int) -> None:
+    """Write the model in float32, to serve it or to tune for it."""
+    write_heavy_model(folder, layers=layers, quantized=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -33,7 +33,6 @@ from pyarrow import parquet
 from report import Row, show, spread, write_markdown
 from rich.console import Console
 from rich.progress import track
-from texts import mixed_texts
 
 from demo.embedded_postgres import embedded_postgres
 from gateway_process import running_gateway
@@ -45,6 +44,7 @@ from qwen3_triton_ingest import (
     LoadReport,
     load,
 )
+from qwen3_triton_tools.tune.texts import mixed_texts
 
 SETTINGS = {"shared_buffers": "1GB", "max_wal_size": "4GB"}
 CONCURRENCY = 16

@@ -11,7 +11,6 @@ from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_postgres import PGEngine, PGVectorStore
 from llama_index.core.schema import TextNode
 from llama_index.vector_stores.postgres import PGVectorStore as LlamaIndexStore
-from texts import mixed_texts
 
 from gateway_process import running_gateway
 from qwen3_triton_client import EmbeddingClient, Vector
@@ -22,6 +21,7 @@ from qwen3_triton_ingest.layouts import LayoutName, Table
 from qwen3_triton_ingest.llamaindex import BulkPGVectorStore as BulkLlamaIndex
 from qwen3_triton_ingest.rows.chunks import copy_chunks, upsert_chunks
 from qwen3_triton_ingest.tables.preparation import prepare_table
+from qwen3_triton_tools.tune.texts import mixed_texts
 
 DIMENSIONS = 1024
 TEXT_BYTES = 1024

@@ -21,7 +21,8 @@ import click
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from texts import QUERY, chunks, mixed_texts
+
+from qwen3_triton_tools.tune.texts import QUERY, chunks, mixed_texts
 
 TIMEOUT_SECONDS = 300.0
 

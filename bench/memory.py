@@ -23,11 +23,11 @@ from load import LoadClient, Report, closed_loop, open_loop, until
 from report import machine
 from rich.console import Console
 from rich.table import Table
-from texts import chunks, mixed_texts
 
 import qwen3_nano
 from gateway_process import running_gateway, triton_flags
 from qwen3_triton_tools.local_triton import LocalTriton
+from qwen3_triton_tools.tune.texts import chunks, mixed_texts
 
 # Full after the warm-up, and replaced continuously from then on.
 CACHE_BYTES = 4_000_000

@@ -32,11 +32,11 @@ from peers import measure_peers
 from report import Row, show, spread, write_markdown
 from rich.console import Console
 from rich.progress import track
-from texts import QUERY, chunks, mixed_texts
 
 import qwen3_nano
 from gateway_process import running_gateway, triton_flags
 from qwen3_triton_tools.local_triton import LocalTriton
+from qwen3_triton_tools.tune.texts import QUERY, chunks, mixed_texts
 
 # Sizes so that each round takes five to ten seconds on two cores.
 NANO_TEXTS, HEAVY_TEXTS, LARGE_TEXTS = 512, 128, 2048
