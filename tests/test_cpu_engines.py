@@ -1,17 +1,26 @@
-"""The gateway on OpenVINO, on whatever processor this is."""
+"""The gateway on OpenVINO, and the choice of an engine, on whatever processor this is."""
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import numpy as np
+import psutil
 import pytest
 
 import qwen3_nano
 from embed_call import cosines, embed
 from gateway_process import GatewayProcess, running_gateway
+from polling import wait_for
 from qwen3_triton_gateway.backends.engines import Machine
+from qwen3_triton_gateway.cli import flag_name
 from tolerances import BFLOAT16_COSINE, FLOAT32_COSINE
 
 pytestmark = pytest.mark.stack
@@ -55,3 +64,50 @@ def test_a_precision_that_an_engine_lacks_ends_the_start() -> None:
     gateway = GatewayProcess("--precision", "int8")
     assert gateway.process.wait(timeout=60) == 1
     assert "Set EMBED_ENGINE to openvino, or EMBED_PRECISION to auto." in gateway.log
+
+
+def commands_of(processes: list[psutil.Process]) -> str:
+    commands: list[str] = []
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            commands += process.cmdline()
+    return " ".join(commands)
+
+
+TUNE = [sys.executable, "-m", "qwen3_triton_gateway", "tune"]
+
+
+def test_the_gateway_takes_the_settings_that_tune_writes(tmp_path: Path) -> None:
+    target = tmp_path / "gateway.env"
+    # The least time: one round of each engine.
+    arguments = ["--precision", "float32", "--minutes", "0.001", "--json", "--write", str(target)]
+    done = subprocess.run([*TUNE, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
+    measured = [row for row in report["candidates"] if not row["problem"]]
+    assert [row["engine"] for row in measured] == ["onnxruntime", "openvino"]
+    assert measured[1]["loss"]["lowest_cosine"] >= FLOAT32_COSINE
+    assert all(row["memory_bytes"] > 50 << 20 for row in measured)
+    pairs = [line.split("=", 1) for line in target.read_text().splitlines()[1:]]
+    assert dict(pairs) == report["settings"]
+    flags = [part for name, value in pairs for part in (flag_name(name), value)]
+    with running_gateway(*flags) as gateway:
+        assert info(gateway)["engine"] == report["settings"]["EMBED_ENGINE"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_tune_ends_its_gateways_and_writes_nothing(
+    number: signal.Signals, tmp_path: Path
+) -> None:
+    target = tmp_path / "gateway.env"
+    command = [*TUNE, "--minutes", "60", "--write", str(target)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tune:
+        process = psutil.Process(tune.pid)
+        wait_for(lambda: "serve" in commands_of(process.children()), "a gateway starts")
+        children = process.children()
+        tune.send_signal(number)
+        _, errors = tune.communicate(timeout=120)
+    assert tune.returncode == 1
+    assert "Aborted!" in errors
+    assert not any(child.is_running() for child in children)
+    assert list(tmp_path.iterdir()) == []

@@ -20,7 +20,7 @@ def test_the_gateway_s_command_lists_those_of_the_tools() -> None:
     assert all(f"  {command} " in listed for command in TOOLS_COMMANDS)
 
 
-@pytest.mark.parametrize("command", ["triton", "up"])
+@pytest.mark.parametrize("command", ["triton", "tune", "up"])
 def test_every_command_has_help_with_examples(command: str) -> None:
     code, output = run(command, "--help")
     assert code == 0
@@ -41,6 +41,7 @@ def test_up_takes_every_setting_of_the_gateway(variable: str) -> None:
         pytest.param(
             ["triton", "--model-dir", ".", "--model-repository", "."], "not both", id="two-models"
         ),
+        pytest.param(["tune", "--minutes", "0"], "not in the range", id="no-time"),
         pytest.param(["up", "--triton-url", "http://a"], "run `serve`", id="up-with-url"),
         pytest.param(["up", "--precision", "int8"], "for OpenVINO, run `serve`", id="up-in-int8"),
     ],

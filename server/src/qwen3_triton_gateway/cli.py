@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 COMMANDS_GROUP = "qwen3_triton.commands"
-TOOLS_COMMANDS = ("doctor", "model", "triton", "up")
+TOOLS_COMMANDS = ("doctor", "model", "triton", "tune", "up")
 SECRETS = ("EMBED_API_KEYS", "EMBED_TRITON_HEADERS", "TRITON_URL")
 
 
@@ -106,7 +106,17 @@ def main() -> None:
 
 def setting_options(command: Command) -> Command:
     """Add a flag for each setting; its help, default and variable come from `Settings`."""
-    for field in reversed(Settings.model_fields.values()):
+    return _with_flags(command, Settings.model_fields.values())
+
+
+def some_setting_options(*variables: str) -> Callable[[Command], Command]:
+    """Add the flags of the settings with these variables, as `setting_options` does for all."""
+    fields = [f for f in Settings.model_fields.values() if f.validation_alias in variables]
+    return lambda command: _with_flags(command, fields)
+
+
+def _with_flags(command: Command, fields: Iterable[FieldInfo]) -> Command:
+    for field in reversed(list(fields)):
         variable = str(field.validation_alias)
         command = click.option(
             flag_name(variable), variable, metavar=_metavar(variable, field), help=_help(field)

@@ -53,12 +53,11 @@ def quantize(path: Path, *, out: Path | None, text_count: int, force: bool, as_j
       EMBED_PRECISION=int8 qwen3-triton serve --model-dir ./qwen3-embedding-0.6b-int8
     """
     from ..model.files import find_model
-    from ..model.quantize import quantize_model
+    from ..model.quantize import default_folder, quantize_model
 
     with tool_errors():
         model_path = find_model(path)
-        source = model_path.parent
-        folder = out or source.with_name(f"{source.name}-int8")
+        folder = out or default_folder(model_path)
         report_progress(f"Quantizing {model_path}.")
         quantized = quantize_model(model_path, folder, force=force)
         losses = _measure(model_path, folder, text_count)

@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,7 +25,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import ModelError
-from ..onnx_model import integer_attributes
+from ..onnx_model import OnnxModel, integer_attributes
 from ..writing import replacing_folder
 from .files import copy_tokenizer
 from .inspection import check_servable, inspect_model
@@ -48,6 +49,19 @@ class QuantizedModel:
     matrices: int
     bytes_before: int
     bytes_after: int
+
+
+def default_folder(model_path: Path) -> Path:
+    """Return where the quantized model is written by default: NAME-int8 next to the model's."""
+    return model_path.parent.with_name(f"{model_path.parent.name}-int8")
+
+
+def has_int8_weights(model: OnnxModel) -> bool:
+    """Return whether a matrix is stored in 8 bits, which EMBED_PRECISION=int8 needs."""
+    return any(
+        weight.dtype.name in ("int8", "uint8") and prod(weight.shape) >= _MIN_VALUES
+        for weight in model.weights
+    )
 
 
 def quantize_model(model_path: Path, folder: Path, *, force: bool = False) -> QuantizedModel:
