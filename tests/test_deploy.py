@@ -17,7 +17,7 @@ import yaml
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-from qwen3_triton_gateway import __version__, server, service
+from qwen3_triton_gateway import __version__, served, server
 from qwen3_triton_gateway.auth import read_api_keys
 from qwen3_triton_gateway.settings import Settings
 
@@ -27,7 +27,7 @@ VARIABLES = {str(field.validation_alias) for field in Settings.model_fields.valu
 EXACT_IMAGE = re.compile(r"[\w./-]+:v?\d[\w.-]*(@sha256:[0-9a-f]{64})?")
 REFERENCE = re.compile(r"\$\$|\$\{(\w+)(?:(:-|-|:\?)([^}]*))?\}")
 # What a shutdown may take in addition to a request's deadline and the delay before it.
-END_SECONDS = server.GRACE_SECONDS + service.DRAIN_SECONDS
+END_SECONDS = server.GRACE_SECONDS + served.DRAIN_SECONDS
 # Names of environment variables that would hold a secret.
 SECRET_NAME = re.compile(r"PASSWORD|API_KEY|TOKEN$|SECRET")
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
-from qwen3_triton_gateway import server, service
+from qwen3_triton_gateway import served, server
 from qwen3_triton_gateway.settings import Settings
 
 helm = pytest.importorskip("helm_python")
@@ -200,7 +200,7 @@ def test_a_gateway_has_time_to_drain_before_it_is_killed() -> None:
     manifests = render(MINIMAL | {"gateway": {**MINIMAL["gateway"], "timeoutSeconds": 300}})
     variables = environment(manifests)
     needed = float(variables["EMBED_TIMEOUT_S"]) + float(variables["EMBED_SHUTDOWN_DELAY_S"])
-    needed += server.GRACE_SECONDS + service.DRAIN_SECONDS
+    needed += server.GRACE_SECONDS + served.DRAIN_SECONDS
     pod = pick(manifests, "Deployment")["spec"]["template"]["spec"]
     assert pod["terminationGracePeriodSeconds"] > needed
 
