@@ -4,7 +4,14 @@ import pickle
 
 import httpx2
 import pytest
-from fake_gateway import FakeGateway, Fault, busy, expected_vector, expected_vectors
+from fake_gateway import (
+    FakeGateway,
+    Fault,
+    busy,
+    expected_vector,
+    expected_vectors,
+    files_entered,
+)
 from langchain_core.documents import Document
 from langchain_core.vectorstores import InMemoryVectorStore
 from pydantic import SecretStr, ValidationError
@@ -140,3 +147,9 @@ def test_a_vector_store_stores_documents_and_searches_with_a_query(fake: FakeGat
     hits = store.similarity_search("anything", k=3)
     assert len(hits) == 3
     assert fake.requests[-1].body["input_type"] == "query"
+
+
+def test_a_call_enters_at_most_ten_files(fake: FakeGateway) -> None:
+    embeddings = Qwen3TritonEmbeddings(base_url=fake.url)
+    embeddings.embed_documents(TEXTS)  # opens the connection
+    assert 0 < len(files_entered(lambda: embeddings.embed_documents(TEXTS))) <= 10

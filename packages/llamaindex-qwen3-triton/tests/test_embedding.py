@@ -5,7 +5,14 @@ from typing import Any
 
 import httpx2
 import pytest
-from fake_gateway import FakeGateway, Fault, busy, expected_vector, expected_vectors
+from fake_gateway import (
+    FakeGateway,
+    Fault,
+    busy,
+    expected_vector,
+    expected_vectors,
+    files_entered,
+)
 from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.instrumentation import (
@@ -314,3 +321,9 @@ def test_a_changed_setting_is_used(fake: FakeGateway) -> None:
     model.embed_batch_size = 4
     model.get_text_embedding_batch(TEXTS)
     assert len(fake.requests) == 11
+
+
+def test_a_call_enters_at_most_ten_files(fake: FakeGateway) -> None:
+    model = Qwen3TritonEmbedding(base_url=fake.url)
+    model.get_text_embedding_batch(TEXTS)  # opens the connection
+    assert 0 < len(files_entered(lambda: model.get_text_embedding_batch(TEXTS))) <= 10

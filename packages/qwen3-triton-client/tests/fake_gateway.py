@@ -14,6 +14,7 @@ import math
 import random
 import socket
 import struct
+import sys
 import threading
 import time
 from array import array
@@ -21,6 +22,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from types import FrameType
 from typing import Any, Literal
 
 import pytest
@@ -89,6 +92,23 @@ def expected_vector(
 
 def expected_vectors(texts: Sequence[str]) -> list[list[float]]:
     return [expected_vector(text) for text in texts]
+
+
+def files_entered(call: Callable[[], object]) -> set[str]:
+    """Return the files of the client and the adapters that a call enters in this thread."""
+    entered: set[Path] = set()
+
+    def note(frame: FrameType, event: str, argument: object) -> None:
+        del argument
+        if event == "call":
+            entered.add(Path(frame.f_code.co_filename))
+
+    sys.setprofile(note)
+    try:
+        call()
+    finally:
+        sys.setprofile(None)
+    return {str(path) for path in entered if "qwen3_triton" in path.parent.name}
 
 
 class FakeGateway:

@@ -130,12 +130,14 @@ class Qwen3TritonEmbedding(BaseEmbedding):
         default=None, exclude=True, repr=False
     )
 
-    _client: EmbeddingClient | None = PrivateAttr(default=None)
-    _async_client: AsyncEmbeddingClient | None = PrivateAttr(default=None)
+    # The clients, after the arguments that their settings were made from.
+    _clients: tuple[dict[str, Any], EmbeddingClient, AsyncEmbeddingClient] | None = PrivateAttr(
+        default=None
+    )
 
     @model_validator(mode="after")
     def _check_settings(self) -> Self:
-        self._settings()
+        ClientSettings(**self._arguments())
         return self
 
     @classmethod
@@ -148,13 +150,13 @@ class Qwen3TritonEmbedding(BaseEmbedding):
 
         They are replaced when a setting changes, so call this each time.
         """
-        settings = self._settings()
-        client, async_client = self._client, self._async_client
-        if client is None or async_client is None or client.settings != settings:
+        arguments = self._arguments()
+        if self._clients is None or self._clients[0] != arguments:
+            settings = ClientSettings(**arguments)
             client = EmbeddingClient.from_settings(settings, http_client=self.http_client)
             async_client = client.as_async(http_client=self.http_async_client)
-            self._client, self._async_client = client, async_client
-        return client, async_client
+            self._clients = arguments, client, async_client
+        return self._clients[1:]
 
     def fingerprint(self) -> str:
         """Return the digest that names the embedding space, for the names of caches and tables.
@@ -202,7 +204,7 @@ class Qwen3TritonEmbedding(BaseEmbedding):
             "__dict__": values,
             "__pydantic_extra__": None,
             "__pydantic_fields_set__": set(values),
-            "__pydantic_private__": {"_client": None, "_async_client": None},
+            "__pydantic_private__": {"_clients": None},
         }
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
@@ -277,16 +279,17 @@ class Qwen3TritonEmbedding(BaseEmbedding):
     async def _aget_text_embeddings(self, texts: list[str]) -> list[Embedding]:
         return await self.clients()[1].embed_documents(texts)
 
-    def _settings(self) -> ClientSettings:
-        return ClientSettings(
-            base_url=self.base_url,
-            api_key=self.api_key.get_secret_value() if self.api_key else None,
-            model=self.model_name or None,
-            dimensions=self.dimensions,
-            instruction=self.instruction,
-            truncate=self.truncate,
-            batch_size=self.embed_batch_size,
-            max_concurrency=self.num_workers or self.max_concurrency,
-            timeout=self.timeout,
-            max_retries=self.max_retries,
-        )
+    def _arguments(self) -> dict[str, Any]:
+        """Return the arguments of `ClientSettings`, whose values are checked there."""
+        return {
+            "base_url": self.base_url,
+            "api_key": self.api_key.get_secret_value() if self.api_key else None,
+            "model": self.model_name or None,
+            "dimensions": self.dimensions,
+            "instruction": self.instruction,
+            "truncate": self.truncate,
+            "batch_size": self.embed_batch_size,
+            "max_concurrency": self.num_workers or self.max_concurrency,
+            "timeout": self.timeout,
+            "max_retries": self.max_retries,
+        }
