@@ -16,8 +16,8 @@ import qwen3_nano
 from qwen3_triton_gateway.backends.base import CANARY_PARAMETER
 from qwen3_triton_tools.local_triton import LocalTriton, launch, write_repository
 from qwen3_triton_tools.local_triton.process import server_command
-from qwen3_triton_tools.model.canary_vector import canary_of
 from qwen3_triton_tools.model.inspection import inspect_model
+from qwen3_triton_tools.model.probing import canary_of
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 

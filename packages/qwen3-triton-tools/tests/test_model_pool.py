@@ -280,7 +280,7 @@ def test_a_result_that_differs_is_not_written(
     assert {file.name for file in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("why", ["not asked for", "Only up to 0 GiB", "no tokenizer.json"])
+@pytest.mark.parametrize("why", ["not asked for", "only up to 0 GiB", "no tokenizer.json"])
 def test_what_is_not_compared_is_reported_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, why: str
 ) -> None:

@@ -40,7 +40,7 @@ from qwen3_triton_gateway.tokenization import TextTokenizer
 from qwen3_triton_tools.errors import ModelError
 from qwen3_triton_tools.local_triton import LocalTriton
 from qwen3_triton_tools.local_triton.repository import MODEL_SOURCE
-from qwen3_triton_tools.model import canary_vector
+from qwen3_triton_tools.model import probing
 from qwen3_triton_tools.model.gpu_plan import CARDS, MIB, ModelShape, plan_gpu
 from qwen3_triton_tools.model.inspection import inspect_model
 from qwen3_triton_tools.model.triton_repository import (
@@ -219,11 +219,12 @@ def test_the_local_tritons_configuration_states_it_too(tmp_path: Path) -> None:
 def test_a_canary_that_is_not_computed_is_reported_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
-    monkeypatch.setattr(canary_vector, "MAX_WEIGHT_BYTES", 1024)
+    monkeypatch.setattr(probing, "MAX_WEIGHT_BYTES", 1024)
     arguments = ["-o", str(tmp_path / "r"), *LOCAL[:-1], backend]
     code, output = run(str(qwen3_nano.model_dir()), *arguments)
     assert code == 0
     assert "does not state the canary's vector: The weights have" in output
+    assert "only up to 0 GiB are run here" in output
     assert CANARY_PARAMETER not in parse(tmp_path / "r" / "m").parameters
 
 

@@ -130,10 +130,9 @@ def _write_local(model_path: Path, out: Path, flags: dict[str, Any], *, as_json:
 
     from ..errors import ModelError
     from ..local_triton import write_repository
-    from ..model.canary_vector import canary_of
     from ..model.gpu_plan import MAX_CPU_ROWS
     from ..model.inspection import check_servable, inspect_model
-    from ..model.probing import with_probe
+    from ..model.probing import canary_of, with_probe
 
     target = out / flags["model_name"]
     if target.exists() and not flags["force"]:

@@ -1,8 +1,13 @@
-"""Run a model on a few short texts: what it returns, and whether a pooled copy is the same."""
+"""Run a model on a few short texts: what it returns, its canary, and whether a pooled copy agrees.
+
+All of it on this machine's CPU, where that is cheap.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,7 +22,9 @@ from qwen3_triton_gateway.backends.behavior import (
     probe_behavior,
 )
 from qwen3_triton_gateway.backends.onnx import OnnxBackend
+from qwen3_triton_gateway.backends.probe import embed_probe
 from qwen3_triton_gateway.batching import pad_batch
+from qwen3_triton_gateway.canary import canary_batch, state_canary
 from qwen3_triton_gateway.errors import EmbeddingServerError, StartupError
 from qwen3_triton_gateway.pooling import vectors_of
 from qwen3_triton_gateway.settings import Pooling
@@ -26,9 +33,11 @@ from qwen3_triton_gateway.tokenization import TextTokenizer
 
 from ..errors import ModelError
 from ..findings import Finding, failure, note, ok, warning
-from .canary_vector import MAX_WEIGHT_BYTES
 from .inspection import Inspection, sort_findings
 
+# Loading takes about twice the weights in memory, and seconds per gigabyte. The smallest model of
+# the family has 2.4 GB in float32.
+MAX_WEIGHT_BYTES = 4 * 1024**3
 _NAME = "behavior"
 _MAX_LENGTH = 512
 # From one token to more than a bucket of lengths, so that all but the longest are padded.
@@ -54,20 +63,36 @@ def probe_model(
     inspection: Inspection, pooling: Pooling = "last_token"
 ) -> tuple[Behavior | None, list[Finding]]:
     """Find out how a model behaves, if it is complete and not too large; see `with_probe`."""
-    tokenizer = inspection.tokenizer
-    if inspection.spec is None or tokenizer is None or not inspection.is_servable:
+    if inspection.spec is None or inspection.tokenizer is None or not inspection.is_servable:
         return None, []
-    if inspection.precision.weight_bytes > MAX_WEIGHT_BYTES:
-        message = f"Not run: {_too_large()}"
-        return None, [note(_NAME, message, "The gateway runs the same probe at its start.")]
     try:
-        behavior = asyncio.run(_run(inspection.path, Path(tokenizer.path)))
+        tokenizer = _tokenizer_to_run(inspection, _MAX_LENGTH)
+        behavior = asyncio.run(_probe(inspection.path, tokenizer))
         accept_pooling(inspection.spec, behavior, pooling)
     except StartupError as error:
         return None, [failure(_NAME, error.message)]
     except (ModelError, EmbeddingServerError) as error:
-        return None, [note(_NAME, f"Not run: {error}")]
+        remedy = "The gateway runs the same probe at its start."
+        return None, [note(_NAME, f"Not run: {error}", remedy)]
     return behavior, _describe(behavior, pooled=inspection.is_pooled)
+
+
+def canary_of(inspection: Inspection, model_path: Path, *, max_length: int) -> str:
+    """Embed the gateway's canary sentence, for the gateway to compare.
+
+    Args:
+        inspection: What the model is.
+        model_path: The ONNX file, or the folder of `model.onnx`.
+        max_length: Tokens of the longest text.
+
+    Raises:
+        ModelError: The model is too large for that, or has no tokenizer, or does not run here.
+    """
+    try:
+        batch = canary_batch(_tokenizer_to_run(inspection, max_length))
+        return asyncio.run(_embed_canary(model_path, batch))
+    except EmbeddingServerError as error:
+        raise ModelError(error.message) from error
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +114,8 @@ def sample_pooling(inspection: Inspection) -> PoolingSample:
     Raises:
         ModelError: It cannot be run here; the message says why.
     """
-    if inspection.precision.weight_bytes > MAX_WEIGHT_BYTES:
-        raise ModelError(_too_large())
-    if inspection.tokenizer is None:
-        raise ModelError("There is no tokenizer.json next to the model.")
     try:
-        tokenizer = TextTokenizer(Path(inspection.tokenizer.path), max_length=_MAX_LENGTH)
+        tokenizer = _tokenizer_to_run(inspection, _MAX_LENGTH)
         texts = tokenizer.encode(_TEXTS)
         is_single = inspection.spec is not None and inspection.spec.max_batch_size == 1
         batches = tuple(
@@ -114,8 +135,8 @@ def check_pooling(model_path: Path, sample: PoolingSample) -> None:
     """
     try:
         vectors = asyncio.run(_embed(model_path, sample.batches))
-    except EmbeddingServerError as error:
-        raise ModelError(f"The pooled model does not run: {error.message}") from error
+    except (ModelError, EmbeddingServerError) as error:
+        raise ModelError(f"The pooled model does not run: {error}") from error
     distances = np.linalg.norm(vectors - sample.vectors, axis=1)
     drift = float((distances / np.linalg.norm(sample.vectors, axis=1)).max())
     if not drift <= SAME:  # nor if it is not a number
@@ -126,27 +147,30 @@ def check_pooling(model_path: Path, sample: PoolingSample) -> None:
         raise ModelError(msg)
 
 
-def _too_large() -> str:
-    return f"Only up to {MAX_WEIGHT_BYTES / 1024**3:.0f} GiB of weights are run here."
+def _tokenizer_to_run(inspection: Inspection, max_length: int) -> TextTokenizer:
+    """Return the tokenizer of a model that is run here.
+
+    Raises:
+        ModelError: The model has no tokenizer, or is too large.
+        StartupError: The gateway could not use the tokenizer.
+    """
+    if inspection.tokenizer is None:
+        raise ModelError("There is no tokenizer.json next to the model.")
+    weight_bytes = inspection.precision.weight_bytes
+    if weight_bytes > MAX_WEIGHT_BYTES:
+        size, limit = weight_bytes / 1024**3, MAX_WEIGHT_BYTES / 1024**3
+        msg = f"The weights have {size:.1f} GiB; only up to {limit:.0f} GiB are run here."
+        raise ModelError(msg)
+    return TextTokenizer(Path(inspection.tokenizer.path), max_length=max_length)
 
 
-async def _embed(model_path: Path, batches: tuple[TokenBatch, ...]) -> Float32Matrix:
-    backend = OnnxBackend(model_path)
-    try:
-        await backend.connect()
-        rows = [
-            vectors_of(
-                await backend.infer(batch, timeout_seconds=TIMEOUT_SECONDS, priority=1),
-                batch.attention_mask,
-            )
-            for batch in batches
-        ]
-    finally:
-        await backend.close()
-    return np.concatenate(rows)
+@asynccontextmanager
+async def _loaded(model_path: Path) -> AsyncGenerator[OnnxBackend]:
+    """Load a model for the length of a `with` block.
 
-
-async def _run(model_path: Path, tokenizer_path: Path) -> Behavior:
+    Raises:
+        ModelError: It does not load here.
+    """
     backend = OnnxBackend(model_path)
     try:
         try:
@@ -154,9 +178,31 @@ async def _run(model_path: Path, tokenizer_path: Path) -> Behavior:
         except StartupError as error:
             # Triton's runtime may load it: an operator for GPUs only, weights behind a link.
             raise ModelError(error.message) from error
-        return await probe_behavior(backend, TextTokenizer(tokenizer_path, max_length=_MAX_LENGTH))
+        yield backend
     finally:
         await backend.close()
+
+
+async def _embed(model_path: Path, batches: tuple[TokenBatch, ...]) -> Float32Matrix:
+    async with _loaded(model_path) as backend:
+        rows = [
+            vectors_of(
+                await backend.infer(batch, timeout_seconds=TIMEOUT_SECONDS, priority=1),
+                batch.attention_mask,
+            )
+            for batch in batches
+        ]
+    return np.concatenate(rows)
+
+
+async def _embed_canary(model_path: Path, batch: TokenBatch) -> str:
+    async with _loaded(model_path) as backend:
+        return state_canary(batch, await embed_probe(backend, batch))
+
+
+async def _probe(model_path: Path, tokenizer: TextTokenizer) -> Behavior:
+    async with _loaded(model_path) as backend:
+        return await probe_behavior(backend, tokenizer)
 
 
 def _describe(behavior: Behavior, *, pooled: bool) -> list[Finding]:

@@ -12,7 +12,6 @@ from qwen3_triton_gateway.settings import Pooling
 
 from ..errors import ModelError
 from ..writing import all_or_none, replacing_folder
-from .canary_vector import canary_of
 from .files import (
     TOKENIZER_FILES,
     Transfer,
@@ -23,7 +22,7 @@ from .files import (
 )
 from .gpu_plan import CARDS, MemoryPlan, model_shape, plan_cpu, plan_gpu
 from .inspection import Inspection, check_servable, inspect_model
-from .probing import with_probe
+from .probing import canary_of, with_probe
 from .triton_config import TritonConfig, plan_samples, render_config, write_warmup_files
 
 # The first Triton with ONNX Runtime 1.27, whose fused layer norms sum in float32.
