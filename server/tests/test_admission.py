@@ -12,6 +12,7 @@ from qwen3_triton_gateway.admission import (
     Admission,
     DrainRate,
     Limit,
+    is_bulk_request,
     settle_entry,
 )
 from qwen3_triton_gateway.batching import Lane
@@ -46,7 +47,7 @@ def submit(
     """Queue a request of so many tokens in texts of one length until the stack is closed."""
     deadline = asyncio.get_running_loop().time() + TIMEOUT_SECONDS
     stack.enter_context(admission.submission(lane, tokens, deadline=deadline))
-    add = partial(admission.queued[lane].add, is_bulk=tokens >= BULK_TOKENS)
+    add = partial(admission.queued[lane].add, is_bulk=is_bulk_request(tokens))
     for _ in range(texts):
         add(tokens // texts)
         stack.callback(add, -tokens // texts)
@@ -215,7 +216,7 @@ async def test_even_short_waits_are_spread() -> None:
 def submit_for(admission: Admission, stack: ExitStack, caller: str, tokens: int = 10) -> None:
     """Queue a request of a key until the stack is closed."""
     deadline = asyncio.get_running_loop().time() + TIMEOUT_SECONDS
-    lane, is_bulk = Lane.DOCUMENT, tokens >= BULK_TOKENS
+    lane, is_bulk = Lane.DOCUMENT, is_bulk_request(tokens)
     stack.enter_context(admission.submission(lane, tokens, deadline=deadline, caller=caller))
     admission.queued[lane].add(tokens, caller, is_bulk=is_bulk)
     stack.callback(admission.queued[lane].add, -tokens, caller, is_bulk=is_bulk)

@@ -202,7 +202,7 @@ class Admission:
         limit = self._limit_of(lane, tokens, left, caller)
         if limit is not None:
             raise self.refuse(limit, lane, tokens, caller)
-        is_bulk = tokens >= BULK_TOKENS
+        is_bulk = is_bulk_request(tokens)
         if not is_bulk:
             self._mean_tokens += MEAN_SMOOTHING * (tokens - self._mean_tokens)
         self._count(caller, lane, 1, is_bulk=is_bulk)
@@ -302,7 +302,7 @@ class Admission:
             return Limit.REQUESTS
         if not self._fits(lane, tokens, caller):
             return Limit.TOKENS
-        is_bulk = tokens >= BULK_TOKENS
+        is_bulk = is_bulk_request(tokens)
         patience = LATE_WAIT_SECONDS
         if is_bulk:
             patience = max(patience, BULK_WAIT_SHARE * seconds_left)
@@ -383,6 +383,11 @@ class Admission:
             f"The model has more work than it can do within {MAX_WAIT_SECONDS:g} s, so this "
             "request would wait too long. Retry later."
         )
+
+
+def is_bulk_request(tokens: int) -> bool:
+    """Return whether a request of so many tokens is a bulk request, whose caller is patient."""
+    return tokens >= BULK_TOKENS
 
 
 def settle_entry(state: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from .admission import BULK_TOKENS, Admission
+from .admission import Admission, is_bulk_request
 from .batching import (
     BatchLimits,
     Lane,
@@ -155,7 +155,7 @@ class Scheduler:
             DeadlineExceededError: The deadline passed first.
         """
         tokens = sum(text.length for text in texts)
-        is_bulk = tokens >= BULK_TOKENS
+        is_bulk = is_bulk_request(tokens)
         with self.admission.submission(lane, tokens, deadline=deadline, caller=caller):
             if lane is Lane.QUERY:
                 self._last_query = asyncio.get_running_loop().time()
