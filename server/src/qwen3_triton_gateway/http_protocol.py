@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 import socket
 import sys
 import uuid
@@ -24,6 +23,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
 from .auth import is_health_path
+from .chunk_sizes import ChunkSizes
 from .connections import Connections, Waiting
 from .door import HOST, DoorProtocol
 from .errors import (
@@ -53,9 +53,6 @@ MAX_FRAMING_RATIO = 8
 HALF_CLOSED_SECONDS = 1.0
 BODY_GRACE_SECONDS = 1.0
 END_OF_HEAD = b"\r\n\r\n"
-CHUNK_SIZE = re.compile(rb"[0-9A-Fa-f]{1,16}")
-# Digits of the largest size that the parser accepts.
-MAX_CHUNK_LINE = 32
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
@@ -84,45 +81,6 @@ class Part(Enum):
     START = "the first byte"
     HEAD = "request line and headers"
     BODY = "body and trailers"
-
-
-class ChunkSizes:
-    """What the chunks of a body announce; the parser does not tell it.
-
-    Where a body does not begin as expected, its sizes are not read, and its bytes are counted when
-    they arrive.
-    """
-
-    def __init__(self) -> None:
-        self._announced = 0
-        self._line = b""
-        self._left = 0
-        self._is_done = False
-
-    def read(self, data: bytes) -> int:
-        """Read on, and return the size that has been announced so far."""
-        start = 0
-        while not self._is_done and start < len(data):
-            skipped = min(self._left, len(data) - start)
-            self._left -= skipped
-            start += skipped
-            end = data.find(b"\n", start)
-            stop = len(data) if end < 0 else end + 1
-            if start < stop and not self._left:
-                # The parser bounds extensions.
-                self._line = (self._line + data[start:stop])[:MAX_CHUNK_LINE]
-                start = stop
-                if end >= 0:
-                    self._begin_chunk()
-        return self._announced
-
-    def _begin_chunk(self) -> None:
-        digits = CHUNK_SIZE.match(self._line)
-        size = int(digits[0], 16) if digits else 0
-        self._announced += size
-        self._left = size + len(b"\r\n")
-        self._is_done = not size
-        self._line = b""
 
 
 class GatewayProtocol(DoorProtocol):
