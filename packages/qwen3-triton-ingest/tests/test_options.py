@@ -67,6 +67,7 @@ def test_a_flag_sets_its_option(arguments: list[str], path: str, value: object) 
         (["--workers", "0"], "x>=1"),
         (["--max-document-mib", "0"], "x>0"),
         (["--tokenizer", "nowhere"], "does not exist"),
+        (["--reembed", "--abandon-reembed"], "not both"),
     ],
 )
 def test_a_bad_value_ends_with_2(arguments: list[str], message: str) -> None:

@@ -22,6 +22,7 @@ import numpy.typing as npt
 import onnx
 import psycopg
 import pytest
+from click.testing import CliRunner
 from onnx import numpy_helper
 from psycopg.types.json import Jsonb
 
@@ -29,6 +30,7 @@ import qwen3_nano
 from demo.embedded_postgres import embedded_postgres
 from gateway_process import GatewayProcess, running_gateway
 from qwen3_triton_client import EmbeddingClient
+from qwen3_triton_ingest.cli import main
 from qwen3_triton_ingest.config import GatewayOptions, IndexOptions, LoadOptions
 from qwen3_triton_ingest.database import Connection, connect
 from qwen3_triton_ingest.documents import Chunk, EmbeddedChunk
@@ -98,6 +100,12 @@ def load(
             copy_chunks(connection, table, embedded)
     build_vector_index(url, table, SERIAL)
     return table
+
+
+def interrupt_indexing(progress: ReembedProgress) -> None:
+    """Interrupt a re-embedding once all rows are in its new table."""
+    if progress.phase == "index":
+        raise KeyboardInterrupt
 
 
 def options_for(gateway: str, layout: LayoutName = "own", **given: Any) -> LoadOptions:
@@ -607,16 +615,28 @@ def test_a_re_embedding_can_be_abandoned(
 ) -> None:
     table = load(database_url, in_process_gateway.url, rows=30)
 
-    def interrupt(progress: ReembedProgress) -> None:
-        if progress.phase == "index":
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        reembed(database_url, "t", options_for(other_gateway.url), on_progress=interrupt)
+        reembed(database_url, "t", options_for(other_gateway.url), on_progress=interrupt_indexing)
     assert "t__reembed" in leftovers(database_url)
     assert abandon_reembed(database_url, "t")
     assert leftovers(database_url) == []
     assert not abandon_reembed(database_url, "t")
+    assert_space(database_url, table, in_process_gateway.url, texts(30))
+
+
+def test_the_command_gives_up_a_re_embedding(
+    database_url: str, in_process_gateway: GatewayProcess, other_gateway: GatewayProcess
+) -> None:
+    table = load(database_url, in_process_gateway.url, rows=30)
+    options = options_for(other_gateway.url)
+    with pytest.raises(KeyboardInterrupt):
+        reembed(database_url, "t", options, on_progress=interrupt_indexing)
+    arguments = ["load", "--dsn", database_url, "--table", "t", "--abandon-reembed"]
+    first, second = (CliRunner().invoke(main, arguments) for _ in range(2))
+    assert first.output == "t: the re-embedding was given up. The table is as it was.\n"
+    assert second.output == "t: there is no re-embedding to give up.\n"
+    assert (first.exit_code, second.exit_code) == (0, 0)
+    assert leftovers(database_url) == []
     assert_space(database_url, table, in_process_gateway.url, texts(30))
 
 
@@ -625,12 +645,8 @@ def test_another_target_starts_from_scratch(
 ) -> None:
     table = load(database_url, in_process_gateway.url, rows=30)
 
-    def interrupt(progress: ReembedProgress) -> None:
-        if progress.phase == "index":
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        reembed(database_url, "t", options_for(other_gateway.url), on_progress=interrupt)
+        reembed(database_url, "t", options_for(other_gateway.url), on_progress=interrupt_indexing)
     options = options_for(in_process_gateway.url, dimensions=128)
     assert reembed(database_url, "t", options).embedded == 30
     assert_space(database_url, table, in_process_gateway.url, texts(30), dimensions=128)

@@ -29,6 +29,11 @@ from .output import plain_errors, print_json
     is_flag=True,
     help="First re-embed the table with the model that the gateway serves now.",
 )
+@click.option(
+    "--abandon-reembed",
+    is_flag=True,
+    help="First give up a --reembed that was interrupted, and drop what it has filled.",
+)
 @json_option
 def load(
     *,
@@ -36,6 +41,7 @@ def load(
     dsn: str,
     table: str,
     reembed: bool,
+    abandon_reembed: bool,
     as_json: bool,
     **flags: Any,
 ) -> None:
@@ -55,10 +61,14 @@ def load(
       qwen3-triton-ingest load corpus/ --table corpus --engine ray --workers 16
       qwen3-triton-ingest load --table manuals --reembed
     """
-    if not sources and not reembed:
-        raise click.UsageError("Give at least one SOURCE, or --reembed.")
+    if reembed and abandon_reembed:
+        raise click.UsageError("Give either --reembed or --abandon-reembed, not both.")
+    if not (sources or reembed or abandon_reembed):
+        raise click.UsageError("Give at least one SOURCE, or --reembed, or --abandon-reembed.")
     options = read_options(LoadOptions, flags)
     with _usage_errors(), plain_errors(), _load_bar() as bar:
+        if abandon_reembed:
+            _abandon_reembed(dsn, table, options, as_json=as_json)
         if reembed:
             _reembed(dsn, table, options, bar, as_json=as_json)
         if not sources:
@@ -104,6 +114,20 @@ def _reembed(dsn: str, table: str, options: LoadOptions, bar: _LoadBar, *, as_js
         print_json(asdict(report))
     else:
         _print_reembed_report(report)
+
+
+def _abandon_reembed(dsn: str, table: str, options: LoadOptions, *, as_json: bool) -> None:
+    from ..reembed import abandon_reembed
+
+    abandoned = abandon_reembed(
+        dsn, table, layout=options.layout, retry_seconds=options.retry_seconds
+    )
+    if as_json:
+        print_json({"table": table, "abandoned": abandoned})
+    elif abandoned:
+        click.echo(f"{table}: the re-embedding was given up. The table is as it was.")
+    else:
+        click.echo(f"{table}: there is no re-embedding to give up.")
 
 
 class _LoadBar:
