@@ -40,11 +40,12 @@ sync = $(BIN)/uv pip sync --quiet --python $(1)/bin/python --require-hashes $(2)
 editable = $(BIN)/uv pip install --quiet --python $(1)/bin/python --offline --no-sources --no-deps \
 	--no-build-isolation $(addprefix --editable ,$(2))
 
-# For tests, which skip where it is missing, and fail there in CI.
-pgbouncer = PATH="$$PATH:/usr/sbin"; command -v pgbouncer >/dev/null || { test "$$(id -u)" = 0 \
-	&& command -v apt-get >/dev/null && { apt-get install --yes pgbouncer >/dev/null 2>&1 \
-	|| { apt-get update && apt-get install --yes pgbouncer; } >/dev/null; }; } \
-	|| echo "PgBouncer is not installed, so its tests are skipped. On Debian: apt install pgbouncer"
+# For tests, which skip where one is missing; those of PgBouncer fail there in CI.
+servers = PATH="$$PATH:/usr/sbin"; for name in pgbouncer nginx; do \
+	command -v $$name >/dev/null || { test "$$(id -u)" = 0 \
+	&& command -v apt-get >/dev/null && { apt-get install --yes $$name >/dev/null 2>&1 \
+	|| { apt-get update && apt-get install --yes $$name; } >/dev/null; }; } \
+	|| echo "$$name is not installed, so its tests are skipped. On Debian: apt install $$name"; done
 
 .PHONY: install
 install: $(VENV)/.installed ## Set up .venv, and a real Triton if this machine can run one
@@ -59,7 +60,7 @@ $(VENV)/.installed: requirements/bootstrap.txt requirements/dev.txt $(PYPROJECTS
 	@echo "==> Installing this repository's distributions, editable"
 	@$(call editable,$(VENV),$(PACKAGES))
 	@$(BIN)/qwen3-triton triton --prepare
-	@$(pgbouncer)
+	@$(servers)
 	@touch $@
 
 compile = $(BIN)/uv pip compile --quiet --python-version 3.11 --generate-hashes \

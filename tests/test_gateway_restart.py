@@ -28,12 +28,11 @@ from psycopg.sql import SQL, Identifier
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from embed_call import cosines, embed
-from gateway_process import GatewayProcess, triton_flags
+from gateway_process import MortalGateway, triton_flags
 from langchain_qwen3_triton import Qwen3TritonEmbeddings
 from llama_index.embeddings.qwen3_triton import Qwen3TritonEmbedding
 from polling import wait_for
 from qwen3_triton_tools.local_triton import LocalTriton
-from qwen3_triton_tools.local_triton.process import free_ports
 from tolerances import FLOAT32_COSINE
 
 DIMENSIONS = 1024
@@ -45,36 +44,6 @@ CLIENT: dict[str, Any] = {"max_concurrency": 2}
 SYNC, ASYNC = "filled_sync", "filled_async"
 # With a modern hash, `index()` creates ids that are longer than the default column's UUID.
 TEXT_ID = Column("langchain_id", "TEXT", nullable=False)
-
-
-class MortalGateway:
-    """A gateway that can be killed and restarted on the same port."""
-
-    def __init__(self, *flags: str) -> None:
-        self._flags = (*flags, "--port", str(free_ports(1)[0]))
-        self._process = GatewayProcess(*self._flags)
-
-    @property
-    def url(self) -> str:
-        return self._process.url
-
-    @property
-    def texts(self) -> float:
-        """The number of texts embedded since the start."""
-        return self._process.metric("qwen3_triton_texts_total")
-
-    def wait_ready(self) -> None:
-        self._process.wait_ready()
-
-    def kill(self) -> None:
-        self._process.kill()
-
-    def restart(self) -> None:
-        self._process = GatewayProcess(*self._flags)
-        self._process.wait_ready()
-
-    def stop(self) -> None:
-        self._process.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,7 @@ import httpx2
 from prometheus_client.parser import text_string_to_metric_families
 
 import qwen3_nano
+from qwen3_triton_tools.local_triton.process import free_ports
 
 LISTENING = re.compile(r"running on (http://[\d.]+:\d+)")
 START_SECONDS = 60.0
@@ -120,6 +121,40 @@ class GatewayProcess:
             if self.process.poll() is not None or time.monotonic() > end:
                 raise AssertionError(f"The gateway did not become ready:\n{self.log[-3000:]}")
             time.sleep(0.05)
+
+
+class MortalGateway:
+    """A gateway that can be killed and restarted on the same port.
+
+    Attributes:
+        process: The one that runs now.
+    """
+
+    def __init__(self, *flags: str) -> None:
+        self._flags = (*flags, "--port", str(free_ports(1)[0]))
+        self.process = GatewayProcess(*self._flags)
+
+    @property
+    def url(self) -> str:
+        return self.process.url
+
+    @property
+    def texts(self) -> float:
+        """The number of texts embedded since the start."""
+        return self.process.metric("qwen3_triton_texts_total")
+
+    def wait_ready(self) -> None:
+        self.process.wait_ready()
+
+    def kill(self) -> None:
+        self.process.kill()
+
+    def restart(self) -> None:
+        self.process = GatewayProcess(*self._flags)
+        self.process.wait_ready()
+
+    def stop(self) -> None:
+        self.process.stop()
 
 
 @contextmanager
