@@ -135,6 +135,34 @@ async def test_a_compiled_model_is_kept_by_the_digest_of_its_weights(tmp_path: P
     assert all(list(folder.iterdir()) for folder in cache.iterdir())
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("start", ["first", "cached"])
+async def test_weights_of_a_compiled_model_are_resident_once(
+    start: str, tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    if start == "cached":
+        await OpenVinoBackend(NANO, cache_dir=tmp_path).connect()
+    backend = OpenVinoBackend(NANO, cache_dir=tmp_path)
+    await backend.connect()
+    before = await embed(backend, tokenizer, TEXTS[:8])
+    file_bytes = mapped_bytes(tmp_path, "Size")
+    assert file_bytes > 0
+    assert mapped_bytes(tmp_path, "Rss") < file_bytes / 2
+    np.testing.assert_array_equal(await embed(backend, tokenizer, TEXTS[:8]), before)
+
+
+def mapped_bytes(folder: Path, field: str) -> int:
+    """Add up a field of this process's mappings of the files in a folder."""
+    total, is_counted = 0, False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        name, *values = line.split(maxsplit=5)
+        if not name.endswith(":"):
+            is_counted = bool(values) and values[-1].startswith(f"{folder}/")
+        elif is_counted and name == f"{field}:":
+            total += int(values[0]) << 10
+    return total
+
+
 def test_nothing_is_sent_or_written_when_openvino_is_imported(tmp_path: Path) -> None:
     """Importing it alone would send an event, and write an identifier to the home folder."""
     code = (

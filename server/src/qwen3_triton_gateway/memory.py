@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import math
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -180,3 +182,10 @@ async def in_worker(function: Callable[P, Result], *args: P.args, **kwargs: P.kw
     """
     work = partial(function, *args, **kwargs)
     return await asyncio.get_running_loop().run_in_executor(_WORKERS, work)
+
+
+def trim_heap() -> None:
+    """Return freed memory to the system; glibc by itself returns only the end of its heaps."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)

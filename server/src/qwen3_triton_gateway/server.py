@@ -31,7 +31,7 @@ from .connections import (
     raise_descriptor_limit,
 )
 from .errors import StartupError
-from .memory import MemoryBudget, in_worker
+from .memory import MemoryBudget, in_worker, trim_heap
 from .service import EmbeddingService
 from .settings import Settings
 from .tracing import configure_tracing
@@ -234,15 +234,11 @@ def rest_garbage_collector() -> None:
 
 
 async def return_memory(memory: MemoryBudget) -> None:
-    """Return what requests have freed to the system, a while after they took much.
-
-    glibc by itself returns only what is at the end of its heaps.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    while trim is not None:
+    """Return what requests have freed to the system, a while after they took much."""
+    while True:
         await asyncio.sleep(TRIM_SECONDS)
         if memory.take_peak_bytes() >= LARGE_BLOCK_BYTES:
-            await in_worker(trim, 0)
+            await in_worker(trim_heap)
 
 
 def configure_logging(settings: Settings) -> None:

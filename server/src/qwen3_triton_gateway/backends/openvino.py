@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
+import mmap
 import os
 import sys
 from collections.abc import Sequence
@@ -13,6 +15,7 @@ from typing import Any, cast
 import numpy as np
 
 from ..errors import StartupError
+from ..memory import trim_heap
 from ..settings import Precision
 from .base import AnyArray, Feed, TensorSpec, find_output
 from .engines import Machine
@@ -69,6 +72,7 @@ class OpenVinoBackend(InProcessBackend):
         super().__init__(model_dir, threads=threads)
         self.precision = precision
         self._cache_dir = cache_dir
+        self._has_run = False
         self._vocabulary_size: int | None = None
 
     @property
@@ -104,6 +108,9 @@ class OpenVinoBackend(InProcessBackend):
             options["CACHE_DIR"] = str(self._cache_dir / digest[:16])
         try:
             compiled = core.compile_model(model, "CPU", options)
+            if self._cache_dir is not None and not compiled.get_property("LOADED_FROM_CACHE"):
+                # From now on its weights are pages of the file, which can be forgotten.
+                compiled = core.compile_model(model, "CPU", options)
             self._request = compiled.create_infer_request()
         except Exception as error:
             raise StartupError(f"OpenVINO cannot compile {path}: {error}") from error
@@ -112,8 +119,17 @@ class OpenVinoBackend(InProcessBackend):
     def _evaluate(self, names: Sequence[str], feed: Feed) -> list[AnyArray]:
         self._check_ids(feed["input_ids"])
         self._request.infer(feed, share_inputs=True, share_outputs=True)
+        if not self._has_run:
+            self._has_run = True
+            self._return_memory()
         # The next run writes to the same memory.
         return [np.array(self._request.get_tensor(name).data) for name in names]
+
+    def _return_memory(self) -> None:
+        """Return what loading took, once the first run has copied the weights for its products."""
+        if self._cache_dir is not None:
+            forget_mapped_files(self._cache_dir)
+        trim_heap()
 
     def _release(self) -> None:
         self._request = None
@@ -154,6 +170,25 @@ def import_openvino() -> Any:
             f'({error}). Install it with `pip install "qwen3-triton-gateway[openvino]"`.'
         )
         raise StartupError(msg) from error
+
+
+def forget_mapped_files(folder: Path) -> None:
+    """Drop this process's pages of the files that it has mapped from a folder, on Linux.
+
+    Pages that are needed again are read again.
+    """
+    maps = Path("/proc/self/maps")
+    if not maps.is_file():
+        return
+    madvise = ctypes.CDLL(None).madvise
+    madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    prefix = f"{folder.resolve()}{os.sep}"
+    for line in maps.read_text().splitlines():
+        addresses, permissions, *_, path = line.split(maxsplit=5)
+        # In shared mappings nothing can be lost.
+        if path.startswith(prefix) and permissions.endswith("s"):
+            start, stop = (int(address, 16) for address in addresses.split("-"))
+            madvise(start, stop - start, mmap.MADV_DONTNEED)
 
 
 def _core_count() -> int:
