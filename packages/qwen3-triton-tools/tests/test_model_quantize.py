@@ -14,12 +14,13 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
-from onnx_exports import float_weights, write_export
+from onnx_exports import float_weights, nano_weights, write_export
 from qwen3_triton_gateway.backends.engines import Machine
 from qwen3_triton_gateway.cli import main
 from qwen3_triton_tools import verify
 from qwen3_triton_tools.errors import ModelError
-from qwen3_triton_tools.model.quantize import quantize_model
+from qwen3_triton_tools.model.quantize import is_quantized, quantize_model
+from qwen3_triton_tools.onnx_model import read_model
 from qwen3_triton_tools.verify.local_gateway import folder_settings, local_gateway
 from qwen3_triton_tools.verify.loss import compare, corpus
 from qwen3_triton_tools.verify.probe import GatewayClient
@@ -125,6 +126,16 @@ def test_tables_and_matrices_are_quantized_however_they_are_stored(
     assert np.abs(got.astype(np.float32) - expected).max() < 0.03 * np.abs(expected).max()
     stored = {tensor.data_type for tensor in onnx.load(quantized.path).graph.initializer}
     assert stored == {TensorProto.INT8, TensorProto.FLOAT}
+
+
+def test_int8_in_a_table_alone_does_not_make_a_quantized_model(tmp_path: Path) -> None:
+    plain = float_weights()
+    table = replace(plain, embedding=nano_weights().embedding)
+    found = [
+        is_quantized(read_model(write_export(tmp_path / name, weights=weights)))
+        for name, weights in (("plain", plain), ("table", table), ("nano", nano_weights()))
+    ]
+    assert found == [False, False, True]
 
 
 def test_quantizing_twice_is_refused(tmp_path: Path) -> None:

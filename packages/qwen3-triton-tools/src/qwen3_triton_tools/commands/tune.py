@@ -19,7 +19,6 @@ import click
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from rich.text import Text
 
 from qwen3_triton_gateway.cli import read_settings, some_setting_options
 from qwen3_triton_gateway.settings import Settings, WantedPrecision
@@ -38,15 +37,8 @@ SHARED = (
 PATHS = ("EMBED_MODEL_DIR", "TOKENIZER_PATH", "EMBED_ENGINE_CACHE_DIR")
 PRECISIONS = [name for name in get_args(WantedPrecision) if name != "auto"]
 FIRST_LINE = "# Written by `qwen3-triton tune`"
-COLUMNS = (
-    ("engine, precision", "left"),
-    ("texts/s", "right"),
-    ("range", "right"),
-    ("lone query", "right"),
-    ("memory", "right"),
-    ("cosine to float32", "left"),
-    ("", "left"),
-)
+# Of the table, after the engine: numbers, which do not wrap.
+COLUMNS = ("texts/s", "spread", "lone query", "memory", "cosine")
 MIB = 1 << 20
 # Wide enough for every row where the output is a file.
 MIN_WIDTH = 120
@@ -183,7 +175,7 @@ def _search(
     from qwen3_triton_gateway.backends.engines import Machine
 
     from ..model.files import find_model
-    from ..model.quantize import has_int8_weights
+    from ..model.quantize import is_quantized
     from ..onnx_model import read_model
     from ..tune.candidates import engine_candidates
     from ..tune.machine import visible_cores
@@ -192,7 +184,7 @@ def _search(
     model_dir = with_bundled_model(settings).model_dir
     assert model_dir is not None, "there is no Triton"
     model_path = find_model(model_dir)
-    is_int8 = has_int8_weights(read_model(model_path))
+    is_int8 = is_quantized(read_model(model_path))
     wants_int8 = int8 or precision == "int8"
     engines = engine_candidates(
         Machine.this(),
@@ -292,6 +284,10 @@ def _print(outcome: Outcome, chosen: dict[str, str]) -> None:
     if not console.is_terminal:
         console.width = max(console.width, MIN_WIDTH)
     console.print(_table(outcome))
+    for result in outcome.results:
+        if not result.is_measured:
+            reason = result.problem.removesuffix(".")
+            click.secho(f"{_title(result)} was not measured: {reason}.", fg="yellow")
     for note in outcome.notes:
         click.echo(note)
     best = outcome.best
@@ -307,31 +303,25 @@ def _print(outcome: Outcome, chosen: dict[str, str]) -> None:
 
 
 def _table(outcome: Outcome) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name, justify in COLUMNS:
-        table.add_column(name, justify="right" if justify == "right" else "left")
+    table = Table("engine, precision", box=None, pad_edge=False)
+    for name in COLUMNS:
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for result in outcome.results:
         if not result.is_measured:
-            table.add_row(_title(result), "", "", "", "", "", Text(result.problem, "yellow"))
             continue
         is_best = result is outcome.best
         cells = [
             _title(result),
             f"{result.texts_per_second:.1f}",
-            f"{min(result.rates):.1f} to {max(result.rates):.1f}",
+            f"{(max(result.rates) - min(result.rates)) / result.texts_per_second:.0%}",
             f"{result.latency_ms:.1f} ms",
             f"{result.memory_bytes // MIB:,} MiB" if result.memory_bytes else "unknown",
-            _cosines(result),
+            f"{result.loss.lowest_cosine:.5f}" if result.loss else "reference",
         ]
         verdict = "recommended" if is_best else "" if result.is_safe else "loses too much"
         table.add_row(*cells, verdict, style="green" if is_best else None)
     return table
-
-
-def _cosines(result: Result) -> str:
-    if result.loss is None:
-        return "it is compared with"
-    return f"{result.loss.lowest_cosine:.5f} at least, {result.loss.mean_cosine:.5f} mean"
 
 
 def _document(

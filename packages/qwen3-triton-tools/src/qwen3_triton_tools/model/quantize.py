@@ -13,7 +13,7 @@ and it depends on scikit-learn and sends usage data.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -56,12 +56,14 @@ def default_folder(model_path: Path) -> Path:
     return model_path.parent.with_name(f"{model_path.parent.name}-int8")
 
 
-def has_int8_weights(model: OnnxModel) -> bool:
-    """Return whether a matrix is stored in 8 bits, which EMBED_PRECISION=int8 needs."""
-    return any(
-        weight.dtype.name in ("int8", "uint8") and prod(weight.shape) >= _MIN_VALUES
-        for weight in model.weights
-    )
+def is_quantized(model: OnnxModel) -> bool:
+    """Return whether most weights of matrices are in 8 bits; a table of tokens is not one."""
+    tables = {node.input[0] for node in model.nodes if node.op_type == "Gather"}
+    sizes: Counter[bool] = Counter()
+    for weight in model.weights:
+        if weight.name not in tables:
+            sizes[weight.dtype.name in ("int8", "uint8")] += prod(weight.shape)
+    return sizes[True] > sizes[False]
 
 
 def quantize_model(model_path: Path, folder: Path, *, force: bool = False) -> QuantizedModel:

@@ -27,8 +27,8 @@ DEFAULT_BATCH_TOKENS = int(Settings.model_fields["max_batch_tokens"].default)
 MIN_GAIN = 1.03
 # A batch of fewer tokens is smaller than most texts.
 MIN_BATCH_TOKENS = 64
-INSTALL_OPENVINO = 'not installed: pip install "qwen3-triton-gateway[openvino]"'
-INSTALL_ONNX_RUNTIME = 'not installed: pip install "qwen3-triton-gateway[onnx]"'
+INSTALL_OPENVINO = 'not installed. Run `pip install "qwen3-triton-gateway[openvino]"`.'
+INSTALL_ONNX_RUNTIME = 'not installed. Run `pip install "qwen3-triton-gateway[onnx]"`.'
 
 
 @dataclass(frozen=True, slots=True)
