@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -65,8 +67,36 @@ def test_engines_are_measured_against_each_other(tmp_path: Path) -> None:
     assert "| OpenVINO float32: lowest cosine | 1.00000 |" in table.read_text()
 
 
+@pytest.mark.slow
+def test_the_rows_and_the_plot_of_cpus_come_from_the_report_of_tune(tmp_path: Path) -> None:
+    rates: dict[str, Any] = {
+        "engine": "openvino",
+        "threads": 0,
+        "max_batch_tokens": 8192,
+        "problem": None,
+    }
+    rates |= {"texts_per_second": 2.0, "tokens_per_second": 180.0, "lone_query_ms": 31.0}
+    rows = [
+        rates | {"precision": "float32", "memory_bytes": 2**31, "recommended": False, "loss": None},
+        rates
+        | {"precision": "int8", "memory_bytes": 2**30, "recommended": True}
+        | {"loss": {"lowest_cosine": 0.991}},
+        {"engine": "openvino", "precision": "bfloat16", "problem": "ONEDNN_MAX_CPU_ISA is AVX2"},
+    ]
+    report, page, plot = (tmp_path / name for name in ("tune.json", "page.md", "plot.svg"))
+    machine = {"cores": 2, "processor": "Example"}
+    report.write_text(json.dumps({"machine": machine, "texts": 24, "candidates": rows}))
+    page.write_text("Before\n<!-- cpu -->\nold\n<!-- end -->\nAfter\n")
+    run_script("cpu_rows.py", str(report), "--page", str(page), "--plot", str(plot))
+    lines = page.read_text().splitlines()
+    assert "2 cores of Example; 24 texts of 90 tokens on average:" in lines[2]
+    assert "| **OpenVINO, int8** | 2.0 | 180 | 31 ms | 1.0 GiB | 0.99100 at least |" in lines
+    assert lines[-2:] == ["<!-- end -->", "After"]
+    assert "OpenVINO, float32" in plot.read_text()
+
+
 SCRIPTS = (
-    *("adapters.py", "cpu.py", "fairness.py", "front_end.py"),
+    *("adapters.py", "cpu.py", "cpu_rows.py", "fairness.py", "front_end.py", "heavy.py"),
     *("ingest_load.py", "ingest_rates.py", "ingest_recall.py"),
     *("load.py", "memory.py", "overload.py", "recovery.py", "run.py"),
 )
