@@ -40,9 +40,10 @@ sync = $(BIN)/uv pip sync --quiet --python $(1)/bin/python --require-hashes $(2)
 editable = $(BIN)/uv pip install --quiet --python $(1)/bin/python --offline --no-sources --no-deps \
 	--no-build-isolation $(addprefix --editable ,$(2))
 
-# For tests, which skip where one is missing; those of PgBouncer fail there in CI.
+# For tests, which skip where one is missing; those of PgBouncer fail there in CI. Under systemd, the
+# packages would start services that nobody asked for.
 servers = PATH="$$PATH:/usr/sbin"; for name in pgbouncer nginx; do \
-	command -v $$name >/dev/null || { test "$$(id -u)" = 0 \
+	command -v $$name >/dev/null || { test "$$(id -u)" = 0 && test ! -d /run/systemd/system \
 	&& command -v apt-get >/dev/null && { apt-get install --yes $$name >/dev/null 2>&1 \
 	|| { apt-get update && apt-get install --yes $$name; } >/dev/null; }; } \
 	|| echo "$$name is not installed, so its tests are skipped. On Debian: apt install $$name"; done
