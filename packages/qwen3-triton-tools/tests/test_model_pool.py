@@ -27,7 +27,7 @@ from onnx_exports import (
 from qwen3_triton_gateway.cli import main
 from qwen3_triton_gateway.pooling import last_token_pool
 from qwen3_triton_tools.errors import ModelError
-from qwen3_triton_tools.model import pool, probing
+from qwen3_triton_tools.model import pooling_plan
 from qwen3_triton_tools.model.pool import pool_model
 from qwen3_triton_tools.onnx_model import MAX_FILE_BYTES, read_model
 
@@ -270,11 +270,12 @@ def test_a_result_that_differs_is_not_written(
     source = write_export(tmp_path)
     before = {file.name for file in tmp_path.iterdir()}
 
-    def first_token(*_: object, **__: object) -> Iterator[onnx.NodeProto]:
+    def first_token(states: str, output: str, **_: object) -> Iterator[onnx.NodeProto]:
         value = helper.make_tensor("", TensorProto.INT64, [4, 1], [0] * 4)
-        yield helper.make_node("Constant", [], ["last_token_pool/index"], value=value)
+        yield helper.make_node("Constant", [], ["index"], value=value)
+        yield helper.make_node("GatherND", [states, "index"], [output], batch_dims=1)
 
-    monkeypatch.setattr(pool, "_index_nodes", first_token)
+    monkeypatch.setattr(pooling_plan, "last_token_nodes", first_token)
     with pytest.raises(ModelError, match="from those of pooling its hidden states"):
         pool_model(source)
     assert {file.name for file in tmp_path.iterdir()} == before
@@ -286,7 +287,7 @@ def test_what_is_not_compared_is_reported_with_the_reason(
 ) -> None:
     source = write_export(tmp_path)
     if "GiB" in why:
-        monkeypatch.setattr(probing, "MAX_WEIGHT_BYTES", 1024)
+        monkeypatch.setattr("qwen3_triton_tools.model.inspection.MAX_WEIGHT_BYTES", 1024)
     if "tokenizer" in why:
         (tmp_path / "tokenizer.json").unlink()
     code, output = run(str(source), *(["--no-probe"] if "asked" in why else []))

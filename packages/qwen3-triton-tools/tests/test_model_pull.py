@@ -145,6 +145,17 @@ def test_weights_are_found_by_the_name_that_the_graph_has_for_them(
     assert "has its weights in tensors.bin, which the repository lacks" in result.output
 
 
+def test_a_reranker_is_fetched_and_its_settings_are_named(hub: FakeHub, tmp_path: Path) -> None:
+    name = "someone/Qwen3-Reranker-0.6B-ONNX"
+    hub.repos[name] = hub.repos[PLAIN]
+    result = pull(hub, name, "--to", str(tmp_path / "model"))
+    assert result.exit_code == 0, result.output
+    assert f"RERANK_MODEL_DIR={tmp_path / 'model'} qwen3-triton serve" in result.output
+    hub.repos[name] = TOKENIZER
+    result = pull(hub, name, "--to", str(tmp_path / "other"))
+    assert "--task text-generation" in result.output
+
+
 def test_other_files_come_where_they_are_asked_for(hub: FakeHub, tmp_path: Path) -> None:
     flags = ("--include", "*.md", "--include", "vocab.*")
     assert pull(hub, PLAIN, "--to", str(tmp_path / "model"), *flags).exit_code == 0

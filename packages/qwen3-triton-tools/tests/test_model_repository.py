@@ -40,7 +40,6 @@ from qwen3_triton_gateway.tokenization import TextTokenizer
 from qwen3_triton_tools.errors import ModelError
 from qwen3_triton_tools.local_triton import LocalTriton
 from qwen3_triton_tools.local_triton.repository import MODEL_SOURCE
-from qwen3_triton_tools.model import probing
 from qwen3_triton_tools.model.gpu_plan import CARDS, MIB, ModelShape, plan_gpu
 from qwen3_triton_tools.model.inspection import inspect_model
 from qwen3_triton_tools.model.triton_repository import (
@@ -219,7 +218,7 @@ def test_the_local_tritons_configuration_states_it_too(tmp_path: Path) -> None:
 def test_a_canary_that_is_not_computed_is_reported_with_the_reason(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str
 ) -> None:
-    monkeypatch.setattr(probing, "MAX_WEIGHT_BYTES", 1024)
+    monkeypatch.setattr("qwen3_triton_tools.model.inspection.MAX_WEIGHT_BYTES", 1024)
     arguments = ["-o", str(tmp_path / "r"), *LOCAL[:-1], backend]
     code, output = run(str(qwen3_nano.model_dir()), *arguments)
     assert code == 0

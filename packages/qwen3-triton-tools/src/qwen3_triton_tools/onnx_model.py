@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -171,6 +171,31 @@ def read_model(path: Path) -> OnnxModel:
     )
 
 
+def load_weights(model: OnnxModel) -> None:
+    """Read the external weights into the model.
+
+    As `onnx.load` does, but that refuses weights with another name too since 1.21, and hard links
+    are what the tools write.
+
+    Raises:
+        ModelError: A file cannot be read.
+    """
+    for tensor in _tensors(model.proto.graph):
+        if tensor.data_location != onnx.TensorProto.EXTERNAL:
+            continue
+        external = _weight(tensor).external
+        assert external is not None, "it is external"
+        path = model.path.parent / external.location
+        try:
+            with path.open("rb") as file:
+                file.seek(external.offset)
+                tensor.raw_data = file.read(external.length)
+        except OSError as error:
+            raise ModelError(describe_os_error(error, path)) from error
+        tensor.ClearField("external_data")
+        tensor.data_location = onnx.TensorProto.DEFAULT
+
+
 def takes_single_texts(model: OnnxModel) -> bool:
     """Return whether the batch of `input_ids` is fixed to 1."""
     shapes = [tensor.shape for tensor in model.inputs if tensor.name == "input_ids"]
@@ -239,6 +264,17 @@ def _collect(
                 weights.append(_weight(attribute.t))
             elif attribute.type == onnx.AttributeProto.GRAPH:
                 _collect(attribute.g.node, attribute.g.initializer, nodes, weights)
+
+
+def _tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    """Yield the stored tensors of a graph, of its constants and of its branches."""
+    yield from graph.initializer
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.type == onnx.AttributeProto.TENSOR:
+                yield attribute.t
+            elif attribute.type == onnx.AttributeProto.GRAPH:
+                yield from _tensors(attribute.g)
 
 
 def _weight(tensor: onnx.TensorProto) -> Weight:

@@ -44,6 +44,15 @@ def pooling_option(command: Command) -> Command:
     )(command)
 
 
+def rerank_option(command: Command) -> Command:
+    """Add `--rerank`, the user's word that a model is a reranker."""
+    return click.option(
+        "--rerank",
+        is_flag=True,
+        help="The model is a reranker, although no name of its files says so.",
+    )(command)
+
+
 @contextmanager
 def tool_errors() -> Generator[None]:
     """Print an error of the tools, or of the gateway at its start, without a traceback; exit 1.

@@ -19,6 +19,7 @@ from . import (
     print_json,
     print_lines,
     report_progress,
+    rerank_option,
     tool_errors,
 )
 from .model_quantize import quantize
@@ -34,7 +35,7 @@ LARGE_FILE_BYTES = 256 * 1024 * 1024
 
 @click.group()
 def model() -> None:
-    """Inspect, fetch, pool, deploy and verify ONNX exports of Qwen3-Embedding.
+    """Inspect, fetch, pool, deploy and verify ONNX exports of Qwen3-Embedding and Qwen3-Reranker.
 
     \b
     Examples:
@@ -53,6 +54,7 @@ model.add_command(repository)
 @click.option("--variant", metavar="NAME", help="Of a repository: fp16, int8, q4 …")
 @endpoint_option
 @pooling_option
+@rerank_option
 @click.option("--no-probe", is_flag=True, help="Do not run the model on a few short texts.")
 @json_option
 def inspect_command(
@@ -62,6 +64,7 @@ def inspect_command(
     variant: str | None,
     endpoint: str | None,
     pooling: Pooling,
+    rerank: bool,
     no_probe: bool,
     as_json: bool,
 ) -> None:
@@ -72,26 +75,34 @@ def inspect_command(
     model is run on a few short texts, which show what it returns; else the weights are not loaded.
     Exits with 1 if the gateway could not serve the model.
 
+    Qwen3-Reranker is recognized by a name with `rerank`, of the file, its folder or the repository,
+    or by --rerank: its graph is that of any causal language model. One that was pooled, or exported
+    as a classifier (seq-cls), is recognized by its output.
+
     \b
     Examples:
       qwen3-triton model inspect ./qwen3-embedding-0.6b
       qwen3-triton model inspect ./qwen3-embedding-4b/model_fp16.onnx
       qwen3-triton model inspect ./qwen3-embedding-0.6b --json
       qwen3-triton model inspect zhiqing/Qwen3-Embedding-4B-ONNX
+      qwen3-triton model inspect ./qwen3-reranker-0.6b
     """
     from ..findings import render_findings
     from ..model.files import find_model, is_hub_name
     from ..model.hub_selection import fetched_outline
-    from ..model.inspection import as_document, describe, inspect_model
+    from ..model.inspection import inspect_model
+    from ..model.inspection_report import as_document, describe
+    from ..model.reranker import is_reranker_name
 
     source: AbstractContextManager[Path] = nullcontext(path)
     if is_hub_name(path):
         report_progress(f"There is no {path} on this machine; looking for it on the hub.")
         source = fetched_outline(str(path), revision=revision, variant=variant, endpoint=endpoint)
+        rerank = rerank or is_reranker_name(str(path))
     with tool_errors(), source as local_path:
         model_path = find_model(local_path)
         _report_size(model_path, "Reading")
-        inspection = inspect_model(model_path)
+        inspection = inspect_model(model_path, rerank=rerank)
         if not no_probe and local_path == path:
             from ..model.probing import with_probe
 
@@ -104,7 +115,8 @@ def inspect_command(
             print_lines([*render_findings(inspection.problems), ("", None)])
         count = sum(finding.severity == "error" for finding in inspection.problems)
         errors = f"{count} error{'s' if count > 1 else ''} above"
-        verdict = "can serve it." if inspection.is_servable else f"cannot serve it: {errors}."
+        how = " as a reranker" if inspection.reranker else ""
+        verdict = f"can serve it{how}." if inspection.is_servable else f"cannot serve it: {errors}."
         click.echo(f"The gateway {verdict}")
     if not inspection.is_servable:
         sys.exit(1)
@@ -129,6 +141,7 @@ def inspect_command(
 @click.option(
     "--no-probe", is_flag=True, help="Do not run the model and the result on a few texts."
 )
+@rerank_option
 @json_option
 def pool(
     path: Path,
@@ -138,6 +151,7 @@ def pool(
     copy: bool,
     force: bool,
     no_probe: bool,
+    rerank: bool,
     as_json: bool,
 ) -> None:
     """Append last-token pooling to an ONNX export: Triton returns vectors, not hidden states.
@@ -150,9 +164,14 @@ def pool(
     hard-linked, or copied to another disk. A file that contains its weights is read and written
     completely, and costs about three times its size in memory.
 
+    A reranker's vocabulary head is cut down to "no" and "yes": the output is `logits`, float32 of
+    shape (batch, 2) in that order, in place of (batch, length, vocabulary). Only those two rows of
+    the head are read.
+
     \b
     Examples:
       qwen3-triton model pool ./qwen3-embedding-4b
+      qwen3-triton model pool ./qwen3-reranker-0.6b -o ./qwen3-reranker-0.6b-pooled
       qwen3-triton model pool ./qwen3-embedding-4b -o ./qwen3-embedding-4b-pooled
       qwen3-triton model pool ./model.onnx -o ./pooled.onnx --keep-hidden
     """
@@ -169,19 +188,25 @@ def pool(
             force=force,
             transfer="copy" if copy else "auto",
             probe=not no_probe,
+            rerank=rerank,
         )
     if as_json:
         print_json(asdict(pooled) | {"path": str(pooled.path)})
     elif pooled.already_pooled:
         click.echo(f"{pooled.path} is already pooled; nothing was written.")
     else:
-        shape = f"(batch, {pooled.hidden_size})"
-        click.echo(f"Wrote {pooled.path} with the output `sentence_embedding`, float32 {shape}.")
-        click.echo("Not normalized: the gateway cuts to `dimensions`, then normalizes.")
-        if pooled.not_compared:
-            click.echo(f"Not compared with pooling outside of the graph: {pooled.not_compared}")
+        shape = f"(batch, {pooled.width})"
+        click.echo(f"Wrote {pooled.path} with the output `{pooled.output}`, float32 {shape}.")
+        if pooled.is_reranker:
+            click.echo('They are those of "no" and "yes": the score is the softmax, of "yes".')
+            original, values = "the whole head", "logits"
         else:
-            click.echo("On a few texts, its vectors are those of pooling outside of the graph.")
+            click.echo("Not normalized: the gateway cuts to `dimensions`, then normalizes.")
+            original, values = "pooling outside of the graph", "vectors"
+        if pooled.not_compared:
+            click.echo(f"Not compared with {original}: {pooled.not_compared}")
+        else:
+            click.echo(f"On a few texts, its {values} are those of {original}.")
         if pooled.external_files:
             click.echo(f"{pooled.external_files} file(s) of weights are next to it.")
 
@@ -222,6 +247,7 @@ def pull(
       onnx-community/Qwen3-Embedding-0.6B-ONNX   --variant fp16, int8, q4 …
       onnx-community/Qwen3-Embedding-4B-ONNX     float32, 16 GB; -8B-ONNX 30 GB
       Qdrant/Qwen3-Embedding-0.6B-onnx           float32, 2.4 GB
+      onnx-community/Qwen3-Reranker-0.6B-ONNX    reranker, --variant q4
 
     \b
     Examples:
@@ -230,6 +256,7 @@ def pull(
       qwen3-triton serve --model-dir ./qwen3
     """
     from ..model.pulling import PullRequest, default_folder, pull_model
+    from ..model.reranker import is_reranker_name
 
     wanted = PullRequest(repo, folder or default_folder(repo, variant), revision, variant, include)
     with tool_errors():
@@ -242,7 +269,10 @@ def pull(
         f"{wanted.folder} contains {repo} at {manifest.revision[:12]}: {len(manifest.files)} "
         f"files, {total:,.1f} MB, checksums verified."
     )
-    click.echo(f"Serve it: qwen3-triton serve --model-dir {wanted.folder}")
+    if is_reranker_name(repo):
+        click.echo(f"Serve it: RERANK_MODEL_DIR={wanted.folder} qwen3-triton serve")
+    else:
+        click.echo(f"Serve it: qwen3-triton serve --model-dir {wanted.folder}")
 
 
 @model.command()

@@ -87,12 +87,19 @@ def describe_interface(model: OnnxModel, outputs: Sequence[TensorSpec] | None = 
     )
 
 
-def check_interface(model: OnnxModel) -> tuple[ModelSpec | None, list[Finding]]:
-    """Describe the model, and report what the gateway would refuse or could not batch."""
+def check_interface(
+    model: OnnxModel, output: TensorInfo | None
+) -> tuple[ModelSpec | None, list[Finding]]:
+    """Describe the model, and report what the gateway would refuse or could not batch.
+
+    Args:
+        model: The graph.
+        output: The one to use, if that is not for the gateway to choose.
+    """
     try:
-        spec = describe_interface(model)
+        spec = describe_interface(model, None if output is None else [_tensor_spec(output)])
     except StartupError as error:
-        output = choose_output(model)
+        output = output or choose_output(model)
         remedy = ""
         if output and output.dtype.name == "bfloat16":
             remedy = "numpy has no bfloat16; `qwen3-triton model pool` adds a float32 output."
@@ -184,6 +191,12 @@ def tolerated_padding(model: OnnxModel) -> Padding:
 
 def embedding_rows(model: OnnxModel) -> int | None:
     """Return the number of rows of the table that `input_ids` index, None if it is not found."""
+    shape = embedding_shape(model)
+    return shape[0] if shape else None
+
+
+def embedding_shape(model: OnnxModel) -> tuple[int, ...] | None:
+    """Return the shape of the table that `input_ids` index, None if it is not found."""
     tokens = _aliases(model, "input_ids")
     shapes = {weight.name: weight.shape for weight in model.weights if weight.shape}
     producers = {output: node for node in model.nodes for output in node.output}
@@ -191,7 +204,7 @@ def embedding_rows(model: OnnxModel) -> int | None:
         if node.op_type in _LOOKUPS and len(node.input) > 1 and node.input[1] in tokens:
             table = _origin(node.input[0], producers)
             if table in shapes:
-                return shapes[table][0]
+                return shapes[table]
     return None
 
 

@@ -19,6 +19,7 @@ KNOWN_REPOS = (
     "onnx-community/Qwen3-Embedding-4B-ONNX",
     "onnx-community/Qwen3-Embedding-8B-ONNX",
     "Qdrant/Qwen3-Embedding-0.6B-onnx",
+    "onnx-community/Qwen3-Reranker-0.6B-ONNX",
 )
 
 

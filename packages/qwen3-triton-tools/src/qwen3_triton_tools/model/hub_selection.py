@@ -13,6 +13,7 @@ from ..errors import ModelError
 from ..onnx_model import read_model
 from .files import is_inside
 from .hub import HubFile, HubRepo, fetch_file, list_repo
+from .reranker import is_reranker_name
 
 MODEL_FILE = "model.onnx"
 # `model.onnx_data`, `model.onnx_data_1`, `model.onnx.data`: how exporters name external weights.
@@ -136,9 +137,10 @@ def named_weights(repo: HubRepo, chosen: Sequence[Selected], folder: Path) -> li
 def _choose_graph(repo: HubRepo, variant: str | None) -> HubFile:
     graphs = [file for file in repo.files if file.path.endswith(".onnx")]
     if not graphs:
+        task = "text-generation" if is_reranker_name(repo.name) else "feature-extraction"
         msg = (
             f"{repo.name} has no ONNX file. Choose a repository with an export, or export the "
-            "model with `optimum-cli export onnx --task feature-extraction`."
+            f"model with `optimum-cli export onnx --task {task}`."
         )
         raise ModelError(msg)
     matching = [file for file in graphs if _is_variant(file, variant)]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +10,13 @@ from qwen3_triton_gateway.backends.base import POOLED_RANK, ModelSpec
 from qwen3_triton_gateway.backends.behavior import Behavior, check_width
 from qwen3_triton_gateway.errors import StartupError
 from qwen3_triton_gateway.model_files import find_sibling
-from qwen3_triton_gateway.tokenization import END_TOKEN
 
 from ..errors import ModelError
 from ..findings import Finding, failure, has_errors, note, ok, warning
-from ..onnx_model import OnnxModel, TensorInfo, as_text, read_model
+from ..onnx_model import OnnxModel, TensorInfo, read_model
 from .files import (
     ExternalFile,
     check_external_file,
-    format_bytes,
     list_external_files,
 )
 from .graph import (
@@ -30,20 +27,34 @@ from .graph import (
     check_interface,
     check_precision,
     choose_output,
-    embedding_rows,
+    embedding_shape,
     load_config,
     position_source,
     read_precision,
     tolerated_padding,
     uses_grouped_attention,
 )
-from .tokenizer_file import TokenizerFile, inspect_tokenizer
+from .pulling import model_name
+from .reranker import (
+    NAME_HINT,
+    Reranker,
+    check_answers,
+    has_vocabulary_head,
+    recognize_reranker,
+    says_reranker,
+)
+from .tokenizer_file import NAME as TOKENIZER
+from .tokenizer_file import TokenizerFile, check_tokenizer_file, read_tokenizer_file
 
+# A batch of eight pairs of 1,024 tokens.
+_EXAMPLE_TOKENS = 8192
 # Default of EMBED_OUTPUT_DIM; a model with a smaller hidden size needs it set.
 _DEFAULT_DIMENSIONS = 1024
-_LABEL_WIDTH = 12
 # If there are more tensors than this, the others are only counted.
-_MAX_LISTED = 6
+MAX_LISTED = 6
+# Loading takes about twice the weights in memory, and seconds per gigabyte. The smallest model of
+# the family has 2.4 GB in float32.
+MAX_WEIGHT_BYTES = 4 * 1024**3
 _SEVERITIES = ("error", "warning", "note", "skipped", "ok")
 
 
@@ -53,12 +64,15 @@ class Inspection:
 
     Attributes:
         spec: The interface; None if the gateway refuses the model.
-        behavior: What the probe found; None if the model was not run.
+        reranker: The form in which it scores pairs; None if it embeds texts.
+        hidden_size: Of its vectors, or of a reranker's states.
+        behavior: What the probe found; None if the model was not run, or is a reranker.
     """
 
     path: Path
     model: OnnxModel
     spec: ModelSpec | None
+    reranker: Reranker | None
     output: TensorInfo | None
     hidden_size: int | None
     external_files: list[ExternalFile]
@@ -92,41 +106,51 @@ class Inspection:
         return self.model.size_bytes + sum(file.size_bytes or 0 for file in self.external_files)
 
 
-def inspect_model(path: Path) -> Inspection:
+def inspect_model(path: Path, *, rerank: bool = False) -> Inspection:
     """Inspect an ONNX file, the sizes of its data files, its tokenizer and its configuration.
+
+    Args:
+        path: The file.
+        rerank: Take a causal language model for a reranker, whatever its name says.
 
     Raises:
         ModelError: The file is not an ONNX model.
     """
     model = read_model(path)
-    spec, findings = check_interface(model)
-    output = choose_output(model)
-    config, config_findings = load_config(path)
-    findings += config_findings
-    hidden_size = spec.hidden_size if spec else _hidden_size(output)
-    rows = embedding_rows(model)
+    config, findings = load_config(path)
+    table = embedding_shape(model)
+    rows = table[0] if table else None
+    tokenizer, about_tokenizer = _read_tokenizer(path)
+    findings += about_tokenizer
+    vocabulary_size = tokenizer.vocabulary_size if tokenizer else rows
+    is_named = rerank or says_reranker(path, config, model_name(path.parent))
+    reranker = recognize_reranker(model, config, vocabulary_size, is_named=is_named)
+    spec, about_interface = check_interface(model, reranker.output if reranker else None)
+    findings += about_interface
+    output = reranker.output if reranker else choose_output(model)
     files = list_external_files(model)
     precision = read_precision(model, output.dtype.name if output else "")
-    tokenizer: TokenizerFile | None = None
-    tokenizer_path = find_sibling(path, "tokenizer.json")
-    if tokenizer_path is None:
-        message = "There is no tokenizer.json next to the model."
-        remedy = "Fetch the one of the model, or point TOKENIZER_PATH to it."
-        findings.append(warning("tokenizer", message, remedy))
-    else:
-        tokenizer, about_tokenizer = inspect_tokenizer(tokenizer_path, rows)
-        findings += about_tokenizer
-    if spec:
-        findings += _check_width(spec, tokenizer.vocabulary_size if tokenizer else rows)
+    if tokenizer:
+        findings += check_tokenizer_file(tokenizer, rows, embeds=reranker is None)
     findings.append(ok(path.name, f"{path}, {_interface(model)}"))
     findings += [check_external_file(path.parent, file) for file in files]
+    if reranker:
+        hidden_size = _state_size(config, table)
+        findings += check_answers(reranker, tokenizer) if tokenizer else []
+        findings += check_precision(precision, None)
+        findings += _check_logits(reranker)
+    else:
+        hidden_size = spec.hidden_size if spec else _hidden_size(output)
+        findings += _check_width(spec, output, vocabulary_size) if spec else []
+        findings += check_precision(precision, hidden_size)
+        findings += _check_vectors(output, hidden_size)
     findings += check_config(model, config, hidden_size, rows)
-    findings += check_precision(precision, hidden_size)
-    findings += _check_outputs(model, output, hidden_size)
+    findings += _check_unused(model, output)
     return Inspection(
         path=path,
         model=model,
         spec=spec,
+        reranker=reranker,
         output=output,
         hidden_size=hidden_size,
         external_files=files,
@@ -158,187 +182,79 @@ def check_servable(inspection: Inspection) -> None:
         raise ModelError(msg.strip())
 
 
-def as_document(inspection: Inspection) -> dict[str, Any]:
-    """Return the inspection as plain data for `--json`."""
-    model = inspection.model
-    return {
-        "path": str(inspection.path),
-        "servable": inspection.is_servable,
-        "size_bytes": model.size_bytes,
-        "ir_version": model.proto.ir_version,
-        "opset": model.opset,
-        "opsets": model.opsets,
-        "producer": _producer(model),
-        "inputs": [_tensor_document(tensor) for tensor in model.inputs],
-        "outputs": [_tensor_document(tensor) for tensor in model.outputs],
-        "output": inspection.output.name if inspection.output else None,
-        "hidden_size": inspection.hidden_size,
-        "pooled": inspection.is_pooled,
-        "past_key_values": len(model.past_inputs),
-        "grouped_query_attention": inspection.grouped_attention,
-        "positions": inspection.positions,
-        "padding": inspection.padding,
-        "probe": asdict(inspection.behavior) if inspection.behavior else None,
-        "external_files": [
-            asdict(file) | {"is_whole": file.is_whole} for file in inspection.external_files
-        ],
-        "precision": asdict(inspection.precision),
-        "embedding_rows": inspection.embedding_rows,
-        "tokenizer": asdict(inspection.tokenizer) if inspection.tokenizer else None,
-        "config": {
-            name: inspection.config[name]
-            for name in ("model_type", "hidden_size", "num_hidden_layers", "vocab_size")
-            if name in inspection.config
-        },
-        "operators": dict(model.operators.most_common()),
-        "findings": [
-            {name: getattr(finding, name) for name in ("name", "severity", "message", "remedy")}
-            for finding in inspection.problems
-        ],
-    }
+def check_runnable(inspection: Inspection) -> Path:
+    """Check that a model can be run on this machine's CPU, and return its tokenizer's path.
 
-
-def describe(inspection: Inspection) -> list[str]:
-    """Return aligned lines that say what the file is and what the gateway does with it."""
-    lines = [str(inspection.path)]
-    for label, values in _rows(inspection):
-        for index, value in enumerate(values):
-            lines.append(f"  {label if index == 0 else '':{_LABEL_WIDTH}} {value}")
-    return lines
-
-
-def _rows(inspection: Inspection) -> Iterator[tuple[str, list[str]]]:
-    model = inspection.model
-    opsets = ", ".join(f"{name or 'ai.onnx'} {v}" for name, v in model.opsets.items())
-    yield (
-        "file",
-        [
-            f"{format_bytes(model.size_bytes)}, IR version {model.proto.ir_version}, "
-            f"opset {opsets}, from {_producer(model) or 'an unnamed exporter'}"
-        ],
-    )
-    yield "inputs", _tensor_lines(model.inputs)
-    yield "outputs", _tensor_lines(model.outputs)
-    yield "weights", _weight_lines(inspection)
-    kind = "GroupQueryAttention" if inspection.grouped_attention else "plain operators"
-    past = f"{len(model.past_inputs)} past inputs" if model.past_inputs else "no past"
-    yield "attention", [f"{kind}, {past}"]
-    sources = {
-        "input": "positions are an input",
-        "mask": "positions are summed up from the mask",
-        "counted": "positions are counted from 0",
-    }
-    source = sources[inspection.positions]
-    yield "padding", [f"{inspection.padding} ({source}); the gateway pads right"]
-    yield "tokenizer", _tokenizer_lines(inspection)
-    names = [
-        n for n in ("model_type", "hidden_size", "num_hidden_layers") if n in inspection.config
-    ]
-    yield "config.json", [", ".join(f"{n} {inspection.config[n]}" for n in names) or "none"]
-    if inspection.spec:
-        yield "gateway", _gateway_lines(inspection.spec)
-    if inspection.behavior:
-        messages = [f.message for f in inspection.findings if f.name == "behavior"]
-        yield "probe", messages
-
-
-def _tensor_lines(tensors: tuple[TensorInfo, ...]) -> list[str]:
-    if not tensors:
-        return ["none"]
-    listed = tensors if len(tensors) <= _MAX_LISTED else tensors[: _MAX_LISTED - 1]
-    width = max(len(tensor.name) for tensor in listed)
-    lines = [
-        f"{tensor.name:{width}}  {tensor.dtype.name:8}  "
-        f"({', '.join(tensor.dimensions) if tensor.shape is not None else 'any shape'})"
-        for tensor in listed
-    ]
-    if len(listed) < len(tensors):
-        lines.append(f"and {len(tensors) - len(listed)} more, up to {tensors[-1].name}")
-    return lines
-
-
-def _weight_lines(inspection: Inspection) -> list[str]:
-    precision = inspection.precision
-    types = ", ".join(f"{name} {format_bytes(n)}" for name, n in precision.bytes_by_type.items())
-    lines = [f"{precision.parameters / 1e6:,.1f} million values: {types}"]
-    if precision.quantization:
-        lines.append(f"quantized: {precision.quantization}")
-    if not inspection.external_files:
-        lines.append("all inside the file")
-    for file in inspection.external_files[:_MAX_LISTED]:
-        state = "missing" if file.size_bytes is None else format_bytes(file.size_bytes)
-        whole = ", complete" if file.is_whole else ""
-        link = ", a symbolic link" if file.is_symlink else ""
-        lines.append(f"{file.location}: {state}{whole}{link}")
-    if len(inspection.external_files) > _MAX_LISTED:
-        lines.append(f"and {len(inspection.external_files) - _MAX_LISTED} more files")
-    return lines
-
-
-def _tokenizer_lines(inspection: Inspection) -> list[str]:
-    tokenizer = inspection.tokenizer
-    if tokenizer is None:
-        return ["none"]
-    end = f"appends {tokenizer.appends}" if tokenizer.appends else "appends nothing"
-    number = "" if tokenizer.end_token_id is None else f" ({tokenizer.end_token_id})"
-    rows = inspection.embedding_rows
-    table = f"{rows:,} rows" if rows is not None else "a table that was not found"
-    return [
-        f"{end}; the gateway makes sure that {END_TOKEN}{number} ends every text, once",
-        f"{tokenizer.vocabulary_size:,} tokens, for an embedding of {table}",
-    ]
-
-
-def _gateway_lines(spec: ModelSpec) -> list[str]:
-    inputs = ", ".join(spec.inputs)
-    if spec.past_inputs:
-        inputs += f", and {len(spec.past_inputs)} empty past tensors"
-    batches = "any batch" if spec.max_batch_size > 1 else "texts one by one"
-    pooling = "pooled in the graph" if spec.pooling == "in_graph" else "pooled at the last token"
-    return [
-        f"feeds {inputs}",
-        f"reads `{spec.output.name}` ({spec.output.dtype}), {pooling}, cut to `dimensions`, "
-        "normalized",
-        f"up to {spec.hidden_size} dimensions, {batches}, any length",
-    ]
-
-
-def _producer(model: OnnxModel) -> str:
-    producer, version = model.proto.producer_name, model.proto.producer_version
-    return f"{as_text(producer)} {as_text(version)}".strip()
+    Raises:
+        ModelError: It has no tokenizer, or is too large.
+    """
+    if inspection.tokenizer is None:
+        raise ModelError("There is no tokenizer.json next to the model.")
+    weight_bytes = inspection.precision.weight_bytes
+    if weight_bytes > MAX_WEIGHT_BYTES:
+        size, limit = weight_bytes / 1024**3, MAX_WEIGHT_BYTES / 1024**3
+        msg = f"The weights have {size:.1f} GiB; only up to {limit:.0f} GiB are run here."
+        raise ModelError(msg)
+    return Path(inspection.tokenizer.path)
 
 
 def _interface(model: OnnxModel) -> str:
     names = [tensor.name for tensor in model.inputs]
-    if len(names) > _MAX_LISTED:
-        names = [*names[: _MAX_LISTED - 1], f"{len(names) - _MAX_LISTED + 1} more"]
+    if len(names) > MAX_LISTED:
+        names = [*names[: MAX_LISTED - 1], f"{len(names) - MAX_LISTED + 1} more"]
     return f"{', '.join(names)} -> {', '.join(tensor.name for tensor in model.outputs)}"
-
-
-def _tensor_document(tensor: TensorInfo) -> dict[str, Any]:
-    return {
-        "name": tensor.name,
-        "dtype": tensor.dtype.name,
-        "shape": tensor.shape,
-        "dimensions": tensor.dimensions,
-    }
 
 
 def _hidden_size(output: TensorInfo | None) -> int | None:
     return output.shape[-1] if output and output.shape and output.shape[-1] > 0 else None
 
 
-def _check_width(spec: ModelSpec, vocabulary_size: int | None) -> list[Finding]:
+def _read_tokenizer(path: Path) -> tuple[TokenizerFile | None, list[Finding]]:
+    file = find_sibling(path, "tokenizer.json")
+    if file is None:
+        message = "There is no tokenizer.json next to the model."
+        remedy = "Fetch the one of the model, or point TOKENIZER_PATH to it."
+        return None, [warning(TOKENIZER, message, remedy)]
+    try:
+        return read_tokenizer_file(file), []
+    except ModelError as error:
+        return None, [failure(TOKENIZER, str(error))]
+
+
+def _state_size(config: dict[str, Any], table: tuple[int, ...] | None) -> int | None:
+    """Return the size of a reranker's states, which its output does not have."""
+    size = config.get("hidden_size")
+    return size if isinstance(size, int) else table[-1] if table else None
+
+
+def _check_width(
+    spec: ModelSpec, output: TensorInfo | None, vocabulary_size: int | None
+) -> list[Finding]:
     try:
         check_width(spec, vocabulary_size or 0)
     except StartupError as error:
-        return [failure("output", error.message)]
+        hint = NAME_HINT if has_vocabulary_head(output, vocabulary_size) else ""
+        return [failure("output", error.message, hint)]
     return []
 
 
-def _check_outputs(
-    model: OnnxModel, output: TensorInfo | None, hidden_size: int | None
-) -> list[Finding]:
+def _check_logits(reranker: Reranker) -> list[Finding]:
+    if reranker.is_pooled:
+        return []
+    gigabytes = _EXAMPLE_TOKENS * reranker.width * 4 / 1e9
+    return [
+        note(
+            "pooling",
+            f"Not pooled: {reranker.width:,} logits of every token cross the wire, "
+            f"{gigabytes:.1f} GB in float32 for {_EXAMPLE_TOKENS:,} tokens, of which two numbers "
+            "for each pair are used.",
+            "`qwen3-triton model pool` leaves only those two in the graph; the scores stay the "
+            "same.",
+        )
+    ]
+
+
+def _check_vectors(output: TensorInfo | None, hidden_size: int | None) -> list[Finding]:
     findings: list[Finding] = []
     if output and output.shape and len(output.shape) > POOLED_RANK:
         findings.append(
@@ -347,16 +263,6 @@ def _check_outputs(
                 f"Not pooled: the state of every token of `{output.name}` crosses the wire, "
                 "hundreds of times the bytes of the vectors.",
                 "`qwen3-triton model pool` adds pooling to the graph; the vectors stay the same.",
-            )
-        )
-    unused = [tensor.name for tensor in model.outputs if tensor != output]
-    if unused:
-        findings.append(
-            note(
-                "outputs",
-                f"The gateway does not use {len(unused)} more outputs, such as `{unused[0]}`.",
-                "Triton would copy every output in its configuration; `model repository` lists "
-                "only the one that is used.",
             )
         )
     if hidden_size is not None and hidden_size < _DEFAULT_DIMENSIONS:
@@ -369,3 +275,18 @@ def _check_outputs(
             )
         )
     return findings
+
+
+def _check_unused(model: OnnxModel, output: TensorInfo | None) -> list[Finding]:
+    used = output.name if output else None
+    unused = [tensor.name for tensor in model.outputs if tensor.name != used]
+    if not unused:
+        return []
+    return [
+        note(
+            "outputs",
+            f"The gateway does not use {len(unused)} more outputs, such as `{unused[0]}`.",
+            "Triton would copy every output in its configuration; `model repository` lists only "
+            "the one that is used.",
+        )
+    ]

@@ -1,38 +1,19 @@
-"""Append last-token pooling to an ONNX export; external weights are read only to compare.
+"""Write a copy of an ONNX export that returns one row per text; see `pooling_plan` for how.
 
-    index = ReduceMax(attention_mask * Range(0, length))
-    sentence_embedding = Cast(GatherND(hidden, index), float32)
-
-The highest index whose mask is 1 is correct for padding on the right, on the left, or mixed. Only
-operators with CUDA kernels for int64 are used (ArgMax and LpNormalization have none), so that
-nothing is copied to the CPU in between. The vectors are not normalized: the gateway cuts them to
-`dimensions` first, and a cut vector must be normalized after the cut.
+External weights are linked or copied, and read only to compare the result with the original.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import onnx
-from onnx import TensorProto, helper
-
-from qwen3_triton_gateway.backends.base import (
-    HIDDEN_RANK,
-    POOLED_OUTPUT,
-    POOLED_RANK,
-    TOKEN_RANK,
-    TensorSpec,
-)
-from qwen3_triton_gateway.backends.behavior import check_width
-from qwen3_triton_gateway.errors import StartupError
-from qwen3_triton_gateway.model_files import find_sibling
 
 from ..errors import ModelError
-from ..onnx_model import MAX_FILE_BYTES, OnnxModel, TensorInfo, read_model
+from ..onnx_model import MAX_FILE_BYTES, OnnxModel, read_model
 from ..writing import all_or_none, replacing_file
 from .files import (
     TOKENIZER_FILES,
@@ -43,22 +24,16 @@ from .files import (
     list_external_files,
     transfer_weights,
 )
-from .graph import choose_output, describe_interface, embedding_rows, read_config
 from .inspection import Inspection, inspect_model
-from .probing import PoolingSample, check_pooling, probe_model, sample_pooling
-from .tokenizer_file import read_tokenizer_file
+from .pooling_plan import PoolingPlan, plan_pooling
+from .probing import probe_model
+from .reranker import LOGITS_OUTPUT
 
 _SUFFIX = "_pooled"
 # onnx's checker reads the whole file again, which without external weights is a few megabytes.
 _MAX_CHECKED_BYTES = 64 * 1024 * 1024
 # More than the nodes and the output that are added.
 _ADDED_BYTES = 16 * 1024
-_FLOATS = {"float32", "float16", "bfloat16"}
-# GatherND takes `batch_dims` since this opset.
-_MIN_OPSET = 12
-# ReduceMax takes its axes as an input, no longer as an attribute, since this opset.
-_AXES_INPUT_OPSET = 18
-_PREFIX = "last_token_pool/"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +42,9 @@ class PooledModel:
 
     Attributes:
         path: The file that was written, or the model itself if `already_pooled`.
+        hidden_size: Of its vectors, or of a reranker's states; 0 where that is not known.
+        output: What it returns now.
+        width: The last size of that.
         external_files: Number of files of weights that were brought to another folder.
         checked_by: `onnx` if its checker accepted the file, else `reader`.
         not_compared: Why its vectors were not compared with those of pooling outside of the graph;
@@ -75,10 +53,16 @@ class PooledModel:
 
     path: Path
     hidden_size: int
+    output: str
+    width: int
     already_pooled: bool = False
     external_files: int = 0
     checked_by: Literal["onnx", "reader"] = "reader"
     not_compared: str = ""
+
+    @property
+    def is_reranker(self) -> bool:
+        return self.output == LOGITS_OUTPUT
 
 
 def pool_model(
@@ -89,10 +73,13 @@ def pool_model(
     force: bool = False,
     transfer: Transfer = "auto",
     probe: bool = True,
+    rerank: bool = False,
 ) -> PooledModel:
-    """Write a copy of the model with the output `sentence_embedding`, float32 (batch, hidden size).
+    """Write a copy of the model that returns a row per text.
 
-    The vectors are those of `last_token_pool`, not normalized.
+    The output is `sentence_embedding`, float32 (batch, hidden size): the vectors of
+    `last_token_pool`, not normalized. For a reranker, it is `logits`, float32 (batch, 2): those of
+    "no" and "yes" at the last token.
 
     Args:
         model_path: The ONNX file.
@@ -102,46 +89,57 @@ def pool_model(
         force: Replace existing files.
         transfer: How external weights are brought to another folder.
         probe: Run the model and the result on a few texts, if that is possible here.
+        rerank: Take a causal language model for a reranker, whatever its name says.
 
     Raises:
         ModelError: The model cannot be read or pooled, does not behave like one of the family, or
             `out` exists and `force` is not set.
     """
     _check_size(model_path)
-    inspection = inspect_model(model_path)
+    inspection = inspect_model(model_path, rerank=rerank)
     model = inspection.model
-    pooled_size = _pooled_size(model)
-    if pooled_size is not None:
+    pooled = _already_pooled(inspection)
+    if pooled is not None:
         if probe:
             _check_behavior(inspection)
-        return PooledModel(model_path, pooled_size, already_pooled=True)
-    hidden = _find_hidden_state(model)
-    hidden_size = _hidden_size(model, hidden)
-    _check_states(model, hidden_size)
+        return pooled
+    plan = plan_pooling(inspection, keep_hidden=keep_hidden)
     _check_weights(model)
     target = _target(model_path, out)
     if target.exists() and not force:
         raise ModelError(f"{target} already exists. Pass `--force` to replace it.")
-    sample, not_compared = _sample(inspection) if probe else (None, "It was not asked for.")
+    check, not_compared = _sample(inspection, plan) if probe else (None, "It was not asked for.")
     with all_or_none([target, *_transferred(model, target, out)]):
         external_files = 0
         if not _is_same_folder(target.parent, model_path.parent):
             external_files = transfer_weights(model, target.parent, transfer=transfer, force=force)
             if out is not None and not _is_file_name(out):
                 copy_tokenizer(model_path, target.parent, force=force)
-        _append_pooling(model, hidden, hidden_size, keep_hidden=keep_hidden)
+        plan.append()
         with replacing_file(target, model.path.stat().st_mode & 0o777) as unfinished:
             unfinished.write_bytes(model.proto.SerializeToString())
-            if sample:
-                check_pooling(unfinished, sample)
+            if check:
+                check(unfinished)
         checked_by = _check_result(target)
     return PooledModel(
         target,
-        hidden_size,
+        plan.hidden_size,
+        plan.output,
+        plan.width,
         external_files=external_files,
         checked_by=checked_by,
         not_compared=not_compared,
     )
+
+
+def _already_pooled(inspection: Inspection) -> PooledModel | None:
+    """Return the model as the result, if the gateway would choose a pooled output of it."""
+    output = inspection.output
+    if output is None or not inspection.is_pooled:
+        return None
+    width = (output.shape or (0,))[-1]
+    hidden_size = (inspection.hidden_size or 0) if inspection.reranker else width
+    return PooledModel(inspection.path, hidden_size, output.name, width, already_pooled=True)
 
 
 def _check_behavior(inspection: Inspection) -> None:
@@ -151,15 +149,15 @@ def _check_behavior(inspection: Inspection) -> None:
             raise ModelError(f"{finding.message} {finding.remedy}".strip())
 
 
-def _sample(inspection: Inspection) -> tuple[PoolingSample | None, str]:
-    """Return what the result is compared with, or why there is nothing.
+def _sample(inspection: Inspection, plan: PoolingPlan) -> tuple[Callable[[Path], None] | None, str]:
+    """Return the check of the result, or why there is none.
 
     Raises:
         ModelError: The model does not behave like one of the family.
     """
     _check_behavior(inspection)
     try:
-        return sample_pooling(inspection), ""
+        return plan.sample(), ""
     except ModelError as error:
         return None, str(error)
 
@@ -186,148 +184,6 @@ def _check_size(model_path: Path) -> None:
             "onnx.save_model(..., save_as_external_data=True)."
         )
         raise ModelError(msg)
-
-
-def _find_hidden_state(model: OnnxModel) -> TensorInfo:
-    """Find the output to pool.
-
-    Raises:
-        ModelError: The model has no mask or hidden state, or its opset is too old.
-    """
-    hidden = choose_output(model)
-    if hidden is None or hidden.shape is None or len(hidden.shape) != HIDDEN_RANK:
-        names = ", ".join(tensor.name for tensor in model.outputs) or "none"
-        msg = (
-            f"{model.path} has no output of shape (batch, length, hidden size) to pool; its "
-            f"outputs are: {names}. Export it with the task feature-extraction."
-        )
-        raise ModelError(msg)
-    if hidden.dtype.name not in _FLOATS:
-        msg = f"{model.path}: `{hidden.name}` is {hidden.dtype.name}, not a hidden state."
-        raise ModelError(msg)
-    for name in ("input_ids", "attention_mask"):
-        tensor = next((t for t in model.inputs if t.name == name), None)
-        if tensor is None or tensor.dtype.name != "int64" or len(tensor.shape or ()) != TOKEN_RANK:
-            msg = f"{model.path} has no input `{name}` of int64 and shape (batch, length)."
-            raise ModelError(msg)
-    if model.opset < _MIN_OPSET:
-        msg = (
-            f"{model.path} has opset {model.opset}, and pooling needs {_MIN_OPSET}. Export it "
-            "again with a newer one."
-        )
-        raise ModelError(msg)
-    names = (name for node in model.nodes for name in node.output)
-    if any(name == POOLED_OUTPUT or name.startswith(_PREFIX) for name in names):
-        msg = (
-            f"{model.path} already computes `{POOLED_OUTPUT}`, but not as an output. Pool the "
-            "export that it was derived from."
-        )
-        raise ModelError(msg)
-    return hidden
-
-
-def _check_states(model: OnnxModel, hidden_size: int) -> None:
-    """Check that the gateway could serve the pooled model.
-
-    Raises:
-        ModelError: It has inputs that the gateway cannot feed, or the states are scores.
-    """
-    vectors = TensorSpec(POOLED_OUTPUT, np.dtype(np.float32), (-1, hidden_size))
-    try:
-        spec = describe_interface(model, [vectors])
-        file = find_sibling(model.path, "tokenizer.json")
-        rows = read_tokenizer_file(file).vocabulary_size if file else embedding_rows(model)
-        check_width(spec, rows or 0)
-    except StartupError as error:
-        raise ModelError(f"The gateway could not serve {model.path}: {error.message}") from error
-
-
-def _append_pooling(
-    model: OnnxModel, hidden: TensorInfo, hidden_size: int, *, keep_hidden: bool
-) -> None:
-    graph = model.proto.graph
-    graph.node.extend(_index_nodes(model.opset, with_past=bool(model.past_inputs)))
-    graph.node.extend(_gather_nodes(hidden))
-    outputs = list(graph.output)
-    del graph.output[:]
-    for output in outputs:
-        keep = keep_hidden and output.name == hidden.name
-        (graph.output if keep else graph.value_info).append(output)
-    batch = hidden.dimensions[0]
-    shape = ["batch" if batch == "?" else batch, hidden_size]
-    graph.output.append(helper.make_tensor_value_info(POOLED_OUTPUT, TensorProto.FLOAT, shape))
-
-
-def _index_nodes(opset: int, *, with_past: bool) -> Iterator[onnx.NodeProto]:
-    """Yield the nodes for (batch, 1): the index in the sequence of each row's last real token.
-
-    If the mask covers a past too, the past's positions count up from below zero, so that the
-    maximum is relative to the sequence.
-    """
-    yield _constant("one", 1)
-    yield _node("Shape", ["attention_mask"], "mask_shape")
-    yield _node("Gather", [_PREFIX + "mask_shape", _PREFIX + "one"], "total", axis=0)
-    limit = _PREFIX + "total"
-    if with_past:
-        yield _node("Shape", ["input_ids"], "ids_shape")
-        limit = _PREFIX + "length"
-        yield _node("Gather", [_PREFIX + "ids_shape", _PREFIX + "one"], "length", axis=0)
-        yield _node("Sub", [limit, _PREFIX + "total"], "start")
-    else:
-        yield _constant("start", 0)
-    yield _node("Range", [_PREFIX + "start", limit, _PREFIX + "one"], "positions")
-    yield _node("Mul", ["attention_mask", _PREFIX + "positions"], "real")
-    if opset >= _AXES_INPUT_OPSET:
-        yield _constant("axes", [1])
-        yield _node("ReduceMax", [_PREFIX + "real", _PREFIX + "axes"], "index", keepdims=1)
-    else:
-        yield _node("ReduceMax", [_PREFIX + "real"], "index", axes=[1], keepdims=1)
-
-
-def _gather_nodes(hidden: TensorInfo) -> Iterator[onnx.NodeProto]:
-    """Yield the nodes for (batch, hidden size), widened to float32 after gathering."""
-    is_float32 = hidden.dtype.name == "float32"
-    gathered = POOLED_OUTPUT if is_float32 else _PREFIX + "gathered"
-    inputs = [hidden.name, _PREFIX + "index"]
-    yield helper.make_node("GatherND", inputs, [gathered], gathered, batch_dims=1)
-    if not is_float32:
-        yield helper.make_node(
-            "Cast", [gathered], [POOLED_OUTPUT], POOLED_OUTPUT, to=TensorProto.FLOAT
-        )
-
-
-def _node(op_type: str, inputs: list[str], output: str, **attributes: Any) -> onnx.NodeProto:
-    name = _PREFIX + output
-    return helper.make_node(op_type, inputs, [name], name, **attributes)
-
-
-def _constant(output: str, value: int | list[int]) -> onnx.NodeProto:
-    """Build a node and not an initializer, which below IR version 4 would have to be an input."""
-    values, shape = (value, [len(value)]) if isinstance(value, list) else ([value], [])
-    return _node(
-        "Constant", [], output, value=helper.make_tensor("", TensorProto.INT64, shape, values)
-    )
-
-
-def _pooled_size(model: OnnxModel) -> int | None:
-    """Return the size of a pooled output that the gateway would choose, None if there is none."""
-    output = choose_output(model)
-    if output and output.shape and len(output.shape) == POOLED_RANK:
-        return output.shape[-1]
-    return None
-
-
-def _hidden_size(model: OnnxModel, hidden: TensorInfo) -> int:
-    size = (hidden.shape or (-1,))[-1]
-    if size <= 0:
-        size = read_config(model.path).get("hidden_size", 0)
-    if size <= 0:
-        msg = (
-            f"{model.path} leaves the hidden size open, and no config.json supplies it. Put the "
-            "model's config.json next to it."
-        )
-        raise ModelError(msg)
-    return size
 
 
 def _check_weights(model: OnnxModel) -> None:

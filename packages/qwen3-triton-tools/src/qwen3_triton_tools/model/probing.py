@@ -33,11 +33,9 @@ from qwen3_triton_gateway.tokenization import TextTokenizer
 
 from ..errors import ModelError
 from ..findings import Finding, failure, note, ok, warning
-from .inspection import Inspection, sort_findings
+from .inspection import Inspection, check_runnable, sort_findings
+from .rerank_probing import probe_reranker
 
-# Loading takes about twice the weights in memory, and seconds per gigabyte. The smallest model of
-# the family has 2.4 GB in float32.
-MAX_WEIGHT_BYTES = 4 * 1024**3
 _NAME = "behavior"
 _MAX_LENGTH = 512
 # From one token to more than a bucket of lengths, so that all but the longest are padded.
@@ -63,6 +61,8 @@ def probe_model(
     inspection: Inspection, pooling: Pooling = "last_token"
 ) -> tuple[Behavior | None, list[Finding]]:
     """Find out how a model behaves, if it is complete and not too large; see `with_probe`."""
+    if inspection.reranker:
+        return None, probe_reranker(inspection)
     if inspection.spec is None or inspection.tokenizer is None or not inspection.is_servable:
         return None, []
     try:
@@ -154,14 +154,7 @@ def _tokenizer_to_run(inspection: Inspection, max_length: int) -> TextTokenizer:
         ModelError: The model has no tokenizer, or is too large.
         StartupError: The gateway could not use the tokenizer.
     """
-    if inspection.tokenizer is None:
-        raise ModelError("There is no tokenizer.json next to the model.")
-    weight_bytes = inspection.precision.weight_bytes
-    if weight_bytes > MAX_WEIGHT_BYTES:
-        size, limit = weight_bytes / 1024**3, MAX_WEIGHT_BYTES / 1024**3
-        msg = f"The weights have {size:.1f} GiB; only up to {limit:.0f} GiB are run here."
-        raise ModelError(msg)
-    return TextTokenizer(Path(inspection.tokenizer.path), max_length=max_length)
+    return TextTokenizer(check_runnable(inspection), max_length=max_length)
 
 
 @asynccontextmanager

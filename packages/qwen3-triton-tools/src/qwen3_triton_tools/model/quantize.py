@@ -25,7 +25,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from ..errors import ModelError
-from ..onnx_model import OnnxModel, integer_attributes
+from ..onnx_model import OnnxModel, integer_attributes, load_weights
 from ..writing import replacing_folder
 from .files import copy_tokenizer
 from .inspection import check_servable, inspect_model
@@ -66,7 +66,9 @@ def is_quantized(model: OnnxModel) -> bool:
     return sizes[True] > sizes[False]
 
 
-def quantize_model(model_path: Path, folder: Path, *, force: bool = False) -> QuantizedModel:
+def quantize_model(
+    model_path: Path, folder: Path, *, force: bool = False, rerank: bool = False
+) -> QuantizedModel:
     """Write a model folder with the same graph and weights in int8.
 
     All weights are in memory meanwhile.
@@ -75,14 +77,17 @@ def quantize_model(model_path: Path, folder: Path, *, force: bool = False) -> Qu
         model_path: The ONNX file, in float32 or float16.
         folder: Gets `model.onnx` and the tokenizer.
         force: Replace an existing folder.
+        rerank: Take a causal language model for a reranker, whatever its name says.
 
     Raises:
         ModelError: The model cannot be served or has no matrices in float, or `folder` exists.
     """
     if folder.exists() and not force:
         raise ModelError(f"{folder} already exists. Pass `--force` to replace it.")
-    check_servable(inspect_model(model_path))
-    model = onnx.load(model_path)  # pyright: ignore[reportUnknownMemberType]
+    inspection = inspect_model(model_path, rerank=rerank)
+    check_servable(inspection)
+    load_weights(inspection.model)
+    model = inspection.model.proto
     quantizer = _Quantizer(model.graph)
     quantizer.run()
     if not quantizer.matrices:
@@ -122,9 +127,10 @@ class _Quantizer:
                 continue
             kept += self._quantize(tensor, axis)
             nodes = [node for node, _ in uses[tensor.name]]
-            if nodes[0].op_type == "Gather":
-                lookups |= {node.output[0]: [*_look_up(tensor, node)] for node in nodes}
-            else:
+            gathers = [node for node in nodes if node.op_type == "Gather"]
+            lookups |= {node.output[0]: [*_look_up(tensor, node)] for node in gathers}
+            # A vocabulary head may share its matrix with the token table.
+            if len(gathers) < len(nodes):
                 widening += _widen(tensor, tensor.name, _values(tensor), _scales(tensor))
         # Widening depends on stored tensors only, so it may come first.
         nodes = [*widening, *self._graph.node]

@@ -9,6 +9,7 @@ from typing import Any, cast
 import orjson
 
 from qwen3_triton_gateway.model_files import describe_os_error
+from qwen3_triton_gateway.rerank_prompt import ANSWERS
 from qwen3_triton_gateway.tokenization import END_TOKEN
 
 from ..errors import ModelError
@@ -20,12 +21,20 @@ NAME = "tokenizer"
 
 @dataclass(frozen=True, slots=True)
 class TokenizerFile:
-    """A tokenizer file; `appends` is what its template puts at the end of a text, or None."""
+    """A tokenizer file.
+
+    Attributes:
+        appends: What its template puts at the end of a text, or None.
+        answer_ids: The tokens of a reranker's `ANSWERS`, None for those that it does not have.
+        special_tokens: What it never splits.
+    """
 
     path: str
     appends: str | None
     end_token_id: int | None
     vocabulary_size: int
+    answer_ids: tuple[int | None, ...]
+    special_tokens: tuple[str, ...]
 
 
 def inspect_tokenizer(
@@ -57,8 +66,11 @@ def read_tokenizer_file(path: Path) -> TokenizerFile:
         added: list[dict[str, Any]] = document.get("added_tokens") or []
         vocabulary: Any = document["model"].get("vocab") or {}
         ids = [int(token["id"]) for token in added]
+        answer_ids: tuple[int | None, ...] = (None,) * len(ANSWERS)
         if isinstance(vocabulary, dict):
-            ids += cast("dict[str, int]", vocabulary).values()
+            by_token = cast("dict[str, int]", vocabulary)
+            ids += by_token.values()
+            answer_ids = tuple(map(by_token.get, ANSWERS))
         else:
             ids.append(len(vocabulary) - 1)
     except OSError as error:
@@ -72,21 +84,28 @@ def read_tokenizer_file(path: Path) -> TokenizerFile:
         appends=appends,
         end_token_id=end_ids[0] if end_ids else None,
         vocabulary_size=max(ids, default=-1) + 1,
+        answer_ids=answer_ids,
+        special_tokens=tuple(str(token.get("content")) for token in added),
     )
 
 
-def check_tokenizer_file(file: TokenizerFile, embedding_rows: int | None) -> list[Finding]:
-    """Report an end token that the gateway adds or misses, and a vocabulary of another model."""
+def check_tokenizer_file(
+    file: TokenizerFile, embedding_rows: int | None, *, embeds: bool = True
+) -> list[Finding]:
+    """Report an end token that the gateway adds or misses, and a vocabulary of another model.
+
+    Where the model does not embed texts but scores pairs, the end token is the pad token only.
+    """
     findings: list[Finding] = []
     if file.end_token_id is None:
         findings.append(
             failure(
                 NAME,
-                f"{file.path} has no token {END_TOKEN!r}: it is not a Qwen3-Embedding tokenizer.",
+                f"{file.path} has no token {END_TOKEN!r}: it is not a tokenizer of the family.",
                 "Use the tokenizer.json of the model that was exported.",
             )
         )
-    elif file.appends != END_TOKEN:
+    elif embeds and file.appends != END_TOKEN:
         # Some files of the family append <|im_end|>: QwenLM/Qwen3-Embedding issues 54 and 122.
         what = f"appends {file.appends!r} instead" if file.appends else "does not append it"
         findings.append(
@@ -106,7 +125,7 @@ def check_tokenizer_file(file: TokenizerFile, embedding_rows: int | None) -> lis
                 "Use the tokenizer.json of the model that was exported.",
             )
         )
-    if all(finding.severity == "note" for finding in findings):
+    if embeds and all(finding.severity == "note" for finding in findings):
         who = "the file" if file.appends == END_TOKEN else "the gateway"
         findings.append(ok(NAME, f"{file.path}, {END_TOKEN} appended by {who}"))
     return findings

@@ -1,0 +1,188 @@
+"""Rerankers: how an export is recognized as one, and in which form it gives its logits.
+
+Two forms are in use. Qwen3-Reranker itself is a causal language model that answers its prompt with
+"yes" or "no" (https://huggingface.co/Qwen/Qwen3-Reranker-0.6B): its logits are those of the whole
+vocabulary at every position, (batch, length, vocabulary), or those of "no" and "yes" at the last
+one, (batch, 2), once it is pooled. As a model for sequence classification (`seq-cls`, such as
+https://huggingface.co/tomaarsen/Qwen3-Reranker-0.6B-seq-cls) it returns the difference of the two,
+(batch, 1).
+
+A causal language model looks the same whether it is a reranker, a chat model, or an embedding model
+that was exported for text generation. So it needs a name with "rerank", or the user's word.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from qwen3_triton_gateway.backends.base import HIDDEN_RANK, POOLED_RANK
+from qwen3_triton_gateway.backends.behavior import VOCABULARY_PADDING, VOCABULARY_STEP
+from qwen3_triton_gateway.rerank_prompt import ANSWERS
+
+from ..findings import Finding, failure, note, ok
+from ..onnx_model import OnnxModel, TensorInfo
+from .tokenizer_file import NAME as TOKENIZER
+from .tokenizer_file import TokenizerFile
+
+RerankerForm: TypeAlias = Literal["causal", "seq-cls"]
+
+LOGITS_OUTPUT = "logits"
+# The tokens of the prompt that a tokenizer of the family keeps whole.
+PROMPT_TOKENS = ("<|im_start|>", "<|im_end|>")
+REASONING_TOKENS = ("<think>", "</think>")
+NAME_HINT = (
+    "If it is a reranker, such as Qwen3-Reranker, pass `--rerank`, or put it in a folder with "
+    "`rerank` in its name."
+)
+_NAME = re.compile("rerank", re.IGNORECASE)
+_FLOATS = ("float32", "float16", "bfloat16")
+
+
+@dataclass(frozen=True, slots=True)
+class Reranker:
+    """An export that scores pairs.
+
+    Attributes:
+        form: `causal` has logits of tokens, `seq-cls` the one of a classifier.
+        output: Its logits, with the last size filled in.
+    """
+
+    form: RerankerForm
+    output: TensorInfo
+
+    @property
+    def is_pooled(self) -> bool:
+        """Whether it returns a row of logits for each pair, and not for each token."""
+        return len(self.output.shape or ()) == POOLED_RANK
+
+    @property
+    def width(self) -> int:
+        """The logits of a position: 2 for "no" and "yes", 1, or those of the vocabulary."""
+        return (self.output.shape or (0,))[-1]
+
+
+def recognize_reranker(
+    model: OnnxModel, config: dict[str, Any], vocabulary_size: int | None, *, is_named: bool
+) -> Reranker | None:
+    """Return what kind of reranker a model is, None if it is not one.
+
+    Args:
+        model: The graph.
+        config: Its config.json.
+        vocabulary_size: Rows of its token table, or tokens of its tokenizer.
+        is_named: Whether its name, or the user, says that it is one.
+    """
+    output = next((t for t in model.outputs if t.name == LOGITS_OUTPUT), None)
+    if output is None or output.shape is None or output.dtype.name not in _FLOATS:
+        return None
+    width = output.shape[-1] if output.shape else 0
+    if len(output.shape) == POOLED_RANK:
+        form: RerankerForm | None = {1: "seq-cls", len(ANSWERS): "causal"}.get(width)  # pyright: ignore[reportAssignmentType]
+        return Reranker(form, output) if form else None
+    if len(output.shape) != HIDDEN_RANK or not is_named:
+        return None
+    if width <= 0:
+        width = int(config.get("vocab_size") or vocabulary_size or 0)
+    return Reranker("causal", _with_width(output, width)) if width > len(ANSWERS) else None
+
+
+def has_vocabulary_head(output: TensorInfo | None, vocabulary_size: int | None) -> bool:
+    """Return whether an output has logits for the vocabulary at every position."""
+    if output is None or output.name != LOGITS_OUTPUT or len(output.shape or ()) != HIDDEN_RANK:
+        return False
+    width = (output.shape or (0,))[-1]
+    size = vocabulary_size or 0
+    return size <= width <= size * (1 + VOCABULARY_PADDING) + VOCABULARY_STEP and size > 0
+
+
+def says_reranker(path: Path, config: dict[str, Any], repo: str | None) -> bool:
+    """Return whether a model is named a reranker, by its files or by the repository it is from."""
+    folder = path.parent.parent if path.parent.name == "onnx" else path.parent
+    names = (path.stem, folder.name, str(config.get("_name_or_path", "")), repo or "")
+    return any(map(is_reranker_name, names))
+
+
+def is_reranker_name(name: str) -> bool:
+    """Return whether a model, file or folder is called a reranker."""
+    return _NAME.search(name) is not None
+
+
+def check_answers(reranker: Reranker, tokenizer: TokenizerFile) -> list[Finding]:
+    """Report a tokenizer that cannot write the prompt, or has no tokens for the answers."""
+    findings: list[Finding] = []
+    if reranker.form == "causal" and not reranker.is_pooled:
+        findings += _check_ids(reranker, tokenizer)
+    lost = [token for token in PROMPT_TOKENS if token not in tokenizer.special_tokens]
+    if lost:
+        findings.append(
+            failure(
+                TOKENIZER,
+                f"{tokenizer.path} has no token {' and no token '.join(map(repr, lost))}: it "
+                "cannot write the prompt of Qwen3-Reranker.",
+                "Use the tokenizer.json of the model that was exported.",
+            )
+        )
+    split = [token for token in REASONING_TOKENS if token not in tokenizer.special_tokens]
+    if split:
+        findings.append(
+            note(
+                TOKENIZER,
+                f"{' and '.join(map(repr, split))} are several tokens each, unlike in Qwen3's "
+                "vocabulary, where the prompt ends with one of each.",
+                "Correct for a model that was trained so; else use the model's own tokenizer.json.",
+            )
+        )
+    return findings
+
+
+def describe_form(reranker: Reranker, tokenizer: TokenizerFile | None) -> list[str]:
+    """Say what was found, for `model inspect`."""
+    if reranker.form == "seq-cls":
+        return ["seq-cls: one logit for each pair; its sigmoid is the score"]
+    ids = tokenizer.answer_ids if tokenizer else (None, None)
+    answers = " and ".join(
+        f'"{answer}" ({"not in the tokenizer" if token_id is None else token_id})'
+        for answer, token_id in zip(ANSWERS, ids, strict=True)
+    )
+    if reranker.is_pooled:
+        return [f"causal, pooled: the logits of {answers} for each pair; their softmax scores it"]
+    return [
+        f"causal: logits of {reranker.width:,} tokens at every position; the score is the softmax",
+        f"of those of {answers} at the last one",
+    ]
+
+
+def _check_ids(reranker: Reranker, tokenizer: TokenizerFile) -> list[Finding]:
+    ids: dict[str, int | None] = dict(zip(ANSWERS, tokenizer.answer_ids, strict=True))
+    missing = [answer for answer, token_id in ids.items() if token_id is None]
+    if missing:
+        return [
+            failure(
+                TOKENIZER,
+                f"{tokenizer.path} has no token for {' and '.join(map(repr, missing))}, whose "
+                "logits are the score.",
+                "Use the tokenizer.json of the model that was exported.",
+            )
+        ]
+    limit = reranker.width
+    if any(token_id >= limit for token_id in ids.values() if token_id is not None):
+        return [
+            failure(
+                TOKENIZER,
+                f"The model has {limit:,} logits, too few for the tokens "
+                f"{' and '.join(f'{name!r} ({token_id})' for name, token_id in ids.items())}.",
+                "Use the tokenizer.json of the model that was exported.",
+            )
+        ]
+    answers = " and ".join(f"{name!r} is {token_id}" for name, token_id in ids.items())
+    return [ok(TOKENIZER, f"{tokenizer.path}, {answers}")]
+
+
+def _with_width(output: TensorInfo, width: int) -> TensorInfo:
+    shape = output.shape or ()
+    return replace(
+        output, shape=(*shape[:-1], width), dimensions=(*output.dimensions[:-1], str(width))
+    )

@@ -1,0 +1,395 @@
+"""Rerankers: recognized in each form, and cut down to the logits of "no" and "yes"."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from click.testing import CliRunner
+from onnx import TensorProto, helper, numpy_helper
+
+from onnx_exports import feed, masks, peak_memory, write_tokenizer
+from qwen3_triton_gateway.cli import main
+from qwen3_triton_tools.errors import ModelError
+from qwen3_triton_tools.model.inspection import inspect_model
+from qwen3_triton_tools.model.pool import pool_model
+from qwen3_triton_tools.model.quantize import quantize_model
+from qwen3_triton_tools.onnx_model import read_model
+from reranker_exports import (
+    HEADS,
+    HIDDEN,
+    NO,
+    TABLE,
+    VOCABULARY,
+    YES,
+    Head,
+    causal_model,
+    classifier_model,
+    trunk,
+    write_reranker,
+)
+
+# The same sums over the same numbers, by other kernels.
+FLOAT32 = 1e-4
+# Ten bits of mantissa: the whole head rounds its logits, the pooled one does not.
+ROUNDING: dict[int, float] = {TensorProto.FLOAT16: 2e-3, TensorProto.BFLOAT16: 1.6e-2}
+GIB = 1024**3
+
+
+def run(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(main, ["model", *map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, " ".join(result.output.split())
+
+
+def document(*arguments: object) -> Any:
+    result = CliRunner().invoke(main, ["model", *map(str, arguments), "--json"])
+    assert result.exit_code == 0, result.output
+    return json.loads(result.stdout)
+
+
+def last_logits(path: Path, mask: np.ndarray, past: int = 0) -> Any:
+    """Return the logits of "no" and "yes" at each row's last token, of the whole head."""
+    session = onnxruntime.InferenceSession(path)
+    [logits] = session.run(["logits"], feed(session, mask, past))
+    last = mask.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)
+    return logits[np.arange(len(mask)), last][:, [NO, YES]].astype(np.float32)
+
+
+def pooled_logits(path: Path, mask: np.ndarray, past: int = 0) -> Any:
+    session = onnxruntime.InferenceSession(path)
+    [output] = session.get_outputs()
+    assert (output.name, output.type) == ("logits", "tensor(float)")
+    assert output.shape == ["batch", 2]
+    return session.run(None, feed(session, mask, past))[0]
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_the_pooled_logits_are_those_of_no_and_yes_at_the_last_token(
+    tmp_path: Path, head: Head
+) -> None:
+    source = write_reranker(tmp_path / "reranker", causal_model(head))
+    done = pool_model(source)
+    assert (done.output, done.width, done.hidden_size) == ("logits", 2, HIDDEN)
+    assert (done.not_compared, done.checked_by) == ("", "onnx")
+    for padding, mask in masks().items():
+        expected = last_logits(source, mask)
+        actual = pooled_logits(done.path, mask)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=FLOAT32, err_msg=padding)
+
+
+@pytest.mark.parametrize("head", ["tied", "stored", "transposed"])
+@pytest.mark.parametrize(
+    ("dtype", "cast_back"),
+    [(TensorProto.FLOAT16, False), (TensorProto.FLOAT16, True), (TensorProto.BFLOAT16, True)],
+)
+def test_a_narrow_head_is_multiplied_by_in_float32(
+    tmp_path: Path, head: Head, dtype: int, cast_back: bool
+) -> None:
+    model = causal_model(head, dtype=dtype, cast_back=cast_back)
+    source = write_reranker(tmp_path / "reranker", model)
+    path = pool_model(source, probe=False).path
+    if dtype == TensorProto.BFLOAT16:  # ONNX Runtime has no product of bfloat16 on a CPU
+        [expected_graph] = [causal_model(head, dtype=TensorProto.FLOAT16, cast_back=True)]
+        source = write_reranker(tmp_path / "expected", expected_graph)
+    for mask in masks().values():
+        expected = last_logits(source, mask)
+        scale = np.abs(expected).max()
+        actual = pooled_logits(path, mask)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=ROUNDING[dtype] * scale)
+
+
+@pytest.mark.parametrize("past", [0, 3])
+def test_a_past_and_counted_positions_are_kept(tmp_path: Path, past: int) -> None:
+    model = causal_model(past_key_values=True, position_ids=False)
+    source = write_reranker(tmp_path / "reranker", model, external=False)
+    path = pool_model(source, probe=past == 0).path
+    for mask in masks().values():
+        expected, actual = last_logits(source, mask, past), pooled_logits(path, mask, past)
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=FLOAT32)
+
+
+def test_a_head_of_its_own_leaves_the_graph_and_a_shared_table_stays(tmp_path: Path) -> None:
+    kept: dict[str, set[str]] = {}
+    for head in HEADS:
+        source = write_reranker(tmp_path / f"reranker-{head}", causal_model(head))
+        done = pool_model(source, tmp_path / f"pooled-{head}", probe=False)
+        assert done.external_files == 1
+        model = read_model(done.path)
+        kept[head] = {weight.name for weight in model.weights}
+        assert {node.op_type for node in model.nodes} & {"FusedMatMul", "Gemm"} == set()
+        assert max(w.size_bytes for w in model.weights if w.external is None) <= HIDDEN * 2 * 4
+    assert all(TABLE in names for names in kept.values())
+    assert not any("head" in names for names in kept.values())
+    assert (tmp_path / "pooled-tied" / "tokenizer.json").exists()
+
+
+def test_stored_tensors_among_the_inputs_leave_with_the_head(tmp_path: Path) -> None:
+    model = causal_model("transposed")
+    for tensor in model.graph.initializer:
+        info = helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+        model.graph.input.append(info)
+    source = write_reranker(tmp_path / "reranker", model)
+    inputs = {entry.name for entry in onnx.load(pool_model(source, probe=False).path).graph.input}
+    assert TABLE in inputs
+    assert "head" not in inputs
+
+
+def test_names_used_in_branches_only_are_kept(tmp_path: Path) -> None:
+    model = causal_model()
+    [table] = [node for node in model.graph.node if "states" in node.output]
+    table.output[:] = ["inner"]
+    value = helper.make_tensor_value_info("branch", TensorProto.FLOAT, None)
+    branch = helper.make_graph(
+        [helper.make_node("Identity", ["inner"], ["branch"])], "branch", [], [value]
+    )
+    place = list(model.graph.node).index(table) + 1
+    model.graph.node.insert(
+        place, helper.make_node("If", ["yes"], ["states"], then_branch=branch, else_branch=branch)
+    )
+    model.graph.initializer.append(numpy_helper.from_array(np.array(True), "yes"))
+    source = write_reranker(tmp_path / "reranker", model)
+    path = pool_model(source, probe=False).path
+    mask = masks()["right"]
+    np.testing.assert_allclose(
+        pooled_logits(path, mask), last_logits(source, mask), rtol=0, atol=FLOAT32
+    )
+
+
+def test_other_outputs_are_removed_with_what_only_they_need(tmp_path: Path) -> None:
+    model = causal_model()
+    model.graph.node.append(helper.make_node("Sinh", ["states"], ["present"]))
+    info = helper.make_tensor_value_info("present", TensorProto.FLOAT, ["b", "s", HIDDEN])
+    model.graph.output.append(info)
+    source = write_reranker(tmp_path / "reranker", model)
+    pooled = read_model(pool_model(source, probe=False).path)
+    assert [tensor.name for tensor in pooled.outputs] == ["logits"]
+    assert "Sinh" not in pooled.operators
+
+
+def test_a_pooled_reranker_and_a_classifier_need_no_pooling(tmp_path: Path) -> None:
+    source = write_reranker(tmp_path / "reranker", causal_model())
+    pooled = document("pool", source, "-o", tmp_path / "any-name")
+    again = document("pool", pooled["path"])
+    assert (again["already_pooled"], again["width"]) == (True, 2)
+    classifier = write_reranker(tmp_path / "classifier", classifier_model())
+    again = document("pool", classifier)
+    assert (again["already_pooled"], again["width"]) == (True, 1)
+
+
+def test_each_form_is_recognized_and_said(tmp_path: Path) -> None:
+    source = write_reranker(tmp_path / "reranker", causal_model())
+    found = document("inspect", source)
+    assert found["servable"]
+    assert found["reranker"] == {"form": "causal", "pooled": False, "width": VOCABULARY}
+    assert (found["hidden_size"], found["embedding_rows"]) == (HIDDEN, VOCABULARY)
+    pool_model(source, tmp_path / "pooled", probe=False)
+    pooled = document("inspect", tmp_path / "pooled")["reranker"]
+    assert pooled == {"form": "causal", "pooled": True, "width": 2}
+    classifier = write_reranker(tmp_path / "classifier", classifier_model())
+    found = document("inspect", classifier)["reranker"]
+    assert found == {"form": "seq-cls", "pooled": True, "width": 1}
+    code, output = run("inspect", source)
+    assert code == 0
+    assert f'"no" ({NO}) and "yes" ({YES})' in output
+    assert "24,000 logits of every token cross the wire" in output
+    assert "The gateway can serve it as a reranker." in output
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen3-Reranker-0.6B", "by-flag", "by-file", "by-config", "by-manifest", "in-onnx"]
+)
+def test_a_causal_model_is_a_reranker_by_name_or_by_the_user_s_word(
+    tmp_path: Path, name: str
+) -> None:
+    folder = tmp_path / ("my-reranker/onnx" if name == "in-onnx" else name)
+    source = write_reranker(folder, causal_model())
+    if name == "by-file":
+        source = source.rename(folder / "reranker.onnx")
+    if name == "by-config":
+        config = json.loads((folder / "config.json").read_text())
+        config["_name_or_path"] = "Qwen/Qwen3-Reranker-0.6B"
+        (folder / "config.json").write_text(json.dumps(config))
+    if name == "by-manifest":
+        manifest = {"repo": "x/Qwen3-Reranker", "revision": "1", "date": "", "files": []}
+        (folder / "qwen3-triton.json").write_text(json.dumps(manifest))
+    assert inspect_model(source, rerank=name == "by-flag").reranker is not None
+
+
+@pytest.mark.parametrize("command", ["inspect", "pool"])
+def test_without_a_name_the_flag_is_named_and_settles_it(tmp_path: Path, command: str) -> None:
+    source = write_reranker(tmp_path / "model", causal_model())
+    code, output = run(command, source)
+    assert code == 1
+    assert "scores for a vocabulary and not states" in output
+    assert "If it is a reranker, such as Qwen3-Reranker, pass `--rerank`" in output
+    assert run(command, source, "--rerank")[0] == 0
+
+
+def packed_head() -> onnx.ModelProto:
+    """The head as q4 exports have it."""
+    model = trunk()
+    options = {"K": HIDDEN, "N": VOCABULARY, "bits": 4, "block_size": 32}
+    packed = np.zeros((VOCABULARY, 1, 16), dtype=np.uint8)
+    scales = np.ones(VOCABULARY, dtype=np.float32)
+    model.graph.initializer.extend(
+        [numpy_helper.from_array(packed, "packed"), numpy_helper.from_array(scales, "scales")]
+    )
+    inputs = ["states", "packed", "scales"]
+    node = helper.make_node("MatMulNBits", inputs, ["logits"], domain="com.microsoft", **options)
+    return with_logits(model, [node])
+
+
+def dynamic_head() -> onnx.ModelProto:
+    """The head as `quantize_dynamic` writes it: a product of integers, then its scale."""
+    model = trunk()
+    head = np.ones((HIDDEN, VOCABULARY), dtype=np.int8)
+    model.graph.initializer.extend(
+        [
+            numpy_helper.from_array(head, "head"),
+            numpy_helper.from_array(np.array(0.1, np.float32), "s"),
+        ]
+    )
+    outputs = ["bytes", "scale", "zero"]
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["states"], outputs),
+        helper.make_node("MatMulInteger", ["bytes", "head", "zero"], ["sums"]),
+        helper.make_node("Cast", ["sums"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["wide", "s"], ["logits"]),
+    ]
+    return with_logits(model, nodes)
+
+
+def scaled_head() -> onnx.ModelProto:
+    """The head as DequantizeLinear widens it."""
+    model = trunk()
+    head = np.ones((HIDDEN, VOCABULARY), dtype=np.int8)
+    model.graph.initializer.extend(
+        [
+            numpy_helper.from_array(head, "head"),
+            numpy_helper.from_array(np.array(0.1, np.float32), "s"),
+        ]
+    )
+    nodes = [
+        helper.make_node("DequantizeLinear", ["head", "s"], ["matrix"]),
+        helper.make_node("MatMul", ["states", "matrix"], ["logits"]),
+    ]
+    return with_logits(model, nodes)
+
+
+def biased_head() -> onnx.ModelProto:
+    model = causal_model("gemm")
+    bias = np.zeros(VOCABULARY, dtype=np.float32)
+    model.graph.initializer.append(numpy_helper.from_array(bias, "bias"))
+    [gemm] = [node for node in model.graph.node if node.op_type == "Gemm"]
+    gemm.input.append("bias")
+    return model
+
+
+def single_position() -> onnx.ModelProto:
+    model = causal_model()
+    shape = model.graph.output[0].type.tensor_type.shape
+    shape.dim[1].Clear()
+    shape.dim[1].dim_value = 1
+    return model
+
+
+def with_logits(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
+    model.graph.node.extend(nodes)
+    shape = ["batch", "sequence", VOCABULARY]
+    model.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape))
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return model
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        pytest.param(packed_head, "quantized .*operator is MatMulNBits", id="packed"),
+        pytest.param(dynamic_head, "quantized .*operator is MatMulInteger", id="dynamic"),
+        pytest.param(scaled_head, "quantized .*computed by DequantizeLinear", id="scaled"),
+        pytest.param(biased_head, "ends with Gemm and a bias", id="bias"),
+        pytest.param(single_position, "logits of one position only", id="single-position"),
+    ],
+)
+def test_a_head_that_cannot_be_cut_is_refused_with_the_reason(
+    tmp_path: Path, model: Any, words: str
+) -> None:
+    source = write_reranker(tmp_path / "reranker", model())
+    with pytest.raises(ModelError, match=words):
+        pool_model(source)
+    assert not (source.parent / "model_pooled.onnx").exists()
+
+
+def test_our_own_int8_weights_are_refused_with_the_order_of_the_two_steps(tmp_path: Path) -> None:
+    source = write_reranker(tmp_path / "reranker", causal_model())
+    quantize_model(source, tmp_path / "reranker-int8")
+    with pytest.raises(ModelError, match=r"computed by Mul.*Pool the float32.*then quantize"):
+        pool_model(tmp_path / "reranker-int8" / "model.onnx")
+
+
+def test_no_hidden_state_can_be_kept_of_a_reranker(tmp_path: Path) -> None:
+    source = write_reranker(tmp_path / "reranker", causal_model())
+    code, output = run("pool", source, "--keep-hidden")
+    assert code == 1
+    assert "no hidden state to keep" in output
+
+
+@pytest.mark.parametrize(
+    ("vocabulary", "added", "words"),
+    [
+        ({"no": 0}, ["<|im_start|>", "<|im_end|>"], "no token for 'yes'"),
+        ({"no": 0, "yes": 1}, ["<|im_start|>"], "no token '<|im_end|>'"),
+        ({"no": 0, "yes": VOCABULARY}, ["<|im_start|>", "<|im_end|>"], "too few for the tokens"),
+    ],
+)
+def test_a_tokenizer_that_cannot_ask_or_answer_is_an_error(
+    tmp_path: Path, vocabulary: dict[str, int], added: list[str], words: str
+) -> None:
+    source = write_reranker(tmp_path / "reranker", causal_model())
+    tokens = [{"id": 2 + n, "content": text} for n, text in enumerate(["<|endoftext|>", *added])]
+    model = {"type": "BPE", "vocab": vocabulary, "merges": []}
+    write_tokenizer(source.parent, {"model": model, "added_tokens": tokens})
+    code, output = run("inspect", source)
+    assert code == 1
+    assert words in output
+    assert run("pool", source)[0] == 1
+
+
+def test_without_a_tokenizer_the_rows_of_the_head_are_unknown(tmp_path: Path) -> None:
+    source = write_reranker(tmp_path / "reranker", causal_model())
+    (source.parent / "tokenizer.json").unlink()
+    with pytest.raises(ModelError, match=r"There is no tokenizer\.json next to"):
+        pool_model(source)
+
+
+def test_a_classifier_that_reads_the_last_position_is_refused(tmp_path: Path) -> None:
+    source = write_reranker(tmp_path / "classifier", classifier_model(position="end"))
+    code, output = run("inspect", source)
+    assert code == 1
+    assert "Padding on the right changes its logits" in output
+    assert run("inspect", source, "--no-probe")[0] == 0
+
+
+def test_gigabytes_of_a_head_are_not_loaded(tmp_path: Path) -> None:
+    source = write_reranker(tmp_path / "reranker", causal_model("transposed"))
+    model = onnx.load(source, load_external_data=False)
+    # The rows of a wider model, which would take 8 GiB: a sparse file of zeros.
+    [head] = [t for t in model.graph.initializer if t.name == "head"]
+    width = 8 * GIB // 4 // VOCABULARY
+    head.dims[0] = width
+    entries = {"location": "giant", "offset": "0", "length": str(width * VOCABULARY * 4)}
+    del head.external_data[:]
+    for key, value in entries.items():
+        head.external_data.add(key=key, value=value)
+    onnx.save(model, source)
+    with (source.parent / "giant").open("wb") as file:
+        file.truncate(width * VOCABULARY * 4)
+    status, peak = peak_memory("pool", str(source))
+    assert status == 0
+    assert peak < 300 * 1024 * 1024
