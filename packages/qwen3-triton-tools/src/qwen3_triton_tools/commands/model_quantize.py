@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import click
 
-from . import json_option, print_json, report_progress, tool_errors
+from . import json_option, print_json, report_progress, rerank_option, tool_errors
 
 if TYPE_CHECKING:
     from qwen3_triton_gateway.settings import Settings
 
     from ..verify.cards import Float64Matrix
     from ..verify.loss import Loss
+    from ..verify.rerank_loss import RerankLoss
+
+# The longest of the texts, and the prompt around them.
+PAIR_TOKENS = 1024
 
 
 @click.command()
@@ -34,8 +39,11 @@ if TYPE_CHECKING:
     help="Number of texts to measure with; a large model takes minutes for all.",
 )
 @click.option("--force", is_flag=True, help="Replace an existing folder.")
+@rerank_option
 @json_option
-def quantize(path: Path, *, out: Path | None, text_count: int, force: bool, as_json: bool) -> None:
+def quantize(
+    path: Path, *, out: Path | None, text_count: int, force: bool, rerank: bool, as_json: bool
+) -> None:
     """Store the weights of an ONNX export as int8, and measure what that loses.
 
     PATH is an ONNX file or a folder with one, in float32 or float16. The result is a model folder
@@ -44,7 +52,7 @@ def quantize(path: Path, *, out: Path | None, text_count: int, force: bool, as_j
 
     Then some hundred texts are embedded with both models, in each engine and precision of this
     machine. The loss depends on the model: decide by it, or check your own texts with `model
-    verify --reference`.
+    verify --reference`. A reranker scores some hundred pairs in their place; pool it first.
 
     \b
     Examples:
@@ -53,14 +61,19 @@ def quantize(path: Path, *, out: Path | None, text_count: int, force: bool, as_j
       EMBED_PRECISION=int8 qwen3-triton serve --model-dir ./qwen3-embedding-0.6b-int8
     """
     from ..model.files import find_model
+    from ..model.inspection import inspect_model
     from ..model.quantize import default_folder, quantize_model
 
+    losses: Mapping[str, Loss | RerankLoss]
     with tool_errors():
         model_path = find_model(path)
         folder = out or default_folder(model_path)
         report_progress(f"Quantizing {model_path}.")
-        quantized = quantize_model(model_path, folder, force=force)
-        losses = _measure(model_path, folder, text_count)
+        quantized = quantize_model(model_path, folder, force=force, rerank=rerank)
+        if inspect_model(model_path, rerank=rerank).reranker:
+            losses = _measure_pairs(model_path, folder, text_count)
+        else:
+            losses = _measure(model_path, folder, text_count)
     if as_json:
         rows = {name: asdict(loss) | {"safe": loss.is_safe} for name, loss in losses.items()}
         print_json(asdict(quantized) | {"path": str(quantized.path), "losses": rows})
@@ -93,6 +106,32 @@ def _measure(model_path: Path, folder: Path, text_count: int) -> dict[str, Loss]
     for name, settings in _variants(folder):
         report_progress(f"Embedding them with the quantized model: {name}.")
         losses[name] = compare(reference, embed(settings))
+    return losses
+
+
+def _measure_pairs(model_path: Path, folder: Path, count: int) -> dict[str, RerankLoss]:
+    """Compare two rerankers in each engine and precision that this machine has."""
+    from qwen3_triton_gateway.backends import choose_backend
+
+    from ..model.files import find_model
+    from ..model.inspection import inspect_model
+    from ..model.pairs import GraphScorer
+    from ..verify.local_gateway import folder_settings
+    from ..verify.rerank_loss import compare_scores, pairs_of, score_pairs
+
+    pairs = pairs_of(count)
+
+    def score(path: Path, settings: Settings) -> list[float]:
+        inspection = inspect_model(find_model(path), rerank=True)
+        with GraphScorer(inspection, choose_backend(settings), max_length=PAIR_TOKENS) as scorer:
+            return score_pairs(scorer, pairs)
+
+    report_progress(f"Scoring {len(pairs)} pairs with the original, in float32.")
+    reference = score(model_path, folder_settings(model_path))
+    losses: dict[str, RerankLoss] = {}
+    for name, settings in _variants(folder):
+        report_progress(f"Scoring them with the quantized model: {name}.")
+        losses[name] = compare_scores(reference, score(folder, settings))
     return losses
 
 

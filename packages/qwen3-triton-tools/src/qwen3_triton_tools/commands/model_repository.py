@@ -10,7 +10,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from . import is_terminal, json_option, pooling_option, print_json, tool_errors
+from . import (
+    is_terminal,
+    json_option,
+    pooling_option,
+    print_json,
+    rerank_option,
+    tool_errors,
+)
 
 if TYPE_CHECKING:
     from ..model.triton_repository import WrittenRepository
@@ -38,7 +45,7 @@ PATH = click.Path(path_type=Path)
     type=click.IntRange(min=2),
     default=1024,
     show_default=True,
-    help="Tokens of the longest text, as in EMBED_MAX_LENGTH.",
+    help="Tokens of the longest text, as in EMBED_MAX_LENGTH or RERANK_MAX_LENGTH.",
 )
 @click.option(
     "--instances",
@@ -67,6 +74,7 @@ PATH = click.Path(path_type=Path)
 )
 @click.option("--force", is_flag=True, help="Replace the model's folder.")
 @pooling_option
+@rerank_option
 @json_option
 def repository(
     path: Path,
@@ -137,7 +145,8 @@ def _write_local(model_path: Path, out: Path, flags: dict[str, Any], *, as_json:
     target = out / flags["model_name"]
     if target.exists() and not flags["force"]:
         raise ModelError(f"{target} already exists. Pass `--force` to replace it.")
-    inspection = with_probe(inspect_model(model_path), flags["pooling"])
+    inspection = inspect_model(model_path, rerank=flags["rerank"])
+    inspection = with_probe(inspection, flags["pooling"])
     check_servable(inspection)
     parameters: dict[str, str] = {}
     canary_problem = ""
@@ -183,6 +192,7 @@ def _report(written: WrittenRepository, out: Path, name: str, *, as_json: bool) 
                 "reason": plan.reason,
                 "hidden_size": written.inspection.hidden_size,
                 "pooled": written.inspection.is_pooled,
+                "reranks": written.inspection.reranker is not None,
                 "closed_to_triton": written.unreadable,
                 "canary_problem": written.canary_problem or None,
             }
@@ -202,5 +212,9 @@ def _report(written: WrittenRepository, out: Path, name: str, *, as_json: bool) 
     tokenizer = written.tokenizer or "FOLDER_OF_TOKENIZER_JSON"
     click.echo("To run Triton with it, and the gateway in front of Triton:")
     click.echo(f"  tritonserver --model-repository {out} --disable-auto-complete-config")
+    if written.inspection.reranker:
+        click.echo(f"  RERANK_TRITON_MODEL={name} RERANK_TOKENIZER_PATH={tokenizer} \\")
+        click.echo("      qwen3-triton serve --triton-url http://localhost:8000")
+        return
     click.echo(f"  qwen3-triton serve --triton-url http://localhost:8000 --triton-model {name} \\")
     click.echo(f"      --tokenizer-path {tokenizer} --max-batch-tokens {plan.batch_tokens}")

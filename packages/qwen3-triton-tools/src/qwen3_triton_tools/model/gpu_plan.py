@@ -35,15 +35,18 @@ class ModelShape:
     intermediate_size: int
     float_bytes: int
     fused_attention: bool
+    logits: int = 0
 
     def bytes_per_token(self, length: int) -> int:
         """Estimate the working memory of one token in a text of `length` tokens.
 
         Three states of the feed-forward part and eight of the hidden size are alive at once; plain
-        attention keeps its scores twice in the model's type and once in float32 for the softmax. An
-        estimate by the graph's formulas, not a measurement.
+        attention keeps its scores twice in the model's type and once in float32 for the softmax. A
+        reranker that is not pooled has the logits of all tokens. An estimate by the graph's
+        formulas, not a measurement.
         """
-        states = (3 * self.intermediate_size + 8 * self.hidden_size) * self.float_bytes
+        widths = 3 * self.intermediate_size + 8 * self.hidden_size + self.logits
+        states = widths * self.float_bytes
         scores = 0 if self.fused_attention else self.heads * length * (2 * self.float_bytes + 4)
         return states + scores
 
@@ -72,6 +75,7 @@ def model_shape(
     float_bytes: int,
     fused_attention: bool,
     model_size: str | None,
+    logits: int = 0,
 ) -> ModelShape:
     """Return the sizes in config.json, else those of the family by hidden size or name.
 
@@ -87,7 +91,7 @@ def model_shape(
             f"Put its config.json next to it, or pass `--model-size` ({', '.join(MODEL_SIZES)})."
         )
         raise ModelError(msg)
-    return ModelShape(hidden_size, heads, intermediate_size, float_bytes, fused_attention)
+    return ModelShape(hidden_size, heads, intermediate_size, float_bytes, fused_attention, logits)
 
 
 def plan_gpu(

@@ -86,8 +86,11 @@ def canary_of(inspection: Inspection, model_path: Path, *, max_length: int) -> s
         max_length: Tokens of the longest text.
 
     Raises:
-        ModelError: The model is too large for that, or has no tokenizer, or does not run here.
+        ModelError: The model is too large for that, or has no tokenizer, or does not run here, or
+            does not embed texts.
     """
+    if inspection.reranker is not None:
+        raise ModelError("A reranker scores pairs, and has no vectors.")
     try:
         batch = canary_batch(_tokenizer_to_run(inspection, max_length))
         return asyncio.run(_embed_canary(model_path, batch))

@@ -41,6 +41,7 @@ class RepositoryOptions:
         gpu_memory_gib: The GPU's memory, if it differs from that of the card.
         model_size: One of `MODEL_SIZES`, if there is no config.json.
         max_length: Tokens of the longest text.
+        rerank: Take a causal language model for a reranker, whatever its name says.
         instances: Copies of the model on the GPU.
         triton_version: Release of Triton's image, such as `26.07`.
     """
@@ -57,6 +58,7 @@ class RepositoryOptions:
     queue_policy: bool = False
     force: bool = False
     pooling: Pooling = "last_token"
+    rerank: bool = False
     tokenizer_dir: Path | None = None
 
 
@@ -101,7 +103,7 @@ def write_triton_repository(
             the GPU, or the folder already exists.
     """
     _check_options(options)
-    inspection = with_probe(inspect_model(model_path), options.pooling)
+    inspection = with_probe(inspect_model(model_path, rerank=options.rerank), options.pooling)
     check_servable(inspection)
     plan = _plan(inspection, options)
     folder = repository / options.model_name
@@ -176,13 +178,18 @@ def _parse_version(version: str) -> tuple[int, int]:
 def _plan(inspection: Inspection, options: RepositoryOptions) -> MemoryPlan:
     if options.gpu == "cpu":
         return plan_cpu()
-    assert inspection.hidden_size is not None  # a servable model has it
+    if inspection.hidden_size is None:  # of a reranker whose token table was not found
+        raise ModelError(
+            "The size of the states is unknown. Put the model's config.json next to it."
+        )
+    reranker = inspection.reranker
     shape = model_shape(
         inspection.config,
         hidden_size=inspection.hidden_size,
         float_bytes=_FLOAT_BYTES.get(inspection.precision.compute, 4),
         fused_attention=inspection.grouped_attention,
         model_size=options.model_size,
+        logits=reranker.width if reranker and not reranker.is_pooled else 0,
     )
     memory_mib = CARDS[options.gpu]
     if options.gpu_memory_gib:

@@ -19,7 +19,12 @@ from qwen3_triton_gateway.backends.base import Backend
 from qwen3_triton_gateway.errors import StartupError
 from qwen3_triton_gateway.model_files import find_sibling
 from qwen3_triton_gateway.service import EmbeddingService
-from qwen3_triton_gateway.settings import Engine, Settings, WantedPrecision
+from qwen3_triton_gateway.settings import (
+    MIN_DIMENSIONS,
+    Engine,
+    Settings,
+    WantedPrecision,
+)
 
 from ..errors import ModelError
 from ..model.files import find_model
@@ -72,7 +77,8 @@ def folder_settings(
         "EMBED_PRECISION": precision,
         "TOKENIZER_PATH": tokenizer.parent,
         "EMBED_MODEL_ID": model_id,
-        "EMBED_OUTPUT_DIM": min(DEFAULT_DIMENSIONS, width),
+        # A reranker's logits are fewer than any vector.
+        "EMBED_OUTPUT_DIM": max(MIN_DIMENSIONS, min(DEFAULT_DIMENSIONS, width)),
     }
     return FolderSettings(**values)
 

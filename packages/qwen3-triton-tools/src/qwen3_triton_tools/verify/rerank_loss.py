@@ -1,0 +1,87 @@
+"""What a reranker loses against the float32 graph: scores, and what comes first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..model.pairs import GraphScorer
+from .loss import CORPUS
+
+# Documents per question: its own, and those that follow, which share its subject.
+CANDIDATES = 5
+# A search shows scores with two digits, and thresholds on them are set by hand.
+MAX_DIFFERENCE = 0.05
+MIN_SAME_FIRST = 0.95
+# Pairs that run together; each has the prompt's hundred tokens too.
+BATCH_PAIRS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class RerankLoss:
+    """The difference of two models' scores of the same pairs.
+
+    Attributes:
+        pairs: How many were compared.
+        largest_difference: Of all scores, which are between 0 and 1.
+        mean_difference: Of all scores.
+        same_first: The share of queries whose best document is the same.
+    """
+
+    pairs: int
+    largest_difference: float
+    mean_difference: float
+    same_first: float
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether searches have the same results, but for a few near ties."""
+        return self.largest_difference <= MAX_DIFFERENCE and self.same_first >= MIN_SAME_FIRST
+
+    def __str__(self) -> str:
+        return (
+            f"scores differ by {self.largest_difference:.4f} at most, {self.mean_difference:.4f} "
+            f"in the mean; the same document is first for {self.same_first:.1%} of queries"
+        )
+
+
+def pairs_of(count: int) -> list[tuple[str, str]]:
+    """Return about this many pairs of a question with its document and with others."""
+    lines = CORPUS.read_text(encoding="utf-8").splitlines()
+    documents: list[dict[str, str]] = [json.loads(line) for line in lines]
+    return [
+        (document["question"], documents[(index + step) % len(documents)]["text"])
+        for index, document in enumerate(documents[: count // CANDIDATES])
+        for step in range(CANDIDATES)
+    ]
+
+
+def score_pairs(scorer: GraphScorer, pairs: Sequence[tuple[str, str]]) -> list[float]:
+    """Score pairs, those of similar length together.
+
+    Raises:
+        ModelError: The model refuses a batch.
+    """
+    rows = [scorer.pairs.encode(query, document) for query, document in pairs]
+    order = sorted(range(len(rows)), key=lambda index: len(rows[index]))
+    scores = [0.0] * len(rows)
+    for start in range(0, len(order), BATCH_PAIRS):
+        group = order[start : start + BATCH_PAIRS]
+        for index, score in zip(group, scorer.score([rows[i] for i in group]), strict=True):
+            scores[index] = score
+    return scores
+
+
+def compare_scores(reference: Sequence[float], scores: Sequence[float]) -> RerankLoss:
+    """Compare the scores that two models give the pairs of `pairs_of`."""
+    differences = np.abs(np.array(reference) - np.array(scores))
+    first, other = (np.array(s).reshape(-1, CANDIDATES).argmax(axis=1) for s in (reference, scores))
+    return RerankLoss(
+        pairs=len(differences),
+        largest_difference=float(differences.max()),
+        mean_difference=float(differences.mean()),
+        same_first=float((first == other).mean()),
+    )
