@@ -15,7 +15,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import BaseRoute, Match, Mount, Route
+from starlette.routing import Match, Route
 
 from . import __version__
 from .api_description import describe
@@ -86,7 +86,8 @@ def create_app(service: EmbeddingService, *, on_fatal: Callable[[str], None]) ->
     )
     app.state.service = service
     for module in DIALECTS:
-        app.include_router(module.router)
+        # `include_router` adds a level of routing, which looks for each request's route twice.
+        app.router.routes.extend(module.router.routes)
     app.mount(pages.SWAGGER_PATH, pages.swagger_files())
     door = _add_middleware(app, service)
     app.openapi = partial(describe, app)  # FastAPI's documented way to extend it
@@ -126,15 +127,9 @@ def _add_middleware(app: FastAPI, service: EmbeddingService) -> Door:
             allow_private_network=True,
             expose_headers=EXPOSED_HEADERS,
         )
-    app.add_middleware(RequestLog, service=service, routes=_routes(app), refusals=door.log)
+    app.add_middleware(RequestLog, service=service, routes=app.routes, refusals=door.log)
     app.add_middleware(ForgivingPaths, root_path=settings.root_path)
     return door
-
-
-def _routes(app: FastAPI) -> list[BaseRoute]:
-    """Return every route; FastAPI keeps those of included routers behind their router."""
-    own = [route for route in app.routes if isinstance(route, (Route, Mount))]
-    return [route for module in DIALECTS for route in module.router.routes] + own
 
 
 async def _run(service: EmbeddingService, on_fatal: Callable[[str], None]) -> None:
@@ -171,13 +166,13 @@ async def _render_http_error(request: Request, error: Exception) -> Response:
 
 def _served(app: FastAPI) -> list[str]:
     """List what can be called: `POST /embed`."""
-    routes = [route for route in _routes(app) if isinstance(route, Route)]
+    routes = [route for route in app.routes if isinstance(route, Route)]
     return [f"{method} {route.path}" for route in routes for method in route.methods or ()]
 
 
 def _methods_of(request: Request) -> list[str]:
     """List the methods of a path; the router's own exception has only those of one route."""
-    matching = [r for r in _routes(request.app) if r.matches(request.scope)[0] is not Match.NONE]
+    matching = [r for r in request.app.routes if r.matches(request.scope)[0] is not Match.NONE]
     methods = {method for route in matching for method in getattr(route, "methods", ())}
     return sorted(methods | ({"HEAD"} if "GET" in methods else set()))
 
