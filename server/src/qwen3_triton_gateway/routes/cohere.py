@@ -12,10 +12,10 @@ from ..embedder import MIN_TOKENS, EmbedCall, Truncation
 from ..errors import InvalidRequestError
 from ..responses import VECTORS, CohereErrorResponse, VectorForm
 from ..schemas import LenientDimensions, Texts, integral, never_together, validate
-from .exchange import EmbedAnswer, ServiceDep, describe_call, open_exchange
+from .exchange import EmbedAnswer, ServiceDep, ServiceRoute, describe_call, open_exchange
 from .openai import resolve_model
 
-router = APIRouter(prefix="/v2", tags=["cohere"])
+router = APIRouter(prefix="/v2", tags=["cohere"], route_class=ServiceRoute)
 
 BITS_PER_BYTE = 8
 

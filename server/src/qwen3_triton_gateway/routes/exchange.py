@@ -7,9 +7,11 @@ import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from inspect import signature
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Request
+from fastapi import Depends, Request, Response
+from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
@@ -40,6 +42,23 @@ async def _service(request: Request) -> EmbeddingService:
 
 
 ServiceDep = Annotated[EmbeddingService, Depends(_service)]
+
+
+class ServiceRoute(APIRoute):
+    """A route that calls `function(request, service) -> Response` without resolving arguments.
+
+    FastAPI would look for parameters and dependencies in each request, and build a response to add
+    headers to. Functions with other parameters are called in its own way.
+    """
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        if [*signature(self.endpoint).parameters] != ["request", "service"]:
+            return super().get_route_handler()
+
+        async def call(request: Request) -> Response:
+            return await self.endpoint(request, request.app.state.service)
+
+        return call
 
 
 def is_trusted(request: Request) -> bool:

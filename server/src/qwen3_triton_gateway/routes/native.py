@@ -14,13 +14,14 @@ from . import tei
 from .exchange import (
     Exchange,
     ServiceDep,
+    ServiceRoute,
     choose_input_type,
     choose_instruction,
     describe_call,
     open_exchange,
 )
 
-router = APIRouter(tags=["native"])
+router = APIRouter(tags=["native"], route_class=ServiceRoute)
 
 
 class EmbedRequest(BaseModel):

@@ -15,10 +15,17 @@ from ..responses import VECTORS, JsonResponse, OllamaErrorResponse
 from ..schemas import NOT_BLANK, LenientDimensions, Text, one_or_more, validate
 from ..service import EmbeddingService
 from ..settings import MAX_TEXTS
-from .exchange import ServiceDep, describe_call, describe_errors, open_exchange, read_json
+from .exchange import (
+    ServiceDep,
+    ServiceRoute,
+    describe_call,
+    describe_errors,
+    open_exchange,
+    read_json,
+)
 from .openai import resolve_model
 
-router = APIRouter(prefix="/api", tags=["ollama"])
+router = APIRouter(prefix="/api", tags=["ollama"], route_class=ServiceRoute)
 
 # The release whose API reference this follows; clients ask whether it is new enough.
 OLLAMA_VERSION = "0.13.0"
@@ -149,8 +156,12 @@ async def tags(service: ServiceDep) -> dict[str, Any]:
     return {"models": [_model(name, service) for name in service.embedder.names]}
 
 
-@router.post("/show", **describe_call(OllamaShowRequest, errors=OllamaErrorResponse))
-async def show(request: Request, service: ServiceDep) -> dict[str, Any]:
+@router.post(
+    "/show",
+    response_model=dict[str, Any],
+    **describe_call(OllamaShowRequest, errors=OllamaErrorResponse),
+)
+async def show(request: Request, service: ServiceDep) -> Response:
     """Describe the served model."""
     body = validate(OllamaShowRequest, await read_json(request))
     resolve_model(_without_tag(body.model or body.name), service)
@@ -161,12 +172,13 @@ async def show(request: Request, service: ServiceDep) -> dict[str, Any]:
     spec = service.embedder.spec
     if spec is not None:
         info["qwen3.embedding_length"] = spec.hidden_size
-    return {
+    described = {
         "details": _details(service),
         "model_info": info,
         "capabilities": ["embedding"],
         "modified_at": STARTED,
     }
+    return JsonResponse(described)
 
 
 @router.get("/version", responses=describe_errors(NAMELESS_ERRORS, OllamaErrorResponse))

@@ -26,6 +26,7 @@ from ..settings import ModelAlias
 from ..tokenization import InputType
 from .exchange import (
     ServiceDep,
+    ServiceRoute,
     choose_input_type,
     choose_instruction,
     describe_call,
@@ -33,7 +34,7 @@ from .exchange import (
     open_exchange,
 )
 
-router = APIRouter(prefix="/v1", tags=["openai"])
+router = APIRouter(prefix="/v1", tags=["openai"], route_class=ServiceRoute)
 
 # NIM's convention for clients that have no field for the input type.
 MODEL_SUFFIXES: dict[str, InputType] = {"-query": "query", "-passage": "document"}

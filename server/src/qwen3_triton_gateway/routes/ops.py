@@ -15,9 +15,9 @@ from ..responses import ErrorResponse, JsonResponse, file_response
 from ..service import EmbeddingService
 from ..settings import MAX_TEXTS, MIN_DIMENSIONS
 from ..tokenization import DEFAULT_INSTRUCTION, QUERY_TEMPLATE
-from .exchange import ServiceDep, describe_errors, is_trusted
+from .exchange import ServiceDep, ServiceRoute, describe_errors, is_trusted
 
-router = APIRouter(tags=["operations"])
+router = APIRouter(tags=["operations"], route_class=ServiceRoute)
 
 OK, NOT_MODIFIED, UNAVAILABLE = 200, 304, 503
 HEALTH_ANSWERS: dict[int | str, dict[str, Any]] = {

@@ -22,14 +22,14 @@ from ..responses import (
 )
 from ..schemas import LenientDimensions, OneOrMoreTexts, TokenizableTexts, never_together, validate
 from ..tokenization import InputType, TextTokenizer, format_inputs
-from .exchange import Exchange, ServiceDep, describe_call, open_exchange
+from .exchange import Exchange, ServiceDep, ServiceRoute, describe_call, open_exchange
 
 # A token has a byte of text at least, and 60 to 70 in the answer.
 MAX_TOKENIZE_BYTES = 1 << 20
 # A step's tokens as Python objects and as JSON, and the texts.
 TOKENIZE_BYTES = 8 << 20
 
-router = APIRouter(tags=["text-embeddings-inference"])
+router = APIRouter(tags=["text-embeddings-inference"], route_class=ServiceRoute)
 
 Vectors: TypeAlias = list[list[float]] | list[str]
 
