@@ -130,13 +130,6 @@ class PartsResponse(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response; end early if the caller disconnects."""
-        disconnect = asyncio.ensure_future(_disconnect(receive))
-        try:
-            await self._send(scope, send, disconnect)
-        finally:
-            disconnect.cancel()
-
-    async def _send(self, scope: Scope, send: Send, disconnect: Future[None]) -> None:
         parts = self._parts()
         first, second = await anext(parts, b""), await anext(parts, None)
         length = self._length
@@ -152,17 +145,32 @@ class PartsResponse(Response):
         if second is None and len(first) <= BYTES_PER_PART:
             await send({"type": "http.response.body", "body": first})
             return
-        await send({"type": "http.response.body", "body": first, "more_body": True})
-        part = second
-        while part is not None:
-            # It returns when the caller has read almost all of what was sent before.
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-            if disconnect.done():
-                return
-            await asyncio.sleep(0)  # other requests get their turn
-            part = await anext(parts, None)
-        # Thereby the response ends when its last part has been read, too.
-        await send({"type": "http.response.body"})
+        disconnect = asyncio.ensure_future(_disconnect(receive))
+        try:
+            await _send_parts(send, first, second, parts, disconnect)
+        finally:
+            disconnect.cancel()
+
+
+async def _send_parts(
+    send: Send,
+    first: bytes,
+    second: bytes | None,
+    others: AsyncIterator[bytes],
+    disconnect: Future[None],
+) -> None:
+    """Send a body in parts, until its end or until the caller is gone."""
+    await send({"type": "http.response.body", "body": first, "more_body": True})
+    part = second
+    while part is not None:
+        # It returns when the caller has read almost all of what was sent before.
+        await send({"type": "http.response.body", "body": part, "more_body": True})
+        if disconnect.done():
+            return
+        await asyncio.sleep(0)  # other requests get their turn
+        part = await anext(others, None)
+    # Thereby the response ends when its last part has been read, too.
+    await send({"type": "http.response.body"})
 
 
 async def _disconnect(receive: Receive) -> None:
