@@ -178,14 +178,14 @@ class Scheduler:
             await asyncio.wait(set(self._tasks))
 
     async def _wait(self, entries: Sequence[QueuedText], deadline: float) -> None:
+        seconds = deadline - asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout_at(deadline):
-                await asyncio.wait({entry.done for entry in entries})
-        except TimeoutError:
-            raise DeadlineExceededError(DEADLINE_PASSED) from None
+            _, pending = await asyncio.wait({entry.done for entry in entries}, timeout=seconds)
         finally:
             for entry in entries:
                 self._release(entry)
+        if pending:
+            raise DeadlineExceededError(DEADLINE_PASSED)
 
     def _enqueue(
         self,
