@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 
 from .errors import InvalidRequestError, StartupError
 from .segments import MAX_WORD_CHARACTERS, create_segmenter
-from .tensors import Int64Vector, TokenCount, TokenizedText
+from .tensors import TokenCount, TokenizedText
 
 InputType: TypeAlias = Literal["document", "query"]
 CutSide: TypeAlias = Literal["end", "start"]
@@ -169,7 +169,7 @@ class _Remaining:
     text: str
     start: int
     stop: int
-    kept: list[Int64Vector] = field(default_factory=list[Int64Vector])
+    kept: list[int] = field(default_factory=list[int])
     total: int = 0
 
 
@@ -268,16 +268,16 @@ class Tokenization:
         return text.text[start:stop]
 
     def _add(self, text: _Remaining, token_ids: list[int]) -> None:
-        missing = self._room - sum(map(len, text.kept))
+        missing = self._room - len(text.kept)
         text.total += len(token_ids)
         if self._cut == "end":
-            text.kept.append(np.array(token_ids[:missing], dtype=np.int64))
+            text.kept += token_ids[:missing]
         else:
-            text.kept.insert(0, np.array(token_ids[max(0, len(token_ids) - missing) :], np.int64))
+            text.kept[:0] = token_ids[max(0, len(token_ids) - missing) :]
         if text.start < text.stop and text.total <= self._room:
             self._remaining.append(text)
             return
-        input_ids = np.concatenate([*text.kept, [self._tokenizer.end_token_id]])
+        input_ids = np.array([*text.kept, self._tokenizer.end_token_id], dtype=np.int64)
         count = TokenCount(len(input_ids), text.total + 1, exact=text.start >= text.stop)
         self._tokenized[text.index] = TokenizedText(input_ids, count)
 
