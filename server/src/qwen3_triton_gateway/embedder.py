@@ -29,7 +29,13 @@ from .fingerprint import EmbeddingSpace
 from .memory import REQUEST_BYTES, Reservation, in_worker
 from .metrics import Metrics
 from .model_files import tokenizer_of
-from .pooling import l2_normalize, truncate_dimensions, unusable_rows, vectors_of
+from .pooling import (
+    l2_normalize,
+    stack_vectors,
+    truncate_dimensions,
+    unusable_rows,
+    vectors_of,
+)
 from .scheduler import Scheduler
 from .served import ServedModel
 from .settings import MIN_DIMENSIONS, Settings
@@ -281,12 +287,11 @@ class Embedder(ServedModel):
                 priority=call.priority,
                 origin=current_origin(),
             )
-        vectors = self._collect(entries, indices)
-        rows = np.concatenate(
-            [truncate_dimensions(vector[np.newaxis], dimensions) for vector in vectors]
-        )
-        self._refuse_unusable(rows, indices)
-        texts = map(EmbeddedText, rows, counts)
+        collected = self._collect(entries, indices)
+        vectors = [truncate_dimensions(vector, dimensions) for vector in collected]
+        if dimensions < collected[0].size:  # the scheduler has checked the whole vectors
+            self._refuse_unusable(vectors, indices)
+        texts = map(EmbeddedText, vectors, counts)
         return (
             dict(zip(indices, texts, strict=True)),
             EmbedTimings(tokenize_seconds, *_queue_and_infer_seconds(entries)),
@@ -319,7 +324,7 @@ class Embedder(ServedModel):
     def _assemble(
         self, call: EmbedCall, distinct: Sequence[EmbeddedText], rows: Int64Vector
     ) -> Embeddings:
-        vectors: Float32Matrix = np.stack([text.vector for text in distinct])
+        vectors = stack_vectors([text.vector for text in distinct])
         texts = [distinct[row] for row in rows.tolist()]
         truncated = tuple(index for index, text in enumerate(texts) if text.count.truncated)
         prompt_tokens = sum(text.count.kept for text in texts)
@@ -414,16 +419,18 @@ class Embedder(ServedModel):
             vectors.append(result)
         return vectors
 
-    def _refuse_unusable(self, rows: Float32Matrix, indices: Sequence[int]) -> None:
-        """Refuse rows that became zero when they were truncated to `dimensions`."""
-        blocks = enumerate(map(unusable_rows, _blocks(rows)))
-        for index in (indices[BLOCK_ROWS * n + row] for n, block in blocks for row in block):
-            self._metrics.refused_vectors.inc()
-            msg = (
-                f"The vector of text {index} is zero in its first {rows.shape[1]} dimensions. "
-                "Request more `dimensions`."
-            )
-            raise BadVectorError(msg, index=index)
+    def _refuse_unusable(self, vectors: Sequence[Float32Vector], indices: Sequence[int]) -> None:
+        """Refuse vectors that became zero when they were truncated to `dimensions`."""
+        for start in range(0, len(vectors), BLOCK_ROWS):
+            rows = stack_vectors(vectors[start : start + BLOCK_ROWS])
+            for row in unusable_rows(rows):
+                self._metrics.refused_vectors.inc()
+                index = indices[start + row]
+                msg = (
+                    f"The vector of text {index} is zero in its first {rows.shape[1]} dimensions. "
+                    "Request more `dimensions`."
+                )
+                raise BadVectorError(msg, index=index)
 
 
 def _check_call(call: EmbedCall) -> None:
@@ -444,10 +451,12 @@ def _check_call(call: EmbedCall) -> None:
 
 def _distinct(texts: Sequence[str]) -> tuple[list[int], Int64Vector]:
     """Return the indices of the distinct texts, and which of them each text equals."""
-    positions: dict[str, int] = {}
-    rows = np.array([positions.setdefault(text, len(positions)) for text in texts], dtype=np.int64)
-    indices: list[int] = np.unique(rows, return_index=True)[1].tolist()
-    return indices, rows
+    first: dict[str, int] = {}
+    for index, text in enumerate(texts):
+        first.setdefault(text, index)
+    positions = {text: position for position, text in enumerate(first)}
+    rows = np.array([positions[text] for text in texts], dtype=np.int64)
+    return [*first.values()], rows
 
 
 def _cut_side(call: EmbedCall) -> CutSide:
