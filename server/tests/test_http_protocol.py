@@ -102,6 +102,43 @@ def last(request: bytes) -> bytes:
     return request.replace(b"Host: a\r\n", b"Host: a\r\nConnection: close\r\n", 1)
 
 
+class Recorder:
+    """A transport that notes what is written to it at a time."""
+
+    def __init__(self, transport: asyncio.Transport, writes: list[bytes]) -> None:
+        self._transport = transport
+        self._writes = writes
+
+    def write(self, data: bytes) -> None:
+        self._writes.append(data)
+        self._transport.write(data)
+
+    def writelines(self, lines: list[bytes]) -> None:
+        self.write(b"".join(lines))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+
+@pytest.mark.parametrize("method", [b"POST", b"HEAD"])
+async def test_an_answer_is_one_write(method: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    writes: list[bytes] = []
+    connect = GatewayProtocol.connection_made
+
+    def record(protocol: GatewayProtocol, transport: Any) -> None:
+        connect(protocol, Recorder(transport, writes))  # pyright: ignore[reportArgumentType]
+
+    monkeypatch.setattr(GatewayProtocol, "connection_made", record)
+    app = Echo()
+    async with serve(app) as (reader, writer):
+        for _ in range(2):
+            writer.write(post().replace(b"POST", method))
+            await reader.readuntil(b"\r\n\r\n")
+            if method == b"POST":
+                assert await reader.readexactly(len(BODY)) == BODY
+    assert len(writes) == len(app.requests) == 2
+
+
 @pytest.mark.parametrize("request_bytes", NOT_HTTP)
 async def test_bytes_that_are_not_http_get_the_errors_of_the_gateway(request_bytes: bytes) -> None:
     head, body = await answer(request_bytes)

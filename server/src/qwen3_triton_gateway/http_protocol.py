@@ -20,6 +20,7 @@ from typing import Any, ClassVar
 import httptools
 import uvicorn
 from starlette.types import Receive, Scope, Send
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
 from .auth import is_health_path
@@ -81,6 +82,37 @@ class Part(Enum):
     START = "the first byte"
     HEAD = "request line and headers"
     BODY = "body and trailers"
+
+
+class AnswerTransport:
+    """Where uvicorn writes one answer: the head leaves with the first bytes of the body.
+
+    Each write to a connection is a system call and a packet.
+    """
+
+    def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
+        self._transport = transport
+        self._cycle = cycle
+        self._head: bytes | None = None
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if self._head is None and self._cycle.response_started:
+            self._head = data
+        elif self._head:
+            self._transport.writelines([self._head, data])
+            self._head = b""
+        else:
+            self._transport.write(data)
+
+    def flush(self) -> None:
+        """Send the head of an answer without a body."""
+        if self._head:
+            self.write(b"")
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
 
 
 class GatewayProtocol(DoorProtocol):
@@ -252,7 +284,13 @@ class GatewayProtocol(DoorProtocol):
 
     # What uvicorn calls.
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._answer = AnswerTransport(self.transport, cycle)
+        cycle.transport = self._answer  # pyright: ignore[reportAttributeAccessIssue]
+        super()._start_asgi_task(cycle, app)
+
     def on_response_complete(self) -> None:
+        self._answer.flush()
         super().on_response_complete()
         self._update_wait()
 
