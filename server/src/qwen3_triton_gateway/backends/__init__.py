@@ -39,14 +39,13 @@ def _open_in_process(settings: Settings, model_dir: Path) -> Backend:
     from .engines import choose_engine
 
     choice = choose_engine(settings.engine, settings.precision)
+    logger.info("%s", choice)
     if choice.engine == "onnxruntime":
         from .onnx import OnnxBackend
 
-        logger.info("ONNX Runtime runs the model: %s.", choice.reason)
         return OnnxBackend(model_dir, threads=settings.threads)
     from .openvino import OpenVinoBackend
 
-    logger.info("OpenVINO runs the model in %s: %s.", choice.precision, choice.reason)
     return OpenVinoBackend(
         model_dir,
         precision=choice.precision,

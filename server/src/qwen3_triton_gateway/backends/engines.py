@@ -12,7 +12,7 @@ import platform
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from ..errors import StartupError
 from ..settings import Engine, Precision, WantedPrecision
@@ -30,6 +30,15 @@ _OLD = {"SSE41", "AVX", "AVX2", "AVX512_CORE"}
 MASKS = {
     "bfloat16": _OLD | {"AVX2_VNNI", "AVX2_VNNI_2", "AVX512_CORE_VNNI"},
     "int8": _OLD,
+}
+
+# Of the CPU plugin (https://docs.openvino.ai, "CPU device"). A group of 0 keeps activations as they
+# are where weights are stored as int8; the plugin's default would round them.
+OPENVINO_OPTIONS: dict[Precision, dict[str, Any]] = {
+    "float32": {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0},
+    "bfloat16": {"INFERENCE_PRECISION_HINT": "bf16", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0},
+    # Each token has scales of its own, one for 128 values: vectors do not depend on the batch.
+    "int8": {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 128},
 }
 
 
@@ -77,6 +86,12 @@ class EngineChoice:
     precision: Precision
     reason: str
 
+    def __str__(self) -> str:
+        """Say it in a sentence, for the log."""
+        if self.engine == "onnxruntime":
+            return f"ONNX Runtime runs the model: {self.reason}."
+        return f"OpenVINO runs the model in {self.precision}: {self.reason}."
+
 
 def choose_engine(
     engine: Engine, precision: WantedPrecision, machine: Machine | None = None
@@ -111,6 +126,15 @@ def choose_engine(
         )
         raise StartupError(msg)
     return _with_precision(precision, machine)
+
+
+def openvino_options(precision: Precision, machine: Machine | None = None) -> dict[str, Any]:
+    """Return OpenVINO's options for what `choose_engine` chose."""
+    options = OPENVINO_OPTIONS[precision]
+    machine = machine or Machine.this()
+    if precision == "int8" and not machine.why_not("bfloat16"):
+        options = options | {"INFERENCE_PRECISION_HINT": "bf16"}  # what is not a product of int8
+    return options
 
 
 def _with_precision(precision: WantedPrecision, machine: Machine) -> EngineChoice:
