@@ -1,4 +1,4 @@
-"""The gateway on OpenVINO, and the choice of an engine, on whatever processor this is."""
+"""OpenVINO in the gateway and in Triton, and the choice of an engine, on whatever processor."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import pytest
 
 import qwen3_nano
 from embed_call import cosines, embed
-from gateway_process import GatewayProcess, running_gateway
+from gateway_process import GatewayProcess, running_gateway, running_stack
 from polling import wait_for
 from qwen3_triton_gateway.backends.engines import Machine
 from qwen3_triton_gateway.cli import flag_name
@@ -58,6 +58,35 @@ def test_bfloat16_is_a_space_of_its_own(in_process_gateway: GatewayProcess) -> N
     assert cosines(vectors, VECTORS[:, :1024]).min() >= BFLOAT16_COSINE
     assert facts["precision"] == "bfloat16"
     assert facts["fingerprint"] != info(in_process_gateway)["fingerprint"]
+
+
+def test_openvino_in_triton_has_the_vectors_of_onnx_runtime(
+    in_process_gateway: GatewayProcess,
+) -> None:
+    with running_stack("--engine", "openvino", "--precision", "float32") as stack:
+        assert "OpenVINO runs the model in float32: EMBED_PRECISION is float32." in stack.log
+        vectors = embed(stack.url, TEXTS)
+        facts = info(stack)
+    assert cosines(vectors, VECTORS[:, :1024]).min() >= FLOAT32_COSINE
+    assert (facts["engine"], facts["precision"]) == ("triton", "float32")
+    assert facts["fingerprint"] == info(in_process_gateway)["fingerprint"]
+
+
+def test_openvino_in_triton_has_the_space_of_openvino_in_the_gateway(tmp_path: Path) -> None:
+    if obstacle := Machine.this().why_not("bfloat16"):
+        pytest.skip(obstacle)
+    flags = ("--engine", "openvino", "--precision", "bfloat16")
+    flags += ("--engine-cache-dir", str(tmp_path))
+    with running_stack(*flags) as stack:
+        vectors = embed(stack.url, TEXTS)
+        facts = info(stack)
+    assert cosines(vectors, VECTORS[:, :1024]).min() >= BFLOAT16_COSINE
+    assert facts["precision"] == "bfloat16"
+    with running_gateway(*flags) as gateway:
+        assert info(gateway)["fingerprint"] == facts["fingerprint"]
+    # One folder for these weights, which both take.
+    [folder] = tmp_path.iterdir()
+    assert list(folder.iterdir())
 
 
 def test_a_precision_that_an_engine_lacks_ends_the_start() -> None:

@@ -10,22 +10,16 @@ from pathlib import Path
 import pytest
 
 from embed_call import embed, post
-from gateway_process import GatewayProcess
+from gateway_process import GatewayProcess, running_stack
 from polling import wait_for
 
 pytestmark = pytest.mark.stack
 
-FREE_PORTS = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
-
 
 @pytest.fixture(name="stack")
 def _stack() -> Generator[GatewayProcess]:
-    stack = GatewayProcess(*FREE_PORTS, command="up")
-    try:
-        stack.wait_ready()
+    with running_stack() as stack:
         yield stack
-    finally:
-        stack.stop()
 
 
 def triton_pids(stack: GatewayProcess) -> set[int]:

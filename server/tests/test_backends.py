@@ -14,6 +14,7 @@ import qwen3_nano
 from fake_backend import FakeBackend
 from qwen3_nano.graph import build_graph, load_weights
 from qwen3_triton_gateway.backends.base import Backend
+from qwen3_triton_gateway.backends.engines import openvino_options
 from qwen3_triton_gateway.backends.onnx import OnnxBackend
 from qwen3_triton_gateway.backends.openvino import OpenVinoBackend
 from qwen3_triton_gateway.backends.triton import TritonBackend
@@ -27,7 +28,7 @@ from qwen3_triton_gateway.errors import (
 from qwen3_triton_gateway.pooling import last_token_pool
 from qwen3_triton_gateway.tensors import Float32Matrix, HiddenStates, TokenBatch
 from qwen3_triton_gateway.tokenization import TextTokenizer
-from qwen3_triton_tools.local_triton import LocalTriton, write_repository
+from qwen3_triton_tools.local_triton import LocalTriton, OpenVino, write_repository
 from tolerances import FLOAT16_COSINE, FLOAT32_COSINE
 
 VARIANTS = {
@@ -64,15 +65,25 @@ def _model_dirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def _triton(
     model_dirs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Generator[LocalTriton]:
-    """One Triton that serves them all."""
+    """One Triton that serves them all, on both engines."""
     repository = tmp_path_factory.mktemp("repository")
+    openvino = OpenVino(precision="float32", options=openvino_options("float32"))
     for name, folder in model_dirs.items():
-        write_repository(folder, repository, model_name=name, max_batch_size=MAX_BATCH_SIZE)
+        for model, engine in ((name, None), (f"{name}-openvino", openvino)):
+            write_repository(
+                folder,
+                repository,
+                model_name=model,
+                max_batch_size=MAX_BATCH_SIZE,
+                openvino=engine,
+            )
     with LocalTriton(model_repository=repository) as triton:
         yield triton
 
 
-@pytest_asyncio.fixture(name="backend", params=["http", "grpc", "in-process", "openvino"])
+@pytest_asyncio.fixture(
+    name="backend", params=["http", "grpc", "triton-openvino", "in-process", "openvino"]
+)
 async def _backend(
     request: pytest.FixtureRequest,
     variant: str,
@@ -84,6 +95,8 @@ async def _backend(
         backend = OnnxBackend(model_dirs[variant])
     elif request.param == "openvino":
         backend = OpenVinoBackend(model_dirs[variant])
+    elif request.param == "triton-openvino":
+        backend = TritonBackend(triton.grpc_url, f"{variant}-openvino")
     else:
         urls = {"http": triton.http_url, "grpc": triton.grpc_url}
         backend = TritonBackend(urls[request.param], variant)

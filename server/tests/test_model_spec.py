@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,6 +11,7 @@ from qwen3_triton_gateway.backends.base import (
     wrap_output,
 )
 from qwen3_triton_gateway.errors import BackendError, StartupError
+from qwen3_triton_gateway.settings import Precision
 from qwen3_triton_gateway.tensors import PooledStates, TokenBatch
 
 INT64, FLOAT32, FLOAT16 = np.dtype(np.int64), np.dtype(np.float32), np.dtype(np.float16)
@@ -169,3 +172,21 @@ def test_a_pooled_answer_is_wrapped_as_pooled() -> None:
 def test_an_answer_of_another_shape_is_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(BackendError, match="instead of \\(2, 3, 1280\\)"):
         wrap_output(describe([IDS, MASK], [HIDDEN]), BATCH, np.zeros(shape))
+
+
+@pytest.mark.parametrize(
+    ("left", "right", "is_same"),
+    [
+        ("graph", "float32", True),
+        ("bfloat16", "bfloat16", True),
+        ("graph", "bfloat16", False),
+        ("int8", "float32", False),
+    ],
+)
+def test_places_in_another_precision_serve_another_model(
+    left: Precision, right: Precision, is_same: bool
+) -> None:
+    spec = replace(describe([IDS, MASK], [HIDDEN]), precision=left)
+    other = replace(spec, precision=right, instance_count=3)
+    assert spec.is_same_model(other) == other.is_same_model(spec) == is_same
+    assert not spec.is_same_model(replace(other, weights_digest="other"))

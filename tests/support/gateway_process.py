@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 import httpx2
@@ -158,14 +158,20 @@ class MortalGateway:
 
 
 @contextmanager
-def running_gateway(*flags: str) -> Generator[GatewayProcess]:
+def running_gateway(*flags: str, command: str = "serve") -> Generator[GatewayProcess]:
     """Run a gateway with these flags for the length of a `with` block, ready from its start."""
-    gateway = GatewayProcess(*flags)
+    gateway = GatewayProcess(*flags, command=command)
     try:
         gateway.wait_ready()
         yield gateway
     finally:
         gateway.stop()
+
+
+def running_stack(*flags: str) -> AbstractContextManager[GatewayProcess]:
+    """Run a gateway and its own Triton, as `qwen3-triton up` does."""
+    ports = ("--http-port", "0", "--grpc-port", "0", "--metrics-port", "0")
+    return running_gateway(*ports, *flags, command="up")
 
 
 def _is_setting(name: str) -> bool:

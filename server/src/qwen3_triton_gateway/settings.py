@@ -126,8 +126,8 @@ class Settings(BaseSettings):
         default="auto",
         validation_alias="EMBED_ENGINE",
         description=(
-            "What runs the model in the gateway's process: auto is OpenVINO where it is installed "
-            "on x86-64, else ONNX Runtime."
+            "What runs the model in the gateway's process, or in the local Triton of `triton` and "
+            "`up`: auto is OpenVINO where it is installed on x86-64, else ONNX Runtime."
         ),
     )
     precision: WantedPrecision = Field(
@@ -152,8 +152,8 @@ class Settings(BaseSettings):
         ge=0,
         validation_alias="EMBED_THREADS",
         description=(
-            "Threads that run the model in the gateway's process, or in the local Triton of `up`; "
-            "0 is one per core."
+            "Threads that run the model in the gateway's process, or in the local Triton of "
+            "`triton` and `up`; 0 is one per core."
         ),
     )
     pooling: Pooling = Field(

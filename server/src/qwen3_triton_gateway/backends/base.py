@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 
 from ..errors import BackendError, StartupError
+from ..fingerprint import SAME_PRECISIONS
 from ..settings import Precision
 from ..tensors import HiddenStates, PooledStates, TokenBatch
 
@@ -78,6 +79,13 @@ class ModelSpec:
     @property
     def hidden_size(self) -> int:
         return self.output.shape[-1]
+
+    def is_same_model(self, other: ModelSpec) -> bool:
+        """Return whether this describes the same model, with the same vectors."""
+        precision = self.precision
+        if {precision, other.precision} <= set(SAME_PRECISIONS):
+            precision = other.precision
+        return other == replace(self, instance_count=other.instance_count, precision=precision)
 
 
 class Backend(Protocol):

@@ -289,7 +289,7 @@ class ReplicatedBackend:
             # The scheduler forms batches for all replicas, so its window counts every instance.
             instances = spec.instance_count * len(self._replicas)
             self._spec = dataclasses.replace(spec, instance_count=instances)
-        elif dataclasses.replace(spec, instance_count=self._spec.instance_count) != self._spec:
+        elif not spec.is_same_model(self._spec):
             msg = (
                 f"{replica.backend.description} serves a different model than the other addresses "
                 f"in TRITON_URL: {spec} instead of {self._spec}."

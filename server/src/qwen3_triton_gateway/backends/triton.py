@@ -47,7 +47,11 @@ DTYPES = {
     "FP64": np.float64,
     "BOOL": np.bool_,
 }
-PRECISIONS: dict[str, Precision] = {"bfloat16": "bfloat16", "int8": "int8"}
+PRECISIONS: dict[str, Precision] = {
+    "float32": "float32",
+    "bfloat16": "bfloat16",
+    "int8": "int8",
+}
 TRITON_NAMES = {np.dtype(numpy): triton for triton, numpy in DTYPES.items()}
 # A model whose config has no batch dimension accepts any number of rows; this bounds them.
 UNBATCHED_MAX_BATCH_SIZE = 32

@@ -7,20 +7,27 @@ import logging
 import sys
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from qwen3_triton_gateway.cli import read_settings, setting_options, warn_about_secret_flags
+from qwen3_triton_gateway.cli import (
+    read_settings,
+    setting_options,
+    some_setting_options,
+    warn_about_secret_flags,
+)
 
 from ..errors import LocalTritonError
 from . import report_progress, tool_errors
 
 if TYPE_CHECKING:
+    from qwen3_triton_gateway.backends.engines import EngineChoice, Machine
     from qwen3_triton_gateway.settings import Settings
 
-    from ..local_triton import LocalTriton
+    from ..local_triton import LocalTriton, OpenVino, TritonRuntime
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +38,8 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 PORTS = {"http": 8200, "grpc": 8201, "metrics": 8202}
 TRITON_FLAGS = tuple(f"{service}_port" for service in PORTS)
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
+# Settings of `up` that `triton` has too.
+ENGINE_SETTINGS = ("EMBED_ENGINE", "EMBED_PRECISION", "EMBED_ENGINE_CACHE_DIR", "EMBED_THREADS")
 
 
 def _triton_options(command: Command) -> Command:
@@ -51,7 +60,7 @@ def _triton_options(command: Command) -> Command:
 @click.option("--model-repository", type=FOLDER, help="A complete Triton model repository instead.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind.")
 @click.option("--prepare", is_flag=True, help="Only install the files of the local Triton.")
-@click.option("--threads", type=int, default=0, help="ONNX Runtime threads; 0 uses every core.")
+@some_setting_options(*ENGINE_SETTINGS)
 @_triton_options
 def triton(
     *, model_dir: Path | None, model_repository: Path | None, host: str, prepare: bool, **flags: Any
@@ -59,29 +68,41 @@ def triton(
     """Run a real Triton Inference Server on this machine, without Docker, in the foreground.
 
     Linux x86-64. The server is installed once into the user's cache folder (or
-    QWEN3_TRITON_RUNTIME_DIR). The model runs on the CPU, through ONNX Runtime in Triton's Python
-    backend, with the names, shapes and batching of the production server.
+    QWEN3_TRITON_RUNTIME_DIR). The model runs on the CPU, through ONNX Runtime or OpenVINO in
+    Triton's Python backend, with the names, shapes and batching of the production server.
 
     \b
     Examples:
       qwen3-triton triton
       qwen3-triton triton --model-dir ./qwen3-embedding-0.6b --model-name qwen3_embed_onnx
+      qwen3-triton triton --model-dir ./qwen3-embedding-0.6b --engine openvino
       qwen3-triton triton --model-repository ./model_repository --http-port 8000
     """
-    from ..local_triton import ensure_runtime, run_foreground, unsupported_reason
+    from ..local_triton import run_foreground, unsupported_reason
 
+    triton_flags = _pop_triton_flags(flags)
     with tool_errors():
+        settings = read_settings(flags)
         if prepare:
             reason = unsupported_reason()
             if reason:
                 click.echo(f"Not installed. {reason}", err=True)
             else:
-                ensure_runtime(report_progress)
+                _install(with_openvino=choose_for_triton(settings).engine == "openvino")
             return
         if model_dir and model_repository:
             raise click.UsageError("Pass --model-dir or --model-repository, not both.")
-        host = host.removeprefix("[").removesuffix("]")
-        server = _local_triton(model_dir, model_repository, host=host, **flags)
+        if model_repository and (flags["EMBED_ENGINE"] or flags["EMBED_PRECISION"]):
+            msg = "A model repository has its own engine. Omit --engine and --precision."
+            raise click.UsageError(msg)
+        server = _local_triton(
+            settings,
+            report_progress,
+            model_dir=model_dir,
+            model_repository=model_repository,
+            host=host.removeprefix("[").removesuffix("]"),
+            **triton_flags,
+        )
         sys.exit(run_foreground(server, on_ready=_show_addresses))
 
 
@@ -99,22 +120,20 @@ def up(**flags: Any) -> None:
     Examples:
       qwen3-triton up
       qwen3-triton up --model-dir ./qwen3-embedding-0.6b --port 8101
+      qwen3-triton up --model-dir ./qwen3-embedding-0.6b --engine openvino --precision bfloat16
     """
     from qwen3_triton_gateway.backends import with_bundled_model
     from qwen3_triton_gateway.server import configure_logging, run_gateway
 
     from ..local_triton import unsupported_reason
 
-    triton_flags = {name: flags.pop(name) for name in (*TRITON_FLAGS, "model_name")}
+    triton_flags = _pop_triton_flags(flags)
     with tool_errors():
         settings = read_settings(flags)
         configure_logging(settings)
         warn_about_secret_flags(flags)
         if settings.triton_url:
             raise click.UsageError("`up` starts its own Triton; to use another one, run `serve`.")
-        if settings.engine == "openvino" or settings.precision not in ("auto", "float32"):
-            msg = "The local Triton runs ONNX Runtime in float32; for OpenVINO, run `serve`."
-            raise click.UsageError(msg)
         reason = unsupported_reason()
         if reason:
             click.echo(f"Running without Triton. {reason}", err=True)
@@ -122,34 +141,85 @@ def up(**flags: Any) -> None:
             run_gateway(settings)
         else:
             server = _local_triton(
-                settings.model_dir, None, threads=settings.threads, **triton_flags
+                settings, logger.info, model_dir=settings.model_dir, **triton_flags
             )
             _run_stack(with_bundled_model(settings), server)
 
 
+def _pop_triton_flags(flags: dict[str, Any]) -> dict[str, Any]:
+    """Separate the flags of `_triton_options` from the settings."""
+    return {name: flags.pop(name) for name in (*TRITON_FLAGS, "model_name")}
+
+
+def choose_for_triton(settings: Settings, machine: Machine | None = None) -> EngineChoice:
+    """Decide what runs the model in Triton, whose environment gets the engine that is asked for.
+
+    `auto` means what it means for `serve`: OpenVINO is not fetched unless it is installed here.
+
+    Raises:
+        StartupError: This machine or that engine cannot do it.
+    """
+    from qwen3_triton_gateway.backends.engines import Machine, choose_engine
+
+    machine = machine or Machine.this()
+    is_wanted = settings.engine == "openvino" or settings.precision in ("bfloat16", "int8")
+    machine = replace(machine, has_openvino=machine.has_openvino or is_wanted)
+    return choose_engine(settings.engine, settings.precision, machine)
+
+
+def _openvino(settings: Settings, choice: EngineChoice) -> OpenVino | None:
+    from qwen3_triton_gateway.backends.engines import openvino_options
+
+    from ..local_triton import OpenVino
+
+    if choice.engine == "onnxruntime":
+        return None
+    return OpenVino(
+        precision=choice.precision,
+        options=openvino_options(choice.precision),
+        cache_dir=settings.engine_cache_dir,
+    )
+
+
 def _local_triton(
-    model_dir: Path | None,
-    model_repository: Path | None,
+    settings: Settings,
+    announce: Callable[[str], None],
     *,
+    model_dir: Path | None,
+    model_repository: Path | None = None,
     model_name: str | None,
-    threads: int,
     **options: Any,
 ) -> LocalTriton:
     from qwen3_triton_gateway.backends import NANO_MODEL_ID, nano_model_dir
 
-    from ..local_triton import LocalTriton, ensure_runtime
+    from ..local_triton import LocalTriton, needs_openvino
 
-    default_name = model_dir.name if model_dir else NANO_MODEL_ID
-    if model_dir is None and model_repository is None:
-        model_dir = nano_model_dir()
+    if model_repository:
+        name = model_name or NANO_MODEL_ID
+        runtime = _install(with_openvino=needs_openvino(model_repository))
+        return LocalTriton(
+            model_repository=model_repository, model_name=name, runtime=runtime, **options
+        )
+    choice = choose_for_triton(settings)
+    announce(str(choice))
+    openvino = _openvino(settings, choice)
     return LocalTriton(
-        model_dir=model_dir,
-        model_repository=model_repository,
-        model_name=model_name or default_name,
-        intra_op_threads=threads,
-        runtime=ensure_runtime(report_progress),
+        model_dir=model_dir or nano_model_dir(),
+        model_name=model_name or (model_dir.name if model_dir else NANO_MODEL_ID),
+        intra_op_threads=settings.threads,
+        openvino=openvino,
+        runtime=_install(with_openvino=openvino is not None),
         **options,
     )
+
+
+def _install(*, with_openvino: bool) -> TritonRuntime:
+    from ..local_triton import ensure_openvino, ensure_runtime
+
+    runtime = ensure_runtime(report_progress)
+    if with_openvino:
+        ensure_openvino(runtime, report_progress)
+    return runtime
 
 
 def _run_stack(settings: Settings, triton: LocalTriton) -> None:

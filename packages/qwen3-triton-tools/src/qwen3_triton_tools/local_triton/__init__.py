@@ -1,8 +1,8 @@
 """A real Triton Inference Server on this machine, without Docker.
 
 The server is the binary that `nvidia-pytriton` ships, in an environment of its own; the model is
-any ONNX file, run by Triton's Python backend with ONNX Runtime on the CPU. Names, shapes, dtypes,
-batching, priorities, health and errors are those of the production server.
+any ONNX file, run by Triton's Python backend with ONNX Runtime or OpenVINO on the CPU. Names,
+shapes, dtypes, batching, priorities, health and errors are those of the production server.
 """
 
 from ..errors import (
@@ -15,8 +15,14 @@ from ..errors import (
 )
 from .foreground import run_foreground
 from .launch import DEFAULT_MODEL_NAME, LocalTriton
-from .repository import write_repository
-from .runtime import TritonRuntime, default_cache_dir, ensure_runtime, unsupported_reason
+from .repository import OpenVino, needs_openvino, write_repository
+from .runtime import (
+    TritonRuntime,
+    default_cache_dir,
+    ensure_openvino,
+    ensure_runtime,
+    unsupported_reason,
+)
 
 __all__ = [
     "DEFAULT_MODEL_NAME",
@@ -24,12 +30,15 @@ __all__ = [
     "LocalTriton",
     "LocalTritonError",
     "ModelFolderError",
+    "OpenVino",
     "PortInUseError",
     "RuntimeInstallError",
     "TritonRuntime",
     "UnsupportedMachineError",
     "default_cache_dir",
+    "ensure_openvino",
     "ensure_runtime",
+    "needs_openvino",
     "run_foreground",
     "unsupported_reason",
     "write_repository",

@@ -22,8 +22,8 @@ from .process import (
     is_port_clash,
     server_command,
 )
-from .repository import write_repository
-from .runtime import TritonRuntime, ensure_runtime
+from .repository import OpenVino, needs_openvino, write_repository
+from .runtime import TritonRuntime, ensure_openvino, ensure_runtime
 
 DEFAULT_MODEL_NAME = "qwen3-embedding"
 _PORT_ATTEMPTS = 5
@@ -47,7 +47,8 @@ class LocalTriton:
         model_name: The name of the model in `model_dir`.
         host: The address to bind.
         http_port: 0 chooses a free port at the first start and keeps it; likewise the others.
-        intra_op_threads: Threads of ONNX Runtime, 0 for one per core.
+        intra_op_threads: Threads that run the model, 0 for one per core.
+        openvino: How OpenVINO runs the model in `model_dir`; by default, ONNX Runtime does.
         grace_seconds: How long requests and open connections may delay a stop.
         ready_timeout_seconds: How long it may take to become ready.
         log_path: Where the log is kept; by default it is removed by `stop`.
@@ -64,6 +65,7 @@ class LocalTriton:
     max_batch_size: int = 32
     instance_count: int = 1
     intra_op_threads: int = 0
+    openvino: OpenVino | None = None
     grace_seconds: int = 5
     ready_timeout_seconds: float = 120.0
     log_path: Path | None = None
@@ -133,6 +135,8 @@ class LocalTriton:
         patience = _RESTART_PATIENCE_SECONDS if self._ports else 0.0
         try:
             repository = self._prepare_repository()
+            if needs_openvino(repository):
+                ensure_openvino(self.runtime, lambda _sentence: None)
             self._ports = choose_ports(self.host, self._fixed_ports, patience_seconds=patience)
             self._spawn(self.runtime, repository, self._ports)
         except BaseException:
@@ -219,6 +223,7 @@ class LocalTriton:
             max_batch_size=self.max_batch_size,
             instance_count=self.instance_count,
             intra_op_threads=self.intra_op_threads,
+            openvino=self.openvino,
         )
         return repository
 

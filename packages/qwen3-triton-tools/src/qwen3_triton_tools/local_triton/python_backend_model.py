@@ -1,16 +1,17 @@
 # pyright: basic
-"""Run one ONNX file with ONNX Runtime inside Triton's Python backend.
+"""Run one ONNX file with ONNX Runtime or OpenVINO inside Triton's Python backend.
 
-This file is copied into a model repository as `1/model.py`, and imports nothing of this project.
+This file is copied into a model repository as `1/model.py`. Of this project, it imports nothing but
+the copy of the gateway's `openvino_model.py` next to it, where OpenVINO runs the model.
 Tensors are exchanged by DLPack: the backend's own numpy conversion reads array headers with the
 layout of numpy 1, and returns empty arrays with numpy 2.
 """
 
+import importlib
 import json
-import os
+from pathlib import Path
 
 import numpy as np
-import onnxruntime
 import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingImports]
 
 
@@ -27,22 +28,48 @@ class _Exporter:
         return self._tensor.__dlpack_device__()
 
 
-class TritonPythonModel:
-    """One instance of the model, with an ONNX Runtime session of its own."""
+class _OnnxRuntime:
+    title = "ONNX Runtime"
 
-    def initialize(self, args):
-        """Load the ONNX file that the parameter `onnx_path` names."""
-        config = json.loads(args["model_config"])
-        parameters = {k: v["string_value"] for k, v in config["parameters"].items()}
+    def __init__(self, path, parameters):
+        import onnxruntime  # only one of the engines is loaded
+
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = int(parameters.get("intra_op_threads", "0"))
         options.inter_op_num_threads = 1
         # Threads that spin between runs would take the cores that Triton needs to send its answers.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        path = os.path.join(args["model_repository"], args["model_version"], "model.onnx")
         self._session = onnxruntime.InferenceSession(
-            parameters.get("onnx_path", path), options, providers=["CPUExecutionProvider"]
+            path, options, providers=["CPUExecutionProvider"]
         )
+        self.run = self._session.run
+
+
+class _OpenVino:
+    title = "OpenVINO"
+
+    def __init__(self, path, parameters):
+        model = importlib.import_module("openvino_model").OpenVinoModel(Path(path))
+        cache_dir = parameters.get("engine_cache_dir")
+        model.compile(
+            parameters["precision"],
+            json.loads(parameters["openvino_options"]),
+            threads=int(parameters.get("intra_op_threads", "0")),
+            cache_dir=Path(cache_dir) if cache_dir else None,
+        )
+        self.run = model.run
+
+
+class TritonPythonModel:
+    """One instance of the model, compiled for itself."""
+
+    def initialize(self, args):
+        """Load the ONNX file that the parameter `onnx_path` names."""
+        config = json.loads(args["model_config"])
+        parameters = {k: v["string_value"] for k, v in config["parameters"].items()}
+        path = Path(args["model_repository"], args["model_version"], "model.onnx")
+        engine = _OpenVino if "openvino_options" in parameters else _OnnxRuntime
+        self._engine = engine(parameters.get("onnx_path", str(path)), parameters)
         self._inputs = [
             (entry["name"], pb_utils.triton_string_to_numpy(entry["data_type"]), len(entry["dims"]))
             for entry in config["input"]
@@ -90,13 +117,13 @@ class TritonPythonModel:
 
     def _run_alone(self, feed):
         try:
-            return self._session.run(self._outputs, feed)
+            return self._engine.run(self._outputs, feed)
         except Exception as error:
             return error
 
     def _response(self, request, answer):
         if isinstance(answer, Exception):
-            message = f"ONNX Runtime could not run the model: {answer}"
+            message = f"{self._engine.title} could not run the model: {answer}"
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(message))
         wanted = set(request.requested_output_names())
         return pb_utils.InferenceResponse(

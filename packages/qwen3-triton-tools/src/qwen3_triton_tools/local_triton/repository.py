@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from qwen3_triton_gateway import openvino_model
 from qwen3_triton_gateway.fingerprint import weights_digest
 from qwen3_triton_gateway.model_files import ModelFileError, find_model
 
@@ -20,6 +24,9 @@ _BATCHING = """\
 dynamic_batching { }"""
 _NO_BATCHING = "# The graph takes one text at a time, so the batch is part of all dims."
 MODEL_SOURCE = Path(__file__).with_name("python_backend_model.py")
+OPENVINO_SOURCE = Path(openvino_model.__file__)
+# Where this is among a model's parameters, OpenVINO runs it.
+_OPENVINO_PARAMETER = "openvino_options"
 
 _CONFIG = """\
 name: {name}
@@ -36,6 +43,21 @@ parameters {{ key: "weights_digest" value {{ string_value: "{digest}" }} }}
 _PARAMETER = "parameters {{ key: {key} value {{ string_value: {value} }} }}\n"
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenVino:
+    """How OpenVINO runs a model, as the gateway chooses it.
+
+    Attributes:
+        precision: What it computes in. Stated to the gateway, whose fingerprint depends on it.
+        options: OpenVINO's options for that precision.
+        cache_dir: Where compiled models are kept, if they are.
+    """
+
+    precision: str
+    options: Mapping[str, Any]
+    cache_dir: Path | None = None
+
+
 def write_repository(
     model_dir: Path,
     repository: Path,
@@ -44,6 +66,7 @@ def write_repository(
     max_batch_size: int = 32,
     instance_count: int = 1,
     intra_op_threads: int = 0,
+    openvino: OpenVino | None = None,
     parameters: Mapping[str, str] | None = None,
 ) -> Path:
     """Write `<repository>/<model_name>` for Triton's Python backend and return that folder.
@@ -58,6 +81,7 @@ def write_repository(
         max_batch_size: Rows of the largest batch.
         instance_count: Copies of the model.
         intra_op_threads: Threads of each; 0 means one per core.
+        openvino: How OpenVINO runs the model; by default, ONNX Runtime does.
         parameters: Further parameters that Triton tells the gateway.
 
     Raises:
@@ -84,14 +108,41 @@ def write_repository(
         intra_op_threads=intra_op_threads,
         digest=digest,
     )
-    for key, value in (parameters or {}).items():
+    engine = _openvino_parameters(openvino, digest) if openvino else {}
+    for key, value in (engine | dict(parameters or {})).items():
         config += _PARAMETER.format(key=_quote(key), value=_quote(value))
     folder = repository / model_name
     with replacing_folder(folder) as unfinished:
         (unfinished / "1").mkdir()
         (unfinished / "config.pbtxt").write_text(config, encoding="utf-8")
         shutil.copyfile(MODEL_SOURCE, unfinished / "1" / "model.py")
+        if openvino:
+            shutil.copyfile(OPENVINO_SOURCE, unfinished / "1" / OPENVINO_SOURCE.name)
     return folder
+
+
+def needs_openvino(repository: Path) -> bool:
+    """Return whether OpenVINO runs a model of this repository in Triton's Python backend."""
+    return any(
+        f'"{_OPENVINO_PARAMETER}"' in text for text in _read_existing(repository, "*/config.pbtxt")
+    )
+
+
+def _read_existing(folder: Path, pattern: str) -> Iterator[str]:
+    for path in folder.glob(pattern):
+        with suppress(OSError):  # Triton reports what it cannot read
+            yield path.read_text(encoding="utf-8", errors="replace")
+
+
+def _openvino_parameters(openvino: OpenVino, digest: str) -> dict[str, str]:
+    parameters = {
+        "precision": openvino.precision,
+        _OPENVINO_PARAMETER: json.dumps(dict(openvino.options)),
+    }
+    if openvino.cache_dir:
+        # A folder for these weights; the gateway's own process names it alike.
+        parameters["engine_cache_dir"] = str(openvino.cache_dir.absolute() / digest[:16])
+    return parameters
 
 
 def _check_options(model_name: str, max_batch_size: int, instance_count: int) -> None:

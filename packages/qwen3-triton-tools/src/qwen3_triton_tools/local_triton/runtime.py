@@ -21,6 +21,8 @@ from pathlib import Path
 from ..errors import RuntimeInstallError, UnsupportedMachineError
 
 REQUIREMENTS = Path(__file__).with_name("requirements-triton.txt")
+# Only installed where it is used: it doubles the size.
+OPENVINO_REQUIREMENTS = Path(__file__).with_name("requirements-openvino.txt")
 # Increase when the layout below changes, so that folders with the old one are not reused.
 _LAYOUT = "1"
 _PYTHON = f"{sys.version_info.major}.{sys.version_info.minor}"
@@ -56,6 +58,11 @@ class TritonRuntime:
     def server(self) -> Path:
         """The tritonserver binary."""
         return self._triton / "bin" / "tritonserver"
+
+    @property
+    def openvino(self) -> Path:
+        """The package that `ensure_openvino` adds."""
+        return self.packages / "openvino"
 
     @property
     def backends(self) -> Path:
@@ -107,24 +114,48 @@ def ensure_runtime(
         raise UnsupportedMachineError(reason)
     parent = cache_dir or default_cache_dir()
     runtime = TritonRuntime(parent / f"triton-{_digest()}")
-    if runtime.server.is_file():
-        return runtime
+    if not runtime.server.is_file():
+        with _writing(runtime, progress):
+            if not runtime.server.is_file():
+                _create(runtime, progress)
+    return runtime
+
+
+def ensure_openvino(runtime: TritonRuntime, progress: Callable[[str], None]) -> None:
+    """Add OpenVINO to an installed runtime if it is missing; safe in several processes at once.
+
+    Raises:
+        RuntimeInstallError: It could not be installed or written.
+    """
+    if not runtime.openvino.is_dir():
+        with _writing(runtime, progress):
+            if not runtime.openvino.is_dir():
+                _add_openvino(runtime, progress)
+
+
+@contextlib.contextmanager
+def _writing(runtime: TritonRuntime, progress: Callable[[str], None]) -> Generator[None]:
+    """Lock the place of a runtime.
+
+    Raises:
+        RuntimeInstallError: It cannot be written.
+    """
+    parent = runtime.folder.parent
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with _lock(parent / f".{runtime.folder.name}.lock", progress):
-            if not runtime.server.is_file():
-                _create(runtime, progress)
+            yield
     except OSError as error:
         raise RuntimeInstallError(
             f"The local Triton cannot be written to {parent} ({error}). Set "
-            "QWEN3_TRITON_RUNTIME_DIR to a writable folder with 400 MB of free space."
+            "QWEN3_TRITON_RUNTIME_DIR to a writable folder with 600 MB of free space."
         ) from error
-    return runtime
 
 
 def _digest() -> str:
     # `pyvenv.cfg` and the link to libpython refer to this interpreter, so it is part of the key.
-    parts = (_LAYOUT, sys.version.split()[0], sys.base_prefix, REQUIREMENTS.read_text("utf-8"))
+    locked = [path.read_text("utf-8") for path in (REQUIREMENTS, OPENVINO_REQUIREMENTS)]
+    parts = (_LAYOUT, sys.version.split()[0], sys.base_prefix, *locked)
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
@@ -142,6 +173,20 @@ def _create(runtime: TritonRuntime, progress: Callable[[str], None]) -> None:
     seconds = time.monotonic() - began
     megabytes = sum(f.stat().st_size for f in runtime.folder.rglob("*") if f.is_file()) / 1e6
     progress(f"Installed the local Triton: {megabytes:.0f} MB in {seconds:.0f} s.")
+
+
+def _add_openvino(runtime: TritonRuntime, progress: Callable[[str], None]) -> None:
+    progress(f"Adding OpenVINO to {runtime.folder} (about 60 MB to download, once).")
+    scratch = Path(tempfile.mkdtemp(prefix=".installing-", dir=runtime.folder.parent))
+    try:
+        added = scratch / "packages"
+        _install_locked(OPENVINO_REQUIREMENTS, added, scratch)
+        # The package itself comes last: where it is, all of it is.
+        for entry in sorted(added.iterdir(), key=lambda path: path.name == runtime.openvino.name):
+            if not (runtime.packages / entry.name).exists():
+                entry.rename(runtime.packages / entry.name)
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def _fill(runtime: TritonRuntime, scratch: Path) -> None:
