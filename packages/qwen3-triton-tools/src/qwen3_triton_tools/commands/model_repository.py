@@ -6,9 +6,11 @@ import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import click
+
+from qwen3_triton_gateway.settings import WantedPrecision
 
 from . import (
     is_terminal,
@@ -31,8 +33,17 @@ PATH = click.Path(path_type=Path)
 @click.argument("path", type=PATH)
 @click.option("-o", "--out", type=PATH, required=True, help="The model repository to write into.")
 @click.option("--model-name", required=True, help="The model's name in Triton.")
+@click.option("--gpu", type=click.Choice(GPUS), help="The GPU that it will run on, or cpu.")
 @click.option(
-    "--gpu", type=click.Choice(GPUS), required=True, help="The GPU that it will run on, or cpu."
+    "--cpu", is_flag=True, help="Instead: for Triton's OpenVINO backend, on a CPU like this one."
+)
+@click.option(
+    "--precision",
+    type=click.Choice(get_args(WantedPrecision)),
+    help="What --cpu computes in; auto, the default, is bfloat16 where this processor has it.",
+)
+@click.option(
+    "--threads", type=click.IntRange(min=0), default=0, help="Threads of --cpu; 0 is one per core."
 )
 @click.option(
     "--gpu-memory-gib",
@@ -52,7 +63,7 @@ PATH = click.Path(path_type=Path)
     type=click.IntRange(min=1),
     default=1,
     show_default=True,
-    help="Copies of the model on the GPU.",
+    help="Copies of the model on the GPU; with --cpu, batches at the same time.",
 )
 @click.option(
     "--triton-version", default="26.07", show_default=True, help="Release of Triton's image."
@@ -80,6 +91,9 @@ def repository(
     path: Path,
     *,
     out: Path,
+    gpu: str | None,
+    cpu: bool,
+    precision: WantedPrecision | None,
     copy: bool | None,
     no_digest: bool,
     backend: Literal["onnxruntime", "python"],
@@ -99,14 +113,15 @@ def repository(
           --model-name qwen3_embed_4b_onnx --gpu 3090
       qwen3-triton model repository ./model_pooled.onnx -o ./model_repository \\
           --model-name qwen3_embed --gpu a100 --gpu-memory-gib 80 --instances 2
+      qwen3-triton model repository ./qwen3-embedding-0.6b -o ./model_repository \\
+          --model-name qwen3_embed --cpu
       qwen3-triton model repository ./qwen3-embedding-0.6b -o ./local \\
           --model-name qwen3_embed --gpu cpu --backend python
     """
     from ..model.files import find_model
     from ..model.triton_repository import RepositoryOptions, write_triton_repository
 
-    if backend == "python" and flags["gpu"] != "cpu":
-        raise click.UsageError("The local Triton runs on the CPU: pass `--gpu cpu`.")
+    flags |= _check_machine(gpu, backend, precision, cpu=cpu)
     with tool_errors():
         model_path = find_model(path)
         if backend == "python":
@@ -117,6 +132,23 @@ def repository(
         with _progress(model_path, shown=not no_digest) as on_bytes:
             written = write_triton_repository(model_path, out, options, on_bytes)
     _report(written, out, flags["model_name"], as_json=as_json)
+
+
+def _check_machine(
+    gpu: str | None, backend: str, precision: WantedPrecision | None, *, cpu: bool
+) -> dict[str, Any]:
+    """Check the options for a machine, and return what the repository's options make of them."""
+    if cpu and (gpu or backend == "python"):
+        raise click.UsageError("--cpu is for Triton's OpenVINO backend: omit --gpu and --backend.")
+    if not cpu and precision:
+        raise click.UsageError("Only OpenVINO has a choice of --precision: pass --cpu.")
+    if not cpu and not gpu:
+        raise click.UsageError("Missing option '--gpu' or '--cpu'.")
+    if backend == "python" and gpu != "cpu":
+        raise click.UsageError("The local Triton runs on the CPU: pass `--gpu cpu`.")
+    if cpu:
+        return {"gpu": "cpu", "openvino": precision or "auto"}
+    return {"gpu": gpu}
 
 
 @contextmanager

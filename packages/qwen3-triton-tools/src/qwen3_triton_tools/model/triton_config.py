@@ -1,4 +1,4 @@
-"""Write a `config.pbtxt` for Triton's ONNX Runtime backend, with the reason for each setting.
+"""Write a `config.pbtxt` for Triton's ONNX Runtime or OpenVINO backend, with reasons.
 
 Warm-up samples are files of their own next to it: Triton runs them before it calls a model ready.
 """
@@ -13,10 +13,11 @@ from pathlib import Path
 
 import numpy as np
 
-from qwen3_triton_gateway.backends.base import CANARY_PARAMETER
+from qwen3_triton_gateway.backends.base import CANARY_PARAMETER, PRECISION_PARAMETER
 
 from ..onnx_model import TensorInfo
 from .gpu_plan import MemoryPlan
+from .openvino_plan import OpenVinoPlan
 
 _COMMENT_WIDTH = 110
 # The gateway's default deadline, in Triton's microseconds.
@@ -57,6 +58,7 @@ class TritonConfig:
     canary_vector: str | None
     queue_policy: bool
     is_batched: bool = True
+    openvino: OpenVinoPlan | None = None
 
     def dims(self, shape: tuple[int, ...] | None) -> tuple[int, ...]:
         """Return a shape as Triton takes it: without the batch, if it batches the model."""
@@ -124,12 +126,8 @@ def _head(config: TritonConfig) -> str:
                 "`qwen3-triton model repository` from the file's own inputs and outputs."
             ),
             f"name: {_quote(config.name)}",
-            'backend: "onnxruntime"',
-            *_comment(
-                f"Maximum rows per batch. {config.plan.reason}"
-                if config.is_batched
-                else "The graph takes one text at a time, so the batch is part of all dims."
-            ),
+            *_backend(config),
+            *_comment(_batch_reason(config)),
             f"max_batch_size: {config.plan.max_batch_size if config.is_batched else 0}",
             *_comment(
                 "One version, by number: a second version folder changes nothing by accident."
@@ -137,6 +135,28 @@ def _head(config: TritonConfig) -> str:
             "version_policy { specific { versions: [ 1 ] } }",
         ]
     )
+
+
+def _backend(config: TritonConfig) -> list[str]:
+    if not config.openvino:
+        return ['backend: "onnxruntime"']
+    return [
+        'backend: "openvino"',
+        *_comment("The backend's default is OpenVINO's own format, model.xml."),
+        'default_model_filename: "model.onnx"',
+    ]
+
+
+def _batch_reason(config: TritonConfig) -> str:
+    if config.openvino:
+        return (
+            "With a number here, the backend fixes the model's batch to it, and refuses smaller "
+            "batches or pads them with rows that cost as much as texts. So the batch is part of "
+            "all dims, and the gateway forms the batches."
+        )
+    if config.is_batched:
+        return f"Maximum rows per batch. {config.plan.reason}"
+    return "The graph takes one text at a time, so the batch is part of all dims."
 
 
 def _tensors(config: TritonConfig) -> str:
@@ -161,7 +181,11 @@ def _tensor(tensor: TensorInfo, dims: tuple[int, ...]) -> str:
 
 def _instances(config: TritonConfig) -> str:
     kind = "KIND_CPU" if config.gpu == "cpu" else "KIND_GPU"
-    reason = "Each instance holds its own copy of the weights."
+    reason = (
+        "Instances share one copy of the weights; each needs a stream."
+        if config.openvino
+        else "Each instance holds its own copy of the weights."
+    )
     return "\n".join(
         [*_comment(reason), f"instance_group [ {{ kind: {kind} count: {config.instances} }} ]"]
     )
@@ -223,7 +247,7 @@ def _optimization(config: TritonConfig) -> str:
 
 
 def _parameters(config: TritonConfig) -> str:
-    lines: list[str] = []
+    lines = _openvino_parameters(config.openvino) if config.openvino else []
     if config.plan.arena_bytes:
         lines += _comment(
             "Memory settings go here and not in the accelerator's block, where the backend "
@@ -246,6 +270,25 @@ def _parameters(config: TritonConfig) -> str:
         )
         lines.append(_parameter(CANARY_PARAMETER, config.canary_vector))
     return "\n".join(lines)
+
+
+def _openvino_parameters(plan: OpenVinoPlan) -> list[str]:
+    lines = [
+        *_comment("The cores of the machine on which this was written."),
+        _parameter("INFERENCE_NUM_THREADS", str(plan.threads)),
+        *_comment("Batches that run at the same time. One is done soonest with all threads."),
+        _parameter("NUM_STREAMS", str(plan.streams)),
+        _parameter("PERFORMANCE_HINT", "LATENCY" if plan.streams == 1 else "THROUGHPUT"),
+    ]
+    if plan.is_bfloat16:
+        lines += _comment("The processor of that machine multiplies in bfloat16.")
+        lines.append(_parameter("HINT_BF16", "YES"))
+    lines += _comment(
+        "What this computes in, for the gateway's fingerprint: "
+        f"{plan.reason}. OpenVINO decides by the processor, so write this again for another kind."
+    )
+    lines.append(_parameter(PRECISION_PARAMETER, plan.precision))
+    return lines
 
 
 def _parameter(key: str, value: str) -> str:

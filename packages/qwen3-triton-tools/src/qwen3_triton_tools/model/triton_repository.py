@@ -1,4 +1,4 @@
-"""Write a Triton model repository for the ONNX Runtime backend from an export."""
+"""Write a Triton model repository for the ONNX Runtime or OpenVINO backend from an export."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qwen3_triton_gateway.fingerprint import weights_digest
-from qwen3_triton_gateway.settings import Pooling
+from qwen3_triton_gateway.settings import Pooling, WantedPrecision
 
 from ..errors import ModelError
 from ..writing import all_or_none, replacing_folder
@@ -22,6 +22,7 @@ from .files import (
 )
 from .gpu_plan import CARDS, MemoryPlan, model_shape, plan_cpu, plan_gpu
 from .inspection import Inspection, check_servable, inspect_model
+from .openvino_plan import OpenVinoPlan, plan_openvino
 from .probing import canary_of, with_probe
 from .triton_config import TritonConfig, plan_samples, render_config, write_warmup_files
 
@@ -42,8 +43,11 @@ class RepositoryOptions:
         model_size: One of `MODEL_SIZES`, if there is no config.json.
         max_length: Tokens of the longest text.
         rerank: Take a causal language model for a reranker, whatever its name says.
-        instances: Copies of the model on the GPU.
+        instances: Copies of the model on the GPU; with OpenVINO, batches at the same time.
         triton_version: Release of Triton's image, such as `26.07`.
+        openvino: The precision in which Triton's OpenVINO backend runs it, on a CPU like this one;
+            by default, its ONNX Runtime backend does.
+        threads: Threads of OpenVINO, 0 for one per core.
     """
 
     model_name: str
@@ -53,6 +57,8 @@ class RepositoryOptions:
     max_length: int = 1024
     instances: int = 1
     triton_version: str = "26.07"
+    openvino: WantedPrecision | None = None
+    threads: int = 0
     transfer: Transfer = "auto"
     with_digest: bool = True
     queue_policy: bool = False
@@ -105,11 +111,11 @@ def write_triton_repository(
     _check_options(options)
     inspection = with_probe(inspect_model(model_path, rerank=options.rerank), options.pooling)
     check_servable(inspection)
-    plan = _plan(inspection, options)
+    plan, openvino = _plan(inspection, options), _plan_openvino(inspection, options)
     folder = repository / options.model_name
     _check_place(folder, model_path, force=options.force)
     digest = weights_digest(model_path, on_digest) if options.with_digest else None
-    config = _config(inspection, options, plan, digest)
+    config = _config(inspection, options, plan, openvino, digest)
     tokenizer = _tokenizer_folder(repository, options) if inspection.tokenizer else None
     with all_or_none([tokenizer / name for name in TOKENIZER_FILES] if tokenizer else []):
         if tokenizer:
@@ -203,8 +209,23 @@ def _plan(inspection: Inspection, options: RepositoryOptions) -> MemoryPlan:
     )
 
 
+def _plan_openvino(inspection: Inspection, options: RepositoryOptions) -> OpenVinoPlan | None:
+    if options.openvino is None:
+        return None
+    return plan_openvino(
+        options.openvino,
+        is_quantized=bool(inspection.precision.quantization),
+        threads=options.threads,
+        instances=options.instances,
+    )
+
+
 def _config(
-    inspection: Inspection, options: RepositoryOptions, plan: MemoryPlan, digest: str | None
+    inspection: Inspection,
+    options: RepositoryOptions,
+    plan: MemoryPlan,
+    openvino: OpenVinoPlan | None,
+    digest: str | None,
 ) -> TritonConfig:
     spec, output = inspection.spec, inspection.output
     assert spec is not None  # a servable model has both
@@ -231,7 +252,8 @@ def _config(
         weights_digest=digest,
         canary_vector=None,
         queue_policy=options.queue_policy,
-        is_batched=not is_single,
+        is_batched=not is_single and not openvino,
+        openvino=openvino,
     )
 
 
