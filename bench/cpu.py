@@ -2,6 +2,7 @@
 
     PYTHONPATH=tests/support .venv/bin/python bench/cpu.py              # the bars: 4 layers
     PYTHONPATH=tests/support .venv/bin/python bench/cpu.py --peers      # and sentence-transformers
+    PYTHONPATH=tests/support .venv/bin/python bench/cpu.py --triton     # in the local Triton
     PYTHONPATH=tests/support .venv/bin/python bench/cpu.py --layers 28  # the whole 0.6B model
     PYTHONPATH=tests/support .venv/bin/python bench/cpu.py --model nano
     PYTHONPATH=tests/support .venv/bin/python bench/cpu.py --quick      # a minute, for a first look
@@ -32,7 +33,7 @@ from rich.console import Console
 from rich.progress import track
 
 import qwen3_nano
-from gateway_process import GatewayProcess, running_gateway
+from gateway_process import GatewayProcess, running_gateway, running_stack
 from qwen3_triton_gateway.backends.engines import Machine
 from qwen3_triton_tools.model.quantize import quantize_model
 from qwen3_triton_tools.tune.texts import QUERY, chunks, mixed_texts
@@ -86,8 +87,9 @@ class Side:
             ]
             await closed_loop(client, chunks(texts, TEXTS_PER_REQUEST), CALLERS)
         self.vectors = np.concatenate(parts)
-        memory = psutil.Process(self.gateway.process.pid).memory_info()
-        self.resident_mib = memory.rss >> 20
+        process = psutil.Process(self.gateway.process.pid)
+        processes = [process, *process.children(recursive=True)]
+        self.resident_mib = sum(each.memory_info().rss for each in processes) >> 20
 
 
 def check(report: Report, texts: int) -> None:
@@ -95,8 +97,11 @@ def check(report: Report, texts: int) -> None:
         raise RuntimeError(f"{report.texts} of {texts} texts were answered: {report.statuses}.")
 
 
-def start(stack: ExitStack, model_dir: Path, folder: Path) -> list[Side]:
-    """Start a gateway for each engine and precision that this machine has."""
+def start(stack: ExitStack, model_dir: Path, folder: Path, *, triton: bool) -> list[Side]:
+    """Start a gateway for each engine and precision that this machine has.
+
+    The engine runs in the gateway's process, or in a `triton` of its own.
+    """
     int8_dir = model_dir
     if model_dir != qwen3_nano.model_dir():  # whose weights are int8 already
         int8_dir = quantize_model(model_dir / "model.onnx", folder / "int8").path.parent
@@ -113,7 +118,9 @@ def start(stack: ExitStack, model_dir: Path, folder: Path) -> list[Side]:
             print(f"{name} is not measured: {why}.", file=sys.stderr)
             continue
         flags = ("--model-dir", str(path), "--engine", engine, "--precision", precision)
-        sides.append(Side(name, stack.enter_context(running_gateway(*flags))))
+        flags += ("--threads", "0")
+        running = running_stack(*flags) if triton else running_gateway(*flags)
+        sides.append(Side(name, stack.enter_context(running)))
     return sides
 
 
@@ -198,6 +205,7 @@ def peer_rows(sides: list[Side], model_dir: Path, texts: list[str]) -> list[Row]
 @click.option("--layers", default=LAYERS, show_default=True)
 @click.option("--texts", "text_count", default=TEXTS, show_default=True)
 @click.option("--rounds", default=ROUNDS, show_default=True)
+@click.option("--triton", is_flag=True, help="Run the engines in the local Triton.")
 @click.option("--peers", is_flag=True, help="Also sentence-transformers and infinity.")
 @click.option("--quick", is_flag=True, help="Fewer layers, texts and rounds.")
 @click.option("--markdown", type=click.Path(path_type=Path))
@@ -207,6 +215,7 @@ def main(
     layers: int,
     text_count: int,
     rounds: int,
+    triton: bool,
     peers: bool,
     quick: bool,
     markdown: Path | None,
@@ -220,7 +229,7 @@ def main(
         model_dir = qwen3_nano.model_dir()
         if model == "heavy":
             model_dir = write_heavy_model(folder / "model", layers=layers, quantized=False)
-        sides = start(stack, model_dir, folder)
+        sides = start(stack, model_dir, folder, triton=triton)
 
         async def measure() -> None:
             for side in sides:
