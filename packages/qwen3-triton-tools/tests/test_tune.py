@@ -310,6 +310,27 @@ def test_only_a_file_that_tune_wrote_is_replaced(tmp_path: Path) -> None:
     assert target.read_text() == "EMBED_API_KEYS=secret\n"
 
 
+def test_nothing_is_written_if_every_candidate_fails(
+    calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(_: FakeGateway) -> None:
+        raise CandidateError("The tokenizer does not match.")
+
+    monkeypatch.setattr(FakeGateway, "start", fail)
+    done = CliRunner().invoke(main, ["tune", "--write", str(tmp_path / "gateway.env")])
+    assert done.exit_code == 1
+    assert "ONNX Runtime, float32 was not measured: The tokenizer does not match." in done.output
+    assert "Nothing that was measured can be recommended." in done.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_engine_cannot_be_chosen_for_a_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TRITON_URL", "http://gpu-box:8200")
+    done = CliRunner().invoke(main, ["tune"])
+    assert done.exit_code == 2
+    assert "TRITON_URL is set" in done.output
+
+
 def test_settings_are_written_for_a_shell_even_with_spaces_in_a_path(
     calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -84,7 +84,7 @@ class Result:
         rates: Texts per second of each round.
         latencies_ms: Of each round: the median time of a lone query.
         tokens_per_text: The same for every candidate.
-        memory_bytes: Resident after the last round; None where the system does not tell.
+        memory_bytes: The most that was resident after a round; None where the system does not tell.
         loss: Against the first result in float32; None for this one.
     """
 
