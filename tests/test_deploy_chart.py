@@ -28,6 +28,7 @@ FIXED_SETTINGS = {
     "TRITON_URL",
     "TRITON_MODEL",
     "TOKENIZER_PATH",
+    "RERANK_TOKENIZER_PATH",
     "EMBED_API_KEYS",
     "EMBED_API_KEYS_FILE",
     "EMBED_TIMEOUT_S",
@@ -36,6 +37,7 @@ FIXED_SETTINGS = {
     "EMBED_PORT",
     # For a model in the gateway's process; the chart's is on Triton.
     "EMBED_MODEL_DIR",
+    "RERANK_MODEL_DIR",
     "EMBED_ENGINE",
     "EMBED_PRECISION",
     "EMBED_ENGINE_CACHE_DIR",

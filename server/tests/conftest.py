@@ -10,6 +10,7 @@ from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
+import qwen3_nano
 from fake_backend import FakeBackend
 from qwen3_triton_gateway.app import create_app
 from qwen3_triton_gateway.service import EmbeddingService
@@ -38,15 +39,25 @@ def _backend() -> FakeBackend:
 
 @pytest.fixture(name="start_gateway")
 def _start_gateway(tokenizer_dir: Path, backend: FakeBackend) -> Iterator[StartGateway]:
-    """Start applications on the fake model, ready to answer, with settings by variable."""
+    """Start applications on the fake model, ready to answer, with settings by variable.
+
+    With `reranker`, there is a fake one next to it, or alone if it does not `embed`.
+    """
     with ExitStack() as stack:
 
-        def start(**settings: Any) -> TestClient:
+        def start(*, reranker: bool = False, embed: bool = True, **settings: Any) -> TestClient:
             values: dict[str, Any] = {
                 "TOKENIZER_PATH": tokenizer_dir,
                 "EMBED_MODEL_ID": "fake-embedding",
             }
-            service = EmbeddingService(Settings(**values | settings), backend)
+            if reranker:
+                values["RERANK_TOKENIZER_PATH"] = qwen3_nano.model_dir()
+                values["RERANK_MODEL_ID"] = "fake-reranker"
+            service = EmbeddingService(
+                Settings(**values | settings),
+                backend if embed else None,
+                FakeBackend(pooled=True, width=2) if reranker else None,
+            )
             app = create_app(service, on_fatal=pytest.fail)
             client = stack.enter_context(TestClient(app, raise_server_exceptions=False))
             while not service.readiness.ready:

@@ -176,4 +176,4 @@ def running_stack(*flags: str) -> AbstractContextManager[GatewayProcess]:
 
 def _is_setting(name: str) -> bool:
     """Return whether a variable is a setting: those of the caller must not affect the tests."""
-    return name.startswith(("EMBED_", "TRITON_")) or name == "TOKENIZER_PATH"
+    return name.startswith(("EMBED_", "RERANK_", "TRITON_")) or name == "TOKENIZER_PATH"

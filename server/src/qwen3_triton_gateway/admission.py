@@ -24,7 +24,7 @@ from typing import Any, cast
 
 from .batching import Lane
 from .errors import MAX_RETRY_AFTER_SECONDS, QueueFullError
-from .metrics import Metrics
+from .metrics import ModelMetrics
 
 # Several batches, so that the model never idles. With the request's own batch and its way in and
 # out of a busy gateway, 99 % are answered within three seconds.
@@ -136,7 +136,9 @@ class Admission:
         drain: The rate at which work is done.
     """
 
-    def __init__(self, *, max_queue_tokens: int, max_queue_requests: int, metrics: Metrics) -> None:
+    def __init__(
+        self, *, max_queue_tokens: int, max_queue_requests: int, metrics: ModelMetrics
+    ) -> None:
         """Create the bounds of an empty queue; see `Scheduler`."""
         self._max_tokens = max_queue_tokens
         self._max_requests = max_queue_requests

@@ -56,7 +56,7 @@ def _describe_key(operation: dict[str, Any], *, is_required: bool) -> None:
 def _limit_numbers(body: object, service: EmbeddingService) -> None:
     """State the maxima that settings and, once it is known, the model set."""
     limits = {"truncate_prompt_tokens": service.settings.max_length}
-    spec = service.embedder.spec
+    spec = service.served_embedder.spec if service.served_embedder else None
     if spec is not None:
         limits |= dict.fromkeys(("dimensions", "output_dimension"), spec.hidden_size)
     for name, limit in limits.items():

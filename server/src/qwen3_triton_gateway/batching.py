@@ -151,13 +151,16 @@ def padded_length(length: int) -> int:
     return -(-length // step) * step
 
 
-def pad_batch(texts: Sequence[TokenizedText], *, pad_token_id: int, max_length: int) -> TokenBatch:
-    """Pad texts on the right to the bucket of the longest.
+def pad_batch(
+    texts: Sequence[TokenizedText], *, pad_token_id: int, max_length: int, width: int | None = None
+) -> TokenBatch:
+    """Pad texts on the right to the bucket of the longest, or to `width`.
 
     Right padding is exact for a causal model and any export: no real token attends to padding,
     positions count from 0, and no row is fully masked.
     """
-    width = bucket_length(max(text.length for text in texts), max_length)
+    if width is None:
+        width = bucket_length(max(text.length for text in texts), max_length)
     input_ids = np.full((len(texts), width), pad_token_id, dtype=np.int64)
     attention_mask = np.zeros((len(texts), width), dtype=np.int64)
     for row, text in enumerate(texts):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import sys
 import time
@@ -14,13 +13,11 @@ import numpy as np
 
 from .backends.base import Backend, ModelSpec
 from .backends.behavior import Behavior, accept_pooling, probe_behavior
-from .batching import Lane
+from .batching import BatchLimits, Lane
 from .cache import VectorCache
 from .canary import canary_batch
 from .errors import (
-    DEADLINE_PASSED,
     BadVectorError,
-    DeadlineExceededError,
     EmbeddingServerError,
     InvalidRequestError,
     StartupError,
@@ -37,7 +34,13 @@ from .pooling import (
     vectors_of,
 )
 from .scheduler import Scheduler
-from .served import ServedModel
+from .served import (
+    QUEUED_TEXT_BYTES,
+    QUEUED_TOKEN_BYTES,
+    ServedModel,
+    Timings,
+    queue_and_infer_seconds,
+)
 from .settings import MIN_DIMENSIONS, Settings
 from .tensors import (
     EmbeddedText,
@@ -69,13 +72,8 @@ Truncation: TypeAlias = Literal["refuse", "end", "start"]
 
 # A token of the text, and the end token.
 MIN_TOKENS = 2
-# Below this, a thread costs more than tokenizing does.
-TOKENIZE_INLINE_CHARACTERS = 4096
 # Below this, digests take less than a millisecond.
 HASH_INLINE_CHARACTERS = 1 << 18
-# A queued text has a record, a future and their places in lists, and its tokens twice.
-QUEUED_TEXT_BYTES = 1500
-QUEUED_TOKEN_BYTES = 16
 BLOCK_ROWS = 256
 # The sizes of the family by their hidden size (model cards of Qwen3-Embedding).
 MODEL_IDS = {
@@ -104,15 +102,6 @@ class EmbedCall:
     max_tokens: int | None = None
     priority: int = 0
     truncate_hint: str = "send `truncate: true`"
-
-
-@dataclass(frozen=True, slots=True)
-class EmbedTimings:
-    """Where a request's time went, in seconds; all 0 if every text was cached."""
-
-    tokenize_seconds: float = 0.0
-    queue_seconds: float = 0.0
-    infer_seconds: float = 0.0
 
 
 class Embedder(ServedModel):
@@ -150,8 +139,9 @@ class Embedder(ServedModel):
             metrics,
             model_id=settings.model_id,
             aliases=settings.model_aliases,
+            names_setting="EMBED_MODEL_ALIASES",
         )
-        self._metrics = metrics
+        self._metrics: Metrics = metrics
         self._space: EmbeddingSpace | None = None
         self.cache = VectorCache(settings.cache_bytes)
         self.default_dimensions = settings.output_dim
@@ -166,7 +156,7 @@ class Embedder(ServedModel):
     def canary_batch(self) -> TokenBatch:
         return canary_batch(self.tokenizer)
 
-    async def _accept(self, spec: ModelSpec) -> bool:
+    async def _accept(self, spec: ModelSpec) -> BatchLimits:
         output_dim = self.settings.output_dim
         if output_dim > spec.hidden_size:
             msg = (
@@ -190,7 +180,11 @@ class Embedder(ServedModel):
             dtype=spec.output.dtype.name,
             precision=spec.precision,
         )
-        return self.behavior.shares_batches
+        return BatchLimits(
+            spec.max_batch_size if self.behavior.shares_batches else 1,
+            self.settings.max_batch_tokens,
+            self.tokenizer.max_length,
+        )
 
     def _describe(self, spec: ModelSpec) -> str:
         place = "model" if spec.pooling == "in_graph" else "gateway"
@@ -212,7 +206,7 @@ class Embedder(ServedModel):
         deadline: float,
         memory: Reservation | None = None,
         caller: str = "",
-    ) -> tuple[Embeddings, EmbedTimings]:
+    ) -> tuple[Embeddings, Timings]:
         """Embed texts, in their order. Equal ones are embedded once.
 
         Args:
@@ -238,7 +232,7 @@ class Embedder(ServedModel):
         embedded = self._look_up(distinct, keys)
         missing = [index for index in distinct if index not in embedded]
         self._refuse_long(call, {index: text.count for index, text in embedded.items()})
-        timings = EmbedTimings()
+        timings = Timings()
         if missing:
             computed, timings = await self._compute(
                 scheduler,
@@ -266,7 +260,7 @@ class Embedder(ServedModel):
         deadline: float,
         memory: Reservation | None,
         caller: str,
-    ) -> tuple[dict[int, EmbeddedText], EmbedTimings]:
+    ) -> tuple[dict[int, EmbeddedText], Timings]:
         """Embed the texts of a call that are not cached."""
         began = time.perf_counter()
         with stage_span("tokenize"):
@@ -294,7 +288,7 @@ class Embedder(ServedModel):
         texts = map(EmbeddedText, vectors, counts)
         return (
             dict(zip(indices, texts, strict=True)),
-            EmbedTimings(tokenize_seconds, *_queue_and_infer_seconds(entries)),
+            Timings(tokenize_seconds, *queue_and_infer_seconds(entries)),
         )
 
     async def _tokenize(
@@ -312,13 +306,7 @@ class Embedder(ServedModel):
             indices=indices,
         )
         characters = len(prefix) * len(texts) + sum(map(len, texts))
-        while not tokenization.is_done:
-            if characters <= TOKENIZE_INLINE_CHARACTERS:
-                tokenization.step()
-            else:
-                await in_worker(tokenization.step)
-            if asyncio.get_running_loop().time() > deadline:
-                raise DeadlineExceededError(DEADLINE_PASSED)
+        await self._finish(tokenization, characters=characters, deadline=deadline)
         return tokenization.tokenized()
 
     def _assemble(
@@ -466,10 +454,3 @@ def _cut_side(call: EmbedCall) -> CutSide:
 def _blocks(vectors: Float32Matrix) -> Iterator[Float32Matrix]:
     """Divide vectors into blocks of rows: intermediate results of all would double their memory."""
     return (vectors[start : start + BLOCK_ROWS] for start in range(0, len(vectors), BLOCK_ROWS))
-
-
-def _queue_and_infer_seconds(entries: Sequence[QueuedText]) -> tuple[float, float]:
-    arrived = min(entry.arrived for entry in entries)
-    started = min(entry.started for entry in entries)
-    finished = max(entry.finished for entry in entries)
-    return max(0.0, started - arrived), finished - started

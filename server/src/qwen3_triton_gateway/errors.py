@@ -39,7 +39,7 @@ class EmbeddingServerError(Exception):
     Attributes:
         message: One or more sentences for the caller.
         param: The field at fault.
-        index: The text at fault, instead of `param`: each dialect has its own name for the field.
+        index: The text at fault; without a `param`, each dialect has its own name for the field.
         code: A machine-readable reason.
         retry_after_seconds: When to retry, where that helps.
     """

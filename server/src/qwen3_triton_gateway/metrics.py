@@ -60,45 +60,20 @@ class GatewayState(ModelState):
     cache_bytes: int
 
 
-class Metrics:
-    """The metrics of one gateway, in a registry of its own."""
+class ModelMetrics:
+    """The metrics of a served model's queue and batches."""
 
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        PlatformCollector(registry=self.registry)
-        self.requests = self._counter(
-            "requests", "Responses by route, dialect and status.", "route", "dialect", "status"
-        )
-        self.request_seconds = self._histogram(
-            "request_seconds",
-            "Time from receiving a request to its last byte.",
-            SECONDS_BUCKETS,
-            "route",
-        )
+    def __init__(self, registry: CollectorRegistry, prefix: str) -> None:
+        self.registry = registry
+        self._prefix = prefix
         self.stage_seconds = self._histogram(
-            "stage_seconds", "Time of an embedding request by stage.", SECONDS_BUCKETS, "stage"
-        )
-        self.texts = self._counter("texts", "Texts embedded.", "input_type")
-        self.tokens = self._counter("tokens", "Tokens of those texts.", "input_type")
-        self.key_requests = self._counter(
-            "key_requests", "Responses by the name of the API key.", "key", "status"
-        )
-        self.key_texts = self._counter(
-            "key_texts", "Texts embedded, by the name of the API key.", "key"
-        )
-        self.key_tokens = self._counter("key_tokens", "Tokens of those texts.", "key")
-        self.truncated_texts = self._counter(
-            "truncated_texts", "Texts truncated to EMBED_MAX_LENGTH."
+            "stage_seconds", "Time of a request for the model by stage.", SECONDS_BUCKETS, "stage"
         )
         self.rejected_requests = self._counter(
             "rejected_requests", "Requests refused with 429, by the limit they hit.", "limit"
         )
         self.recomputed_texts = self._counter(
             "recomputed_texts", "Texts retried alone after an unusable result."
-        )
-        self.refused_vectors = self._counter(
-            "refused_vectors", "Texts refused with 502: no usable vector, even alone."
         )
         self.abandoned_texts = self._counter(
             "abandoned_texts", "Texts that left the queue because no caller was waiting for them."
@@ -113,9 +88,6 @@ class Metrics:
         self.failed_batches = self._counter(
             "failed_batches", "Batches that failed, by error code.", "code"
         )
-        self.cache_lookups = self._counter(
-            "cache_lookups", "Cache lookups of texts: hit or miss.", "outcome"
-        )
 
     def observe_batch(self, lane: str, batch: TokenBatch) -> None:
         """Count a batch's rows, tokens and padding."""
@@ -124,29 +96,85 @@ class Metrics:
         self.batch_tokens.labels("text").inc(tokens)
         self.batch_tokens.labels("padding").inc(batch.input_ids.size - tokens)
 
-    def observe_state(self, read: Callable[[], GatewayState]) -> None:
+    def observe_state(self, read: Callable[[], ModelState]) -> None:
         """Add the gauges, whose values come from `read` whenever Prometheus asks."""
-        self.registry.register(_StateCollector(read))
-
-    def render(self) -> bytes:
-        """Render all metrics in Prometheus' text format."""
-        return generate_latest(self.registry)
+        self.registry.register(_StateCollector(self._prefix, read))
 
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
-        return Counter(f"{PREFIX}_{name}", documentation, labels, registry=self.registry)
+        return Counter(f"{self._prefix}_{name}", documentation, labels, registry=self.registry)
 
     def _histogram(
         self, name: str, documentation: str, buckets: Sequence[float], *labels: str
     ) -> Histogram:
         return Histogram(
-            f"{PREFIX}_{name}", documentation, labels, buckets=buckets, registry=self.registry
+            f"{self._prefix}_{name}", documentation, labels, buckets=buckets, registry=self.registry
         )
 
 
-class _StateCollector(Collector):
-    """The gauges of a `GatewayState`."""
+class RerankMetrics(ModelMetrics):
+    """The metrics of the reranker, next to those of its gateway."""
 
-    def __init__(self, read: Callable[[], GatewayState]) -> None:
+    def __init__(self, registry: CollectorRegistry) -> None:
+        super().__init__(registry, f"{PREFIX}_rerank")
+        self.pairs = self._counter("pairs", "Pairs of a query and a document scored.")
+        self.tokens = self._counter("tokens", "Tokens of those pairs, prompt included.")
+        self.key_pairs = self._counter(
+            "key_pairs", "Pairs scored, by the name of the API key.", "key"
+        )
+        self.key_tokens = self._counter("key_tokens", "Tokens of those pairs.", "key")
+        self.truncated_documents = self._counter(
+            "truncated_documents", "Documents truncated so that their pair has RERANK_MAX_LENGTH."
+        )
+        self.refused_scores = self._counter(
+            "refused_scores", "Pairs refused with 502: no usable score, even alone."
+        )
+
+
+class Metrics(ModelMetrics):
+    """The metrics of one gateway and of its embedding model, in a registry of their own."""
+
+    def __init__(self) -> None:
+        super().__init__(CollectorRegistry(), PREFIX)
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self.requests = self._counter(
+            "requests", "Responses by route, dialect and status.", "route", "dialect", "status"
+        )
+        self.request_seconds = self._histogram(
+            "request_seconds",
+            "Time from receiving a request to its last byte.",
+            SECONDS_BUCKETS,
+            "route",
+        )
+        self.texts = self._counter("texts", "Texts embedded.", "input_type")
+        self.tokens = self._counter("tokens", "Tokens of those texts.", "input_type")
+        self.key_requests = self._counter(
+            "key_requests", "Responses by the name of the API key.", "key", "status"
+        )
+        self.key_texts = self._counter(
+            "key_texts", "Texts embedded, by the name of the API key.", "key"
+        )
+        self.key_tokens = self._counter("key_tokens", "Tokens of those texts.", "key")
+        self.truncated_texts = self._counter(
+            "truncated_texts", "Texts truncated to EMBED_MAX_LENGTH."
+        )
+        self.refused_vectors = self._counter(
+            "refused_vectors", "Texts refused with 502: no usable vector, even alone."
+        )
+        self.cache_lookups = self._counter(
+            "cache_lookups", "Cache lookups of texts: hit or miss.", "outcome"
+        )
+
+    def render(self) -> bytes:
+        """Render all metrics in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class _StateCollector(Collector):
+    """The gauges of a `ModelState` or `GatewayState`."""
+
+    def __init__(self, prefix: str, read: Callable[[], ModelState]) -> None:
+        self._prefix = prefix
         self._read = read
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
@@ -154,48 +182,46 @@ class _StateCollector(Collector):
         texts = ((lane.lane, lane.texts) for lane in state.lanes)
         tokens = ((lane.lane, lane.tokens) for lane in state.lanes)
         oldest = ((lane.lane, lane.oldest_seconds) for lane in state.lanes)
-        yield _labeled("queue_texts", "Texts waiting for the model.", "lane", texts)
-        yield _labeled("queue_tokens", "Tokens waiting for the model.", "lane", tokens)
-        yield _labeled("queue_oldest_seconds", "Age of the oldest waiting text.", "lane", oldest)
-        yield _gauge(
+        excluded = ((name, name in state.problems) for name in state.backends)
+        yield self._labeled("queue_texts", "Texts waiting for the model.", "lane", texts)
+        yield self._labeled("queue_tokens", "Tokens waiting for the model.", "lane", tokens)
+        yield self._labeled(
+            "queue_oldest_seconds", "Age of the oldest waiting text.", "lane", oldest
+        )
+        yield self._gauge(
             "batches_in_flight", "Batches that the model is working on.", state.batches_in_flight
         )
-        yield _gauge(
-            "requests_under_way", "Embedding requests in progress.", state.requests_under_way
+        yield self._gauge(
+            "requests_under_way", "Requests for the model in progress.", state.requests_under_way
         )
-        yield _gauge(
-            "memory_bytes",
-            "Estimated memory of the requests in progress, up to EMBED_MAX_MEMORY_BYTES.",
-            state.memory_bytes,
-        )
-        yield _gauge("cache_bytes", "Memory used by cached vectors.", state.cache_bytes)
-        yield _gauge("ready", "Whether requests are answered (1) or not (0).", state.ready)
-        yield _labeled(
+        yield self._gauge("ready", "Whether requests are answered (1) or not (0).", state.ready)
+        yield self._labeled(
             "backend_up",
             "Whether it answers and gets work (1) or not (0).",
             "backend",
             state.backends.items(),
         )
-        excluded = ((name, name in state.problems) for name in state.backends)
-        yield _labeled(
+        yield self._labeled(
             "backend_excluded",
             "Whether it is excluded for what it answers (1): other weights, or errors.",
             "backend",
             excluded,
         )
+        if isinstance(state, GatewayState):
+            yield self._gauge(
+                "memory_bytes",
+                "Estimated memory of the requests in progress, up to EMBED_MAX_MEMORY_BYTES.",
+                state.memory_bytes,
+            )
+            yield self._gauge("cache_bytes", "Memory used by cached vectors.", state.cache_bytes)
 
+    def _gauge(self, name: str, documentation: str, value: float) -> GaugeMetricFamily:
+        return GaugeMetricFamily(f"{self._prefix}_{name}", documentation, value=float(value))
 
-def _gauge(name: str, documentation: str, value: float) -> GaugeMetricFamily:
-    return GaugeMetricFamily(f"{PREFIX}_{name}", documentation, value=float(value))
-
-
-def _labeled(
-    name: str,
-    documentation: str,
-    label: str,
-    values: Iterable[tuple[str, float]],
-) -> GaugeMetricFamily:
-    family = GaugeMetricFamily(f"{PREFIX}_{name}", documentation, labels=[label])
-    for key, value in values:
-        family.add_metric([key], float(value))
-    return family
+    def _labeled(
+        self, name: str, documentation: str, label: str, values: Iterable[tuple[str, float]]
+    ) -> GaugeMetricFamily:
+        family = GaugeMetricFamily(f"{self._prefix}_{name}", documentation, labels=[label])
+        for key, value in values:
+            family.add_metric([key], float(value))
+        return family

@@ -40,6 +40,23 @@ def last_token_pool(last_hidden_state: FloatArray, attention_mask: Int64Matrix) 
     return last_hidden_state[rows, last].astype(np.float32)
 
 
+def last_token_logits(
+    logits: FloatArray, attention_mask: Int64Matrix, token_ids: Sequence[int] | None = None
+) -> Float32Matrix:
+    """Select each row's logits at its last `attention_mask == 1`, for either padding side.
+
+    Args:
+        logits: `(batch, length, vocabulary)`, in any float dtype.
+        attention_mask: As in `last_token_pool`.
+        token_ids: The tokens whose logits are wanted, instead of all.
+    """
+    if token_ids is None:
+        return last_token_pool(logits, attention_mask)
+    # One by one: rows of a whole vocabulary would be copied otherwise.
+    columns = [last_token_pool(logits[..., token, None], attention_mask) for token in token_ids]
+    return np.concatenate(columns, axis=1)
+
+
 def pool_states(
     last_hidden_state: FloatArray, attention_mask: Int64Matrix, pooling: Pooling
 ) -> Float32Matrix:

@@ -1,4 +1,4 @@
-"""The queue between requests and the model; one per process.
+"""The queue between requests and the model; one per served model.
 
 The rule that chooses batches is a function of what waits, without a clock or I/O:
 
@@ -51,7 +51,7 @@ from .errors import (
     DeadlineExceededError,
     EmbeddingServerError,
 )
-from .metrics import LaneState, Metrics
+from .metrics import LaneState, ModelMetrics
 from .pooling import unusable_rows
 from .tensors import Float32Matrix, TokenizedText
 from .turns import LaneQueue, QueuedText, TextKey
@@ -71,17 +71,20 @@ class Scheduler:
     def __init__(
         self,
         run: RunBatch,
+        unusable: Callable[[Float32Matrix], list[int]] = unusable_rows,
+        /,
         *,
         limits: BatchLimits,
         window: int,
         max_queue_tokens: int,
         max_queue_requests: int,
-        metrics: Metrics,
+        metrics: ModelMetrics,
     ) -> None:
         """Create an empty queue.
 
         Args:
             run: Runs one batch.
+            unusable: Lists the rows that cannot be a text's result.
             limits: Bounds of one batch.
             window: Maximum batches in flight.
             max_queue_tokens: Maximum tokens waiting.
@@ -92,6 +95,7 @@ class Scheduler:
         self._limits = limits
         self._window = window
         self._metrics = metrics
+        self._unusable = unusable
         self.admission = Admission(
             max_queue_tokens=max_queue_tokens,
             max_queue_requests=max_queue_requests,
@@ -289,7 +293,7 @@ class Scheduler:
             entry.started, entry.finished = started, loop.time()
 
     def _settle(self, batch: list[QueuedText], vectors: Float32Matrix) -> None:
-        unusable = set(unusable_rows(vectors))
+        unusable = set(self._unusable(vectors))
         for row, entry in enumerate(batch):
             if row not in unusable:
                 entry.done.set_result(vectors[row])

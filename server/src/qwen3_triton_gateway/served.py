@@ -8,13 +8,22 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import Protocol
 
 from .admission import Admission
 from .backends.base import Backend, ModelSpec
 from .batching import BatchLimits, pad_batch
 from .canary import Canary, check_stated_canary
-from .errors import BackendUnavailableError, ModelNotFoundError, shorten
-from .metrics import Metrics, ModelState
+from .errors import (
+    DEADLINE_PASSED,
+    BackendUnavailableError,
+    DeadlineExceededError,
+    ModelNotFoundError,
+    shorten,
+)
+from .memory import in_worker
+from .metrics import ModelMetrics, ModelState
+from .pooling import unusable_rows
 from .scheduler import Scheduler
 from .segments import MAX_WORD_CHARACTERS
 from .settings import ModelAlias, Settings
@@ -35,6 +44,11 @@ PENDING_INTERVAL_SECONDS = 0.1
 CONFIRM_SECONDS = 10.0
 # By now requests have had their time (see `server`): no caller waits for what is left.
 DRAIN_SECONDS = 5.0
+# Below this, a thread costs more than tokenizing does.
+TOKENIZE_INLINE_CHARACTERS = 4096
+# A queued text has a record, a future and their places in lists, and its tokens twice.
+QUEUED_TEXT_BYTES = 1500
+QUEUED_TOKEN_BYTES = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +64,24 @@ class Readiness:
     ready: bool
     backend_ready: bool
     reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """Where a request's time went, in seconds; all 0 if every text was cached."""
+
+    tokenize_seconds: float = 0.0
+    queue_seconds: float = 0.0
+    infer_seconds: float = 0.0
+
+
+class Steps(Protocol):
+    """Work that is done a step at a time, such as a `Tokenization`."""
+
+    @property
+    def is_done(self) -> bool: ...
+
+    def step(self) -> None: ...
 
 
 class ServedModel(ABC):
@@ -71,11 +103,23 @@ class ServedModel(ABC):
         backend: Backend,
         tokenizer: TextTokenizer,
         settings: Settings,
-        metrics: Metrics,
+        metrics: ModelMetrics,
         *,
         model_id: str | None,
         aliases: Mapping[str, ModelAlias],
+        names_setting: str,
     ) -> None:
+        """Prepare to serve; `run` reaches the model.
+
+        Args:
+            backend: What runs it.
+            tokenizer: Its tokenizer.
+            settings: The gateway's settings.
+            metrics: Its metrics.
+            model_id: Its name, if the settings state one.
+            aliases: Its other names.
+            names_setting: The setting that adds a name, for errors.
+        """
         self.backend = backend
         self.tokenizer = tokenizer
         self.settings = settings
@@ -83,6 +127,7 @@ class ServedModel(ABC):
         self.readiness = Readiness(ready=False, backend_ready=False, reason="starting")
         self._metrics = metrics
         self._aliases = aliases
+        self._names_setting = names_setting
         self._scheduler: Scheduler | None = None
         self._canary: Canary | None = None
         self._backend_checks_itself = False
@@ -102,8 +147,8 @@ class ServedModel(ABC):
         """Build what the canary runs."""
 
     @abstractmethod
-    async def _accept(self, spec: ModelSpec) -> bool:
-        """Prepare for a model, and return whether its texts may share batches.
+    async def _accept(self, spec: ModelSpec) -> BatchLimits:
+        """Prepare for a model, and return the bounds of its batches.
 
         Raises:
             StartupError: The model cannot be served, or not with these settings.
@@ -117,6 +162,10 @@ class ServedModel(ABC):
     @abstractmethod
     def _rows(self, states: HiddenStates | PooledStates, batch: TokenBatch) -> Float32Matrix:
         """Return one row for each text of a batch, from what the model returned."""
+
+    def _unusable(self, rows: Float32Matrix) -> list[int]:
+        """List the rows that cannot be a text's result."""
+        return unusable_rows(rows)
 
     @abstractmethod
     def _forget_answers(self) -> None:
@@ -162,7 +211,7 @@ class ServedModel(ABC):
         msg = (
             f"Model {shorten(model)!r} is not served here. Set `model` to {allowed}, or omit it. "
             "For programs that can do neither, start the gateway with this name in "
-            "EMBED_MODEL_ALIASES."
+            f"{self._names_setting}."
         )
         raise ModelNotFoundError(msg, param="model")
 
@@ -291,14 +340,11 @@ class ServedModel(ABC):
         """Accept a model, and prepare its queue and its canary."""
         batch = self.canary_batch()
         checks_itself = await self.backend.adopt_canary(batch)
-        shares_batches = await self._accept(spec)
+        limits = await self._accept(spec)
         scheduler = Scheduler(
             self._run_batch,
-            limits=BatchLimits(
-                spec.max_batch_size if shares_batches else 1,
-                self.settings.max_batch_tokens,
-                self.tokenizer.max_length,
-            ),
+            self._unusable,
+            limits=limits,
             window=spec.instance_count + 1,
             max_queue_tokens=self.settings.max_queue_tokens,
             max_queue_requests=self.settings.max_queue_requests,
@@ -310,6 +356,25 @@ class ServedModel(ABC):
         self._backend_checks_itself = checks_itself
         self._generation, self._doubts = self.backend.generation, self.backend.doubts
         self.readiness = Readiness(ready=True, backend_ready=True)
+
+    async def _finish(self, steps: Steps, *, characters: int, deadline: float) -> None:
+        """Do work in steps between which others get their turn.
+
+        Args:
+            steps: The work.
+            characters: Its size; a thread does what is large.
+            deadline: When it is given up, in the event loop's time.
+
+        Raises:
+            DeadlineExceededError: The deadline passed first.
+        """
+        while not steps.is_done:
+            if characters <= TOKENIZE_INLINE_CHARACTERS:
+                steps.step()
+            else:
+                await in_worker(steps.step)
+            if asyncio.get_running_loop().time() > deadline:
+                raise DeadlineExceededError(DEADLINE_PASSED)
 
     async def _run_batch(
         self, entries: Sequence[QueuedText], timeout_seconds: float
@@ -329,3 +394,11 @@ class ServedModel(ABC):
         for entry in entries:
             entry.model_seconds = states.seconds
         return self._rows(states, batch)
+
+
+def queue_and_infer_seconds(entries: Sequence[QueuedText]) -> tuple[float, float]:
+    """Return how long the finished texts of a request waited, and then ran."""
+    arrived = min(entry.arrived for entry in entries)
+    started = min(entry.started for entry in entries)
+    finished = max(entry.finished for entry in entries)
+    return max(0.0, started - arrived), finished - started

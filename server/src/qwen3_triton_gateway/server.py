@@ -125,9 +125,14 @@ def run_gateway(settings: Settings) -> None:
 async def serve(settings: Settings) -> None:
     """Serve on the running event loop; see `run_gateway`."""
     keep_memory_flat()
-    settings = with_bundled_model(settings)
+    if settings.serves_embeddings:
+        settings = with_bundled_model(settings)
     send_last_spans = configure_tracing(settings)
-    service = EmbeddingService(settings, choose_backend(settings))
+    service = EmbeddingService(
+        settings,
+        choose_backend(settings) if settings.serves_embeddings else None,
+        choose_backend(settings, "rerank") if settings.serves_reranker else None,
+    )
     server: GatewayServer
 
     def stop(message: str) -> None:

@@ -2,71 +2,125 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from .admission import Admission
 from .backends.base import Backend
 from .embedder import Embedder
+from .errors import ModelNotFoundError
 from .memory import MemoryBudget
-from .metrics import GatewayState, Metrics
-from .served import Readiness
+from .metrics import GatewayState, Metrics, RerankMetrics
+from .reranker import Reranker
+from .served import Readiness, ServedModel
 from .settings import Settings
+
+NO_RERANKER = (
+    "No reranker is served here. Start the gateway with RERANK_TRITON_MODEL, the name of one in "
+    "Triton, or with RERANK_MODEL_DIR, a folder with its model.onnx."
+)
+NO_EMBEDDER = (
+    "No embedding model is served here, only a reranker. Start the gateway with TRITON_MODEL and "
+    "TOKENIZER_PATH, or with EMBED_MODEL_DIR, as well."
+)
 
 
 class EmbeddingService:
     """The owner of the served models, of the memory for requests and of the metrics.
 
     Attributes:
-        embedder: The embedding model.
+        models: Every served model.
+        served_embedder: The embedding model, if one is served.
+        served_reranker: The reranker, if one is served.
         stopping: Whether the gateway is shutting down.
     """
 
-    def __init__(self, settings: Settings, backend: Backend) -> None:
-        """Load the tokenizer; `run` reaches the model.
+    def __init__(
+        self, settings: Settings, backend: Backend | None, rerank_backend: Backend | None = None
+    ) -> None:
+        """Load the tokenizers; `run` reaches the models.
+
+        Args:
+            settings: The gateway's settings.
+            backend: What runs the embedding model; None to serve none.
+            rerank_backend: What runs the reranker; None to serve none.
 
         Raises:
-            StartupError: The tokenizer is missing or invalid.
+            StartupError: A tokenizer is missing or invalid.
         """
         self.settings = settings
-        self.metrics = Metrics()
-        self.memory = MemoryBudget(settings.max_memory_bytes, self.metrics)
-        self.embedder = Embedder(backend, settings, self.metrics)
+        self.metrics = metrics = Metrics()
+        self.memory = MemoryBudget(settings.max_memory_bytes, metrics)
+        self.served_embedder = Embedder(backend, settings, metrics) if backend else None
+        self.served_reranker: Reranker | None = None
+        if rerank_backend is not None:
+            rerank_metrics = RerankMetrics(metrics.registry)
+            self.served_reranker = Reranker(rerank_backend, settings, rerank_metrics)
+        models: list[ServedModel | None] = [self.served_embedder, self.served_reranker]
+        self.models = [model for model in models if model is not None]
         self.stopping = False
-        self.metrics.observe_state(self.state)
+        metrics.observe_state(self.state)
+
+    @property
+    def embedder(self) -> Embedder:
+        """The embedding model.
+
+        Raises:
+            ModelNotFoundError: None is served.
+        """
+        if self.served_embedder is None:
+            raise ModelNotFoundError(NO_EMBEDDER)
+        return self.served_embedder
+
+    @property
+    def reranker(self) -> Reranker:
+        """The reranker.
+
+        Raises:
+            ModelNotFoundError: None is served.
+        """
+        if self.served_reranker is None:
+            raise ModelNotFoundError(NO_RERANKER)
+        return self.served_reranker
 
     @property
     def readiness(self) -> Readiness:
-        """Whether requests are answered, and more should be sent."""
-        readiness = self.embedder.readiness
+        """Whether every model answers, and more requests should be sent."""
+        states = [model.readiness for model in self.models]
+        backend_ready = all(state.backend_ready for state in states)
         if self.stopping:
-            return Readiness(False, readiness.backend_ready, "the gateway is shutting down")
-        return readiness
+            return Readiness(False, backend_ready, "the gateway is shutting down")
+        reasons = dict.fromkeys(state.reason for state in states if state.reason)
+        return Readiness(all(state.ready for state in states), backend_ready, "; ".join(reasons))
 
     @property
     def admission(self) -> Admission | None:
-        """The bounds of the queue; None while requests are refused for another reason."""
-        return None if self.stopping else self.embedder.admission
+        """The bounds of the embedder's queue; None while it refuses for another reason."""
+        embedder = self.served_embedder
+        return None if self.stopping or embedder is None else embedder.admission
 
     async def run(self) -> None:
-        """Connect and watch the model until cancelled.
+        """Connect and watch every model until cancelled.
 
         Raises:
-            StartupError: The model and the settings do not match.
+            StartupError: A model and the settings do not match.
         """
-        await self.embedder.run()
+        await asyncio.gather(*(model.run() for model in self.models))
 
     async def close(self) -> None:
-        """Finish the batches in flight, then release the backend."""
-        await self.embedder.close()
+        """Finish the batches in flight, then release the backends."""
+        await asyncio.gather(*(model.close() for model in self.models))
 
     def state(self) -> GatewayState:
-        """Describe the model's queue, and what all requests share."""
-        model = self.embedder.state()
+        """Describe the embedder's queue and backends, and what all requests share."""
+        embedder = self.served_embedder
+        model = embedder.state() if embedder else None
         return GatewayState(
-            lanes=model.lanes,
-            batches_in_flight=model.batches_in_flight,
-            requests_under_way=model.requests_under_way,
+            lanes=model.lanes if model else [],
+            batches_in_flight=model.batches_in_flight if model else 0,
+            requests_under_way=model.requests_under_way if model else 0,
             memory_bytes=self.memory.used_bytes,
-            cache_bytes=self.embedder.cache.used_bytes,
+            cache_bytes=embedder.cache.used_bytes if embedder else 0,
             ready=self.readiness.ready,
-            backends=model.backends,
-            problems=model.problems,
+            backends=model.backends if model else {},
+            problems=model.problems if model else {},
         )

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal, TypeAlias, cast
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from .rerank_prompt import DEFAULT_INSTRUCTION
+
 HEADER_NAME = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
 HEADER_VALUE = re.compile(r"[ -~]+")
 # What the protocol or tritonclient sets, in HTTP or in gRPC.
@@ -21,6 +23,8 @@ CONNECTION_HEADERS = {
 Pooling: TypeAlias = Literal["last_token", "mean", "cls", "graph"]
 Engine: TypeAlias = Literal["auto", "onnxruntime", "openvino"]
 WantedPrecision: TypeAlias = Literal["auto", "float32", "bfloat16", "int8"]
+# What a model is served for.
+Task: TypeAlias = Literal["embed", "rerank"]
 # What a model is found to compute in: `graph` is whatever its graph states.
 Precision: TypeAlias = Literal["graph", "float32", "bfloat16", "int8"]
 
@@ -145,6 +149,49 @@ class Settings(BaseSettings):
         description=(
             "Folder in which OpenVINO keeps compiled models, for quick starts; without it, a model "
             "is compiled at each start."
+        ),
+    )
+    rerank_triton_model: str | None = Field(
+        default=None,
+        validation_alias="RERANK_TRITON_MODEL",
+        description=(
+            "Name of a reranker in Triton's model repository, to serve it next to the embedding "
+            "model; alone, if neither --triton-model, --tokenizer-path nor --model-dir is set."
+        ),
+    )
+    rerank_model_dir: Path | None = Field(
+        default=None,
+        validation_alias="RERANK_MODEL_DIR",
+        description=(
+            "Folder with a reranker's model.onnx and tokenizer.json, to run it in the gateway's "
+            "process; alone, if no embedding model is named."
+        ),
+    )
+    rerank_tokenizer_path: Path | None = Field(
+        default=None,
+        validation_alias="RERANK_TOKENIZER_PATH",
+        description=(
+            "Folder that contains the reranker's tokenizer.json, or the file itself; by default "
+            "the folder of --rerank-model-dir, else --tokenizer-path."
+        ),
+    )
+    rerank_model_id: str | None = Field(
+        default=None,
+        validation_alias="RERANK_MODEL_ID",
+        description="The reranker's name in requests and responses; by default that of the model.",
+    )
+    rerank_instruction: str = Field(
+        default=DEFAULT_INSTRUCTION,
+        validation_alias="RERANK_INSTRUCTION",
+        description="What makes a document relevant, if the request sends no `instruction`.",
+    )
+    rerank_max_length: int = Field(
+        default=8192,
+        ge=128,
+        validation_alias="RERANK_MAX_LENGTH",
+        description=(
+            "Maximum tokens of a query and a document with the prompt. Longer documents are "
+            "truncated or refused, depending on the request; a query is never truncated."
         ),
     )
     threads: int = Field(
@@ -411,10 +458,29 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _one_backend(self) -> Settings:
-        if self.triton_url and self.model_dir:
+        if self.rerank_triton_model and self.rerank_model_dir:
+            msg = "RERANK_TRITON_MODEL and RERANK_MODEL_DIR are both set. Set only one of them."
+            raise ValueError(msg)
+        if self.rerank_triton_model and not self.triton_url:
+            msg = "RERANK_TRITON_MODEL needs TRITON_URL, the address of the Triton that serves it."
+            raise ValueError(msg)
+        if self.triton_url and self.model_dir and not self.rerank_triton_model:
             msg = "TRITON_URL and EMBED_MODEL_DIR are both set. Set only one of them."
             raise ValueError(msg)
         return self
+
+    @property
+    def serves_reranker(self) -> bool:
+        return bool(self.rerank_triton_model or self.rerank_model_dir)
+
+    @property
+    def serves_embeddings(self) -> bool:
+        """Whether an embedding model is served: always, unless only a reranker is named."""
+        is_named = bool(
+            self.model_dir or self.tokenizer_path or "triton_model" in self.model_fields_set
+        )
+        on_triton = bool(self.triton_url) and not self.rerank_triton_model
+        return is_named or on_triton or not self.serves_reranker
 
 
 def parse_headers(text: str) -> dict[str, str]:

@@ -37,7 +37,7 @@ class TokenCount:
 
 @dataclass(frozen=True, slots=True)
 class TokenizedText:
-    """One text as token IDs, without padding, ending with `<|endoftext|>`.
+    """One text as token IDs, without padding; those of an embedder end with `<|endoftext|>`.
 
     Attributes:
         input_ids: Int64 of shape `(length,)`.

@@ -141,6 +141,10 @@ class TextTokenizer:
         if add_special_tokens:
             yield [_token(self.end_token_id, END_TOKEN, None, None)]
 
+    def id_of(self, token: str) -> int | None:
+        """Return the ID of a token; None if the vocabulary lacks it."""
+        return self._tokenizer.token_to_id(token)
+
     def token_ids(self, pieces: list[str]) -> list[list[int]]:
         """Tokenize pieces of texts, without an end token."""
         encodings = self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
@@ -196,6 +200,7 @@ class Tokenization:
         cut: CutSide = "end",
         limit: int | None = None,
         indices: Sequence[int] | None = None,
+        after: Sequence[int] | None = None,
     ) -> None:
         """Prepare the texts; `step` does the work.
 
@@ -206,13 +211,15 @@ class Tokenization:
             cut: The side that is truncated.
             limit: Maximum tokens of a text, end token included; by default `max_length`.
             indices: The number of each text in errors, if it is not its position.
+            after: What is appended instead of the end token.
         """
         self._tokenizer = tokenizer
         self._texts = texts
         self._prefix = prefix
         self._cut: CutSide = cut
         limit = limit or tokenizer.max_length
-        self._room = limit - 1
+        self._after = [tokenizer.end_token_id] if after is None else [*after]
+        self._room = limit - len(self._after)
         self._piece_characters = min(limit * CHARACTERS_PER_TOKEN, STEP_CHARACTERS)
         self._indices = indices or range(len(texts))
         self._begun = 0
@@ -277,8 +284,9 @@ class Tokenization:
         if text.start < text.stop and text.total <= self._room:
             self._remaining.append(text)
             return
-        input_ids = np.array([*text.kept, self._tokenizer.end_token_id], dtype=np.int64)
-        count = TokenCount(len(input_ids), text.total + 1, exact=text.start >= text.stop)
+        input_ids = np.array([*text.kept, *self._after], dtype=np.int64)
+        total = text.total + len(self._after)
+        count = TokenCount(len(input_ids), total, exact=text.start >= text.stop)
         self._tokenized[text.index] = TokenizedText(input_ids, count)
 
 

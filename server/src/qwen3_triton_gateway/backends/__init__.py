@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StartupError
-from ..settings import Settings
+from ..settings import Settings, Task
 from .base import Backend
 
 logger = logging.getLogger(__name__)
@@ -16,10 +16,13 @@ logger = logging.getLogger(__name__)
 NANO_MODEL_ID = "qwen3-nano"
 
 
-def choose_backend(settings: Settings) -> Backend:
-    """Create the backend that the settings name, not yet connected."""
-    if settings.model_dir is not None:
-        return _open_in_process(settings, settings.model_dir)
+def choose_backend(settings: Settings, task: Task = "embed") -> Backend:
+    """Create the backend that the settings name for a task, not yet connected."""
+    model_dir = settings.model_dir if task == "embed" else settings.rerank_model_dir
+    if model_dir is not None:
+        return _open_in_process(settings, model_dir, task)
+    model = settings.triton_model if task == "embed" else settings.rerank_triton_model
+    assert model is not None, "the settings name a model"
     from .address import TritonAddress
     from .replicas import ReplicatedBackend
     from .triton import TritonBackend
@@ -28,14 +31,15 @@ def choose_backend(settings: Settings) -> Backend:
     tritons = [
         TritonBackend(
             TritonAddress.parse(url).with_options(headers, settings.triton_ca_file),
-            settings.triton_model,
+            model,
+            task=task,
         )
         for url in settings.triton_url
     ]
     return tritons[0] if len(tritons) == 1 else ReplicatedBackend(tritons)
 
 
-def _open_in_process(settings: Settings, model_dir: Path) -> Backend:
+def _open_in_process(settings: Settings, model_dir: Path, task: Task) -> Backend:
     from .engines import choose_engine
 
     choice = choose_engine(settings.engine, settings.precision)
@@ -43,7 +47,7 @@ def _open_in_process(settings: Settings, model_dir: Path) -> Backend:
     if choice.engine == "onnxruntime":
         from .onnx import OnnxBackend
 
-        return OnnxBackend(model_dir, threads=settings.threads)
+        return OnnxBackend(model_dir, threads=settings.threads, task=task)
     from .openvino import OpenVinoBackend
 
     return OpenVinoBackend(
@@ -51,6 +55,7 @@ def _open_in_process(settings: Settings, model_dir: Path) -> Backend:
         precision=choice.precision,
         threads=settings.threads,
         cache_dir=settings.engine_cache_dir,
+        task=task,
     )
 
 

@@ -14,11 +14,18 @@ import numpy as np
 
 from ..errors import BackendError, StartupError
 from ..fingerprint import SAME_PRECISIONS
-from ..settings import Precision
+from ..settings import Precision, Task
 from ..tensors import HiddenStates, PooledStates, TokenBatch
 
 HIDDEN_OUTPUT = "last_hidden_state"
 POOLED_OUTPUT = "sentence_embedding"
+LOGITS_OUTPUT = "logits"
+# In the order of preference: a pooled output has as many times fewer bytes as a text has tokens.
+OUTPUTS: dict[Task, tuple[str, ...]] = {
+    "embed": (POOLED_OUTPUT, HIDDEN_OUTPUT),
+    "rerank": (LOGITS_OUTPUT,),
+}
+EXPORT_TASKS: dict[Task, str] = {"embed": "feature-extraction", "rerank": "text-generation"}
 TOKEN_INPUTS = ("input_ids", "attention_mask", "position_ids", "token_type_ids")
 PAST_PREFIX = "past_key_values."
 # The parameter of config.pbtxt with the canary's vector.
@@ -184,6 +191,7 @@ def describe_model(
     stated_canary: str = "",
     engine: str = "triton",
     precision: Precision = "graph",
+    task: Task = "embed",
 ) -> ModelSpec:
     """Check a model's interface, and determine how to feed it.
 
@@ -193,7 +201,7 @@ def describe_model(
     """
     check_inputs(name, inputs)
     batch_limit = _check_sizes(name, inputs)
-    output = _choose_output(name, outputs)
+    output = _choose_output(name, outputs, task)
     return ModelSpec(
         name=name,
         inputs=tuple(spec.name for spec in inputs if spec.name in TOKEN_INPUTS),
@@ -335,15 +343,14 @@ def _check_past_input(model: str, spec: TensorSpec) -> None:
         raise StartupError(msg)
 
 
-def find_output(outputs: Sequence[TensorSpec]) -> TensorSpec | None:
+def find_output(outputs: Sequence[TensorSpec], task: Task = "embed") -> TensorSpec | None:
     """Return the output that the gateway asks for, None if it is not clear which.
 
-    A pooled output is preferred: it has as many times fewer bytes as a text has tokens. torch's
-    exporter names outputs after operators; next to the states it may return the keys and values of
-    each layer, whose rank is another.
+    torch's exporter names outputs after operators; next to the states it may return the keys and
+    values of each layer, whose rank is another.
     """
     by_name = {spec.name: spec for spec in outputs}
-    named = by_name.get(POOLED_OUTPUT) or by_name.get(HIDDEN_OUTPUT)
+    named = next((by_name[name] for name in OUTPUTS[task] if name in by_name), None)
     if named or len(outputs) == 1:
         return named or outputs[0]
     fitting = [
@@ -354,12 +361,13 @@ def find_output(outputs: Sequence[TensorSpec]) -> TensorSpec | None:
     return fitting[0] if len(fitting) == 1 else None
 
 
-def _choose_output(model: str, outputs: Sequence[TensorSpec]) -> TensorSpec:
-    output = find_output(outputs)
+def _choose_output(model: str, outputs: Sequence[TensorSpec], task: Task) -> TensorSpec:
+    output = find_output(outputs, task)
     if output is None:
+        wanted = " or ".join(f"`{name}`" for name in reversed(OUTPUTS[task]))
         msg = (
-            f"Model {model!r} has no output `{HIDDEN_OUTPUT}` or `{POOLED_OUTPUT}`. Its outputs: "
-            f"{_names(outputs)}. Export it with the task feature-extraction."
+            f"Model {model!r} has no output {wanted}. Its outputs: {_names(outputs)}. Export it "
+            f"with the task {EXPORT_TASKS[task]}."
         )
         raise StartupError(msg)
     output = _with_hidden_size(output, outputs)

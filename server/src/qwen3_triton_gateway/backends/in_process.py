@@ -15,7 +15,7 @@ import numpy as np
 from ..errors import BackendError, DeadlineExceededError, StartupError
 from ..fingerprint import weights_digest
 from ..model_files import ModelFileError, find_model
-from ..settings import Precision
+from ..settings import Precision, Task
 from ..tensors import HiddenStates, PooledStates, TokenBatch
 from .base import (
     HIDDEN_RANK,
@@ -35,6 +35,7 @@ from .base import (
 
 # A CPU gains nothing from larger batches: the matrices fill its cores long before.
 MAX_BATCH_SIZE = 32
+MODEL_DIR_SETTINGS: dict[Task, str] = {"embed": "EMBED_MODEL_DIR", "rerank": "RERANK_MODEL_DIR"}
 
 
 class InProcessBackend(Backend, ABC):
@@ -44,9 +45,10 @@ class InProcessBackend(Backend, ABC):
     title: str  # as its authors write it
     precision: Precision
 
-    def __init__(self, model_dir: Path, *, threads: int = 0) -> None:
+    def __init__(self, model_dir: Path, *, threads: int = 0, task: Task = "embed") -> None:
         """Prepare to load; with 0 `threads` the engine uses every core."""
         self._path = model_dir
+        self._task: Task = task
         self._threads = threads
         # One thread: a run already uses every core, and the next batch waits here, prepared.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=self.name)
@@ -132,7 +134,9 @@ class InProcessBackend(Backend, ABC):
             self._path = find_model(self._path)
             digest = weights_digest(self._path)
         except ModelFileError as error:
-            raise StartupError(f"EMBED_MODEL_DIR cannot be served. {error}") from error
+            raise StartupError(
+                f"{MODEL_DIR_SETTINGS[self._task]} cannot be served. {error}"
+            ) from error
         inputs, outputs = self._open(self._path, digest)
         # The hub keeps the graph in a subfolder, which is not what the model is called.
         folder = self._path.parent
@@ -147,6 +151,7 @@ class InProcessBackend(Backend, ABC):
             weights_digest=digest,
             engine=self.name,
             precision=self.precision,
+            task=self._task,
         )
 
     def _with_shapes(

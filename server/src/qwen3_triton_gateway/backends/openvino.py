@@ -11,7 +11,7 @@ import numpy as np
 from ..errors import StartupError
 from ..memory import trim_heap
 from ..openvino_model import OpenVinoError, OpenVinoModel
-from ..settings import Precision
+from ..settings import Precision, Task
 from .base import AnyArray, Feed, TensorSpec, find_output
 from .engines import openvino_options
 from .in_process import InProcessBackend, is_open
@@ -39,6 +39,7 @@ class OpenVinoBackend(InProcessBackend):
         precision: Precision = "float32",
         threads: int = 0,
         cache_dir: Path | None = None,
+        task: Task = "embed",
     ) -> None:
         """Prepare to load.
 
@@ -47,8 +48,9 @@ class OpenVinoBackend(InProcessBackend):
             precision: What it computes in; `int8` needs weights in int8.
             threads: 0 for every core.
             cache_dir: Where the compiled model is kept for the next start.
+            task: What the model is served for.
         """
-        super().__init__(model_dir, threads=threads)
+        super().__init__(model_dir, threads=threads, task=task)
         self.precision = precision
         self._cache_dir = cache_dir
         self._has_run = False
@@ -63,7 +65,7 @@ class OpenVinoBackend(InProcessBackend):
             model = OpenVinoModel(path)
             inputs = [_tensor_spec(port) for port in model.model.inputs]
             outputs = [_tensor_spec(port) for port in model.model.outputs]
-            wanted = find_output(outputs)
+            wanted = find_output(outputs, self._task)
             model.compile(
                 self.precision,
                 openvino_options(self.precision),

@@ -1,4 +1,4 @@
-"""A batch of one sentence whose vector shows which weights a backend has."""
+"""A short batch whose answer shows which weights a backend has."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 from ..errors import BadVectorError
 from ..pooling import l2_normalize, unusable_rows, vectors_of
-from ..tensors import Float32Vector, TokenBatch
+from ..tensors import Float32Matrix, Float32Vector, TokenBatch
 from .base import Backend
 
 # Equal weights on equal hardware agree to 1e-6 in float32 and 1e-4 in float16, in any batch. Other
@@ -19,18 +19,26 @@ QUERY_PRIORITY = 1
 
 
 async def embed_probe(backend: Backend, batch: TokenBatch) -> Float32Vector:
-    """Compute the unit vector of a batch of one, without waiting behind other requests.
+    """Compute the unit vector of a batch, without waiting behind other requests.
+
+    That of an embedding model is of one sentence; that of a reranker holds the logits of its pairs.
 
     Raises:
         BadVectorError: The vector is not finite, or zero.
         EmbeddingServerError: See `Backend.infer`.
     """
-    states = await backend.infer(batch, timeout_seconds=TIMEOUT_SECONDS, priority=QUERY_PRIORITY)
-    rows = vectors_of(states, batch.attention_mask)
-    if unusable_rows(rows):
+    size = max(1, backend.spec.max_batch_size)
+    rows: list[Float32Matrix] = []
+    for start in range(0, len(batch.input_ids), size):
+        part = slice(start, start + size)
+        few = TokenBatch(batch.input_ids[part], batch.attention_mask[part])
+        states = await backend.infer(few, timeout_seconds=TIMEOUT_SECONDS, priority=QUERY_PRIORITY)
+        rows.append(vectors_of(states, few.attention_mask))
+    vector = np.concatenate(rows).reshape(1, -1)
+    if unusable_rows(vector):
         msg = "The vector of the canary sentence is not finite, or zero."
         raise BadVectorError(msg)
-    return l2_normalize(rows)[0]
+    return l2_normalize(vector)[0]
 
 
 def cosine(left: Float32Vector, right: Float32Vector) -> float:

@@ -17,7 +17,7 @@ from ..errors import (
     DeadlineExceededError,
 )
 from ..fingerprint import FIRST_VERSION, digest_of_version, served_version
-from ..settings import Precision
+from ..settings import Precision, Task
 from ..tensors import HiddenStates, PooledStates, TokenBatch
 from ..tracing import trace_headers
 from .address import METADATA_BYTES, TritonAddress
@@ -66,9 +66,10 @@ MAX_MESSAGE_BYTES = 2**31 - 1
 class TritonBackend(Backend):
     """One model on one Triton."""
 
-    def __init__(self, address: TritonAddress | str, model: str) -> None:
+    def __init__(self, address: TritonAddress | str, model: str, *, task: Task = "embed") -> None:
         self.address = TritonAddress.parse(address) if isinstance(address, str) else address
         self._model = model
+        self._task: Task = task
         self._client: Any = None
         # Of the client for gRPC; those that accepted less are closed at the end.
         self._accepted_bytes = METADATA_BYTES
@@ -117,7 +118,7 @@ class TritonBackend(Backend):
             raise BackendUnavailableError(msg) from None
         except Exception as error:
             raise translate_at_start(error, self.address) from error
-        self._spec = _describe(metadata, config.get("config", config))
+        self._spec = _describe(metadata, config.get("config", config), self._task)
         await self._notice_reload()  # the first reading is from before the first batch
         return self._spec
 
@@ -285,7 +286,7 @@ def _infer_input(protocol: Any, name: str, array: AnyArray) -> Any:
     return tensor.set_data_from_numpy(np.ascontiguousarray(array))
 
 
-def _describe(metadata: dict[str, Any], config: dict[str, Any]) -> ModelSpec:
+def _describe(metadata: dict[str, Any], config: dict[str, Any], task: Task) -> ModelSpec:
     max_batch_size = int(config.get("max_batch_size", 0))
     parameters: dict[str, Any] = config.get("parameters", {})
     stated_digest = parameters.get("weights_digest", {}).get("string_value")
@@ -309,6 +310,7 @@ def _describe(metadata: dict[str, Any], config: dict[str, Any]) -> ModelSpec:
         # As the digest, it is that of the first version.
         stated_canary=stated_canary if served_version(versions) == FIRST_VERSION else "",
         precision=PRECISIONS.get(stated_precision, "graph"),
+        task=task,
     )
 
 

@@ -152,8 +152,9 @@ async def embed_prompt(request: Request, service: ServiceDep) -> Response:
 
 @router.get("/tags", responses=describe_errors(NAMELESS_ERRORS, OllamaErrorResponse))
 async def tags(service: ServiceDep) -> dict[str, Any]:
-    """List the served model under its ID and its aliases."""
-    return {"models": [_model(name, service) for name in service.embedder.names]}
+    """List the embedding model under its ID and its aliases."""
+    names = service.served_embedder.names if service.served_embedder else []
+    return {"models": [_model(name, service) for name in names]}
 
 
 @router.post(

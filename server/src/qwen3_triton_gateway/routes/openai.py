@@ -146,14 +146,14 @@ async def embeddings(request: Request, service: ServiceDep) -> Response:
 
 @router.get("/models", responses=describe_errors({401}, OpenAIErrorResponse))
 async def models(service: ServiceDep) -> Response:
-    """List the served model under its ID and its aliases."""
-    names = service.embedder.names
+    """List the served models under their IDs and their aliases."""
+    names = [name for model in service.models for name in model.names]
     return JsonResponse({"object": "list", "data": [_model(name, service) for name in names]})
 
 
 @router.get("/models/{name:path}", responses=describe_errors({401, 404}, OpenAIErrorResponse))
 async def model(name: str, service: ServiceDep) -> Response:
-    """Describe the served model."""
+    """Describe a served model."""
     return JsonResponse(_model(name, service))
 
 
@@ -268,12 +268,17 @@ def _item(index: int, vector: Any) -> dict[str, Any]:
 
 
 def _model(name: str, service: EmbeddingService) -> dict[str, Any]:
+    described = {"id": name, "object": "model", "created": STARTED, "owned_by": "qwen3-triton"}
+    reranker = service.served_reranker
+    if reranker is not None and name in reranker.names:
+        return described | {
+            "root": reranker.model_id,
+            "task": "rerank",
+            "max_model_len": service.settings.rerank_max_length,
+            "instruction": service.settings.rerank_instruction,
+        }
     alias, embedder = resolve_model(name, service), service.embedder
-    described = {
-        "id": name,
-        "object": "model",
-        "created": STARTED,
-        "owned_by": "qwen3-triton",
+    described |= {
         "root": embedder.model_id,
         "task": "embed",
         "dimensions": service.settings.output_dim,

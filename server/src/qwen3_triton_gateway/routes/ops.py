@@ -11,7 +11,10 @@ from starlette.responses import PlainTextResponse, Response
 
 from .. import __version__
 from ..embedder import Embedder
+from ..rerank_prompt import PAIR_TEMPLATE, PREFIX, SUFFIX
+from ..reranker import Reranker
 from ..responses import ErrorResponse, JsonResponse, file_response
+from ..served import ServedModel
 from ..service import EmbeddingService
 from ..settings import MAX_TEXTS, MIN_DIMENSIONS
 from ..tokenization import DEFAULT_INSTRUCTION, QUERY_TEMPLATE
@@ -38,25 +41,21 @@ async def health(request: Request, service: ServiceDep) -> JsonResponse:
 
     If keys are set, a caller without one gets `status` only.
     """
-    readiness, state = service.readiness, service.state()
-    embedder = service.embedder
-    spec = embedder.spec
+    first = service.models[0]
+    embedder, spec = service.served_embedder, first.spec
+    readiness = service.readiness
     details = {
         "triton_status": OK if readiness.backend_ready else UNAVAILABLE,
         "triton_model": spec.name if spec else service.settings.triton_model,
-        "tokenizer_path": str(embedder.tokenizer.path),
-        "embed_output_dim": service.settings.output_dim,
-        "model_hidden_dim": spec.hidden_size if spec else 0,
+        "tokenizer_path": str(first.tokenizer.path),
+        "embed_output_dim": service.settings.output_dim if embedder else 0,
+        "model_hidden_dim": spec.hidden_size if spec and embedder else 0,
         "requires_past_kv": bool(spec and spec.past_inputs),
-        "backend": embedder.backend.description,
-        "backends": state.backends,
-        "excluded": state.problems,
-        "model": embedder.model_id,
+        **_describe_state(first),
         "reason": readiness.reason,
-        "queued_tokens": sum(lane.tokens for lane in state.lanes),
-        "batches_in_flight": state.batches_in_flight,
-        "requests_under_way": state.requests_under_way,
     }
+    if embedder and service.served_reranker:
+        details["reranker"] = _describe_state(service.served_reranker)
     return _health(request, service, details)
 
 
@@ -69,7 +68,13 @@ async def live() -> dict[str, str]:
 @router.get("/health/ready", responses=HEALTH_ANSWERS)
 async def ready(request: Request, service: ServiceDep) -> JsonResponse:
     """Report whether the model answers and its vectors are those it returned at startup."""
-    return _health(request, service, {"reason": service.readiness.reason})
+    details: dict[str, Any] = {"reason": service.readiness.reason}
+    if len(service.models) > 1:
+        details["models"] = {
+            model.model_id: {"ready": model.readiness.ready, "reason": model.readiness.reason}
+            for model in service.models
+        }
+    return _health(request, service, details)
 
 
 @router.get("/v1/health/live")
@@ -97,10 +102,18 @@ async def metrics(service: ServiceDep) -> Response:
 @router.get("/info", responses=describe_errors({503}, ErrorResponse))
 async def info(service: ServiceDep) -> dict[str, Any]:
     """Describe the served model and the limits; 503 until the model has been reached."""
-    embedder = service.embedder
-    embedder.require_ready()
-    fingerprint = embedder.fingerprint(embedder.default_dimensions)
-    return _describe(embedder) | {"fingerprint": fingerprint} | _describe_as_tei(embedder)
+    embedder, reranker = service.served_embedder, service.served_reranker
+    service.models[0].require_ready()
+    if embedder is None:
+        return _describe_reranker(service.reranker)
+    described = (
+        _describe(embedder)
+        | {"fingerprint": embedder.fingerprint(embedder.default_dimensions)}
+        | _describe_as_tei(embedder)
+    )
+    if reranker is None or reranker.spec is None:
+        return described
+    return described | {"reranker": _describe_reranker(reranker)}
 
 
 @router.get("/tokenizer", response_class=Response, responses=TOKENIZER_ANSWERS)
@@ -126,6 +139,51 @@ def _health(request: Request, service: EmbeddingService, details: dict[str, Any]
 def _nim_health(state: str, message: str, status: int) -> JsonResponse:
     body = {"object": "health.response", "message": message, state: status == OK}
     return JsonResponse(body, status)
+
+
+def _describe_state(model: ServedModel) -> dict[str, Any]:
+    state = model.state()
+    return {
+        "model": model.model_id,
+        "ready": state.ready,
+        "reason": model.readiness.reason,
+        "backend": model.backend.description,
+        "backends": state.backends,
+        "excluded": state.problems,
+        "queued_tokens": sum(lane.tokens for lane in state.lanes),
+        "batches_in_flight": state.batches_in_flight,
+        "requests_under_way": state.requests_under_way,
+    }
+
+
+def _describe_reranker(reranker: Reranker) -> dict[str, Any]:
+    """Describe the reranker, with the names of text-embeddings-inference's `/info` too."""
+    settings, spec = reranker.settings, reranker.backend.spec
+    return {
+        "model": reranker.model_id,
+        "version": __version__,
+        "backend": reranker.backend.description,
+        "engine": spec.engine,
+        "precision": spec.precision,
+        "dtype": spec.output.dtype.name,
+        "logits": spec.hidden_size,
+        "selected_in_graph": spec.pooling == "in_graph",
+        "max_length": settings.rerank_max_length,
+        "max_texts": MAX_TEXTS,
+        "max_batch_size": spec.max_batch_size if reranker.shares_batches else 1,
+        "max_body_bytes": settings.max_body_bytes,
+        "default_instruction": settings.rerank_instruction,
+        "prompt": PREFIX + PAIR_TEMPLATE + SUFFIX,
+        "fingerprint": reranker.fingerprint,
+        "model_id": reranker.model_id,
+        "model_sha": spec.weights_digest,
+        "model_dtype": spec.output.dtype.name,
+        "model_type": {"reranker": {"id2label": {"0": "yes"}, "label2id": {"yes": 0}}},
+        "max_input_length": settings.rerank_max_length,
+        "max_client_batch_size": MAX_TEXTS,
+        "max_concurrent_requests": settings.max_queue_requests,
+        "auto_truncate": True,
+    }
 
 
 def _describe(embedder: Embedder) -> dict[str, Any]:

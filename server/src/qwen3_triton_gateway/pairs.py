@@ -1,0 +1,141 @@
+"""From queries and documents to the tokens of the reranker's prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .errors import InvalidRequestError
+from .rerank_prompt import PREFIX, SUFFIX, render_pair
+from .tensors import Int64Vector, TokenCount, TokenizedText
+from .tokenization import TextTokenizer, Tokenization
+
+# What precedes a document in its pair. Qwen3's tokenizer begins a word with it whatever follows, so
+# the tokens before it are the same for every document.
+SEPARATOR = " "
+
+
+class PairTokenization:
+    """The pairs of one call on their way to tokens, a step at a time; see `Tokenization`.
+
+    As on the model card, prefix, pair and suffix are tokenized on their own. All of a pair that
+    precedes its document is tokenized once for each query. Only a document is truncated: the prompt
+    and the query stay whole.
+
+    Attributes:
+        is_done: Whether every pair is tokenized.
+    """
+
+    def __init__(
+        self,
+        tokenizer: TextTokenizer,
+        queries: Sequence[str],
+        documents: Sequence[str],
+        *,
+        instruction: str,
+        limit: int,
+        max_document_tokens: int | None = None,
+    ) -> None:
+        """Prepare the pairs; `step` does the work.
+
+        Args:
+            tokenizer: The tokenizer.
+            queries: The query of each document.
+            documents: The documents.
+            instruction: What makes a document relevant.
+            limit: Maximum tokens of a pair, prompt included.
+            max_document_tokens: Maximum tokens of a document, if there is room for more.
+        """
+        self._tokenizer = tokenizer
+        self._queries = queries
+        self._documents = documents
+        self._instruction = instruction
+        self._limit = limit
+        self._max_document_tokens = max_document_tokens
+        self._prefix, self._suffix = prompt_tokens(tokenizer)
+        self._room = limit - len(self._prefix) - len(self._suffix)
+        self._distinct = list(dict.fromkeys(queries))
+        heads = [self._head_of(query) for query in self._distinct]
+        self._heads = Tokenization(tokenizer, heads, after=(), limit=max(1, self._room))
+        self._head_tokens: dict[str, TokenizedText] = {}
+        self._rest: Tokenization | None = None
+
+    @property
+    def is_done(self) -> bool:
+        return self._rest is not None and self._rest.is_done
+
+    def step(self) -> None:
+        """Tokenize the next queries or documents.
+
+        Raises:
+            InvalidRequestError: A query leaves no room for a document, or a document cannot be
+                truncated at a cut; `index` names the document.
+        """
+        if self._rest is not None:
+            self._rest.step()
+            return
+        try:
+            self._heads.step()
+        except InvalidRequestError as error:
+            msg = error.message.replace(f"Text {error.index}", "The query", 1)
+            raise InvalidRequestError(msg, param="query", code=error.code) from None
+        if self._heads.is_done:
+            self._head_tokens = dict(zip(self._distinct, self._heads.tokenized(), strict=True))
+            self._check_heads()
+            self._rest = self._begin_documents()
+
+    def tokenized(self) -> list[TokenizedText]:
+        """Return the tokens of every pair, in the order of the documents."""
+        assert self._rest is not None, "is_done comes first"
+        pairs = zip(self._queries, self._rest.tokenized(), strict=True)
+        return [self._join(self._head_tokens[query], text) for query, text in pairs]
+
+    def _head_of(self, query: str) -> str:
+        return render_pair(query, "", self._instruction).removesuffix(SEPARATOR)
+
+    def _check_heads(self) -> None:
+        for head in self._head_tokens.values():
+            if head.count.total < self._room:
+                continue
+            total = head.count.total + self._limit - self._room
+            msg = (
+                f"The query has {'' if head.count.exact else 'more than '}{total} tokens with its "
+                f"instruction and the prompt; the limit of a pair is {self._limit} "
+                "(RERANK_MAX_LENGTH), and queries are never cut. Shorten it."
+            )
+            raise InvalidRequestError(msg, param="query", code="query_too_long")
+
+    def _begin_documents(self) -> Tokenization:
+        if self._shares_heads:
+            texts, prefix = self._documents, SEPARATOR
+            limit = self._room - min(head.length for head in self._head_tokens.values())
+        else:
+            pairs = zip(self._queries, self._documents, strict=True)
+            texts = [render_pair(query, text, self._instruction) for query, text in pairs]
+            prefix, limit = "", self._room
+        return Tokenization(self._tokenizer, texts, prefix=prefix, after=(), limit=limit)
+
+    @property
+    def _shares_heads(self) -> bool:
+        # Of another tokenizer, nothing is known about where words begin.
+        return self._tokenizer.segmenter.knows_words
+
+    def _join(self, head: TokenizedText, text: TokenizedText) -> TokenizedText:
+        allowed = self._room - head.length
+        if self._max_document_tokens is not None:
+            allowed = min(allowed, self._max_document_tokens)
+        fixed = len(self._prefix) + len(self._suffix)
+        if self._shares_heads:
+            middle, fixed = [head.input_ids, text.input_ids[:allowed]], fixed + head.length
+        else:
+            middle = [text.input_ids[: head.length + allowed]]
+        input_ids = np.concatenate([self._prefix, *middle, self._suffix])
+        count = TokenCount(len(input_ids), fixed + text.count.total, exact=text.count.exact)
+        return TokenizedText(input_ids, count)
+
+
+def prompt_tokens(tokenizer: TextTokenizer) -> tuple[Int64Vector, Int64Vector]:
+    """Return the tokens of the prompt's prefix and suffix."""
+    prefix, suffix = tokenizer.token_ids([PREFIX, SUFFIX])
+    return np.array(prefix, dtype=np.int64), np.array(suffix, dtype=np.int64)

@@ -1,0 +1,477 @@
+"""The reranker: what it accepts, and the order of the stages from pairs of texts to scores."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+
+from .backends.base import Backend, ModelSpec
+from .backends.probe import QUERY_PRIORITY
+from .batching import BatchLimits, Lane, pad_batch
+from .errors import (
+    BackendError,
+    BadVectorError,
+    DeadlineExceededError,
+    EmbeddingServerError,
+    InvalidRequestError,
+    StartupError,
+)
+from .fingerprint import EmbeddingSpace
+from .memory import REQUEST_BYTES, Reservation
+from .metrics import RerankMetrics
+from .model_files import tokenizer_of
+from .pairs import PairTokenization
+from .pooling import last_token_logits
+from .rerank_prompt import ANSWERS, DEFAULT_INSTRUCTION
+from .served import (
+    QUEUED_TEXT_BYTES,
+    QUEUED_TOKEN_BYTES,
+    ServedModel,
+    Timings,
+    queue_and_infer_seconds,
+)
+from .settings import Settings
+from .tensors import (
+    Float32Matrix,
+    Float32Vector,
+    HiddenStates,
+    PooledStates,
+    TokenBatch,
+    TokenizedText,
+)
+from .tokenization import TextTokenizer
+from .tracing import current_origin, stage_span
+from .turns import QueuedText
+
+logger = logging.getLogger(__name__)
+
+Float64Vector: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float64]]
+
+# Part of the fingerprint: raise it when the bytes around a pair change.
+PROMPT_VERSION = "qwen3-rerank-1"
+# The tokens that divide the prompt; without them, a tokenizer is not of the family.
+PROMPT_TOKENS = ("<|im_start|>", "<|im_end|>")
+# Without a cut head, a token has the logits of the whole vocabulary, 600 kB: a batch has at most
+# so many bytes of them, unless one pair alone has more.
+MAX_LOGITS_BYTES = 256 << 20
+# The examples of the model card: each query with its document and with the other one's.
+QUERIES = ("What is the capital of China?", "Explain gravity")
+DOCUMENTS = (
+    "The capital of China is Beijing.",
+    "Gravity is a force that attracts two bodies towards each other. It gives weight to physical "
+    "objects and is responsible for the movement of planets around the sun.",
+)
+CANARY_PAIRS = tuple((query, document) for query in QUERIES for document in DOCUMENTS)
+# Padding of the probe, a few positions more than a batch would have.
+PROBE_PADDING = 8
+PROBE_SECONDS = 60.0
+# How far a score may be from that of the pair alone and without padding, of what scores typically
+# are: rounding and int8 scales stay far below, a padded position or another pair far above.
+MAX_DRIFT = 0.25
+
+
+@dataclass(frozen=True, slots=True)
+class RerankCall:
+    """A request for scores, independent of its dialect.
+
+    Attributes:
+        queries: The query of each document.
+        documents: The documents.
+        instruction: What makes a document relevant; by default RERANK_INSTRUCTION.
+        truncate: Whether a document that is too long is truncated; if not, it is refused.
+        max_tokens: Maximum tokens of a pair, if the request allows fewer than the gateway.
+        max_document_tokens: Maximum tokens of a document, if there is room for more.
+        documents_field: What this dialect calls the documents, for errors.
+        truncate_hint: How a caller of this dialect asks for truncation.
+    """
+
+    queries: Sequence[str]
+    documents: Sequence[str]
+    instruction: str | None = None
+    truncate: bool = True
+    max_tokens: int | None = None
+    max_document_tokens: int | None = None
+    documents_field: str = "texts"
+    truncate_hint: str = "send `truncate: true`"
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """The scores of n documents, in their order.
+
+    Attributes:
+        raw: The logit of "yes" minus that of "no", or the one logit of a classifier.
+        prompt_tokens: Tokens that the model saw, prompt included.
+        truncated: Indices of the documents that were truncated.
+    """
+
+    raw: Float64Vector
+    prompt_tokens: int
+    truncated: tuple[int, ...]
+
+    @property
+    def probabilities(self) -> Float64Vector:
+        """The scores of the model card, from 0 to 1: the share of "yes" in the softmax.
+
+        With two classes, that is the sigmoid of the difference of their logits. It is also what a
+        classifier (`seq-cls`) returns, whose one logit is that difference.
+        """
+        # Without overflow, whatever the logits are.
+        return np.exp(-np.logaddexp(0.0, -self.raw))
+
+
+class Reranker(ServedModel):
+    """A reranker, and the stages from pairs to scores."""
+
+    def __init__(self, backend: Backend, settings: Settings, metrics: RerankMetrics) -> None:
+        """Load the tokenizer; `run` reaches the model.
+
+        Raises:
+            StartupError: The tokenizer is missing, invalid, or not one of the family.
+        """
+        path = settings.rerank_tokenizer_path
+        if path is None and settings.rerank_model_dir is not None:
+            path = tokenizer_of(settings.rerank_model_dir)
+        path = path or settings.tokenizer_path
+        if path is None:
+            msg = (
+                "RERANK_TOKENIZER_PATH is not set. Set it to the folder that contains the "
+                "reranker's tokenizer.json."
+            )
+            raise StartupError(msg)
+        tokenizer = TextTokenizer(path, max_length=settings.rerank_max_length)
+        missing = [token for token in PROMPT_TOKENS if tokenizer.id_of(token) is None]
+        if missing:
+            msg = (
+                f"{path} has no token {' and no token '.join(map(repr, missing))}, which the "
+                "prompt of Qwen3-Reranker needs. Set RERANK_TOKENIZER_PATH to the model's own."
+            )
+            raise StartupError(msg)
+        super().__init__(
+            backend,
+            tokenizer,
+            settings,
+            metrics,
+            model_id=settings.rerank_model_id,
+            aliases={},
+            names_setting="RERANK_MODEL_ID",
+        )
+        self.metrics: RerankMetrics = metrics
+        self._space: EmbeddingSpace | None = None
+        self._answer_ids: list[int] | None = None  # where the model has not chosen them itself
+        self.shares_batches = True
+        metrics.observe_state(self.state)
+
+    @property
+    def fingerprint(self) -> str:
+        """What names everything that decides a score, but for the instruction."""
+        assert self._space is not None, "connect() comes first"
+        return self._space.fingerprint(1)
+
+    def canary_batch(self) -> TokenBatch:
+        return self._batch(self._canary_texts())
+
+    async def _accept(self, spec: ModelSpec) -> BatchLimits:
+        self.model_id = self.settings.rerank_model_id or spec.name
+        self._answer_ids = self._find_answers(spec)
+        self.shares_batches = await self._shares_batches(spec)
+        self._space = EmbeddingSpace(
+            model_id=self.model_id,
+            weights_digest=spec.weights_digest,
+            tokenizer_digest=self.tokenizer.digest,
+            pooling="logit" if spec.hidden_size == 1 else "yes_no",
+            prompt_version=PROMPT_VERSION,
+            dtype=spec.output.dtype.name,
+            precision=spec.precision,
+        )
+        tokens = self.settings.max_batch_tokens
+        if spec.pooling != "in_graph":
+            bytes_per_token = spec.hidden_size * spec.output.dtype.itemsize
+            tokens = min(tokens, max(1, MAX_LOGITS_BYTES // bytes_per_token))
+        return BatchLimits(
+            spec.max_batch_size if self.shares_batches else 1, tokens, self.tokenizer.max_length
+        )
+
+    def _describe(self, spec: ModelSpec) -> str:
+        return (
+            f"{'one logit' if spec.hidden_size == 1 else 'the logits of no and yes'} for each "
+            f"pair, up to {spec.max_batch_size} pairs per batch."
+        )
+
+    def _rows(self, states: HiddenStates | PooledStates, batch: TokenBatch) -> Float32Matrix:
+        """Return the logits of each pair: one, or those of "no" and "yes"."""
+        if isinstance(states, PooledStates):
+            return states.values.astype(np.float32)
+        return last_token_logits(states.values, batch.attention_mask, self._answer_ids)
+
+    def _unusable(self, rows: Float32Matrix) -> list[int]:
+        # Zeros are what some releases make of a row that overflows; see `pooling.MIN_NORM`.
+        is_usable = np.isfinite(rows).all(axis=1) & (rows != 0).any(axis=1)
+        return np.flatnonzero(~is_usable).tolist()
+
+    def _forget_answers(self) -> None:
+        """Nothing is kept."""
+
+    async def score(
+        self,
+        call: RerankCall,
+        *,
+        deadline: float,
+        memory: Reservation | None = None,
+        caller: str = "",
+    ) -> tuple[Scores, Timings]:
+        """Score documents, in their order.
+
+        Args:
+            call: The pairs and how to score them.
+            deadline: When the request times out, in the event loop's time.
+            memory: What the request is charged, which grows with what it takes.
+            caller: The name of the API key whose turn it takes.
+
+        Raises:
+            BackendUnavailableError: The model is unavailable, or has changed since startup.
+            InvalidRequestError: A text is blank, a query leaves no room for a document, or a
+                document is too long and the call refuses such documents.
+            QueueFullError: The pairs do not fit into memory, or into the queue.
+            EmbeddingServerError: A document could not be scored.
+        """
+        scheduler = self.require_ready()
+        _check_call(call)
+        if memory is not None:
+            memory.resize(_bytes_of(call))
+        began = time.perf_counter()
+        with stage_span("tokenize"):
+            tokenized = await self._tokenize(call, deadline)
+        tokenize_seconds = time.perf_counter() - began
+        self._refuse_long(call, tokenized)
+        prompt_tokens = sum(text.length for text in tokenized)
+        if memory is not None:
+            memory.resize(memory.size_bytes + QUEUED_TOKEN_BYTES * prompt_tokens)
+        with stage_span("queue and infer"):
+            entries = await scheduler.submit(
+                tokenized,
+                lane=Lane.QUERY,  # somebody waits for the answer to a question
+                deadline=deadline,
+                caller=caller,
+                origin=current_origin(),
+            )
+        logits = np.stack(self._collect(call, entries))
+        counts = [text.count for text in tokenized]
+        truncated = tuple(index for index, count in enumerate(counts) if count.truncated)
+        self.metrics.pairs.inc(len(tokenized))
+        self.metrics.tokens.inc(prompt_tokens)
+        self.metrics.truncated_documents.inc(len(truncated))
+        scores = Scores(raw_scores(logits), prompt_tokens, truncated)
+        return scores, Timings(tokenize_seconds, *queue_and_infer_seconds(entries))
+
+    def count_for_key(self, key: str, scores: Scores) -> None:
+        """Count what was scored for an API key; without one, nothing."""
+        if key:
+            self.metrics.key_pairs.labels(key).inc(len(scores.raw))
+            self.metrics.key_tokens.labels(key).inc(scores.prompt_tokens)
+
+    async def _tokenize(self, call: RerankCall, deadline: float) -> list[TokenizedText]:
+        pairs = self._pairs(call)
+        texts = sum(map(len, call.documents)) + sum(map(len, set(call.queries)))
+        await self._finish(pairs, characters=texts, deadline=deadline)
+        return pairs.tokenized()
+
+    def _pairs(self, call: RerankCall) -> PairTokenization:
+        return PairTokenization(
+            self.tokenizer,
+            call.queries,
+            call.documents,
+            instruction=self._instruction_of(call),
+            limit=self._limit_of(call),
+            max_document_tokens=call.max_document_tokens,
+        )
+
+    def _instruction_of(self, call: RerankCall) -> str:
+        if call.instruction is None:
+            return self.settings.rerank_instruction
+        return call.instruction
+
+    def _limit_of(self, call: RerankCall) -> int:
+        limit = self.settings.rerank_max_length
+        return min(limit, call.max_tokens or limit)
+
+    def _refuse_long(self, call: RerankCall, tokenized: Sequence[TokenizedText]) -> None:
+        long = [index for index, text in enumerate(tokenized) if text.count.truncated]
+        if call.truncate or not long:
+            return
+        index, count = long[0], tokenized[long[0]].count
+        msg = (
+            f"Document {index} has {'' if count.exact else 'more than '}{count.total} tokens with "
+            f"the query and the prompt; the limit is {self._limit_of(call)}. Shorten it, or "
+            f"{call.truncate_hint}."
+        )
+        if long[1:]:
+            msg += f" In all, {len(long)} documents are too long."
+        raise InvalidRequestError(
+            msg, index=index, param=_name_of(call, index), code="text_too_long"
+        )
+
+    def _collect(self, call: RerankCall, entries: Sequence[QueuedText]) -> list[Float32Vector]:
+        """Collect the logits of finished pairs, or raise the first error with its document."""
+        rows: list[Float32Vector] = []
+        for index, entry in enumerate(entries):
+            result = entry.done.result()
+            if isinstance(result, BadVectorError):
+                self.metrics.refused_scores.inc()
+                msg = (
+                    f"Document {index} has no usable score, even when scored alone: its logits are "
+                    "not finite, or zero. Float16 models overflow on some texts: serve a float32 "
+                    "or bfloat16 export, or change the text."
+                )
+                raise BadVectorError(
+                    msg, index=index, param=_name_of(call, index), code="bad_score"
+                )
+            if isinstance(result, BackendError):
+                msg = f"Document {index} could not be scored, even alone. {result.message}"
+                raise BackendError(msg, index=index, param=_name_of(call, index), code=result.code)
+            if isinstance(result, EmbeddingServerError):
+                raise result
+            rows.append(result)
+        return rows
+
+    def _find_answers(self, spec: ModelSpec) -> list[int] | None:
+        """Return the tokens whose logits the gateway selects; None if the model has done so.
+
+        Raises:
+            StartupError: The output is not that of a reranker.
+        """
+        width, is_pooled = spec.hidden_size, spec.pooling == "in_graph"
+        if width in (1, len(ANSWERS)):
+            return None
+        ids = [token for answer in ANSWERS if (token := self.tokenizer.id_of(answer)) is not None]
+        if not is_pooled and width >= self.tokenizer.vocabulary_size and len(ids) == len(ANSWERS):
+            logger.warning(
+                "The reranker returns %s logits for each token, of which two for each pair are "
+                "used. `qwen3-triton model pool` makes it return those two.",
+                f"{width:,}",
+            )
+            return ids
+        msg = (
+            f"Model {spec.name!r} returns `{spec.output.name}` of width {width:,}, but a reranker "
+            "returns two logits (no and yes), one (of a classifier), or those of its whole "
+            f"vocabulary for each token; {self.tokenizer.path} has "
+            f"{self.tokenizer.vocabulary_size:,} tokens. Check RERANK_TRITON_MODEL or "
+            "RERANK_MODEL_DIR, and RERANK_TOKENIZER_PATH."
+        )
+        raise StartupError(msg)
+
+    async def _shares_batches(self, spec: ModelSpec) -> bool:
+        """Score the examples alone, with padding and together, and compare.
+
+        Raises:
+            StartupError: Padding changes a score, or the model fails on a single pair.
+            BackendUnavailableError: There is no answer.
+        """
+        texts = self._canary_texts()
+        width = max(text.length for text in texts)
+        try:
+            rows = [await self._score([text], text.length) for text in texts]
+            alone: Float64Vector = np.concatenate(rows)
+            padded = await self._score(texts[:1], width + PROBE_PADDING)
+            together = await self._together(spec, texts, width)
+        except DeadlineExceededError:
+            logger.warning("The reranker is too slow to be probed: it is taken on trust.")
+            return True
+        except BackendError as error:
+            raise StartupError(f"The model cannot score a plain pair: {error.message}") from error
+        if not np.isfinite(alone).all():
+            raise StartupError(f"Model {spec.name!r} returns logits that are not finite.")
+        allowed = MAX_DRIFT * float(np.sqrt(np.mean(alone**2)))
+        if not abs(float(padded[0] - alone[0])) <= allowed:
+            msg = (
+                f"Model {spec.name!r} scores a pair differently with padding: it takes the logits "
+                "of a padded position, or ignores the mask. Serve another export; "
+                "`qwen3-triton model pool` selects the last token in one without pooling."
+            )
+            raise StartupError(msg)
+        shares = together is not None and bool(np.abs(together - alone).max() <= allowed)
+        if not shares:
+            logger.warning("Pairs run one by one: in a batch, this model fails or is wrong.")
+        if alone[[0, 3]].sum() <= alone[[1, 2]].sum():
+            logger.warning(
+                "The reranker scores the relevant documents of its model card lower than the "
+                "others. Its logits of no and yes may be swapped: `qwen3-triton model verify`."
+            )
+        return shares
+
+    async def _together(
+        self, spec: ModelSpec, texts: Sequence[TokenizedText], width: int
+    ) -> Float64Vector | None:
+        """Score pairs in as large a batch as possible; None if the model refuses it."""
+        size = min(spec.max_batch_size, len(texts))
+        groups = [texts[start : start + size] for start in range(0, len(texts), size)]
+        try:
+            return np.concatenate([await self._score(group, width) for group in groups])
+        except BackendError:
+            return None
+
+    async def _score(self, texts: Sequence[TokenizedText], width: int) -> Float64Vector:
+        batch = self._batch(texts, width)
+        states = await self.backend.infer(
+            batch, timeout_seconds=PROBE_SECONDS, priority=QUERY_PRIORITY
+        )
+        return raw_scores(self._rows(states, batch))
+
+    def _canary_texts(self) -> list[TokenizedText]:
+        queries, documents = zip(*CANARY_PAIRS, strict=True)
+        pairs = self._pairs(RerankCall(queries, documents, instruction=DEFAULT_INSTRUCTION))
+        try:
+            while not pairs.is_done:
+                pairs.step()
+        except InvalidRequestError as error:
+            msg = f"RERANK_MAX_LENGTH has no room for a plain pair. {error.message}"
+            raise StartupError(msg) from error
+        return pairs.tokenized()
+
+    def _batch(self, texts: Sequence[TokenizedText], width: int | None = None) -> TokenBatch:
+        return pad_batch(
+            texts,
+            pad_token_id=self.tokenizer.end_token_id,
+            max_length=self.tokenizer.max_length,
+            width=width,
+        )
+
+
+def raw_scores(logits: Float32Matrix) -> Float64Vector:
+    """Return "yes" minus "no", or the one logit of a classifier, in float64.
+
+    Args:
+        logits: `(pairs, 2)` in the order of `ANSWERS`, or `(pairs, 1)`.
+    """
+    values = logits.astype(np.float64)
+    return values[:, -1] if values.shape[1] == 1 else values[:, 1] - values[:, 0]
+
+
+def _check_call(call: RerankCall) -> None:
+    if any(not query or query.isspace() for query in call.queries):
+        msg = "The query is blank, so nothing was scored. Send a question or keywords."
+        raise InvalidRequestError(msg, param="query", code="blank_text")
+    for index, document in enumerate(call.documents):
+        if not document or document.isspace():
+            msg = f"Document {index} is blank, so nothing was scored. Remove it or give it content."
+            raise InvalidRequestError(
+                msg, index=index, param=_name_of(call, index), code="blank_text"
+            )
+
+
+def _name_of(call: RerankCall, index: int) -> str:
+    return f"{call.documents_field}[{index}]"
+
+
+def _bytes_of(call: RerankCall) -> int:
+    """Estimate what a call takes: its texts, and a queue entry for each pair."""
+    texts_bytes = sum(map(sys.getsizeof, call.documents)) + sum(
+        map(sys.getsizeof, set(call.queries))
+    )
+    return REQUEST_BYTES + texts_bytes + QUEUED_TEXT_BYTES * len(call.documents)

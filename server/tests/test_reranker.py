@@ -1,0 +1,331 @@
+"""Scores against the model card's formula, in every form of export, and what is refused."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import pytest_asyncio
+
+import qwen3_nano
+from fake_backend import FakeBackend
+from qwen3_triton_gateway.backends import choose_backend
+from qwen3_triton_gateway.backends.onnx import OnnxBackend
+from qwen3_triton_gateway.backends.replicas import ReplicatedBackend
+from qwen3_triton_gateway.errors import (
+    BackendError,
+    BackendUnavailableError,
+    BadVectorError,
+    InvalidRequestError,
+    ModelNotFoundError,
+    StartupError,
+)
+from qwen3_triton_gateway.pooling import last_token_logits
+from qwen3_triton_gateway.reranker import RerankCall, Reranker, Scores
+from qwen3_triton_gateway.service import EmbeddingService
+from qwen3_triton_gateway.settings import Settings
+from reranker_graph import Form, reference_logits, write_reranker
+
+FORMS: tuple[Form, ...] = ("causal", "pooled", "seq-cls")
+NANO = qwen3_nano.model_dir()
+QUERY = "How do rivers carry sand?"
+DOCUMENTS = [
+    "tea",
+    "Rivers carry sand towards the sea, grain after grain.",
+    "日本語の文 😀",
+    "word " * 120,
+    "Überraschung",
+    "tea",
+]
+# Of float32 in batches of other shapes.
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(name="folders", scope="session")
+def _folders(tmp_path_factory: pytest.TempPathFactory) -> dict[Form, Path]:
+    root = tmp_path_factory.mktemp("rerankers")
+    forms: tuple[Form, ...] = (*FORMS, "last-column")
+    return {form: write_reranker(root / form, form) for form in forms}
+
+
+@pytest.fixture(name="reference", scope="session")
+def _reference(folders: dict[Form, Path]) -> np.ndarray[Any, Any]:
+    """The logits of "no" and "yes" of each document, one by one, as on the model card."""
+    return reference_logits(folders["causal"], QUERY, DOCUMENTS)
+
+
+def settings_for(folder: Path | None = None, **values: Any) -> Settings:
+    return Settings(**{"RERANK_MODEL_DIR": folder or NANO, **values})
+
+
+def fake_service(backend: FakeBackend, **values: Any) -> EmbeddingService:
+    return EmbeddingService(settings_for(**values), None, backend)
+
+
+async def connected(backend: FakeBackend, **values: Any) -> Reranker:
+    reranker = fake_service(backend, **values).reranker
+    await reranker.connect()
+    backend.calls.clear()
+    return reranker
+
+
+async def score(reranker: Reranker, *documents: str, **options: Any) -> Scores:
+    call = RerankCall([QUERY] * len(documents), documents, **options)
+    deadline = asyncio.get_running_loop().time() + 60
+    scores, _ = await reranker.score(call, deadline=deadline)
+    return scores
+
+
+@pytest_asyncio.fixture(name="reranker", params=FORMS)
+async def _reranker(
+    request: pytest.FixtureRequest, folders: dict[Form, Path]
+) -> AsyncGenerator[Reranker]:
+    settings = settings_for(folders[request.param], EMBED_ENGINE="onnxruntime")
+    service = EmbeddingService(settings, None, choose_backend(settings, "rerank"))
+    await service.reranker.connect()
+    yield service.reranker
+    await service.close()
+
+
+async def test_scores_are_those_of_the_model_card_alone_and_in_a_batch(
+    reranker: Reranker, reference: np.ndarray[Any, Any]
+) -> None:
+    together = await score(reranker, *DOCUMENTS)
+    alone = [await score(reranker, document) for document in DOCUMENTS]
+    difference = reference[:, 1] - reference[:, 0]
+    share = np.exp(reference[:, 1]) / np.exp(reference).sum(axis=1)
+    assert abs(together.probabilities - share).max() < TOLERANCE
+    assert abs(together.raw - difference).max() < TOLERANCE
+    assert abs(np.concatenate([one.raw for one in alone]) - difference).max() < TOLERANCE
+    assert together.raw[0] == together.raw[-1]  # the same document
+
+
+async def test_a_document_that_is_too_long_is_cut_and_named(reranker: Reranker) -> None:
+    long = "word " * 200
+    cut = await score(reranker, "tea", long, max_tokens=200)
+    assert cut.truncated == (1,)
+    assert cut.prompt_tokens < 2 * 200
+    with pytest.raises(InvalidRequestError, match=r"Document 1 has .* the limit is 200") as caught:
+        await score(reranker, "tea", long, max_tokens=200, truncate=False)
+    assert caught.value.param == "texts[1]"
+
+
+def test_logits_are_selected_at_the_last_token_for_either_padding() -> None:
+    logits = np.arange(24, dtype=np.float16).reshape(2, 4, 3)
+    mask = np.array([[1, 1, 0, 0], [0, 0, 1, 1]])
+    assert last_token_logits(logits, mask, [2, 0]).tolist() == [[5, 3], [23, 21]]
+    assert last_token_logits(logits, mask).tolist() == [[3, 4, 5], [21, 22, 23]]
+
+
+def test_extreme_logits_give_probabilities() -> None:
+    scores = Scores(np.array([-1e6, -800.0, 0.0, 800.0]), 0, ())
+    assert scores.probabilities.tolist() == [0, 0, 0.5, 1]
+
+
+async def test_a_graph_that_takes_the_last_column_is_refused(folders: dict[Form, Path]) -> None:
+    settings = settings_for(folders["last-column"])
+    backend = OnnxBackend(folders["last-column"], task="rerank")
+    service = EmbeddingService(settings, None, backend)
+    with pytest.raises(StartupError, match="differently with padding"):
+        await service.reranker.connect()
+
+
+async def test_an_embedding_model_is_not_served_as_a_reranker() -> None:
+    service = EmbeddingService(settings_for(NANO), None, OnnxBackend(NANO, task="rerank"))
+    with pytest.raises(StartupError, match="a reranker returns two logits"):
+        await service.reranker.connect()
+
+
+async def test_pairs_run_one_by_one_if_a_batch_changes_them() -> None:
+    backend = FakeBackend(pooled=True, width=2)
+    backend.corrupt = lambda batch, values: values * np.float32(len(batch.input_ids))
+    reranker = await connected(backend)
+    assert not reranker.shares_batches
+    await score(reranker, *DOCUMENTS)
+    assert {rows for rows, _ in backend.calls} == {1}
+
+
+async def test_a_pair_without_a_finite_score_is_named_and_the_others_are_not_lost() -> None:
+    backend = FakeBackend(pooled=True, width=2)
+    reranker = await connected(backend)
+    widest = max([text.length for text in await _tokenized(reranker)])
+
+    def overflow(batch: Any, values: Any) -> Any:
+        values = values.copy()
+        values[batch.attention_mask.sum(axis=1) == widest] = np.nan
+        return values
+
+    backend.corrupt = overflow
+    with pytest.raises(BadVectorError, match="Document 3 has no usable score") as caught:
+        await score(reranker, *DOCUMENTS, documents_field="documents")
+    assert caught.value.param == "documents[3]"
+    assert np.isfinite((await score(reranker, *DOCUMENTS[:3])).raw).all()
+
+
+async def _tokenized(reranker: Reranker) -> list[Any]:
+    call = RerankCall([QUERY] * len(DOCUMENTS), DOCUMENTS)
+    return await reranker._tokenize(call, asyncio.get_running_loop().time() + 60)
+
+
+async def test_a_pair_that_the_model_refuses_is_named() -> None:
+    backend = FakeBackend(pooled=True, width=2)
+    reranker = await connected(backend)
+
+    def refuse(batch: Any, values: Any) -> Any:
+        if batch.input_ids.shape[1] > 180:
+            raise BackendError("no")
+        return values
+
+    backend.corrupt = refuse
+    with pytest.raises(BackendError, match=r"Document 3 could not be scored, even alone\. no"):
+        await score(reranker, *DOCUMENTS)
+
+
+async def test_the_canary_notices_another_reranker() -> None:
+    backend = FakeBackend(pooled=True, width=2)
+    reranker = await connected(backend)
+    backend.generation += 1
+    backend.corrupt = lambda _, values: values[:, ::-1]
+    await reranker.check()
+    with pytest.raises(BackendUnavailableError, match="has changed"):
+        await reranker.confirm(asyncio.get_running_loop().time() + 60)
+
+
+async def test_replicas_with_different_rerankers_are_noticed() -> None:
+    backends = [FakeBackend(pooled=True, width=2) for _ in range(2)]
+    backends[1].corrupt = lambda _, values: values[:, ::-1]
+    service = EmbeddingService(settings_for(), None, ReplicatedBackend(backends))
+    with pytest.raises(StartupError, match="different vectors for the same sentence"):
+        await service.reranker.connect()
+
+
+async def test_the_canary_fits_a_model_that_takes_single_pairs() -> None:
+    reranker = await connected(FakeBackend(pooled=True, width=2, max_batch_size=1))
+    assert (await reranker.check()).ready
+
+
+@pytest.mark.parametrize(
+    ("query", "document", "message"),
+    [("  ", "a", "The query is blank"), ("a", "\n", "Document 0 is blank")],
+)
+async def test_a_blank_text_is_refused(query: str, document: str, message: str) -> None:
+    reranker = await connected(FakeBackend(pooled=True, width=2))
+    with pytest.raises(InvalidRequestError, match=message):
+        await reranker.score(RerankCall([query], [document]), deadline=1e9)
+
+
+async def test_the_instruction_of_the_settings_is_that_of_a_request_without_one() -> None:
+    plain = await connected(FakeBackend(pooled=True, width=2))
+    told = await connected(FakeBackend(pooled=True, width=2), RERANK_INSTRUCTION="Find recipes.")
+    expected = await score(plain, "tea", instruction="Find recipes.")
+    assert (await score(told, "tea")).raw == expected.raw
+    assert (await score(told, "tea", instruction="Other")).raw != expected.raw
+
+
+async def test_readiness_is_that_of_every_model(tokenizer_dir: Path) -> None:
+    embedding, reranking = FakeBackend(), FakeBackend(pooled=True, width=2)
+    settings = settings_for(TOKENIZER_PATH=tokenizer_dir)
+    service = EmbeddingService(settings, embedding, reranking)
+    for model in service.models:
+        await model.connect()
+    assert service.readiness.ready
+    reranking.ready = False
+    await service.reranker.check()
+    assert not service.readiness.ready
+    assert service.embedder.require_ready()
+    with pytest.raises(BackendUnavailableError):
+        service.reranker.require_ready()
+
+
+async def test_closing_drains_both_models(tokenizer_dir: Path) -> None:
+    embedding, reranking = FakeBackend(), FakeBackend(pooled=True, width=2)
+    settings = settings_for(TOKENIZER_PATH=tokenizer_dir)
+    service = EmbeddingService(settings, embedding, reranking)
+    for model in service.models:
+        await model.connect()
+    reranking.gate = asyncio.Event()
+    scoring = asyncio.create_task(score(service.reranker, "tea"))
+    while not service.reranker.state().batches_in_flight:
+        await asyncio.sleep(0)
+    closing = asyncio.create_task(service.close())
+    reranking.gate.set()
+    await closing
+    assert np.isfinite((await scoring).raw).all()
+    assert not embedding.ready
+    assert not reranking.ready
+
+
+async def test_each_model_has_metrics_of_its_own(tokenizer_dir: Path) -> None:
+    settings = settings_for(TOKENIZER_PATH=tokenizer_dir)
+    service = EmbeddingService(settings, FakeBackend(), FakeBackend(pooled=True, width=2))
+    for model in service.models:
+        await model.connect()
+    await score(service.reranker, "tea", "coffee")
+    text = service.metrics.render().decode()
+    assert "qwen3_triton_rerank_pairs_total 2.0" in text
+    assert 'qwen3_triton_rerank_batch_rows_count{lane="query"} 1.0' in text
+    assert "qwen3_triton_rerank_ready 1.0" in text
+    assert 'qwen3_triton_batch_rows_count{lane="query"}' not in text
+
+
+@pytest.mark.parametrize(
+    ("values", "embeds"),
+    [
+        ({}, True),
+        ({"TRITON_URL": "http://t:8000"}, True),
+        ({"TRITON_URL": "http://t:8000", "RERANK_MODEL_DIR": NANO}, True),
+        ({"TRITON_URL": "http://t:8000", "RERANK_TRITON_MODEL": "r"}, False),
+        (
+            {"TRITON_URL": "http://t:8000", "RERANK_TRITON_MODEL": "r", "TOKENIZER_PATH": NANO},
+            True,
+        ),
+        ({"TRITON_URL": "http://t:8000", "RERANK_TRITON_MODEL": "r", "TRITON_MODEL": "e"}, True),
+        (
+            {"TRITON_URL": "http://t:8000", "RERANK_TRITON_MODEL": "r", "EMBED_MODEL_DIR": NANO},
+            True,
+        ),
+        ({"RERANK_MODEL_DIR": NANO}, False),
+        ({"RERANK_MODEL_DIR": NANO, "EMBED_MODEL_DIR": NANO}, True),
+    ],
+)
+def test_a_reranker_is_served_alone_only_if_no_embedding_model_is_named(
+    values: dict[str, Any], embeds: bool
+) -> None:
+    settings = Settings(**values)
+    assert settings.serves_embeddings is embeds
+    assert settings.serves_reranker is any(name.startswith("RERANK") for name in values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"RERANK_TRITON_MODEL": "r"}, "needs TRITON_URL"),
+        (
+            {"RERANK_TRITON_MODEL": "r", "RERANK_MODEL_DIR": NANO, "TRITON_URL": "http://t"},
+            "both set",
+        ),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(
+    values: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        Settings(**values)
+
+
+def test_a_tokenizer_without_the_tokens_of_the_prompt_is_refused(tokenizer_dir: Path) -> None:
+    with pytest.raises(StartupError, match=r"no token '<\|im_start\|>'"):
+        fake_service(FakeBackend(pooled=True, width=2), RERANK_TOKENIZER_PATH=tokenizer_dir)
+
+
+def test_the_model_that_is_not_served_says_how_to_serve_it(tokenizer_dir: Path) -> None:
+    alone = fake_service(FakeBackend(pooled=True, width=2))
+    with pytest.raises(ModelNotFoundError, match="only a reranker"):
+        _ = alone.embedder
+    service = EmbeddingService(settings_for(TOKENIZER_PATH=tokenizer_dir), FakeBackend())
+    with pytest.raises(ModelNotFoundError, match="RERANK_TRITON_MODEL"):
+        _ = service.reranker
