@@ -1,6 +1,7 @@
 """The OpenAPI document: what clients build on does not change by accident."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -102,7 +103,8 @@ def test_dimensions_without_a_fraction_are_an_integer_as_in_json_schema(
         assert client.post("/embed", json=body | {"dimensions": wrong}).status_code == 400
 
 
-def test_every_example_of_a_body_works_as_it_is(client: TestClient) -> None:
+def test_every_example_of_a_body_works_as_it_is(start_gateway: Callable[..., TestClient]) -> None:
+    client = start_gateway(reranker=True)
     tried: set[str] = set()
     for (path, method), call in operations().items():
         content = call.get("requestBody", {"content": {}})["content"]
@@ -112,6 +114,7 @@ def test_every_example_of_a_body_works_as_it_is(client: TestClient) -> None:
             assert answer.status_code == 200, (path, answer.text)
             tried.add(path)
     assert tried >= {"/", "/embed", "/tokenize", "/v1/embeddings", "/v2/embed", "/api/embed"}
+    assert tried >= {"/rerank", "/v1/rerank", "/v2/rerank"}
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from .errors import INTERNAL_ERROR, EmbeddingServerError, InvalidRequestError, S
 from .middleware import Guard, HeadRequests, RequestLog
 from .paths import ForgivingPaths, suggest
 from .responses import dialect_of, error_response
-from .routes import cohere, native, ollama, openai, ops, pages, tei
+from .routes import cohere, native, ollama, openai, ops, pages, rerank, tei
 from .service import EmbeddingService
 from .tracing import REQUEST_SPANS
 
@@ -35,13 +35,15 @@ logger = logging.getLogger(__name__)
 # nginx's status for a caller that disconnected. No caller reads it; the log line and metrics do.
 CLIENT_CLOSED_REQUEST = 499
 HTTP_ERROR_CODES = {404: "not_found", 405: "method_not_allowed"}
-DIALECTS = (native, openai, tei, ollama, cohere, ops, pages)
+DIALECTS = (native, openai, tei, ollama, cohere, rerank, ops, pages)
 EXPOSED_HEADERS = [
     "retry-after",
     "server-timing",
     "x-embedding-fingerprint",
     "x-embedding-truncated",
     "x-request-id",
+    "x-rerank-fingerprint",
+    "x-rerank-truncated",
 ]
 
 

@@ -26,6 +26,10 @@ ALIASES = {
     "/api/api/embed": "/api/embed",
     "/v1/v2/embed": "/v2/embed",
     "/v2/v2/embed": "/v2/embed",
+    "/v1/v2/rerank": "/v2/rerank",
+    "/v2/v2/rerank": "/v2/rerank",
+    "/rerank/rerank": "/rerank",
+    "/ranking": "/v1/ranking",
 }
 SERVED = "Embeddings: POST /embed, /v1/embeddings, /api/embed or /v2/embed. All paths: GET /docs."
 AZURE = (
@@ -35,10 +39,6 @@ AZURE = (
 # Paths of other servers, with what to do instead.
 ELSEWHERE: tuple[tuple[str, str], ...] = (
     (r"/openai/(deployments|v1)/.*", AZURE),
-    (
-        r"/(v1/|v2/)?rerank|/v1/ranking|/(v1/)?score",
-        f"No reranker is served here. {SERVED}",
-    ),
     (
         r"/(v1/)?(chat/completions|completions|responses|messages|generate)|/api/(chat|generate)",
         f"The model makes embeddings, and no text. {SERVED}",

@@ -52,9 +52,20 @@ class Dialect(StrEnum):
     TEI = "tei"
     OLLAMA = "ollama"
     COHERE = "cohere"
+    RERANK = "rerank"
+    JINA = "jina"
 
 
 TEXTS_FIELDS = {Dialect.NATIVE: "texts", Dialect.OPENAI: "input"}
+# Where the prefix does not tell.
+PATHS = {
+    "/": Dialect.TEI,
+    "/tokenize": Dialect.TEI,
+    "/rerank": Dialect.RERANK,
+    "/v1/rerank": Dialect.JINA,
+    "/v2/rerank": Dialect.JINA,
+    "/score": Dialect.OPENAI,
+}
 PREFIXES = {"/v1/": Dialect.OPENAI, "/api/": Dialect.OLLAMA, "/v2/": Dialect.COHERE}
 # `ErrorType` in text-embeddings-inference, `router/src/http/types.rs`.
 TEI_ERROR_TYPES = {429: "overloaded", 502: "backend", 503: "unhealthy", 504: "backend"}
@@ -81,6 +92,20 @@ class OpenAIErrorResponse(BaseModel):
 class TeiErrorResponse(BaseModel):
     error: str
     error_type: str
+
+
+class RerankErrorResponse(TeiErrorResponse):
+    """TEI's error, with what names the text at fault."""
+
+    code: str | None
+    param: str | None
+
+
+class JinaErrorResponse(BaseModel):
+    """An error in Cohere's shape and in Jina's, whose clients call the same paths."""
+
+    message: str
+    detail: str
 
 
 class OllamaErrorResponse(BaseModel):
@@ -292,10 +317,9 @@ def dialect_of(scope: Scope) -> Dialect:
     dialect: Dialect | None = scope.get("state", {}).get("dialect")
     if dialect is not None:
         return dialect
-    for prefix, of_path in PREFIXES.items():
-        if scope["path"].startswith(prefix):
-            return of_path
-    return Dialect.TEI if scope["path"] in {"/", "/tokenize"} else Dialect.NATIVE
+    path = scope["path"]
+    by_prefix = (of_path for prefix, of_path in PREFIXES.items() if path.startswith(prefix))
+    return PATHS.get(path) or next(by_prefix, Dialect.NATIVE)
 
 
 def error_response(error: EmbeddingServerError, dialect: Dialect) -> JsonResponse:
@@ -318,15 +342,19 @@ def raw_head(response: Response) -> bytes:
 
 
 def _error_body(error: EmbeddingServerError, dialect: Dialect) -> dict[str, Any]:
-    if dialect is Dialect.TEI:
+    if dialect in (Dialect.TEI, Dialect.RERANK):
         kind = TEI_ERROR_TYPES.get(error.status, "validation")
-        return {"error": error.message, "error_type": kind}
+        body = {"error": error.message, "error_type": kind}
+        is_ours = dialect is Dialect.RERANK
+        return body | {"code": error.code, "param": error.param} if is_ours else body
+    if dialect is Dialect.JINA:
+        return {"message": error.message, "detail": error.message}
     if dialect is Dialect.OLLAMA:
         return {"error": error.message}
     if dialect is Dialect.COHERE:
         return {"message": error.message}
     param = error.param
-    if error.index is not None:
+    if error.index is not None and param is None:
         param = f"{TEXTS_FIELDS[dialect]}[{error.index}]"
     envelope = {
         "message": error.message,

@@ -16,11 +16,21 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from ..admission import settle_entry
-from ..embedder import EmbedCall, EmbedTimings
+from ..embedder import EmbedCall
 from ..errors import BackendUnavailableError, InvalidRequestError, shorten
 from ..memory import REQUEST_BYTES, Reservation, in_worker, request_bytes
-from ..responses import Dialect, PartsResponse, VectorForm, answer_parts, encoded_bytes
+from ..metrics import ModelMetrics
+from ..reranker import RerankCall, Reranker, Scores
+from ..responses import (
+    Dialect,
+    JsonResponse,
+    PartsResponse,
+    VectorForm,
+    answer_parts,
+    encoded_bytes,
+)
 from ..schemas import Usage, parse_json
+from ..served import ServedModel, Timings
 from ..service import EmbeddingService
 from ..settings import ModelAlias
 from ..tensors import Embeddings
@@ -131,12 +141,7 @@ class Exchange:
             EmbeddingServerError: See `Embedder.embed`.
             ClientDisconnect: The caller is gone.
         """
-        try:
-            embeddings, timings = await while_connected(self.request, self._embed(call))
-        except BackendUnavailableError:
-            # Readiness is updated first, so that the next caller and load balancers see it.
-            await self.service.embedder.check_soon()
-            raise
+        embeddings, timings = await self._answered(self.service.embedder, self._embed(call))
         self.request.state.log = {
             "input_type": call.input_type,
             "texts": len(call.texts),
@@ -157,7 +162,42 @@ class Exchange:
         )
         return answer
 
-    async def _embed(self, call: EmbedCall) -> tuple[Embeddings, EmbedTimings]:
+    async def rerank(self, call: RerankCall) -> RerankAnswer:
+        """Score documents, unless the caller disconnects first.
+
+        Raises:
+            EmbeddingServerError: See `Reranker.score`.
+            ClientDisconnect: The caller is gone.
+        """
+        reranker = self.service.reranker
+        scores, timings = await self._answered(reranker, self._score(reranker, call))
+        self.request.state.log = {
+            "documents": len(call.documents),
+            "tokens": scores.prompt_tokens,
+            "truncated": len(scores.truncated),
+            "queue_ms": round(timings.queue_seconds * 1000, 1),
+            "infer_ms": round(timings.infer_seconds * 1000, 1),
+        }
+        reranker.count_for_key(self.caller, scores)
+        return RerankAnswer(reranker, scores, timings)
+
+    async def _answered(self, model: ServedModel, work: Coroutine[Any, Any, Result]) -> Result:
+        """Await a model's answer; if it is unavailable, see to it that others know."""
+        try:
+            return await while_connected(self.request, work)
+        except BackendUnavailableError:
+            # Readiness is updated first, so that the next caller and load balancers see it.
+            await model.check_soon()
+            raise
+
+    async def _score(self, reranker: Reranker, call: RerankCall) -> tuple[Scores, Timings]:
+        answer = await reranker.score(
+            call, deadline=self.deadline, memory=self.memory, caller=self.caller
+        )
+        await reranker.confirm(self.deadline)
+        return answer
+
+    async def _embed(self, call: EmbedCall) -> tuple[Embeddings, Timings]:
         settle_entry(self.request.scope["state"])
         embedder = self.service.embedder
         answer = await embedder.embed(
@@ -174,7 +214,7 @@ class EmbedAnswer:
     service: EmbeddingService
     memory: Reservation
     embeddings: Embeddings
-    timings: EmbedTimings
+    timings: Timings
     encode_seconds: float = 0.0
 
     @property
@@ -229,21 +269,70 @@ class EmbedAnswer:
         return headers
 
     def _server_timing(self) -> str:
-        """Format the stages as a `Server-Timing` header, whose unit is milliseconds."""
-        stages = {
-            "tokenize": self.timings.tokenize_seconds,
-            "queue": self.timings.queue_seconds,
-            "infer": self.timings.infer_seconds,
-            "encode": self.encode_seconds,
-        }
-        for stage, seconds in stages.items():
-            self.service.metrics.stage_seconds.labels(stage).observe(seconds)
-        return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())
+        return server_timing(self.service.metrics, self.timings, self.encode_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class RerankAnswer:
+    """Scores on their way to the caller."""
+
+    reranker: Reranker
+    scores: Scores
+    timings: Timings
+
+    @property
+    def usage(self) -> dict[str, int]:
+        tokens = self.scores.prompt_tokens
+        return Usage(prompt_tokens=tokens, total_tokens=tokens).model_dump()
+
+    def respond(self, content: object) -> JsonResponse:
+        """Build the response, with the headers that scores carry in every dialect."""
+        began = time.perf_counter()
+        response = JsonResponse(content)
+        seconds = time.perf_counter() - began
+        response.headers["X-Rerank-Fingerprint"] = self.reranker.fingerprint
+        response.headers["Server-Timing"] = server_timing(
+            self.reranker.metrics, self.timings, seconds
+        )
+        if self.scores.truncated:
+            response.headers["X-Rerank-Truncated"] = _indices(self.scores.truncated)
+        return response
+
+
+def server_timing(metrics: ModelMetrics, timings: Timings, encode_seconds: float) -> str:
+    """Count the stages of a request, and format them as a `Server-Timing` header.
+
+    Its unit is milliseconds.
+    """
+    stages = {
+        "tokenize": timings.tokenize_seconds,
+        "queue": timings.queue_seconds,
+        "infer": timings.infer_seconds,
+        "encode": encode_seconds,
+    }
+    for stage, seconds in stages.items():
+        metrics.stage_seconds.labels(stage).observe(seconds)
+    return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())
 
 
 @asynccontextmanager
-async def open_exchange(request: Request, service: EmbeddingService) -> AsyncGenerator[Exchange]:
-    """Accept a request: read its body, then count it.
+async def open_rerank_exchange(
+    request: Request, service: EmbeddingService
+) -> AsyncGenerator[Exchange]:
+    """Accept a request for the reranker; see `open_exchange`.
+
+    Raises:
+        ModelNotFoundError: No reranker is served.
+    """
+    async with open_exchange(request, service, service.reranker) as exchange:
+        yield exchange
+
+
+@asynccontextmanager
+async def open_exchange(
+    request: Request, service: EmbeddingService, model: ServedModel | None = None
+) -> AsyncGenerator[Exchange]:
+    """Accept a request for a model, by default the embedder: read its body, then count it.
 
     A body may take long to arrive, and may never be complete. Until it is, it takes no place from
     others.
@@ -256,7 +345,7 @@ async def open_exchange(request: Request, service: EmbeddingService) -> AsyncGen
         InvalidRequestError: The body is not a JSON object.
     """
     deadline = request.state.began + service.settings.timeout_seconds
-    scheduler = service.embedder.require_ready()
+    scheduler = (model or service.embedder).require_ready()
     body = await read_json(request)
     with scheduler.request():
         yield Exchange(request, service, body, deadline)
