@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cache
+from typing import TypeVar
 
 from prometheus_client import (
     CollectorRegistry,
@@ -21,6 +23,8 @@ from .tensors import TokenBatch
 
 # The creation time of each series is of no use here, and doubles the size of `/metrics`.
 disable_created_metrics()
+
+Metric = TypeVar("Metric", Counter, Histogram)
 
 PREFIX = "qwen3_triton"
 # From a cached query on a GPU to a request of 2,048 texts on two cores.
@@ -101,14 +105,22 @@ class ModelMetrics:
         self.registry.register(_StateCollector(self._prefix, read))
 
     def _counter(self, name: str, documentation: str, *labels: str) -> Counter:
-        return Counter(f"{self._prefix}_{name}", documentation, labels, registry=self.registry)
+        counter = Counter(f"{self._prefix}_{name}", documentation, labels, registry=self.registry)
+        return _remember_series(counter)
 
     def _histogram(
         self, name: str, documentation: str, buckets: Sequence[float], *labels: str
     ) -> Histogram:
-        return Histogram(
+        histogram = Histogram(
             f"{self._prefix}_{name}", documentation, labels, buckets=buckets, registry=self.registry
         )
+        return _remember_series(histogram)
+
+
+def _remember_series(metric: Metric) -> Metric:
+    """Look up the series of labels once: a request has a dozen, and each would take a lock."""
+    metric.labels = cache(metric.labels)  # pyright: ignore[reportAttributeAccessIssue]
+    return metric
 
 
 class RerankMetrics(ModelMetrics):
