@@ -102,6 +102,24 @@ def test_cohere_returns_the_first_n_with_their_documents(client: TestClient) -> 
     assert answer["usage"]["total_tokens"] == answer["meta"]["tokens"]["input_tokens"] > 0
 
 
+def test_documents_may_be_sent_to_the_path_of_texts(client: TestClient) -> None:
+    """As LiteLLM does for vLLM and Infinity."""
+    answer = client.post("/rerank", json=CALLS["/v1/rerank"]).json()
+    expected = client.post("/v1/rerank", json=CALLS["/v1/rerank"]).json()
+    assert answer["results"] == expected["results"]
+    invalid = client.post("/rerank", json={"query": QUERY, "documents": []})
+    assert set(invalid.json()) == ERROR_FIELDS["/v1/rerank"]
+    both = client.post("/rerank", json=CALLS["/v1/rerank"] | CALLS["/rerank"])
+    assert both.status_code == 400
+    assert "Both `texts` and `documents`" in both.json()["error"]
+
+
+def test_the_path_of_nvidia_s_hosted_models_is_that_of_nim(client: TestClient) -> None:
+    path = "/v1/retrieval/nvidia/fake-reranker/reranking"
+    expected = client.post("/v1/ranking", json=CALLS["/v1/ranking"]).json()
+    assert client.post(path, json=CALLS["/v1/ranking"]).json() == expected
+
+
 def test_vllm_returns_logits_without_activation(client: TestClient) -> None:
     body = CALLS["/score"]
     logits = client.post("/score", json=body | {"use_activation": False}).json()["data"]

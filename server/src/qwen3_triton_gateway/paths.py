@@ -52,6 +52,8 @@ ELSEWHERE: tuple[tuple[str, str], ...] = (
         "The gateway serves the model that it was started with. GET /api/tags names it.",
     ),
 )
+# NVIDIA's hosted rerankers have a path for each model.
+HOSTED_RERANKER = re.compile(r"^/v1/retrieval/.+/reranking$")
 REPEATED_VERSION = re.compile(r"^(/v1){2,}(?=/)")
 
 # Links of `/docs/` with its slash, where the page's relative links lead below it.
@@ -87,7 +89,7 @@ def canonical_path(path: str, root_path: str = "") -> str:
     if root_path and f"{path}/".startswith(f"{root_path}/"):
         path = path.removeprefix(root_path)
     path = PAGE_FILE.sub("/", REPEATED_VERSION.sub("/v1", path.rstrip("/") or "/"))
-    return ALIASES.get(path, path)
+    return "/v1/ranking" if HOSTED_RERANKER.match(path) else ALIASES.get(path, path)
 
 
 def suggest(path: str, served: list[str]) -> str:

@@ -29,6 +29,7 @@ from ..responses import (
 from ..schemas import NOT_BLANK, OneOrMoreTexts, Text, Texts, Usage, integral, validate
 from ..settings import MAX_TEXTS
 from .exchange import (
+    Exchange,
     RerankAnswer,
     ServiceDep,
     ServiceRoute,
@@ -205,17 +206,28 @@ class ScoreResponse(BaseModel):
 
 @router.post(
     "/rerank",
-    response_model=list[TeiRank],
-    **describe_call(TeiRerankRequest, errors=RerankErrorResponse, example=EXAMPLE),
+    response_model=list[TeiRank] | CohereRerankResponse,
+    **describe_call(
+        TeiRerankRequest,
+        CohereRerankRequest,
+        errors=RerankErrorResponse | JinaErrorResponse,
+        example=EXAMPLE,
+    ),
 )
 async def rerank(request: Request, service: ServiceDep) -> Response:
     """Score 1 to 2,048 texts against a query; the most relevant comes first.
 
     A score is the probability of "yes", or with `raw_scores` the logit of "yes" minus that of "no".
-    The answer names truncated texts in `X-Rerank-Truncated`.
+    The answer names truncated texts in `X-Rerank-Truncated`. With `documents` instead of `texts`,
+    the call is that of `POST /v1/rerank`, as vLLM and Infinity have it.
     """
     async with open_rerank_exchange(request, service) as exchange:
-        exchange.use_dialect(Dialect.RERANK)
+        if "documents" in exchange.body:
+            if "texts" in exchange.body:
+                msg = "Both `texts` and `documents` are set. Send one of them."
+                raise InvalidRequestError(msg, param="documents")
+            exchange.use_dialect(Dialect.JINA)
+            return await _rerank_documents(exchange, version="1")
         body = validate(TeiRerankRequest, exchange.body)
         service.reranker.alias_of(body.model)
         answer = await exchange.rerank(
@@ -241,7 +253,8 @@ async def rerank(request: Request, service: ServiceDep) -> Response:
 )
 async def jina_rerank(request: Request, service: ServiceDep) -> Response:
     """Score 1 to 2,048 documents against a query, as Jina and Cohere's version 1 do."""
-    return await _rerank_documents(request, service, version="1")
+    async with open_rerank_exchange(request, service) as exchange:
+        return await _rerank_documents(exchange, version="1")
 
 
 @router.post(
@@ -251,40 +264,41 @@ async def jina_rerank(request: Request, service: ServiceDep) -> Response:
 )
 async def cohere_rerank(request: Request, service: ServiceDep) -> Response:
     """Score 1 to 2,048 documents against a query, as Cohere's version 2 does."""
-    return await _rerank_documents(request, service, version="2")
-
-
-async def _rerank_documents(request: Request, service: ServiceDep, *, version: str) -> Response:
     async with open_rerank_exchange(request, service) as exchange:
-        body = validate(CohereRerankRequest, exchange.body)
-        service.reranker.alias_of(body.model)
-        answer = await exchange.rerank(
-            RerankCall(
-                [body.query] * len(body.documents),
-                body.documents,
-                instruction=body.instruction,
-                truncate=body.truncate,
-                max_document_tokens=body.max_tokens_per_doc,
-                documents_field="documents",
-            )
+        return await _rerank_documents(exchange, version="2")
+
+
+async def _rerank_documents(exchange: Exchange, *, version: str) -> Response:
+    reranker = exchange.service.reranker
+    body = validate(CohereRerankRequest, exchange.body)
+    reranker.alias_of(body.model)
+    answer = await exchange.rerank(
+        RerankCall(
+            [body.query] * len(body.documents),
+            body.documents,
+            instruction=body.instruction,
+            truncate=body.truncate,
+            max_document_tokens=body.max_tokens_per_doc,
+            documents_field="documents",
         )
-        values = answer.scores.probabilities.tolist()
-        results: list[dict[str, Any]] = [
-            {"index": index, "relevance_score": values[index]}
-            for index in _ranked(answer.scores)[: body.top_n]
-        ]
-        if body.return_documents:
-            for result in results:
-                result["document"] = {"text": body.documents[result["index"]]}
-        return answer.respond(
-            {
-                "id": str(uuid.uuid4()),
-                "results": results,
-                "meta": _meta(answer, len(body.documents), version),
-                "model": service.reranker.model_id,
-                "usage": answer.usage,
-            }
-        )
+    )
+    values = answer.scores.probabilities.tolist()
+    results: list[dict[str, Any]] = [
+        {"index": index, "relevance_score": values[index]}
+        for index in _ranked(answer.scores)[: body.top_n]
+    ]
+    if body.return_documents:
+        for result in results:
+            result["document"] = {"text": body.documents[result["index"]]}
+    return answer.respond(
+        {
+            "id": str(uuid.uuid4()),
+            "results": results,
+            "meta": _meta(answer, len(body.documents), version),
+            "model": reranker.model_id,
+            "usage": answer.usage,
+        }
+    )
 
 
 @router.post(
