@@ -30,7 +30,12 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # The same examples on every run, and no failure because the machine is busy.
-hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
+hypothesis.settings.register_profile(
+    "repeatable",
+    derandomize=True,
+    deadline=None,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("repeatable")
 
 # What a test needs, by the fixtures that it uses, directly or through others.
@@ -108,7 +113,7 @@ def _any_gateway(request: pytest.FixtureRequest) -> GatewayProcess:
 @pytest.fixture(name="postgres_uri", scope="session")
 def _postgres_uri() -> Generator[str]:
     """A real PostgreSQL with pgvector, for tests that each take a database of their own."""
-    with embedded_postgres(0) as uri:
+    with embedded_postgres(0, timeout_seconds=120) as uri:
         yield uri
 
 

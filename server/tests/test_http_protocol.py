@@ -375,7 +375,10 @@ async def test_the_request_begins_with_its_first_byte() -> None:
             assert before <= app.requests[-1]["scope"]["state"]["began"] < between
 
 
-async def test_a_caller_that_stopped_sending_gets_its_answer() -> None:
+async def test_a_caller_that_stopped_sending_gets_its_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("qwen3_triton_gateway.http_protocol.HALF_CLOSED_SECONDS", 60.0)
     app = Echo()
     app.may_answer.clear()
     async with serve(app) as (reader, writer):

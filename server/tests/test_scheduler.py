@@ -316,12 +316,19 @@ async def test_one_request_too_many_is_refused_before_its_body_is_read() -> None
     assert scheduler.requests_under_way == 0
 
 
-async def test_retry_after_is_the_time_in_which_the_excess_drains() -> None:
+async def test_retry_after_is_the_time_in_which_the_excess_drains(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loop = asyncio.get_running_loop()
+    now = loop.time()
+    monkeypatch.setattr(loop, "time", lambda: now)
+
     class Slow(Model):
         async def __call__(
             self, entries: Sequence[QueuedText], timeout_seconds: float
         ) -> Float32Matrix:
-            await asyncio.sleep(0.1)
+            nonlocal now
+            now += 0.1
             return await super().__call__(entries, timeout_seconds)
 
     scheduler = make(Slow(), window=1, max_queue_tokens=1000)

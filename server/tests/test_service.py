@@ -122,7 +122,7 @@ async def test_a_model_that_changed_empties_the_cache(
     service = make_service(tokenizer_dir, backend, EMBED_CACHE_BYTES=1_000_000)
     await service.embedder.connect()
     loop = asyncio.get_running_loop()
-    await service.embedder.embed(EmbedCall(["a"]), deadline=loop.time() + 5)
+    await service.embedder.embed(EmbedCall(["a"]), deadline=loop.time() + 60)
     assert service.state().cache_bytes
     backend.generation += 1
     swap_model(backend)
@@ -170,7 +170,7 @@ class BusyBackend(FakeBackend):
 async def embed_until_the_canary_is_late(
     service: EmbeddingService, caplog: pytest.LogCaptureFixture
 ) -> None:
-    deadline = asyncio.get_running_loop().time() + 30
+    deadline = asyncio.get_running_loop().time() + 120
     while "was not embedded: too busy" not in caplog.text:
         await service.embedder.check()
         await service.embedder.embed(EmbedCall(["a document"]), deadline=deadline)
@@ -211,7 +211,7 @@ async def test_the_canary_does_not_wait_in_the_queue(
     await service.embedder.connect()
     backend.gate = asyncio.Event()
     call = EmbedCall([f"query {number}" for number in range(40)], input_type="query")
-    deadline = asyncio.get_running_loop().time() + 5
+    deadline = asyncio.get_running_loop().time() + 60
     embedding = asyncio.create_task(service.embedder.embed(call, deadline=deadline))
     await asyncio.sleep(0)  # it is queued, and fills the queue
     await service.embedder.check()

@@ -171,7 +171,7 @@ class FakeGateway:
 
     def _wait(self, condition: Callable[[], bool]) -> bool:
         """Wait, but not forever: a failing test must end, too."""
-        return self._changed.wait_for(condition, timeout=20)
+        return self._changed.wait_for(condition, timeout=120)
 
     # The methods below run in the server's threads.
 

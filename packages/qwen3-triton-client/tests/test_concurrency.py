@@ -49,6 +49,7 @@ async def test_the_limit_applies_to_all_tasks_of_a_loop(fake: FakeGateway) -> No
 
 
 def test_connections_are_reused(embed: Embed, fake: FakeGateway) -> None:
+    fake.answer_in_reverse(2)  # so both connections are needed
     embed(TEXTS, batch_size=1, max_concurrency=2)
     assert fake.connections == 2
 

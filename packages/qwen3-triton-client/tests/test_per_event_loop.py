@@ -89,7 +89,7 @@ def test_a_resource_is_closed_in_its_loop_when_its_owner_is_collected_elsewhere(
     pool = asyncio.run_coroutine_threadsafe(pools.get(), loop).result()
     del pools
     gc.collect()
-    assert pool.closed.wait(timeout=20)
+    assert pool.closed.wait(timeout=120)
     loop.call_soon_threadsafe(loop.stop)
     thread.join()
     loop.close()
@@ -108,5 +108,5 @@ def test_a_forked_child_opens_a_resource_of_its_own() -> None:
     asyncio.run(pools.get())
     child = context.Process(target=open_in_child, args=(pools, results))
     child.start()
-    assert results.get(timeout=20)
+    assert results.get(timeout=120)
     child.join()

@@ -16,7 +16,7 @@ from pathlib import Path
 import psycopg
 import pytest
 
-from fault_proxy import Fault, FaultProxy
+from fault_proxy import Fault, FaultProxy, fault_proxy
 from filled_tables import create_database
 from gateway_process import GatewayProcess
 from ingest_corpus import LoadedRow, assert_same_rows, assert_true_ledger, rows_of, write_corpus
@@ -155,10 +155,15 @@ def test_an_interrupt_ends_soon_and_the_run_resumes(
             return row[0] if row else 0
 
     arguments = (str(corpus), "--engine", engine)
-    with command(database_url, in_process_gateway.url, *arguments) as process:
+    with (
+        fault_proxy(in_process_gateway.url) as proxy,
+        command(database_url, proxy.url, *arguments) as process,
+    ):
+        # The rest has to wait, so that the load cannot end before the interrupt.
+        proxy.hold(lambda _: documents() > 0)
         wait_for(lambda: documents() > 0 or process.poll() is not None, "documents are loaded")
-        assert process.poll() is None
         process.send_signal(signal.SIGINT)
+        proxy.release()
         output, _ = process.communicate(timeout=120)
     assert process.returncode in {1, 130}, output
     assert "Traceback" not in output

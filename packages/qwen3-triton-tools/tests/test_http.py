@@ -39,18 +39,18 @@ def _url() -> Iterator[str]:
 
 
 def test_an_answer_of_any_status_is_a_reply(url: str) -> None:
-    reply = request(url, timeout_seconds=5)
+    reply = request(url, timeout_seconds=60)
     assert (reply.status, reply.document) == (418, {})
     assert reply.excerpt == "I'm a teapot, short and stout"
 
 
 def test_a_body_is_posted_as_json(url: str) -> None:
-    assert request(url, body={"a": [1]}, timeout_seconds=5).document == {"a": [1]}
+    assert request(url, body={"a": [1]}, timeout_seconds=60).document == {"a": [1]}
 
 
 def test_proxies_of_the_environment_are_ignored(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
-    assert request(url, timeout_seconds=5).status == 418
+    assert request(url, timeout_seconds=60).status == 418
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_proxies_of_the_environment_are_ignored(url: str, monkeypatch: pytest.Mo
 )
 def test_a_server_that_cannot_be_reached_is_explained(url: str, words: str) -> None:
     with pytest.raises(UnreachableError, match=words):
-        request(url, timeout_seconds=5)
+        request(url, timeout_seconds=60)
 
 
 @pytest.mark.parametrize(

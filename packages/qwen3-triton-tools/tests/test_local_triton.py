@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -29,6 +30,7 @@ from qwen3_triton_tools.local_triton import (
     PortInUseError,
     TritonRuntime,
     ensure_runtime,
+    launch,
     unsupported_reason,
     write_repository,
 )
@@ -119,7 +121,7 @@ def infer(protocol: ModuleType, server: LocalTriton, model: str, arrays: Arrays,
         return answer.as_numpy(output)
 
 
-def eventually(condition: Callable[[], bool], timeout_seconds: float = 20.0) -> bool:
+def eventually(condition: Callable[[], bool], timeout_seconds: float = 120.0) -> bool:
     deadline = time.monotonic() + timeout_seconds
     while not condition():
         if time.monotonic() > deadline:
@@ -242,7 +244,7 @@ def test_two_servers_answer_at_once_and_a_killed_one_comes_back_on_its_ports(
             np.testing.assert_allclose(answer, expected, rtol=1e-5, atol=1e-5)
         addresses, pid = (other.http_url, other.grpc_url, other.metrics_url), other.pid
         os.kill(pid, signal.SIGKILL)
-        assert other.wait(20) == 128 + signal.SIGKILL
+        assert other.wait(60) == 128 + signal.SIGKILL
         assert not list(Path("/dev/shm").glob(f"qwen3triton{os.getpid()}x*{pid}*"))
         other.start()
         other.wait_ready(60)
@@ -257,7 +259,7 @@ def test_two_servers_answer_at_once_and_a_killed_one_comes_back_on_its_ports(
         ]
         # Triton alone would go on calling itself ready without the process that runs the model.
         os.kill(int(stub), signal.SIGKILL)
-        assert isinstance(other.wait(30), int)
+        assert isinstance(other.wait(60), int)
         other.start()
         other.wait_ready(60)
         os.kill(other.pid, signal.SIGSTOP)
@@ -293,7 +295,7 @@ sys.exit(run_foreground(triton, on_ready=ready))
         process, pid, log = serve()
         assert is_running(pid)
         process.send_signal(sent)
-        _, errors = process.communicate(timeout=30)
+        _, errors = process.communicate(timeout=120)
         assert process.returncode == status
         assert b"Started HTTPService" in errors or sent == signal.SIGKILL
         assert eventually(lambda pid=pid: not is_running(pid))
@@ -331,25 +333,24 @@ def test_no_outgoing_connection_takes_a_free_port() -> None:
 
 
 def test_a_port_taken_during_the_start_is_replaced_unless_it_was_asked_for(
-    runtime: TritonRuntime, graphs: Path
+    runtime: TritonRuntime, graphs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = LocalTriton(model_dir=graphs / "plain", runtime=runtime)
-    server.start()
-    first = server.http_url
-    port = int(first.rpartition(":")[2])
-    # Triton listens only when the model is loaded, so this comes first.
-    with socket.create_server(("127.0.0.1", port)):
-        server.wait_ready(60)
-        assert server.http_url != first
-        server.stop()
-    server = LocalTriton(model_dir=graphs / "plain", http_port=port, runtime=runtime)
-    server.start()
-    with (
-        socket.create_server(("127.0.0.1", port)),
-        pytest.raises(PortInUseError, match=rf"Port {port} \(`http-port`\)"),
-    ):
-        server.wait_ready(60)
-    server.stop()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+
+        def choose_taken(host: str, wanted: Ports, **options: Any) -> Ports:
+            """Choose the taken port, as if it were still free; the next time, as always."""
+            monkeypatch.setattr(launch, "choose_ports", choose_ports)
+            chosen = choose_ports(host, replace(wanted, http=0), **options)
+            return replace(chosen, http=port)
+
+        monkeypatch.setattr(launch, "choose_ports", choose_taken)
+        with LocalTriton(model_dir=graphs / "plain", runtime=runtime) as server:
+            assert not server.http_url.endswith(f":{port}")
+        monkeypatch.setattr(launch, "choose_ports", choose_taken)
+        server = LocalTriton(model_dir=graphs / "plain", http_port=port, runtime=runtime)
+        with pytest.raises(PortInUseError, match=rf"Port {port} \(`http-port`\)"), server:
+            pass
 
 
 def test_a_model_that_does_not_load_shows_the_log(
