@@ -242,10 +242,10 @@ def test_a_gateway_that_never_responds_is_a_timeout_after_all_tries(
     make: MakeFace, asynchronous: bool, proxy: FaultProxy
 ) -> None:
     proxy.rule = poison([SOME_TEXT], Fault("hang"))
-    face = make(timeout=0.2, max_retries=1)
+    face = make(timeout=0.5, max_retries=1)
     with pytest.raises(EmbeddingTimeoutError, match="tries: 2"):
         face.run([SOME_TEXT], asynchronous=asynchronous)
-    assert proxy.tries == {(SOME_TEXT,): 2}
+    wait_for(lambda: proxy.tries == {(SOME_TEXT,): 2}, "both tries arrive")
     wait_for(lambda: quiet(proxy), "the client disconnects")
 
 
@@ -280,7 +280,8 @@ def test_after_the_first_error_no_thread_and_no_request_is_left(
     make: MakeFace, proxy: FaultProxy
 ) -> None:
     longest = SOME_TEXT + " and more" * 50
-    proxy.rule = poison([longest], Fault(status=400))
+    # Slow, so that the error comes long before the last batch.
+    proxy.rule = lambda request: Fault(status=400) if longest in request.texts else Fault("slow")
     with pytest.raises(InvalidRequestError, match="answered 400"):
         make().embed([longest, *TEXTS])
     sent = len(proxy.requests)
@@ -344,17 +345,27 @@ def test_an_interrupt_ends_a_call_after_what_is_in_flight(
     make: MakeFace, proxy: FaultProxy
 ) -> None:
     proxy.hold(lambda _: True)
+    interrupted = threading.Event()
+
+    def raise_interrupt(*_: object) -> None:
+        interrupted.set()
+        raise KeyboardInterrupt
 
     def interrupt() -> None:
         wait_for(lambda: proxy.in_flight == BOUND, "requests in flight")
         os.kill(os.getpid(), signal.SIGINT)
+        interrupted.wait()
         proxy.release()
 
-    with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            make().embed(TEXTS)
-        pending.result()
+    former = signal.signal(signal.SIGINT, raise_interrupt)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            pending = pool.submit(interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                make().embed(TEXTS)
+            pending.result()
+    finally:
+        signal.signal(signal.SIGINT, former)
     assert client_threads() == []
     # Each thread may have taken one more batch before the interrupt arrived.
     assert len(proxy.requests) <= 2 * BOUND

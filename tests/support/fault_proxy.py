@@ -286,7 +286,11 @@ class FaultProxy:
 
     async def _pass_on(self, message: _Message, writer: asyncio.StreamWriter) -> bool:
         """Pass on requests that are not for vectors."""
-        reply = await self._http.get(self._upstream + message.path, headers=message.headers)
+        try:
+            reply = await self._http.get(self._upstream + message.path, headers=message.headers)
+        except httpx2.TransportError:  # as in `_answer`
+            _reset(writer)
+            return False
         return await _send(reply, Recorded((), {}, 1, time.monotonic()), writer)
 
     def _record(self, content: bytes) -> Recorded:

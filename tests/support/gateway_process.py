@@ -128,10 +128,12 @@ class MortalGateway:
 
     Attributes:
         process: The one that runs now.
+        port: That of all of them.
     """
 
     def __init__(self, *flags: str) -> None:
-        self._flags = (*flags, "--port", str(free_ports(1)[0]))
+        self.port = free_ports(1)[0]
+        self._flags = (*flags, "--port", str(self.port))
         self.process = GatewayProcess(*self._flags)
 
     @property
