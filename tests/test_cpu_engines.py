@@ -31,7 +31,7 @@ VECTORS = GOLDEN["vectors"][::4]
 
 
 def info(gateway: GatewayProcess) -> dict[str, Any]:
-    return httpx2.get(f"{gateway.url}/info").json()
+    return httpx2.get(f"{gateway.url}/info", timeout=60).json()
 
 
 def test_float32_vectors_and_their_fingerprint_are_those_of_onnx_runtime(

@@ -73,7 +73,7 @@ def gateway_series() -> dict[str, set[str]]:
 @pytest.fixture(name="series", scope="module")
 def _series(triton: LocalTriton) -> dict[str, set[str]]:
     """Return every series with its labels, without those that a scrape adds."""
-    answer = httpx2.get(triton.metrics_url).text
+    answer = httpx2.get(triton.metrics_url, timeout=60).text
     # By hand: the parser would append `_total` to Triton's counters, which lack it.
     samples = re.findall(r"^(\w+)(?:\{(.*)\})? ", answer, re.MULTILINE)
     of_triton = {name: set(re.findall(r'(\w+)="', labels)) for name, labels in samples}

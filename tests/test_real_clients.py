@@ -70,7 +70,9 @@ def test_openai_requests_base64_and_gets_the_native_vectors(gateway_url: str) ->
     sent: list[bytes] = []
     hooks = {"request": [lambda request: sent.append(request.read())]}
     with openai.OpenAI(
-        base_url=f"{gateway_url}/v1", api_key="unused", http_client=httpx2.Client(event_hooks=hooks)
+        base_url=f"{gateway_url}/v1",
+        api_key="unused",
+        http_client=httpx2.Client(event_hooks=hooks, timeout=60),
     ) as client:
         answer = client.embeddings.create(model=MODEL, input=TEXTS)
     assert b'"encoding_format":"base64"' in sent[0].replace(b": ", b":")
@@ -108,7 +110,7 @@ def test_openai_sees_the_headers(client: openai.OpenAI, gateway_url: str) -> Non
     raw = client.embeddings.with_raw_response.create(model=MODEL, input="a")
     assert (
         raw.headers["x-embedding-fingerprint"]
-        == httpx2.get(f"{gateway_url}/info").json()["fingerprint"]
+        == httpx2.get(f"{gateway_url}/info", timeout=60).json()["fingerprint"]
     )
     assert raw.headers["server-timing"].startswith("tokenize;dur=")
     assert raw.headers["x-request-id"]

@@ -48,8 +48,11 @@ def bearer(key: str) -> dict[str, str]:
 def test_every_dialect_accepts_any_of_the_keys(
     guarded: GatewayProcess, path: str, body: dict[str, Any], key: str
 ) -> None:
-    assert httpx2.post(guarded.url + path, json=body, headers=bearer(key)).status_code == 200
-    bare = httpx2.post(guarded.url + path, json=body, headers={"Authorization": key})
+    assert (
+        httpx2.post(guarded.url + path, json=body, headers=bearer(key), timeout=60).status_code
+        == 200
+    )
+    bare = httpx2.post(guarded.url + path, json=body, headers={"Authorization": key}, timeout=60)
     assert bare.status_code == 200
 
 
@@ -58,7 +61,7 @@ def test_every_dialect_accepts_any_of_the_keys(
 def test_without_a_key_every_dialect_answers_401_in_its_own_shape(
     guarded: GatewayProcess, path: str, body: dict[str, Any], headers: dict[str, str]
 ) -> None:
-    answer = httpx2.post(guarded.url + path, json=body, headers=headers)
+    answer = httpx2.post(guarded.url + path, json=body, headers=headers, timeout=60)
     assert answer.status_code == 401
     assert answer.headers["WWW-Authenticate"] == "Bearer"
     fields = {
@@ -91,7 +94,7 @@ def test_without_a_key_every_dialect_answers_401_in_its_own_shape(
 def test_only_health_and_pages_are_open_without_a_key(
     guarded: GatewayProcess, path: str, status: int
 ) -> None:
-    assert httpx2.get(guarded.url + path).status_code == status
+    assert httpx2.get(guarded.url + path, timeout=60).status_code == status
 
 
 def test_only_pages_of_an_allowed_origin_may_call(guarded: GatewayProcess) -> None:
@@ -106,13 +109,13 @@ def test_only_pages_of_an_allowed_origin_may_call(guarded: GatewayProcess) -> No
     assert preflight(ORIGIN).headers["access-control-allow-origin"] == ORIGIN
     assert "access-control-allow-origin" not in preflight("https://evil.example").headers
     headers = bearer(KEYS[0]) | {"Origin": ORIGIN}
-    answer = httpx2.post(f"{guarded.url}/embed", json={"texts": ["a"]}, headers=headers)
+    answer = httpx2.post(f"{guarded.url}/embed", json={"texts": ["a"]}, headers=headers, timeout=60)
     assert answer.headers["access-control-allow-origin"] == ORIGIN
     assert "x-request-id" in answer.headers["access-control-expose-headers"].lower()
 
 
 def test_no_page_of_another_origin_may_call_by_default(gateway_url: str) -> None:
-    answer = httpx2.get(f"{gateway_url}/health", headers={"Origin": ORIGIN})
+    answer = httpx2.get(f"{gateway_url}/health", headers={"Origin": ORIGIN}, timeout=60)
     assert not [name for name in answer.headers if name.startswith("access-control")]
 
 
@@ -122,9 +125,9 @@ def test_a_body_above_the_limit_is_a_413_in_each_shape(
 ) -> None:
     (field,) = body
     large = json.dumps({field: ["x" * 30_000]}).encode()
-    stated = httpx2.post(guarded.url + path, content=large, headers=bearer(KEYS[0]))
+    stated = httpx2.post(guarded.url + path, content=large, headers=bearer(KEYS[0]), timeout=60)
     chunks = (large[start : start + 1000] for start in range(0, len(large), 1000))
-    chunked = httpx2.post(guarded.url + path, content=chunks, headers=bearer(KEYS[0]))
+    chunked = httpx2.post(guarded.url + path, content=chunks, headers=bearer(KEYS[0]), timeout=60)
     for answer in (stated, chunked):
         assert answer.status_code == 413
         assert "EMBED_MAX_BODY_BYTES" in answer.text
@@ -187,7 +190,7 @@ def test_with_a_certificate_the_gateway_speaks_https(certificate: tuple[Path, Pa
         found = re.search(r"running on (https://[\d.]+:\d+)", gateway.log)
         assert found is not None
         trust = ssl.create_default_context(cafile=str(file))
-        with httpx2.Client(base_url=found[1], verify=trust) as client:
+        with httpx2.Client(base_url=found[1], verify=trust, timeout=60) as client:
             wait_for(lambda: client.get("/health/ready").status_code == 200, "ready")
             answer = client.post("/embed", json={"texts": ["a"]})
             assert len(answer.json()["embeddings"][0]) == 1024

@@ -43,7 +43,7 @@ def url_of(triton: LocalTriton, scheme: str) -> str:
 
 
 def health(gateway: GatewayProcess) -> dict[str, object]:
-    return httpx2.get(f"{gateway.url}/health").json()
+    return httpx2.get(f"{gateway.url}/health", timeout=60).json()
 
 
 def restart(triton: LocalTriton) -> None:

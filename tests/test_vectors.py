@@ -112,7 +112,7 @@ def test_all_kinds_of_gateway_return_the_same_vectors_and_fingerprint(
     gateway: GatewayProcess, grpc_gateway: GatewayProcess, in_process_gateway: GatewayProcess
 ) -> None:
     expected = embed(gateway.url, TEXTS)
-    fingerprint = httpx2.get(f"{gateway.url}/info").json()["fingerprint"]
+    fingerprint = httpx2.get(f"{gateway.url}/info", timeout=60).json()["fingerprint"]
     for other in (grpc_gateway, in_process_gateway):
         assert cosines(embed(other.url, TEXTS), expected).min() >= FLOAT32_COSINE
-        assert httpx2.get(f"{other.url}/info").json()["fingerprint"] == fingerprint
+        assert httpx2.get(f"{other.url}/info", timeout=60).json()["fingerprint"] == fingerprint

@@ -20,7 +20,9 @@ import qwen3_nano
 from qwen3_triton_tools.local_triton.process import free_ports
 
 LISTENING = re.compile(r"running on (http://[\d.]+:\d+)")
-START_SECONDS = 60.0
+START_SECONDS = 120.0
+# Of a request: only for what hangs.
+ANSWER_SECONDS = 60.0
 # These gateways have no other callers, so they need not keep listening after SIGTERM. What engine
 # `auto` takes depends on the machine, and so do the vectors' last bits. Other tests have the other
 # cores, so a second thread only costs: a quarter of the CPU, for this model.
@@ -90,7 +92,7 @@ class GatewayProcess:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            return self.process.wait(timeout=20)
+            return self.process.wait(timeout=60)
         except subprocess.TimeoutExpired:
             self.process.kill()
             return self.process.wait()
@@ -106,7 +108,7 @@ class GatewayProcess:
     def _get(self, path: str) -> httpx2.Response:
         # To load the certificates, unused here, takes longer than the rest of a poll.
         headers = {"Authorization": f"Bearer {self.api_key}"} if self.api_key else {}
-        return httpx2.get(self.url + path, headers=headers, timeout=5, verify=False)
+        return httpx2.get(self.url + path, headers=headers, timeout=ANSWER_SECONDS, verify=False)
 
     def _find_url(self) -> bool:
         found = LISTENING.search(self.log)
