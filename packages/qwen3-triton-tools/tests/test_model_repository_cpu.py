@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from embed_call import cosines
-from onnx_exports import HIDDEN_SIZE, feed, float_weights, masks, write_export
+from onnx_exports import HIDDEN_SIZE, feed, float_weights, masks, nano_weights, write_export
 from qwen3_triton_gateway.backends.engines import Machine, openvino_options
 from qwen3_triton_gateway.backends.triton import TritonBackend
 from qwen3_triton_gateway.cli import main
@@ -141,6 +142,18 @@ def test_what_the_backend_has_no_parameter_for_is_refused(
 ) -> None:
     with pytest.raises(ModelError, match=words):
         plan_openvino(wanted, is_quantized=is_quantized, machine=machine)
+
+
+def test_a_table_of_tokens_in_int8_is_no_reason_to_round(tmp_path: Path) -> None:
+    """Only products round their inputs."""
+    plain, quantized = float_weights(), nano_weights()
+    for name, weights, code in (
+        ("table", replace(plain, embedding=quantized.embedding), 0),
+        ("matrices", replace(quantized, embedding=plain.embedding), 1),
+    ):
+        source = write_export(tmp_path / name, weights=weights).parent
+        arguments = ("-o", str(tmp_path / "r"), "--model-name", name, "--cpu", "--no-digest")
+        assert run(str(source), *arguments)[0] == code, name
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from .gpu_plan import CARDS, MemoryPlan, model_shape, plan_cpu, plan_gpu
 from .inspection import Inspection, check_servable, inspect_model
 from .openvino_plan import OpenVinoPlan, plan_openvino
 from .probing import canary_of, with_probe
+from .quantize import is_quantized
 from .triton_config import TritonConfig, plan_samples, render_config, write_warmup_files
 
 # The first Triton with ONNX Runtime 1.27, whose fused layer norms sum in float32.
@@ -212,9 +213,10 @@ def _plan(inspection: Inspection, options: RepositoryOptions) -> MemoryPlan:
 def _plan_openvino(inspection: Inspection, options: RepositoryOptions) -> OpenVinoPlan | None:
     if options.openvino is None:
         return None
+    model = inspection.model
     return plan_openvino(
         options.openvino,
-        is_quantized=bool(inspection.precision.quantization),
+        is_quantized=is_quantized(model) or "MatMulNBits" in model.operators,
         threads=options.threads,
         instances=options.instances,
     )
