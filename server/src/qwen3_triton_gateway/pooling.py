@@ -17,7 +17,7 @@ from .tensors import (
     PooledStates,
 )
 
-Float32Array = TypeVar("Float32Array", Float32Vector, Float32Matrix)
+Float32Array = TypeVar("Float32Array", Float32Matrix, Float32Vector)
 
 # Below this norm, a row has no direction: fp16 overflow in some ONNX Runtime releases zeroes whole
 # rows (microsoft/onnxruntime#29034). Real last-token states have norms of 10 to 1000.
