@@ -103,7 +103,7 @@ def test_cohere_returns_the_first_n_with_their_documents(client: TestClient) -> 
 
 
 def test_documents_may_be_sent_to_the_path_of_texts(client: TestClient) -> None:
-    """As LiteLLM does for vLLM and Infinity."""
+    """As LiteLLM does for vLLM."""
     answer = client.post("/rerank", json=CALLS["/v1/rerank"]).json()
     expected = client.post("/v1/rerank", json=CALLS["/v1/rerank"]).json()
     assert answer["results"] == expected["results"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -108,3 +109,7 @@ def tokenize_as_the_card(query: str, document: str, limit: int = 8192) -> list[i
         for text in (PREFIX, render_pair(query, document), SUFFIX)
     )
     return prefix + pair[: limit - len(prefix) - len(suffix)] + suffix
+
+
+if __name__ == "__main__":
+    write_reranker(Path(sys.argv[1]))

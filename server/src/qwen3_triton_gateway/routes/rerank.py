@@ -219,7 +219,7 @@ async def rerank(request: Request, service: ServiceDep) -> Response:
 
     A score is the probability of "yes", or with `raw_scores` the logit of "yes" minus that of "no".
     The answer names truncated texts in `X-Rerank-Truncated`. With `documents` instead of `texts`,
-    the call is that of `POST /v1/rerank`, as vLLM and Infinity have it.
+    the call is that of `POST /v1/rerank`, as vLLM has it.
     """
     async with open_rerank_exchange(request, service) as exchange:
         if "documents" in exchange.body:
