@@ -28,8 +28,8 @@ TABLE = "embed_tokens.rows"
 
 
 @cache
-def random_weights() -> NanoWeights:
-    random = np.random.default_rng(8)
+def random_weights(seed: int = 8) -> NanoWeights:
+    random = np.random.default_rng(seed)
 
     def matrix(rows: int, columns: int) -> Quantized:
         values = random.normal(size=(rows, columns)) / np.sqrt(columns)
@@ -60,9 +60,9 @@ def random_weights() -> NanoWeights:
     return NanoWeights(table, identity, tuple(layers), gains(HIDDEN), 8, 1e6, 1e-6)
 
 
-def trunk(**options: Any) -> onnx.ModelProto:
+def trunk(seed: int = 8, **options: Any) -> onnx.ModelProto:
     """Build the model up to its states, which it does not return, with a table named `TABLE`."""
-    model = build_graph(random_weights(), **options)
+    model = build_graph(random_weights(seed), **options)
     graph = model.graph
     first = next(node for node in graph.node if node.op_type == "Gather")
     table = first.input[0]
@@ -150,16 +150,21 @@ def _gemm(graph: onnx.GraphProto, states: str) -> list[onnx.NodeProto]:
     ]
 
 
-def classifier_model(*, position: Literal["last", "end"] = "last") -> onnx.ModelProto:
+def classifier_model(
+    *, position: Literal["last", "end"] = "last", seed: int = 8, scale: float = 1.0
+) -> onnx.ModelProto:
     """Build a seq-cls model, with one logit for each pair.
 
     Args:
         position: `last` finds the last token before the pads, as transformers does; `end` takes
             the last position, padded or not.
+        seed: Of the weights.
+        scale: Of the logit: with a small one, scores are not all near 0 or 1.
     """
-    model = trunk()
+    model = trunk(seed)
     graph = model.graph
-    row = random_weights().embedding.values[YES] - random_weights().embedding.values[NO]
+    table = random_weights(seed).embedding.values
+    row = (table[YES] - table[NO]) * scale
     constants = {
         "score": row.reshape(HIDDEN, 1).astype(np.float32),
         "pad": np.array(0),

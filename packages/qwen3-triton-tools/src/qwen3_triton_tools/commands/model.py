@@ -1,10 +1,9 @@
-"""`qwen3-triton model`: inspect, pool, pull and verify; others are in files of their own."""
+"""`qwen3-triton model`: inspect, pool and pull; others are in files of their own."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +12,6 @@ import click
 
 from . import (
     endpoint_option,
-    is_terminal,
     json_option,
     pooling_option,
     print_json,
@@ -24,11 +22,11 @@ from . import (
 )
 from .model_quantize import quantize
 from .model_repository import repository
+from .model_verify import verify
 
 if TYPE_CHECKING:
     from qwen3_triton_gateway.settings import Pooling
 
-CARDS = ("0.6b", "4b", "8b", "nano", "none")
 # Reading and writing larger files takes long enough to say so.
 LARGE_FILE_BYTES = 256 * 1024 * 1024
 
@@ -46,6 +44,7 @@ def model() -> None:
 
 model.add_command(quantize)
 model.add_command(repository)
+model.add_command(verify)
 
 
 @model.command("inspect")
@@ -275,111 +274,7 @@ def pull(
         click.echo(f"Serve it: qwen3-triton serve --model-dir {wanted.folder}")
 
 
-@model.command()
-@click.argument("target", metavar="URL|PATH")
-@click.option(
-    "--card",
-    type=click.Choice(CARDS, case_sensitive=False),
-    help="Compare with the golden values of this model; default: by the model's name and size.",
-)
-@click.option(
-    "--reference",
-    type=click.Path(exists=True, path_type=Path),
-    metavar="PATH",
-    help="The float32 export of the same model: check what precision and quantization lose.",
-)
-@click.option(
-    "--api-key",
-    envvar="QWEN3_TRITON_API_KEY",
-    show_envvar=True,
-    help="Key of a gateway that requires one.",
-)
-@click.option(
-    "--timeout",
-    "timeout_seconds",
-    type=click.FloatRange(min=0, min_open=True),
-    metavar="SECONDS",
-    default=120.0,
-    show_default=True,
-    help="Timeout of each request.",
-)
-@json_option
-def verify(
-    *,
-    target: str,
-    card: str | None,
-    reference: Path | None,
-    api_key: str | None,
-    timeout_seconds: float,
-    as_json: bool,
-) -> None:
-    """Check that a gateway, or the model in a folder, returns correct vectors.
-
-    URL is that of a running gateway. PATH is a folder with an ONNX file and its tokenizer.json,
-    which is served in this process during the checks. Exits with 0 if no check fails, else with 1;
-    each failure comes with its likely cause and a remedy.
-
-    \b
-    Examples:
-      qwen3-triton model verify http://localhost:8101
-      qwen3-triton model verify ./qwen3-embedding-0.6b
-      qwen3-triton model verify https://embed.example.com --card 4b --json
-      qwen3-triton model verify http://localhost:8101 --reference ./qwen3-embedding-0.6b
-    """
-    from .. import verify as verification
-    from ..findings import render_findings, summarize
-    from ..verify.probe import GatewayClient
-
-    with tool_errors(), ExitStack() as servers:
-        url = servers.enter_context(_served(target))
-        client = GatewayClient(url, api_key=api_key, timeout_seconds=timeout_seconds)
-        original = None
-        if reference is not None:
-            reference_url = servers.enter_context(_served(str(reference)))
-            original = GatewayClient(reference_url, timeout_seconds=timeout_seconds)
-        with _progress_bar(len(verification.CHECKS) + bool(original)) as advance:
-            result = verification.verify(
-                client, reference=original, card_name=card, target=target, on_finding=advance
-            )
-    if as_json:
-        print_json(result.document())
-    else:
-        name = f"card {result.card.name}" if result.card else "no card"
-        model_id = result.served.model_id or "a model without a name"
-        click.echo(f"{result.target}: {model_id}, {name}\n")
-        print_lines(render_findings(result.findings))
-        click.echo(f"\n{summarize(result.findings)}")
-    sys.exit(0 if result.ok else 1)
-
-
 def _report_size(model_path: Path, activity: str) -> None:
     size = model_path.stat().st_size
     if size > LARGE_FILE_BYTES:
         report_progress(f"{activity} {model_path}, {size / 1e9:.1f} GB with its weights.")
-
-
-def _served(target: str) -> AbstractContextManager[str]:
-    """Return the URL to check: the target itself, or that of a gateway for its folder."""
-    if target.startswith(("http://", "https://")):
-        return nullcontext(target)
-    folder = Path(target)
-    if not folder.exists():
-        msg = f"{target!r} is neither a URL (http://…) nor an existing folder."
-        raise click.BadParameter(msg, param_hint="URL|PATH")
-    from ..model.files import find_model
-    from ..model.inspection import check_servable, inspect_model
-    from ..model.pulling import model_name
-    from ..verify.local_gateway import folder_settings, local_gateway
-
-    check_servable(inspect_model(find_model(folder)))
-    return local_gateway(folder_settings(folder, model_id=model_name(folder)))
-
-
-@contextmanager
-def _progress_bar(count: int) -> Generator[Callable[[object], None]]:
-    """Show the number of finished checks on a terminal: a large model takes minutes on a CPU."""
-    if not is_terminal():
-        yield lambda _: None
-        return
-    with click.progressbar(length=count, label="Checking", file=sys.stderr) as bar:
-        yield lambda _: bar.update(1)

@@ -12,14 +12,11 @@ import click
 from . import json_option, print_json, report_progress, rerank_option, tool_errors
 
 if TYPE_CHECKING:
-    from qwen3_triton_gateway.settings import Settings
+    from qwen3_triton_gateway.settings import Settings, Task
 
     from ..verify.cards import Float64Matrix
     from ..verify.loss import Loss
     from ..verify.rerank_loss import RerankLoss
-
-# The longest of the texts, and the prompt around them.
-PAIR_TOKENS = 1024
 
 
 @click.command()
@@ -116,31 +113,32 @@ def _measure_pairs(model_path: Path, folder: Path, count: int) -> dict[str, Rera
     from ..model.files import find_model
     from ..model.inspection import inspect_model
     from ..model.pairs import GraphScorer
-    from ..verify.local_gateway import folder_settings
+    from ..verify.local_gateway import PAIR_TOKENS, folder_settings
     from ..verify.rerank_loss import compare_scores, pairs_of, score_pairs
 
     pairs = pairs_of(count)
 
     def score(path: Path, settings: Settings) -> list[float]:
         inspection = inspect_model(find_model(path), rerank=True)
-        with GraphScorer(inspection, choose_backend(settings), max_length=PAIR_TOKENS) as scorer:
+        backend = choose_backend(settings, "rerank")
+        with GraphScorer(inspection, backend, max_length=PAIR_TOKENS) as scorer:
             return score_pairs(scorer, pairs)
 
     report_progress(f"Scoring {len(pairs)} pairs with the original, in float32.")
-    reference = score(model_path, folder_settings(model_path))
+    reference = score(model_path, folder_settings(model_path, task="rerank"))
     losses: dict[str, RerankLoss] = {}
-    for name, settings in _variants(folder):
+    for name, settings in _variants(folder, "rerank"):
         report_progress(f"Scoring them with the quantized model: {name}.")
         losses[name] = compare_scores(reference, score(folder, settings))
     return losses
 
 
-def _variants(folder: Path) -> list[tuple[str, Settings]]:
+def _variants(folder: Path, task: Task = "embed") -> list[tuple[str, Settings]]:
     from qwen3_triton_gateway.backends.engines import Machine
 
     from ..verify.local_gateway import folder_settings
 
-    variants = [("ONNX Runtime, float32", folder_settings(folder))]
+    variants = [("ONNX Runtime, float32", folder_settings(folder, task=task))]
     machine = Machine.this()
     precisions: tuple[Literal["bfloat16", "int8"], ...] = ("bfloat16", "int8")
     for precision in precisions:
@@ -148,6 +146,6 @@ def _variants(folder: Path) -> list[tuple[str, Settings]]:
         if obstacle:
             report_progress(f"OpenVINO in {precision} is not measured: {obstacle}.")
             continue
-        settings = folder_settings(folder, engine="openvino", precision=precision)
+        settings = folder_settings(folder, engine="openvino", precision=precision, task=task)
         variants.append((f"OpenVINO, {precision}", settings))
     return variants

@@ -12,6 +12,8 @@ from typing import Literal
 
 import onnx
 
+from qwen3_triton_gateway.backends.base import LOGITS_OUTPUT
+
 from ..errors import ModelError
 from ..onnx_model import MAX_FILE_BYTES, OnnxModel, read_model
 from ..writing import all_or_none, replacing_file
@@ -27,7 +29,6 @@ from .files import (
 from .inspection import Inspection, inspect_model
 from .pooling_plan import PoolingPlan, plan_pooling
 from .probing import probe_model
-from .reranker import LOGITS_OUTPUT
 
 _SUFFIX = "_pooled"
 # onnx's checker reads the whole file again, which without external weights is a few megabytes.

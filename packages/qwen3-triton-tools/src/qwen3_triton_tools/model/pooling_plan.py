@@ -18,6 +18,7 @@ from onnx import TensorProto, helper
 
 from qwen3_triton_gateway.backends.base import (
     HIDDEN_RANK,
+    LOGITS_OUTPUT,
     POOLED_OUTPUT,
     TOKEN_RANK,
     TensorSpec,
@@ -35,7 +36,7 @@ from .last_token import MIN_OPSET, PREFIX, last_token_nodes, node
 from .pairs import answer_ids
 from .probing import check_pooling, sample_pooling
 from .rerank_probing import check_logits, sample_logits
-from .reranker import LOGITS_OUTPUT, NAME_HINT, has_vocabulary_head
+from .reranker import NAME_HINT, has_vocabulary_head
 from .tokenizer_file import read_tokenizer_file
 from .vocabulary_head import cut_head, find_head
 

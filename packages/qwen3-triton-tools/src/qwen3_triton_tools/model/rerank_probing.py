@@ -72,7 +72,9 @@ def check_logits(model_path: Path, inspection: Inspection, sample: LogitsSample)
     """
     pooled = inspect_model(model_path)
     try:
-        with GraphScorer(pooled, OnnxBackend(model_path), max_length=_MAX_LENGTH) as scorer:
+        with GraphScorer(
+            pooled, OnnxBackend(model_path, task="rerank"), max_length=_MAX_LENGTH
+        ) as scorer:
             logits = np.concatenate([scorer.logits(batch) for batch in sample.batches])
     except ModelError as error:
         raise ModelError(f"The pooled model does not run: {error}") from error
@@ -87,7 +89,9 @@ def check_logits(model_path: Path, inspection: Inspection, sample: LogitsSample)
 
 def _scorer(inspection: Inspection) -> GraphScorer:
     check_runnable(inspection)
-    return GraphScorer(inspection, OnnxBackend(inspection.path), max_length=_MAX_LENGTH)
+    return GraphScorer(
+        inspection, OnnxBackend(inspection.path, task="rerank"), max_length=_MAX_LENGTH
+    )
 
 
 def _judge(scorer: GraphScorer) -> list[Finding]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from qwen3_triton_gateway.backends.base import HIDDEN_RANK, POOLED_RANK
+from qwen3_triton_gateway.backends.base import HIDDEN_RANK, LOGITS_OUTPUT, POOLED_RANK
 from qwen3_triton_gateway.backends.behavior import VOCABULARY_PADDING, VOCABULARY_STEP
 from qwen3_triton_gateway.rerank_prompt import ANSWERS
 
@@ -29,7 +29,6 @@ from .tokenizer_file import TokenizerFile
 
 RerankerForm: TypeAlias = Literal["causal", "seq-cls"]
 
-LOGITS_OUTPUT = "logits"
 # The tokens of the prompt that a tokenizer of the family keeps whole.
 PROMPT_TOKENS = ("<|im_start|>", "<|im_end|>")
 REASONING_TOKENS = ("<think>", "</think>")

@@ -19,12 +19,13 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from qwen3_triton_gateway.backends.base import LOGITS_OUTPUT
 from qwen3_triton_gateway.rerank_prompt import ANSWERS
 
 from ..errors import ModelError
 from ..onnx_model import OnnxModel, as_text
 from .last_token import PREFIX, last_token_nodes, node
-from .reranker import LOGITS_OUTPUT, Reranker
+from .reranker import Reranker
 
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _MATRIX_RANK = 2

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import HttpError, InvalidAnswerError, UnreachableError
 from ..findings import Finding, has_errors
-from . import golden_checks, loss, text_checks, vector_checks
+from ..model.pairs import GraphScorer
+from . import golden_checks, loss, rerank_checks, text_checks, vector_checks
 from .cards import Card, choose_card
 from .probe import Check, GatewayClient, Probe, ServedModel, failed
+from .rerank_probe import RerankClient, RerankProbe
 
 NO_CARD = "none"
 
@@ -24,9 +26,30 @@ CHECKS: dict[str, Check] = {
     **text_checks.CHECKS,
     **golden_checks.CHECKS,
 }
+RERANK_CHECKS = rerank_checks.CHECKS
 # A few requests of a few texts, which find the most common mistakes.
 QUICK_CHECKS = ("norm", "batch invariance", "instruction")
 _STATUSES = {"ok": "pass", "error": "fail", "skipped": "skipped"}
+
+
+AnyProbe = TypeVar("AnyProbe", Probe, RerankProbe)
+
+
+@dataclass(frozen=True, slots=True)
+class WantedAnswer:
+    """What a server should answer with, for the finding if it does not."""
+
+    expected: str
+    remedy: str
+
+
+VECTORS = WantedAnswer(
+    "a vector for each text", "WantedAnswer with `embeddings`, a row of numbers for each text."
+)
+SCORES = WantedAnswer(
+    "a score for each document",
+    "WantedAnswer `POST /v1/rerank` with `results`, an `index` and a `relevance_score` for each.",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +119,41 @@ def verify(
     findings: list[Finding] = []
     chosen = {name: check for name, check in CHECKS.items() if name in checks}
     for name, check in (chosen | (loss.CHECKS if reference else {})).items():
-        findings.append(replace(_run(check, probe), name=name))
+        findings.append(replace(_run(check, probe, VECTORS), name=name))
         on_finding(findings[-1])
     return Verification(target or client.url, served, card, tuple(findings))
 
 
-def _run(check: Check, probe: Probe) -> Finding:
+def verify_reranker(
+    client: GatewayClient,
+    *,
+    graph: GraphScorer | None = None,
+    has_card: bool = True,
+    target: str = "",
+    on_finding: Callable[[Finding], object] = str,
+) -> Verification:
+    """Run the checks of rerankers against a server.
+
+    Args:
+        client: The server.
+        graph: The same model in this process, to compare scores with.
+        has_card: Whether the model should know the examples of Qwen3-Reranker's card.
+        target: How the server is called in the report; by default its URL.
+        on_finding: Called after each check.
+
+    Raises:
+        HttpError: The server cannot be reached, rejects the key, or is not ready.
+    """
+    served = client.describe_reranker()
+    probe = RerankProbe(RerankClient(client), graph, served.max_length, has_card)
+    findings: list[Finding] = []
+    for name, check in RERANK_CHECKS.items():
+        findings.append(replace(_run(check, probe, SCORES), name=name))
+        on_finding(findings[-1])
+    return Verification(target or client.url, served, None, tuple(findings))
+
+
+def _run(check: Callable[[AnyProbe], Finding], probe: AnyProbe, answer: WantedAnswer) -> Finding:
     try:
         return check(probe)
     except UnreachableError:
@@ -109,9 +161,9 @@ def _run(check: Check, probe: Probe) -> Finding:
     except InvalidAnswerError as error:
         return failed(
             str(error),
-            "a vector for each text",
+            answer.expected,
             cause="Texts are dropped, or the answer is that of another interface.",
-            remedy="Answer with `embeddings`, a row of numbers for each text.",
+            remedy=answer.remedy,
         )
     except HttpError as error:
         return failed(

@@ -19,12 +19,7 @@ from qwen3_triton_gateway.backends.base import Backend
 from qwen3_triton_gateway.errors import StartupError
 from qwen3_triton_gateway.model_files import find_sibling
 from qwen3_triton_gateway.service import EmbeddingService
-from qwen3_triton_gateway.settings import (
-    MIN_DIMENSIONS,
-    Engine,
-    Settings,
-    WantedPrecision,
-)
+from qwen3_triton_gateway.settings import Engine, Settings, Task, WantedPrecision
 
 from ..errors import ModelError
 from ..model.files import find_model
@@ -32,6 +27,7 @@ from ..onnx_model import read_model
 
 TOKENIZER_FILE = "tokenizer.json"
 DEFAULT_DIMENSIONS = 1024
+PAIR_TOKENS = 1024
 POLL_SECONDS = 0.02
 
 
@@ -57,10 +53,12 @@ def folder_settings(
     model_id: str | None = None,
     engine: Engine = "onnxruntime",
     precision: WantedPrecision = "auto",
+    task: Task = "embed",
 ) -> Settings:
     """Return settings for the model and the tokenizer of a folder, at up to 1024 dimensions.
 
-    By default they show what the graph itself returns, whatever is installed on this machine.
+    By default they show what the graph itself returns, whatever is installed on this machine. A
+    reranker takes pairs of up to `PAIR_TOKENS`: longer ones cost the square of their length.
 
     Raises:
         ModelError: The model or the tokenizer is missing, or the file is not an ONNX model.
@@ -69,16 +67,22 @@ def folder_settings(
     tokenizer = find_sibling(model, TOKENIZER_FILE)
     if tokenizer is None:
         raise ModelError(f"{folder} has no {TOKENIZER_FILE}. Fetch the one of the model.")
+    values: dict[str, Any] = {"EMBED_ENGINE": engine, "EMBED_PRECISION": precision}
+    if task == "rerank":
+        values |= {
+            "RERANK_MODEL_DIR": model,
+            "RERANK_TOKENIZER_PATH": tokenizer.parent,
+            "RERANK_MODEL_ID": model_id,
+            "RERANK_MAX_LENGTH": PAIR_TOKENS,
+        }
+        return FolderSettings(**values)
     widths = [output.shape[-1] for output in read_model(model).outputs if output.shape]
     width = widths[0] if widths and widths[0] > 0 else DEFAULT_DIMENSIONS
-    values: dict[str, Any] = {
+    values |= {
         "EMBED_MODEL_DIR": model,
-        "EMBED_ENGINE": engine,
-        "EMBED_PRECISION": precision,
         "TOKENIZER_PATH": tokenizer.parent,
         "EMBED_MODEL_ID": model_id,
-        # A reranker's logits are fewer than any vector.
-        "EMBED_OUTPUT_DIM": max(MIN_DIMENSIONS, min(DEFAULT_DIMENSIONS, width)),
+        "EMBED_OUTPUT_DIM": min(DEFAULT_DIMENSIONS, width),
     }
     return FolderSettings(**values)
 
@@ -89,13 +93,16 @@ def local_gateway(settings: Settings, backend: Backend | None = None) -> Generat
 
     Args:
         settings: The model and its options.
-        backend: Replaces the backend that the settings select.
+        backend: Replaces the backend of the embedding model that the settings select.
 
     Raises:
         StartupError: The tokenizer or the model cannot be served.
     """
     failures: list[str] = []
-    service = EmbeddingService(settings, backend or choose_backend(settings))
+    if backend is None and settings.serves_embeddings:
+        backend = choose_backend(settings)
+    rerank_backend = choose_backend(settings, "rerank") if settings.serves_reranker else None
+    service = EmbeddingService(settings, backend, rerank_backend)
     app = create_app(service, on_fatal=failures.append)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False))

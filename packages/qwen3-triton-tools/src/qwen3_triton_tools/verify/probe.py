@@ -77,16 +77,28 @@ class GatewayClient:
         Raises:
             HttpError: The server cannot be reached, rejects the key, or is not ready.
         """
+        return _served_model(self._facts())
+
+    def describe_reranker(self) -> ServedModel:
+        """Read what `/info` reports of the reranker, next to an embedding model or alone.
+
+        Raises:
+            HttpError: The server cannot be reached, rejects the key, or is not ready.
+        """
+        facts = self._facts()
+        return _served_model(facts.get("reranker") or facts)
+
+    def _facts(self) -> dict[str, Any]:
         for path in ("/info", "/health"):
             try:
-                facts = self._call(path)
+                facts = self.call(path)
             except RefusedError as error:
                 if error.status in NOT_FOUND_STATUSES:
                     continue
                 raise
             if isinstance(facts, dict):
-                return _served_model(cast("dict[str, Any]", facts))
-        return ServedModel()
+                return cast("dict[str, Any]", facts)
+        return {}
 
     def embed(
         self,
@@ -107,7 +119,7 @@ class GatewayClient:
             body["input_type"] = input_type
         options = {"instruction": instruction, "dimensions": dimensions, "truncate": truncate}
         body |= {name: value for name, value in options.items() if value is not None}
-        answer = self._call("/embed", body)
+        answer = self.call("/embed", body)
         if not isinstance(answer, dict):
             msg = "POST /embed did not answer with a JSON object with `embeddings`."
             raise InvalidAnswerError(msg)
@@ -120,7 +132,7 @@ class GatewayClient:
             HttpError: There is no answer, or one without ids.
         """
         try:
-            answer = self._call("/tokenize", {"inputs": [text]})
+            answer = self.call("/tokenize", {"inputs": [text]})
             return [int(token["id"]) for token in answer[0]]
         except RefusedError as error:
             if error.status in NOT_FOUND_STATUSES:
@@ -130,7 +142,12 @@ class GatewayClient:
             msg = "POST /tokenize did not answer with a list of tokens with their `id`."
             raise InvalidAnswerError(msg) from None
 
-    def _call(self, path: str, body: dict[str, Any] | None = None) -> Any:
+    def call(self, path: str, body: dict[str, Any] | None = None) -> Any:
+        """Send a request, and return the JSON of its answer.
+
+        Raises:
+            HttpError: There is no answer, or none with a status below 400, or it is not JSON.
+        """
         method = "GET" if body is None else "POST"
         try:
             reply = request(

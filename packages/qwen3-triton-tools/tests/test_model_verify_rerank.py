@@ -1,0 +1,100 @@
+"""`model verify --rerank` passes correct servers, and fails wrong ones by what is wrong."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+
+import qwen3_nano
+from qwen3_triton_gateway.cli import main
+from qwen3_triton_tools.model.pool import pool_model
+from reranker_exports import causal_model, classifier_model, write_reranker
+from wrong_reranker import RIGHT, WRONG, serving
+
+# A random model that prefers the right documents of the card's examples, with room to both sides.
+SEED, SCALE = 2, 0.3
+
+
+@pytest.fixture(name="folder", scope="module")
+def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("classifier")
+    write_reranker(folder, classifier_model(seed=SEED, scale=SCALE))
+    return folder
+
+
+def verify(target: str, *flags: object) -> tuple[int, Any]:
+    arguments = ["model", "verify", target, "--json", *map(str, flags)]
+    result = CliRunner().invoke(main, arguments)
+    assert result.stdout, result.output
+    return result.exit_code, json.loads(result.stdout)
+
+
+def outcome(report: Any, name: str) -> Any:
+    return next(check for check in report["checks"] if check["name"] == name)
+
+
+def names(report: Any, status: str) -> set[str]:
+    return {check["name"] for check in report["checks"] if check["status"] == status}
+
+
+def test_a_server_that_shares_no_code_with_this_one_passes(folder: Path) -> None:
+    with serving(folder, RIGHT) as url:
+        code, report = verify(url, "--rerank", "--reference", folder)
+    assert (code, names(report, "fail"), names(report, "skipped")) == (0, set(), set()), report
+
+
+def test_padding_on_the_left_is_correct_too(folder: Path) -> None:
+    with serving(folder, replace(RIGHT, pads_left=True)) as url:
+        assert verify(url, "--rerank")[0] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", WRONG)
+def test_a_wrong_server_fails_by_the_name_of_its_mistake(folder: Path, name: str) -> None:
+    stack, check, words = WRONG[name]
+    with serving(folder, stack) as url:
+        code, report = verify(url, "--rerank", "--reference", folder)
+    failed = outcome(report, check)
+    assert (code, failed["status"]) == (1, "fail"), report
+    assert words in failed["cause"]
+    assert failed["remedy"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["causal", "pooled", "classifier"])
+def test_a_folder_passes_served_by_the_gateway(tmp_path: Path, folder: Path, form: str) -> None:
+    if form != "classifier":
+        folder = write_reranker(tmp_path / "reranker", causal_model()).parent
+    if form == "pooled":
+        folder = pool_model(folder / "model.onnx", tmp_path / "pooled", probe=False).path.parent
+    flags = [] if form == "classifier" else ["--card", "none"]
+    code, report = verify(str(folder), *flags)
+    assert (code, names(report, "fail")) == (0, set()), report
+    assert {"prompt", "long document", "padding", "prompt parts"} <= names(report, "pass")
+
+
+def test_without_the_model_what_needs_it_is_skipped(folder: Path) -> None:
+    with serving(folder, RIGHT, talks=False) as url:
+        code, report = verify(url, "--rerank", "--card", "none")
+    assert code == 0
+    assert names(report, "skipped") == {"card examples", "padding", "prompt", "long document"}
+
+
+def test_a_server_without_reranking_is_named(folder: Path) -> None:
+    with serving(folder, RIGHT) as url:
+        code, report = verify(f"{url}/elsewhere", "--rerank")
+    assert code == 1
+    assert "HTTP 404" in outcome(report, "score range")["measured"]
+
+
+def test_an_embedding_model_has_no_scores_to_compare_with(folder: Path) -> None:
+    with serving(folder, RIGHT) as url:
+        arguments = ["model", "verify", url, "--rerank", "--reference", str(qwen3_nano.model_dir())]
+        result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 1
+    assert "is not a reranker, so it has no scores" in result.output

@@ -1,0 +1,230 @@
+"""A minimal server of `POST /v1/rerank`, correct unless one of its stages is replaced.
+
+It shares no code with the product: http.server, ONNX Runtime and a tokenizer. Each replacement
+below is a mistake that somebody's deployment has made.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+from tokenizers import Tokenizer
+
+MAX_LENGTH = 320
+PAD_ID = 0
+TASK = "Given a web search query, retrieve relevant passages that answer the query"
+# https://huggingface.co/Qwen/Qwen3-Reranker-0.6B, usage with transformers.
+HEAD = '<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and the Instruct provided. Note that the answer can only be "yes" or "no".<|im_end|>\n<|im_start|>user\n'  # noqa: E501
+TAIL = "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n"
+
+Ids = list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class RerankStack:
+    """The stages of a server.
+
+    Attributes:
+        prompt: The pieces of a prompt, which are tokenized on their own.
+        shorten: Cuts the tokens of these pieces.
+        finish: Makes scores of logits.
+        arrange: Returns the results in an order, each with its index.
+        pads_left: Whether a batch is padded on the left.
+        reads_last: Whether the last position is read, padded or not.
+    """
+
+    prompt: Callable[[str, str, str], tuple[str, str, str]]
+    shorten: Callable[[Ids, Ids, Ids], Ids]
+    finish: Callable[[float], float | None]
+    arrange: Callable[[Sequence[float | None]], list[tuple[int, float | None]]]
+    pads_left: bool = False
+    reads_last: bool = False
+
+
+def pair(instruction: str, query: str, document: str) -> str:
+    return f"<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}"
+
+
+def card_prompt(instruction: str, query: str, document: str) -> tuple[str, str, str]:
+    return HEAD, pair(instruction, query, document), TAIL
+
+
+def keep_the_tail(head: Ids, body: Ids, tail: Ids) -> Ids:
+    return [*head, *body[: MAX_LENGTH - len(head) - len(tail)], *tail]
+
+
+def cut_the_end(head: Ids, body: Ids, tail: Ids) -> Ids:
+    return [*head, *body, *tail][:MAX_LENGTH]
+
+
+def sigmoid(logit: float) -> float:
+    return float(1 / (1 + np.exp(-logit)))
+
+
+def by_score(scores: Sequence[float | None]) -> list[tuple[int, float | None]]:
+    return sorted(enumerate(scores), key=lambda entry: -(entry[1] or 0.0))
+
+
+def renumbered(scores: Sequence[float | None]) -> list[tuple[int, float | None]]:
+    return list(enumerate(score for _, score in by_score(scores)))
+
+
+RIGHT = RerankStack(card_prompt, keep_the_tail, sigmoid, by_score)
+
+
+def prompts(stack: Callable[[str, str, str], tuple[str, str, str]]) -> RerankStack:
+    return RerankStack(stack, keep_the_tail, sigmoid, by_score)
+
+
+# The stack, the check that should fail, and words of its cause.
+WRONG: dict[str, tuple[RerankStack, str, str]] = {
+    "swapped": (
+        RerankStack(card_prompt, keep_the_tail, lambda logit: sigmoid(-logit), by_score),
+        "card examples",
+        "two logits are swapped",
+    ),
+    "logits": (
+        RerankStack(card_prompt, keep_the_tail, lambda logit: 40 * logit, by_score),
+        "score range",
+        "Scores are logits",
+    ),
+    "nan": (
+        RerankStack(card_prompt, keep_the_tail, lambda _: None, by_score),
+        "score range",
+        "overflows",
+    ),
+    "renumbered": (
+        RerankStack(card_prompt, keep_the_tail, sigmoid, renumbered),
+        "order",
+        "counts what comes back",
+    ),
+    "reads-a-pad": (
+        RerankStack(card_prompt, keep_the_tail, sigmoid, by_score, reads_last=True),
+        "batch invariance",
+        "Padding changes the score",
+    ),
+    "no-system-message": (
+        prompts(lambda i, q, d: ("<|im_start|>user\n", pair(i, q, d), TAIL)),
+        "prompt",
+        "The system message is missing",
+    ),
+    "no-think-block": (
+        prompts(lambda i, q, d: (HEAD, pair(i, q, d), TAIL[: TAIL.index("<think>")])),
+        "prompt",
+        "The empty think block",
+    ),
+    "no-end": (
+        prompts(lambda i, q, d: (HEAD, pair(i, q, d), "")),
+        "prompt",
+        "The prompt's end",
+    ),
+    "bare-pair": (
+        prompts(lambda i, q, d: ("", pair(i, q, d), "")),
+        "prompt",
+        "The whole prompt around the pair is missing",
+    ),
+    "no-instruction": (
+        prompts(lambda i, q, d: (HEAD, pair(i, q, d).partition("\n")[2], TAIL)),
+        "prompt parts",
+        "lacks the instruction",
+    ),
+    "own-instruction-ignored": (
+        prompts(lambda i, q, d: card_prompt(TASK, q, d)),
+        "prompt parts",
+        "lacks the instruction",
+    ),
+    "empty-lines": (
+        prompts(lambda i, q, d: (HEAD, pair(i, q, d).replace("\n<", "\n\n<"), TAIL)),
+        "prompt",
+        "empty lines between",
+    ),
+    "end-cut-off": (
+        RerankStack(card_prompt, cut_the_end, sigmoid, by_score),
+        "long document",
+        "The prompt's end is cut off",
+    ),
+}
+
+
+class _Model:
+    """A seq-cls graph that reads the last token before the pads."""
+
+    def __init__(self, folder: Path) -> None:
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = 1
+        path = folder / "model.onnx"
+        self._session = onnxruntime.InferenceSession(path, options)
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+    def scores(self, stack: RerankStack, texts: Sequence[tuple[str, str, str]]) -> list[Any]:
+        rows = [stack.shorten(*map(self._ids, stack.prompt(*text))) for text in texts]
+        width = max(map(len, rows))
+        ids = np.full((len(rows), width), PAD_ID, dtype=np.int64)
+        mask = np.zeros_like(ids)
+        for index, row in enumerate(rows):
+            place = slice(width - len(row), width) if stack.pads_left else slice(len(row))
+            ids[index, place], mask[index, place] = row, 1
+        if stack.reads_last:
+            # The graph looks for pads by their id: another one is read like text.
+            ids[mask == 0] = 5
+        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
+        feed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        [logits] = self._session.run(["logits"], feed)
+        return [stack.finish(float(logit)) for logit in np.asarray(logits)[:, 0]]
+
+    def _ids(self, text: str) -> Ids:
+        return self._tokenizer.encode(text, add_special_tokens=False).ids
+
+
+@contextmanager
+def serving(folder: Path, stack: RerankStack, *, talks: bool = True) -> Generator[str]:
+    """Serve a folder with a seq-cls model; `talks` is whether `/info` reports its limit."""
+    model = _Model(folder)
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if not talks or self.path != "/info":
+                self._answer({"error": "not found"}, 404)
+                return
+            self._answer({"model": "embedder", "reranker": {"max_length": MAX_LENGTH}})
+
+        def do_POST(self) -> None:
+            if self.path != "/v1/rerank":
+                self._answer({"error": "not found"}, 404)
+                return
+            length = int(self.headers["Content-Length"])
+            body = json.loads(self.rfile.read(length))
+            instruction = body.get("instruction", TASK)
+            texts = [(instruction, body["query"], text) for text in body["documents"]]
+            results = stack.arrange(model.scores(stack, texts))
+            self._answer(
+                {"results": [{"index": i, "relevance_score": score} for i, score in results]}
+            )
+
+        def _answer(self, content: Any, status: int = 200) -> None:
+            data = json.dumps(content).encode()
+            self.send_response(status)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
