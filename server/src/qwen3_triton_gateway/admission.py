@@ -145,11 +145,11 @@ class Admission:
         reserved = max_queue_requests // RESERVED_FOR_QUERIES
         self._max_document_requests = max(1, max_queue_requests - reserved)
         self._refusals = {limit: metrics.rejected_requests.labels(limit.value) for limit in Limit}
-        self.requests = 0
-        self.queued = {lane: LaneTokens() for lane in Lane}
+        self.requests: int = 0
+        self.queued: dict[Lane, LaneTokens] = {lane: LaneTokens() for lane in Lane}
         self.entering: Counter[str] = Counter()
         self._entering_requests = 0
-        self.drain = DrainRate()
+        self.drain: DrainRate = DrainRate()
         self._submitted: Counter[tuple[str, Lane, bool]] = Counter()
         self._by_lane = dict.fromkeys(Lane, 0)
         self._by_caller: Counter[str] = Counter()

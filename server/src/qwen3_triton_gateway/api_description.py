@@ -11,7 +11,7 @@ from .auth import is_open
 from .service import EmbeddingService
 from .settings import MIN_DIMENSIONS
 
-UNAUTHORIZED = {
+UNAUTHORIZED: dict[str, Any] = {
     "description": "The API key is missing or wrong.",
     "content": {
         "application/json": {"schema": {"$ref": "#/components/schemas/ErrorResponse"}},

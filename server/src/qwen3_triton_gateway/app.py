@@ -30,7 +30,7 @@ from .routes import cohere, native, ollama, openai, ops, pages, rerank, tei
 from .service import EmbeddingService
 from .tracing import REQUEST_SPANS
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 # nginx's status for a caller that disconnected. No caller reads it; the log line and metrics do.
 CLIENT_CLOSED_REQUEST = 499

@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from .errors import StartupError, UnauthorizedError
 from .settings import Settings
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 HEALTH_PATHS = ("/health", "/v1/health")
 # Pages that a browser opens without headers. They contain no data.
@@ -52,7 +52,7 @@ class ApiKeys:
 
     def replace(self, keys: Sequence[ApiKey]) -> None:
         """Accept these keys instead, from the next request on."""
-        self.is_required = bool(keys)
+        self.is_required: bool = bool(keys)
         # A header is bytes: some clients send a key in UTF-8, others in Latin-1. The two differ
         # only for keys beyond ASCII.
         self._names = {form: key.name for key in keys for form in _encodings(key.secret)}

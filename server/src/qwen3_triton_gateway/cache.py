@@ -18,7 +18,7 @@ class VectorCache:
 
     def __init__(self, max_bytes: int) -> None:
         """Create an empty cache of at most `max_bytes`; 0 disables it."""
-        self.enabled = max_bytes > 0
+        self.enabled: bool = max_bytes > 0
         self._entries: LRUCache[bytes, EmbeddedText] = LRUCache(max_bytes, getsizeof=_size_bytes)
 
     @property

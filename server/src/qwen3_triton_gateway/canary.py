@@ -26,7 +26,7 @@ from .pooling import l2_normalize
 from .tensors import Float32Vector, TokenBatch
 from .tokenization import InputType, TextTokenizer, format_inputs
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 # A run costs one short batch: often enough to notice swapped weights soon, and rare enough to be
 # lost in the load.
@@ -116,9 +116,9 @@ class Canary:
         self._first: Float32Vector | None = None
         self._due = 0.0
         self._run: asyncio.Task[str] | None = None
-        self.problem = ""
-        self.is_pending = False
-        self.has_changed = False
+        self.problem: str = ""
+        self.is_pending: bool = False
+        self.has_changed: bool = False
 
     async def start(self) -> Float32Vector:
         """Embed the sentence for the first time, and return its vector.

@@ -22,7 +22,7 @@ from . import __version__
 from .errors import StartupError, describe_invalid_value
 from .settings import Settings
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

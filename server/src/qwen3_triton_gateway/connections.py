@@ -17,7 +17,7 @@ from contextlib import suppress
 from enum import Enum
 from typing import Any
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 # More than any number of connections here; an unlimited hard limit is not a number to set.
 MAX_DESCRIPTORS = 65_536

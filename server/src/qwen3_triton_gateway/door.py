@@ -11,7 +11,7 @@ import asyncio
 import collections
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -30,7 +30,7 @@ from .paths import canonical_path
 from .responses import Dialect, choose_request_id, dialect_of, error_response, raw_head
 from .service import EmbeddingService
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 EMBEDDING_PATHS = {
     "/",
@@ -113,8 +113,8 @@ class Door:
             if alias.input_type == "query"
         ]
         self._query_marker = re.compile(b"|".join([*QUERY_MARKERS, *names]))
-        self.log = RefusalLog()
-        self.path_of = lru_cache(256)(self._path_of)
+        self.log: RefusalLog = RefusalLog()
+        self.path_of: Callable[[bytes], str | None] = lru_cache(256)(self._path_of)
         self._render = lru_cache(64)(Refusal.render)
         self._counters = lru_cache(64)(self._find_counters)
 
@@ -302,7 +302,7 @@ class DoorProtocol(HttpToolsProtocol):
             self._keep_alive_for(self.timeout_keep_alive - idle)
 
     def _keep_alive_for(self, seconds: float) -> None:
-        self.timeout_keep_alive_task = self.loop.call_later(
+        self.timeout_keep_alive_task: asyncio.TimerHandle | None = self.loop.call_later(
             seconds, self.timeout_keep_alive_handler
         )
 

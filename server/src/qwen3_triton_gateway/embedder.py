@@ -65,7 +65,7 @@ from .tokenization import (
 from .tracing import current_origin, stage_span
 from .turns import QueuedText
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 # What happens to a text beyond `max_length`: it is refused, or its end or start is cut off.
 Truncation: TypeAlias = Literal["refuse", "end", "start"]
@@ -143,9 +143,9 @@ class Embedder(ServedModel):
         )
         self._metrics: Metrics = metrics
         self._space: EmbeddingSpace | None = None
-        self.cache = VectorCache(settings.cache_bytes)
-        self.default_dimensions = settings.output_dim
-        self.behavior = Behavior("unknown")
+        self.cache: VectorCache = VectorCache(settings.cache_bytes)
+        self.default_dimensions: int = settings.output_dim
+        self.behavior: Behavior = Behavior("unknown")
         self.pooling: str = settings.pooling
 
     def fingerprint(self, dimensions: int) -> str:
@@ -164,7 +164,7 @@ class Embedder(ServedModel):
                 f"{spec.hidden_size}. Lower EMBED_OUTPUT_DIM or serve a larger model."
             )
             raise StartupError(msg)
-        self.model_id = self.settings.model_id or MODEL_IDS.get(spec.hidden_size, spec.name)
+        self.model_id: str = self.settings.model_id or MODEL_IDS.get(spec.hidden_size, spec.name)
         self.behavior = await probe_behavior(self.backend, self.tokenizer)
         if self.behavior.pooling == "unknown":
             logger.warning("The model is too slow to be probed: its pooling is taken on trust.")

@@ -72,25 +72,25 @@ class StartupError(EmbeddingServerError):
 class InvalidRequestError(EmbeddingServerError):
     status = 400
     error_type = "invalid_request_error"
-    code = "invalid_request"
+    code: str | None = "invalid_request"
 
 
 class UnauthorizedError(EmbeddingServerError):
     status = 401
     error_type = "authentication_error"
-    code = "invalid_api_key"
+    code: str | None = "invalid_api_key"
 
 
 class ModelNotFoundError(EmbeddingServerError):
     status = 404
     error_type = "invalid_request_error"
-    code = "model_not_found"
+    code: str | None = "model_not_found"
 
 
 class BodyTooLargeError(EmbeddingServerError):
     status = 413
     error_type = "invalid_request_error"
-    code = "body_too_large"
+    code: str | None = "body_too_large"
 
     def __init__(self, limit: int, when: str = "") -> None:
         """State the limit in bytes, and `when` the body exceeds it if not as it was sent."""
@@ -103,35 +103,35 @@ class BodyTooLargeError(EmbeddingServerError):
 class UnsupportedEncodingError(EmbeddingServerError):
     status = 415
     error_type = "invalid_request_error"
-    code = "unsupported_encoding"
+    code: str | None = "unsupported_encoding"
 
 
 class RequestTimeoutError(EmbeddingServerError):
     status = 408
     error_type = "invalid_request_error"
-    code = "request_timeout"
+    code: str | None = "request_timeout"
 
 
 class HeadersTooLargeError(EmbeddingServerError):
     status = 431
     error_type = "invalid_request_error"
-    code = "headers_too_large"
+    code: str | None = "headers_too_large"
 
 
 class QueueFullError(EmbeddingServerError):
     status = 429
     error_type = "overloaded_error"
-    code = "queue_full"
+    code: str | None = "queue_full"
 
 
 class BadVectorError(EmbeddingServerError):
     status = 502
-    code = "bad_vector"
+    code: str | None = "bad_vector"
 
 
 class BackendError(EmbeddingServerError):
     status = 502
-    code = "backend_error"
+    code: str | None = "backend_error"
 
 
 class AnswerTooLargeError(BackendError):
@@ -146,7 +146,7 @@ class AnswerTooLargeError(BackendError):
 
 class BackendUnavailableError(EmbeddingServerError):
     status = 503
-    code = "backend_unavailable"
+    code: str | None = "backend_unavailable"
 
     def __init__(self, message: str, *, retry_after_seconds: int = 1) -> None:
         super().__init__(message, retry_after_seconds=retry_after_seconds)
@@ -154,7 +154,7 @@ class BackendUnavailableError(EmbeddingServerError):
 
 class DeadlineExceededError(EmbeddingServerError):
     status = 504
-    code = "deadline_exceeded"
+    code: str | None = "deadline_exceeded"
 
 
 def describe_invalid_value(name: str, message: str, value: str) -> str:

@@ -12,6 +12,7 @@ import logging
 import socket
 import sys
 import uuid
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
@@ -41,7 +42,7 @@ if sys.platform == "linux":
     import fcntl
     import termios
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 # Headers are fed in pieces, so that what is between two counts is small.
 PIECE_BYTES = 16 * 1024
@@ -94,7 +95,7 @@ class AnswerTransport:
         self._transport = transport
         self._cycle = cycle
         self._head: bytes | None = None
-        self.is_closing = transport.is_closing
+        self.is_closing: Callable[[], bool] = transport.is_closing
 
     def write(self, data: bytes) -> None:
         if self._head is None and self._cycle.response_started:
@@ -165,7 +166,7 @@ class GatewayProtocol(DoorProtocol):
         super().connection_made(transport)
         self._descriptor = transport.get_extra_info("socket").fileno()
         # A connection opened in advance is idle, like one between two requests.
-        self.timeout_keep_alive_task = self.loop.call_later(
+        self.timeout_keep_alive_task: asyncio.TimerHandle | None = self.loop.call_later(
             self.timeout_keep_alive, self.timeout_keep_alive_handler
         )
 
@@ -340,7 +341,9 @@ class GatewayProtocol(DoorProtocol):
         """Hand a request to the door and the framework, with what has arrived of its body."""
         path = self.url.partition(b"?")[0].decode("ascii")
         is_crowded = self._connections is not None and self._connections.is_crowded
-        self.app = _refuse_crowd if is_crowded and not is_health_path(path) else self._whole_app
+        self.app: Any = (
+            _refuse_crowd if is_crowded and not is_health_path(path) else self._whole_app
+        )
         super().on_headers_complete()
         early, self._early = self._early, None
         if early:
@@ -411,7 +414,7 @@ class GatewayProtocol(DoorProtocol):
         version = b"HTTP/%b" % self.parser.get_http_version().encode()
         line = b" ".join([self.parser.get_method(), self.url, version])
         headers = [b": ".join(header) for header in self.headers if header[0] != b"upgrade"]
-        self.parser = httptools.HttpRequestParser(self)
+        self.parser: httptools.HttpRequestParser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
         self._feed(b"\r\n".join([line, *headers, b"", b""]))
         if rest and not self._has_refused:

@@ -49,8 +49,8 @@ class MemoryBudget:
 
     def __init__(self, max_bytes: int | None, metrics: Metrics) -> None:
         """Create an unused budget; None derives it from the memory of container or machine."""
-        self.max_bytes = max_bytes or default_max_bytes()
-        self.used_bytes = 0
+        self.max_bytes: int = max_bytes or default_max_bytes()
+        self.used_bytes: int = 0
         self._peak_bytes = 0
         self._metrics = metrics
         self._released_bytes = 0.0

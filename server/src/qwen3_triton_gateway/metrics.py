@@ -70,26 +70,28 @@ class ModelMetrics:
     def __init__(self, registry: CollectorRegistry, prefix: str) -> None:
         self.registry = registry
         self._prefix = prefix
-        self.stage_seconds = self._histogram(
+        self.stage_seconds: Histogram = self._histogram(
             "stage_seconds", "Time of a request for the model by stage.", SECONDS_BUCKETS, "stage"
         )
-        self.rejected_requests = self._counter(
+        self.rejected_requests: Counter = self._counter(
             "rejected_requests", "Requests refused with 429, by the limit they hit.", "limit"
         )
-        self.recomputed_texts = self._counter(
+        self.recomputed_texts: Counter = self._counter(
             "recomputed_texts", "Texts retried alone after an unusable result."
         )
-        self.abandoned_texts = self._counter(
+        self.abandoned_texts: Counter = self._counter(
             "abandoned_texts", "Texts that left the queue because no caller was waiting for them."
         )
-        self.batch_rows = self._histogram("batch_rows", "Texts per batch.", ROWS_BUCKETS, "lane")
-        self.batch_seconds = self._histogram(
+        self.batch_rows: Histogram = self._histogram(
+            "batch_rows", "Texts per batch.", ROWS_BUCKETS, "lane"
+        )
+        self.batch_seconds: Histogram = self._histogram(
             "batch_seconds", "Round trip time of a batch.", SECONDS_BUCKETS, "lane"
         )
-        self.batch_tokens = self._counter(
+        self.batch_tokens: Counter = self._counter(
             "batch_tokens", "Tokens sent to the model, by kind: text or padding.", "kind"
         )
-        self.failed_batches = self._counter(
+        self.failed_batches: Counter = self._counter(
             "failed_batches", "Batches that failed, by error code.", "code"
         )
 
@@ -128,16 +130,16 @@ class RerankMetrics(ModelMetrics):
 
     def __init__(self, registry: CollectorRegistry) -> None:
         super().__init__(registry, f"{PREFIX}_rerank")
-        self.pairs = self._counter("pairs", "Pairs of a query and a document scored.")
-        self.tokens = self._counter("tokens", "Tokens of those pairs, prompt included.")
-        self.key_pairs = self._counter(
+        self.pairs: Counter = self._counter("pairs", "Pairs of a query and a document scored.")
+        self.tokens: Counter = self._counter("tokens", "Tokens of those pairs, prompt included.")
+        self.key_pairs: Counter = self._counter(
             "key_pairs", "Pairs scored, by the name of the API key.", "key"
         )
-        self.key_tokens = self._counter("key_tokens", "Tokens of those pairs.", "key")
-        self.truncated_documents = self._counter(
+        self.key_tokens: Counter = self._counter("key_tokens", "Tokens of those pairs.", "key")
+        self.truncated_documents: Counter = self._counter(
             "truncated_documents", "Documents truncated so that their pair has RERANK_MAX_LENGTH."
         )
-        self.refused_scores = self._counter(
+        self.refused_scores: Counter = self._counter(
             "refused_scores", "Pairs refused with 502: no usable score, even alone."
         )
 
@@ -149,31 +151,31 @@ class Metrics(ModelMetrics):
         super().__init__(CollectorRegistry(), PREFIX)
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
-        self.requests = self._counter(
+        self.requests: Counter = self._counter(
             "requests", "Responses by route, dialect and status.", "route", "dialect", "status"
         )
-        self.request_seconds = self._histogram(
+        self.request_seconds: Histogram = self._histogram(
             "request_seconds",
             "Time from receiving a request to its last byte.",
             SECONDS_BUCKETS,
             "route",
         )
-        self.texts = self._counter("texts", "Texts embedded.", "input_type")
-        self.tokens = self._counter("tokens", "Tokens of those texts.", "input_type")
-        self.key_requests = self._counter(
+        self.texts: Counter = self._counter("texts", "Texts embedded.", "input_type")
+        self.tokens: Counter = self._counter("tokens", "Tokens of those texts.", "input_type")
+        self.key_requests: Counter = self._counter(
             "key_requests", "Responses by the name of the API key.", "key", "status"
         )
-        self.key_texts = self._counter(
+        self.key_texts: Counter = self._counter(
             "key_texts", "Texts embedded, by the name of the API key.", "key"
         )
-        self.key_tokens = self._counter("key_tokens", "Tokens of those texts.", "key")
-        self.truncated_texts = self._counter(
+        self.key_tokens: Counter = self._counter("key_tokens", "Tokens of those texts.", "key")
+        self.truncated_texts: Counter = self._counter(
             "truncated_texts", "Texts truncated to EMBED_MAX_LENGTH."
         )
-        self.refused_vectors = self._counter(
+        self.refused_vectors: Counter = self._counter(
             "refused_vectors", "Texts refused with 502: no usable vector, even alone."
         )
-        self.cache_lookups = self._counter(
+        self.cache_lookups: Counter = self._counter(
             "cache_lookups", "Cache lookups of texts: hit or miss.", "outcome"
         )
 

@@ -21,7 +21,7 @@ from .memory import MemoryBudget
 from .responses import choose_request_id, dialect_of, error_response
 from .service import EmbeddingService
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 REQUEST_ID_HEADER = "x-request-id"
 

@@ -45,7 +45,7 @@ class OpenVinoModel:
         self._openvino = import_openvino()
         try:
             self._core = self._openvino.Core()
-            self.model = self._core.read_model(path)
+            self.model: Any = self._core.read_model(path)
         except Exception as error:
             raise OpenVinoError(f"OpenVINO cannot load {path}: {error}") from error
         self._vocabulary_size = _vocabulary_size(self.model)

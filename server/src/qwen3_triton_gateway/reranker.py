@@ -49,7 +49,7 @@ from .tokenization import TextTokenizer
 from .tracing import current_origin, stage_span
 from .turns import QueuedText
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 Float64Vector: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float64]]
 
@@ -165,7 +165,7 @@ class Reranker(ServedModel):
         self.metrics: RerankMetrics = metrics
         self._space: EmbeddingSpace | None = None
         self._answer_ids: list[int] | None = None  # where the model has not chosen them itself
-        self.shares_batches = True
+        self.shares_batches: bool = True
         metrics.observe_state(self.state)
 
     @property
@@ -178,7 +178,7 @@ class Reranker(ServedModel):
         return self._batch(self._canary_texts())
 
     async def _accept(self, spec: ModelSpec) -> BatchLimits:
-        self.model_id = self.settings.rerank_model_id or spec.name
+        self.model_id: str = self.settings.rerank_model_id or spec.name
         self._answer_ids = self._find_answers(spec)
         self.shares_batches = await self._shares_batches(spec)
         self._space = EmbeddingSpace(

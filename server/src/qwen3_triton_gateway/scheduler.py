@@ -59,7 +59,7 @@ from .turns import LaneQueue, QueuedText, TextKey
 # Runs texts of one lane within a number of seconds; returns one row per text, in their order.
 RunBatch: TypeAlias = Callable[[Sequence[QueuedText], float], Awaitable[Float32Matrix]]
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 # The model's speed is measured over this many batches.
 MEASURED_BATCHES = 16
@@ -96,7 +96,7 @@ class Scheduler:
         self._window = window
         self._metrics = metrics
         self._unusable = unusable
-        self.admission = Admission(
+        self.admission: Admission = Admission(
             max_queue_tokens=max_queue_tokens,
             max_queue_requests=max_queue_requests,
             metrics=metrics,
@@ -111,7 +111,7 @@ class Scheduler:
         self._serial = 0
         # Per lane: a single query is over before the model gets up to speed.
         self._speeds = {lane: deque[float](maxlen=MEASURED_BATCHES) for lane in Lane}
-        self.last_answer = 0.0
+        self.last_answer: float = 0.0
 
     @property
     def queued_tokens(self) -> int:

@@ -32,7 +32,7 @@ from .tokenization import TextTokenizer
 from .tracing import batch_span
 from .turns import QueuedText
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 CONNECT_INTERVAL_SECONDS = 0.5
 WAITING_LOG_SECONDS = 5.0
@@ -123,8 +123,8 @@ class ServedModel(ABC):
         self.backend = backend
         self.tokenizer = tokenizer
         self.settings = settings
-        self.model_id = model_id or "unknown"
-        self.readiness = Readiness(ready=False, backend_ready=False, reason="starting")
+        self.model_id: str = model_id or "unknown"
+        self.readiness: Readiness = Readiness(ready=False, backend_ready=False, reason="starting")
         self._metrics = metrics
         self._aliases = aliases
         self._names_setting = names_setting
@@ -245,7 +245,9 @@ class ServedModel(ABC):
                 reason = (
                     f"waiting for {self.backend.description}: {error.message.removesuffix('.')}"
                 )
-                self.readiness = Readiness(ready=False, backend_ready=False, reason=reason)
+                self.readiness: Readiness = Readiness(
+                    ready=False, backend_ready=False, reason=reason
+                )
                 if loop.time() - logged >= WAITING_LOG_SECONDS:
                     logger.warning("Waiting for %s: %s", self.backend.description, error.message)
                     logged = loop.time()

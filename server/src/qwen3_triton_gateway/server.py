@@ -36,7 +36,7 @@ from .service import EmbeddingService
 from .settings import Settings
 from .tracing import configure_tracing
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 # Time to write a response, in addition to the request's deadline.
 GRACE_SECONDS = 5

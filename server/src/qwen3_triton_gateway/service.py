@@ -48,15 +48,18 @@ class EmbeddingService:
             StartupError: A tokenizer is missing or invalid.
         """
         self.settings = settings
-        self.metrics = metrics = Metrics()
-        self.memory = MemoryBudget(settings.max_memory_bytes, metrics)
-        self.served_embedder = Embedder(backend, settings, metrics) if backend else None
+        self.metrics: Metrics = Metrics()
+        metrics = self.metrics
+        self.memory: MemoryBudget = MemoryBudget(settings.max_memory_bytes, metrics)
+        self.served_embedder: Embedder | None = (
+            Embedder(backend, settings, metrics) if backend else None
+        )
         self.served_reranker: Reranker | None = None
         if rerank_backend is not None:
             rerank_metrics = RerankMetrics(metrics.registry)
             self.served_reranker = Reranker(rerank_backend, settings, rerank_metrics)
         models: list[ServedModel | None] = [self.served_embedder, self.served_reranker]
-        self.models = [model for model in models if model is not None]
+        self.models: list[ServedModel] = [model for model in models if model is not None]
         self.stopping = False
         metrics.observe_state(self.state)
 

@@ -6,7 +6,7 @@ import json
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias, cast
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -35,7 +35,9 @@ MAX_TEXTS = 2048
 class ModelAlias(BaseModel):
     """What a name of the model says about the texts that are sent to it."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True
+    )
 
     input_type: Literal["document", "query"] | None = None
     instruction: str | None = None
@@ -55,7 +57,7 @@ class Settings(BaseSettings):
     is its variable, so that an unrelated `PORT` or `HOST` in the environment is never used.
     """
 
-    model_config = SettingsConfigDict(
+    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
         # A compose file passes an unset variable as an empty string.
         env_ignore_empty=True,
         extra="ignore",

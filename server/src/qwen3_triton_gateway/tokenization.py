@@ -15,7 +15,7 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from .errors import InvalidRequestError, StartupError
-from .segments import MAX_WORD_CHARACTERS, create_segmenter
+from .segments import MAX_WORD_CHARACTERS, Segmenter, create_segmenter
 from .tensors import TokenCount, TokenizedText
 
 InputType: TypeAlias = Literal["document", "query"]
@@ -84,7 +84,7 @@ class TextTokenizer:
         """
         file = path / "tokenizer.json" if path.is_dir() else path
         # Kept in memory: the file may have changed by the time that a caller asks for it.
-        self.file_content = _read(file)
+        self.file_content: bytes = _read(file)
         self._tokenizer = _load(file, self.file_content)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
@@ -98,10 +98,10 @@ class TextTokenizer:
         self.path = path
         self.max_length = max_length
         self.end_token_id: int = end_token_id
-        self.digest = hashlib.sha256(self.file_content).hexdigest()
+        self.digest: str = hashlib.sha256(self.file_content).hexdigest()
         self.vocabulary_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
-        self.segmenter = create_segmenter(self._tokenizer)
-        self.appends_end_token = self._tokenizer.encode("probe").ids[-1:] == [end_token_id]
+        self.segmenter: Segmenter = create_segmenter(self._tokenizer)
+        self.appends_end_token: bool = self._tokenizer.encode("probe").ids[-1:] == [end_token_id]
 
     def encode(
         self, texts: Sequence[str], *, cut: CutSide = "end", limit: int | None = None

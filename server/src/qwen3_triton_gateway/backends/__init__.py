@@ -11,7 +11,7 @@ from ..errors import StartupError
 from ..settings import Settings, Task
 from .base import Backend
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 NANO_MODEL_ID = "qwen3-nano"
 

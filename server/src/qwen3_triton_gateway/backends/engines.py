@@ -20,7 +20,7 @@ from ..settings import Engine, Precision, WantedPrecision
 CPU_INFO = Path("/proc/cpuinfo")
 X86 = ("x86_64", "AMD64")
 # What the matrix kernels of oneDNN need, by the names of /proc/cpuinfo.
-INSTRUCTIONS = {
+INSTRUCTIONS: dict[str, tuple[str, ...]] = {
     "bfloat16": ("avx512_bf16", "amx_bf16"),
     "int8": ("avx512_vnni", "avx_vnni", "amx_int8"),
 }

@@ -15,7 +15,7 @@ from ..settings import Precision
 from .base import AnyArray, Feed, TensorSpec
 from .in_process import InProcessBackend
 
-DTYPES = {
+DTYPES: dict[str, type[np.generic]] = {
     "tensor(int64)": np.int64,
     "tensor(int32)": np.int32,
     "tensor(float)": np.float32,

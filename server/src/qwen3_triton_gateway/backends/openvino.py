@@ -16,7 +16,7 @@ from .base import AnyArray, Feed, TensorSpec, find_output
 from .engines import openvino_options
 from .in_process import InProcessBackend, is_open
 
-DTYPES = {
+DTYPES: dict[str, type[np.generic]] = {
     "i64": np.int64,
     "i32": np.int32,
     "f32": np.float32,
@@ -51,7 +51,7 @@ class OpenVinoBackend(InProcessBackend):
             task: What the model is served for.
         """
         super().__init__(model_dir, threads=threads, task=task)
-        self.precision = precision
+        self.precision: Precision = precision
         self._cache_dir = cache_dir
         self._has_run = False
         self._model: OpenVinoModel | None = None

@@ -26,7 +26,7 @@ from .probe import MIN_COSINE, cosine, embed_probe, largest_agreement
 
 Answer: TypeAlias = HiddenStates | PooledStates
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 # One short batch per replica: often enough to notice swapped weights, too rare to cost anything.
 CANARY_INTERVAL_SECONDS = 30.0

@@ -37,9 +37,9 @@ from .model_time import ModelTime
 from .refusals import translate, translate_at_start
 from .reloads import LoadHistory, Verdict, read_statistics
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
-DTYPES = {
+DTYPES: dict[str, type[np.generic]] = {
     "INT64": np.int64,
     "INT32": np.int32,
     "FP32": np.float32,
@@ -67,7 +67,9 @@ class TritonBackend(Backend):
     """One model on one Triton."""
 
     def __init__(self, address: TritonAddress | str, model: str, *, task: Task = "embed") -> None:
-        self.address = TritonAddress.parse(address) if isinstance(address, str) else address
+        self.address: TritonAddress = (
+            TritonAddress.parse(address) if isinstance(address, str) else address
+        )
         self._model = model
         self._task: Task = task
         self._client: Any = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -15,7 +15,7 @@ from ..schemas import LenientDimensions, Texts, integral, never_together, valida
 from .exchange import EmbedAnswer, ServiceDep, ServiceRoute, describe_call, open_exchange
 from .openai import resolve_model
 
-router = APIRouter(prefix="/v2", tags=["cohere"], route_class=ServiceRoute)
+router: APIRouter = APIRouter(prefix="/v2", tags=["cohere"], route_class=ServiceRoute)
 
 BITS_PER_BYTE = 8
 
@@ -30,7 +30,7 @@ TRUNCATIONS: dict[str | None, Truncation] = {
 class CohereEmbedRequest(BaseModel):
     """The body of `POST /v2/embed`. Unknown fields are ignored."""
 
-    model_config = ConfigDict(
+    model_config: ClassVar[ConfigDict] = ConfigDict(
         extra="ignore",
         strict=True,
         # Truncating the start of a query would remove its instruction.

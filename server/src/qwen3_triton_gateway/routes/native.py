@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict
 
@@ -21,13 +23,13 @@ from .exchange import (
     open_exchange,
 )
 
-router = APIRouter(tags=["native"], route_class=ServiceRoute)
+router: APIRouter = APIRouter(tags=["native"], route_class=ServiceRoute)
 
 
 class EmbedRequest(BaseModel):
     """The body of `POST /embed`. Unknown fields are refused."""
 
-    model_config = ConfigDict(
+    model_config: ClassVar[ConfigDict] = ConfigDict(
         extra="forbid", strict=True, json_schema_extra=INSTRUCTION_NEEDS_QUERY
     )
 

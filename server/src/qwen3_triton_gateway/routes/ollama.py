@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -25,7 +25,7 @@ from .exchange import (
 )
 from .openai import resolve_model
 
-router = APIRouter(prefix="/api", tags=["ollama"], route_class=ServiceRoute)
+router: APIRouter = APIRouter(prefix="/api", tags=["ollama"], route_class=ServiceRoute)
 
 # The release whose API reference this follows; clients ask whether it is new enough.
 OLLAMA_VERSION = "0.13.0"
@@ -42,7 +42,7 @@ def _texts_or_none(value: object) -> object:
 class OllamaEmbedRequest(BaseModel):
     """The body of `POST /api/embed`. Unknown fields are ignored, `options` among them."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = None
     input: Annotated[
@@ -66,7 +66,7 @@ class OllamaEmbedRequest(BaseModel):
 class OllamaPromptRequest(BaseModel):
     """The body of `POST /api/embeddings`, which `/api/embed` replaced."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = None
     prompt: Annotated[
@@ -78,7 +78,7 @@ class OllamaPromptRequest(BaseModel):
 class OllamaShowRequest(BaseModel):
     """The body of `POST /api/show`; old clients call the model `name`."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
 
     model: str | None = None
     name: str | None = None

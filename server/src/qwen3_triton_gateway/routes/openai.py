@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -34,7 +34,7 @@ from .exchange import (
     open_exchange,
 )
 
-router = APIRouter(prefix="/v1", tags=["openai"], route_class=ServiceRoute)
+router: APIRouter = APIRouter(prefix="/v1", tags=["openai"], route_class=ServiceRoute)
 
 # NIM's convention for clients that have no field for the input type.
 MODEL_SUFFIXES: dict[str, InputType] = {"-query": "query", "-passage": "document"}
@@ -74,7 +74,7 @@ class OpenAIEmbedRequest(BaseModel):
     or `-passage`, NIM's convention for clients that cannot send `input_type`.
     """
 
-    model_config = ConfigDict(
+    model_config: ClassVar[ConfigDict] = ConfigDict(
         extra="ignore",
         strict=True,
         json_schema_extra=INSTRUCTION_NEEDS_QUERY | {"allOf": CONTRADICTIONS},

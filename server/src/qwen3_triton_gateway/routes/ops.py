@@ -20,7 +20,7 @@ from ..settings import MAX_TEXTS, MIN_DIMENSIONS
 from ..tokenization import DEFAULT_INSTRUCTION, QUERY_TEMPLATE
 from .exchange import ServiceDep, ServiceRoute, describe_errors, is_trusted
 
-router = APIRouter(tags=["operations"], route_class=ServiceRoute)
+router: APIRouter = APIRouter(tags=["operations"], route_class=ServiceRoute)
 
 OK, NOT_MODIFIED, UNAVAILABLE = 200, 304, 503
 HEALTH_ANSWERS: dict[int | str, dict[str, Any]] = {

@@ -12,7 +12,7 @@ from fastapi.openapi.docs import get_swagger_ui_html
 from fastapi.staticfiles import StaticFiles
 from starlette.responses import HTMLResponse
 
-router = APIRouter(tags=["pages"], default_response_class=HTMLResponse)
+router: APIRouter = APIRouter(tags=["pages"], default_response_class=HTMLResponse)
 
 SWAGGER_PATH = "/swagger"
 PLAYGROUND = files("qwen3_triton_gateway").joinpath("static/playground.html").read_text("utf-8")

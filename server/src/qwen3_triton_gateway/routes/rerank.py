@@ -12,7 +12,7 @@ import math
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, TypeAlias, cast
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast
 
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
@@ -37,7 +37,7 @@ from .exchange import (
     open_rerank_exchange,
 )
 
-router = APIRouter(tags=["rerank"], route_class=ServiceRoute)
+router: APIRouter = APIRouter(tags=["rerank"], route_class=ServiceRoute)
 
 # Cohere counts a query with so many documents as one search.
 DOCUMENTS_PER_SEARCH = 100
@@ -45,8 +45,11 @@ DOCUMENTS_PER_SEARCH = 100
 MODEL_LIMIT = -1
 # What vLLM calls the queries and the documents of a request.
 SCORE_FIELDS = (("text_1", "text_2"), ("data_1", "data_2"), ("queries", "documents"))
-EXAMPLE = {"query": "What is deep learning?", "texts": ["Neural networks.", "A cheesecake."]}
-COHERE_EXAMPLE = {"query": EXAMPLE["query"], "documents": EXAMPLE["texts"]}
+EXAMPLE: dict[str, Any] = {
+    "query": "What is deep learning?",
+    "texts": ["Neural networks.", "A cheesecake."],
+}
+COHERE_EXAMPLE: dict[str, Any] = {"query": EXAMPLE["query"], "documents": EXAMPLE["texts"]}
 
 TopN: TypeAlias = Annotated[int, Field(ge=1), BeforeValidator(integral)]
 
@@ -54,7 +57,7 @@ TopN: TypeAlias = Annotated[int, Field(ge=1), BeforeValidator(integral)]
 class TeiRerankRequest(BaseModel):
     """The body of `POST /rerank`. `model` and `instruction` are our own; others are ignored."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
 
     query: Text
     texts: Texts
@@ -78,7 +81,7 @@ class TeiRank(BaseModel):
 class DocumentText(BaseModel):
     """A document as an object."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
 
     text: Text
 
@@ -110,7 +113,7 @@ class CohereRerankRequest(BaseModel):
     `instruction` and `truncate` are our own. Unknown fields are ignored.
     """
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
 
     query: Text
     documents: Documents
@@ -146,7 +149,7 @@ class CohereRerankResponse(BaseModel):
 class NimRankingRequest(BaseModel):
     """The body of `POST /v1/ranking`; `instruction` is our own. Unknown fields are ignored."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
 
     query: DocumentText
     passages: Annotated[list[DocumentText], Field(min_length=1, max_length=MAX_TEXTS)]
@@ -174,7 +177,7 @@ class ScoreRequest(BaseModel):
     `documents`. `instruction` and `truncate` are our own. Unknown fields are ignored.
     """
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
 
     text_1: OneOrMoreTexts
     text_2: OneOrMoreTexts

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Sequence
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import orjson
 from fastapi import APIRouter, Request, Response
@@ -29,7 +29,7 @@ MAX_TOKENIZE_BYTES = 1 << 20
 # A step's tokens as Python objects and as JSON, and the texts.
 TOKENIZE_BYTES = 8 << 20
 
-router = APIRouter(tags=["text-embeddings-inference"], route_class=ServiceRoute)
+router: APIRouter = APIRouter(tags=["text-embeddings-inference"], route_class=ServiceRoute)
 
 Vectors: TypeAlias = list[list[float]] | list[str]
 
@@ -37,7 +37,7 @@ Vectors: TypeAlias = list[list[float]] | list[str]
 class TeiEmbedRequest(BaseModel):
     """The body of `POST /` and of TEI's `POST /embed`. Unknown fields are ignored."""
 
-    model_config = ConfigDict(
+    model_config: ClassVar[ConfigDict] = ConfigDict(
         extra="ignore",
         strict=True,
         # Truncating the start of a query would remove its instruction.
@@ -60,7 +60,7 @@ class TeiEmbedRequest(BaseModel):
 class TokenizeRequest(BaseModel):
     """The body of `POST /tokenize`. Unknown fields are ignored."""
 
-    model_config = ConfigDict(extra="ignore", strict=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
 
     inputs: TokenizableTexts
     add_special_tokens: bool = True

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from ..local_triton import LocalTriton, OpenVino, TritonRuntime
 
-logger = logging.getLogger(__name__)
+logger: logging.Logger = logging.getLogger(__name__)
 
 _WATCH_SECONDS = 0.5
 

@@ -156,7 +156,7 @@ class TritonProcess:
         if not first_line:
             self.stop()
             raise LaunchError(f"{command[0]} does not start.")
-        self.pid = int(first_line)
+        self.pid: int = int(first_line)
 
     def poll(self) -> int | None:
         """Return None while it runs, else its exit status: 128 + n for signal n."""

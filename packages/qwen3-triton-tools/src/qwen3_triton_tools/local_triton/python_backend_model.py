@@ -10,6 +10,7 @@ layout of numpy 1, and returns empty arrays with numpy 2.
 import importlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingImports]
@@ -63,7 +64,7 @@ class _OpenVino:
 class TritonPythonModel:
     """One instance of the model, compiled for itself."""
 
-    def initialize(self, args):
+    def initialize(self, args: dict[str, str]) -> None:
         """Load the ONNX file that the parameter `onnx_path` names."""
         config = json.loads(args["model_config"])
         parameters = {k: v["string_value"] for k, v in config["parameters"].items()}
@@ -77,7 +78,7 @@ class TritonPythonModel:
         self._outputs = [entry["name"] for entry in config["output"]]
         self._merges = config["max_batch_size"] > 0
 
-    def execute(self, requests):
+    def execute(self, requests: list[Any]) -> list[Any]:
         """Answer `requests` in order; each that fails gets an error of its own."""
         feeds = [self._feed(request) for request in requests]
         groups: dict[tuple, list[int]] = {}

@@ -41,7 +41,9 @@ class PairTokenizer:
     def __init__(self, path: Path, *, max_length: int) -> None:
         self._tokenizer = TextTokenizer(path, max_length=max_length)
         self._max_length = max_length
-        self.pad_token_id = self._tokenizer.end_token_id
+        self.pad_token_id: int = self._tokenizer.end_token_id
+        self.prefix: Tokens
+        self.suffix: Tokens
         self.prefix, self.suffix = self._tokenizer.token_ids([PREFIX, SUFFIX])
 
     def encode(self, query: str, document: str, instruction: str | None = None) -> Tokens:
@@ -92,11 +94,11 @@ class GraphScorer:
         if tokenizer is None:
             raise ModelError("There is no tokenizer.json next to the model.")
         self._columns = None if reranker.is_pooled else answer_ids(tokenizer.answer_ids)
-        self.is_single = inspection.spec is not None and inspection.spec.max_batch_size == 1
-        self.pads_right_only = inspection.padding == "right only"
+        self.is_single: bool = inspection.spec is not None and inspection.spec.max_batch_size == 1
+        self.pads_right_only: bool = inspection.padding == "right only"
         self._backend = backend
         self._runner = asyncio.Runner()
-        self.pairs = PairTokenizer(Path(tokenizer.path), max_length=max_length)
+        self.pairs: PairTokenizer = PairTokenizer(Path(tokenizer.path), max_length=max_length)
 
     def __enter__(self) -> Self:
         try:

@@ -106,7 +106,7 @@ class CandidateGateway:
             self._check_alive()
             self._on_progress()
             await asyncio.sleep(POLL_SECONDS)
-        self.start_seconds = time.monotonic() - began
+        self.start_seconds: float = time.monotonic() - began
 
     async def stop(self) -> None:
         """End the process, by force if it does not end by itself."""

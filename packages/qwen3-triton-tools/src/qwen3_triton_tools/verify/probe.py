@@ -67,7 +67,7 @@ class GatewayClient:
     """
 
     def __init__(self, url: str, *, api_key: str | None = None, timeout_seconds: float) -> None:
-        self.url = url.rstrip("/")
+        self.url: str = url.rstrip("/")
         self._timeout_seconds = timeout_seconds
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
 
