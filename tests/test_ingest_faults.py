@@ -43,7 +43,7 @@ FLAGS = ("--chunk-tokens", str(CHUNK_TOKENS), "--overlap-tokens", str(OVERLAP_TO
 NO_INDEX = ("--index", "none", "--text-index", "none")
 # A graph that takes seconds to build, so that a kill can hit the middle of it.
 SLOW_INDEX = ("--hnsw-m", "64", "--hnsw-ef-construction", "800", "--text-index", "none")
-END_SECONDS = 120.0
+END_SECONDS = 240.0
 # An empty database takes half of the disk, and each document 4 KB.
 DISK_MIB, DISK_DOCUMENTS = 12, 2500
 

@@ -109,4 +109,4 @@ def test_bodies_and_answers_of_megabytes_pass(in_process_gateway: GatewayProcess
 
 def test_each_gateway_has_its_own_metrics(in_process_gateway: GatewayProcess) -> None:
     with running_nginx([in_process_gateway.url] * 2) as nginx:
-        assert httpx2.get(f"{nginx.url}/metrics", verify=False).status_code == 404
+        assert httpx2.get(f"{nginx.url}/metrics", timeout=60, verify=False).status_code == 404

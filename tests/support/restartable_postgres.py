@@ -21,7 +21,7 @@ from demo.unprivileged import unprivileged
 from polling import wait_for
 from qwen3_triton_tools.local_triton.process import free_ports
 
-START_SECONDS = 60.0
+START_SECONDS = 120.0
 # As in production; the temporary servers of other tests switch these off.
 DURABLE = {"fsync": "on", "synchronous_commit": "on", "full_page_writes": "on"}
 
