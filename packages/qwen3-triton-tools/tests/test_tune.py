@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner
 
 import qwen3_nano
+from onnx_exports import float_weights, write_export
 from qwen3_triton_gateway import memory
 from qwen3_triton_gateway.backends.engines import INSTRUCTIONS, Machine
 from qwen3_triton_gateway.cli import main
@@ -322,6 +323,19 @@ def test_nothing_is_written_if_every_candidate_fails(
     assert "ONNX Runtime, float32 was not measured: The tokenizer does not match." in done.output
     assert "Nothing that was measured can be recommended." in done.output
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("max_isa", ["", "AVX2"])
+def test_weights_are_quantized_if_that_can_be_measured(
+    calls: list[str], max_isa: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Machine, "this", lambda: replace(MODERN, max_isa=max_isa))
+    model = write_export(tmp_path / "model", weights=float_weights())
+    arguments = ["--model-dir", str(model.parent), "--int8", "--minutes", "0.0001"]
+    done = CliRunner().invoke(main, ["tune", *arguments])
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "model-int8" / "model.onnx").exists() == (not max_isa)
+    assert ("OpenVINO, int8 was not measured: ONEDNN_MAX_CPU_ISA" in done.output) == bool(max_isa)
 
 
 def test_an_engine_cannot_be_chosen_for_a_triton(monkeypatch: pytest.MonkeyPatch) -> None:

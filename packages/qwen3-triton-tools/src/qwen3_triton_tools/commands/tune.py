@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -184,13 +183,15 @@ def _search(
     model_dir = with_bundled_model(settings).model_dir
     assert model_dir is not None, "there is no Triton"
     model_path = find_model(model_dir)
+    machine = Machine.this()
     is_int8 = is_quantized(read_model(model_path))
     wants_int8 = int8 or precision == "int8"
+    runs_int8 = machine.has_openvino and not machine.why_not("int8")
     engines = engine_candidates(
-        Machine.this(),
+        machine,
         has_onnxruntime=find_spec("onnxruntime") is not None,
         precision=precision,
-        int8_dir=_int8_folder(model_path) if wants_int8 and not is_int8 else None,
+        int8_dir=_int8_folder(model_path) if wants_int8 and runs_int8 and not is_int8 else None,
         tries_int8=wants_int8 or is_int8,
         threads=cores if cores < visible_cores() else 0,
     )
@@ -330,38 +331,13 @@ def _document(
     from ..tune.machine import cpu_quota, processor_name
 
     quota = cpu_quota()
-    return {
-        "machine": {
-            "processor": processor_name(),
-            "cores": cores,
-            "cpu_quota": None if math.isinf(quota) else quota,
-        },
-        "warnings": warnings,
-        "notes": outcome.notes,
-        "texts": outcome.texts,
-        "seconds": round(outcome.seconds, 1),
-        "candidates": [_row(result, outcome) for result in outcome.results],
-        "settings": chosen or None,
+    machine = {
+        "processor": processor_name(),
+        "cores": cores,
+        "cpu_quota": None if math.isinf(quota) else quota,
     }
-
-
-def _row(result: Result, outcome: Outcome) -> dict[str, Any]:
-    candidate = result.candidate
-    row: dict[str, Any] = {
-        "engine": candidate.engine,
-        "precision": candidate.precision,
-        "threads": candidate.threads,
-        "max_batch_tokens": candidate.max_batch_tokens,
-        "problem": result.problem or None,
-        "recommended": result is outcome.best,
-    }
-    if not result.is_measured:
-        return row
-    return row | {
-        "texts_per_second": result.texts_per_second,
-        "tokens_per_second": result.tokens_per_second,
-        "rounds": result.rates,
-        "lone_query_ms": result.latency_ms,
-        "memory_bytes": result.memory_bytes,
-        "loss": asdict(result.loss) | {"safe": result.is_safe} if result.loss else None,
-    }
+    return (
+        {"machine": machine, "warnings": warnings}
+        | outcome.document()
+        | {"settings": chosen or None}
+    )

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from qwen3_triton_gateway.backends.engines import Machine
 from qwen3_triton_gateway.batching import token_budget
@@ -128,6 +128,27 @@ class Result:
         if self.precision == "int8":
             return self.loss.is_safe
         return self.loss.lowest_cosine >= MIN_COSINE
+
+    def document(self) -> dict[str, Any]:
+        """Return all of it for JSON."""
+        candidate = self.candidate
+        row: dict[str, Any] = {
+            "engine": candidate.engine,
+            "precision": candidate.precision,
+            "threads": candidate.threads,
+            "max_batch_tokens": candidate.max_batch_tokens,
+            "problem": self.problem or None,
+        }
+        if not self.is_measured:
+            return row
+        return row | {
+            "texts_per_second": self.texts_per_second,
+            "tokens_per_second": self.tokens_per_second,
+            "rounds": self.rates,
+            "lone_query_ms": self.latency_ms,
+            "memory_bytes": self.memory_bytes,
+            "loss": asdict(self.loss) | {"safe": self.is_safe} if self.loss else None,
+        }
 
 
 def engine_candidates(

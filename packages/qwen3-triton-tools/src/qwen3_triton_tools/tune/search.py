@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from qwen3_triton_gateway.settings import WantedPrecision
 
@@ -68,8 +68,18 @@ class Outcome:
     best: Result | None = None
     notes: list[str] = field(default_factory=list[str])
     texts: int = 0
-    rounds: int = 0
     seconds: float = 0.0
+
+    def document(self) -> dict[str, Any]:
+        """Return all of it for JSON."""
+        return {
+            "notes": self.notes,
+            "texts": self.texts,
+            "seconds": round(self.seconds, 1),
+            "candidates": [
+                result.document() | {"recommended": result is self.best} for result in self.results
+            ],
+        }
 
 
 class Search:
@@ -108,9 +118,9 @@ class Search:
         """Measure engines, then threads and tokens per batch of the best one."""
         outcome = Outcome(list(engines))
         try:
-            outcome.rounds = await self._measure(outcome.results, "engine")
+            rounds = await self._measure(outcome.results, "engine")
             wanted = [r for r in outcome.results if self._precision in (None, r.precision)]
-            outcome.best = choose_best(wanted, outcome.rounds)
+            outcome.best = choose_best(wanted, rounds)
             if outcome.best:
                 found = thread_candidates(outcome.best.candidate, self._cores)
                 await self._refine(outcome, "threads", found)
