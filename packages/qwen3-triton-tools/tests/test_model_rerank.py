@@ -204,12 +204,13 @@ def test_each_form_is_recognized_and_said(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["Qwen3-Reranker-0.6B", "by-flag", "by-file", "by-config", "by-manifest", "in-onnx"]
+    "name",
+    ["Qwen3-Reranker-0.6B", "by-flag", "by-file", "by-config", "by-manifest", "onnx", "1"],
 )
 def test_a_causal_model_is_a_reranker_by_name_or_by_the_user_s_word(
     tmp_path: Path, name: str
 ) -> None:
-    folder = tmp_path / ("my-reranker/onnx" if name == "in-onnx" else name)
+    folder = tmp_path / "my-reranker" / name if name in ("onnx", "1") else tmp_path / name
     source = write_reranker(folder, causal_model())
     if name == "by-file":
         source = source.rename(folder / "reranker.onnx")

@@ -99,7 +99,9 @@ def has_vocabulary_head(output: TensorInfo | None, vocabulary_size: int | None) 
 
 def says_reranker(path: Path, config: dict[str, Any], repo: str | None) -> bool:
     """Return whether a model is named a reranker, by its files or by the repository it is from."""
-    folder = path.parent.parent if path.parent.name == "onnx" else path.parent
+    folder = path.parent
+    if folder.name == "onnx" or folder.name.isdecimal():  # of the hub; a version in Triton
+        folder = folder.parent
     names = (path.stem, folder.name, str(config.get("_name_or_path", "")), repo or "")
     return any(map(is_reranker_name, names))
 
