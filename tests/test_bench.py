@@ -96,7 +96,8 @@ def test_the_rows_and_the_plot_of_cpus_come_from_the_report_of_tune(tmp_path: Pa
 
 
 SCRIPTS = (
-    *("adapters.py", "cpu.py", "cpu_rows.py", "fairness.py", "front_end.py", "heavy.py"),
+    *("adapters.py", "cpu.py", "cpu_rows.py", "fairness.py"),
+    *("front_end.py", "gateways.py", "heavy.py"),
     *("ingest_load.py", "ingest_rates.py", "ingest_recall.py"),
     *("load.py", "memory.py", "overload.py", "recovery.py", "run.py"),
 )

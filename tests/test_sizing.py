@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from qwen3_triton_tools.model.gpu_plan import ModelShape
 
-PAGE = (Path(__file__).resolve().parents[1] / "docs" / "sizing.md").read_text()
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = (ROOT / "docs" / "sizing.md").read_text()
 
 
 @pytest.fixture(name="formulas", scope="module")
@@ -33,12 +35,14 @@ def table(name: str) -> tuple[list[str], dict[str, list[str]]]:
     return head[1:], {row[0]: row[1:] for row in rows}
 
 
-def test_the_tables_of_tokens_queries_and_hours_match_the_formulas(
+def test_the_tables_of_tokens_queries_gateways_and_hours_match_the_formulas(
     formulas: dict[str, Any],
 ) -> None:
     computed: dict[str, Callable[[str, str], str]] = {
         "speed": lambda m, c: f"{formulas['tokens_per_second'](m, c, 512) / 1000:,.1f}k",
         "query": lambda m, c: f"{formulas['query_floor_seconds'](m, c) * 1000:.1f}",
+        "gateway documents": lambda m, c: f"{formulas['gateway_cores'](m, c, 512, 32):.2f}",
+        "gateway queries": lambda m, c: f"{formulas['gateway_cores'](m, c, 64, 1):.2f}",
         "corpus": lambda m, c: f"{formulas['embed_seconds'](1_000_000, 512, m, c) / 3600:,.1f}",
         "large corpus": lambda m, c: (
             f"{formulas['embed_seconds'](10_000_000, 512, m, c) / 3600:,.0f}"
@@ -63,6 +67,14 @@ def test_the_table_of_memory_matches_the_formulas(formulas: dict[str, Any]) -> N
             tokens = int(length.replace(",", ""))
             memory = formulas["memory_bytes"](model, 8192, tokens, fused=kind == "fused")
             assert cell == f"{memory / 1e9:.1f}"
+
+
+def test_the_chart_adds_gateways_by_the_rule_of_the_page(formulas: dict[str, Any]) -> None:
+    chart = yaml.safe_load((ROOT / "deploy" / "chart" / "values.yaml").read_text())["gateway"]
+    share = chart["autoscaling"]["targetCPUUtilizationPercentage"] / 100
+    cores = float(chart["resources"]["requests"]["cpu"])
+    assert share * cores == formulas["CORES_PER_GATEWAY"]
+    assert chart["autoscaling"]["minReplicas"] == chart["replicas"] == formulas["gateways"](1, 0.1)
 
 
 def test_the_page_estimates_memory_as_model_repository_does(formulas: dict[str, Any]) -> None:

@@ -41,6 +41,7 @@ PATIENCE_SECONDS = 60.0
 KINDS: dict[str, tuple[int, int, str, dict[str, str]]] = {
     "short": (1, 6, "/embed", {}),
     "documents": (8, 50, "/embed", {}),
+    "long": (16, 400, "/embed", {}),
     "bulk": (128, 12, "/embed", {}),
     "huge": (2048, 12, "/embed", {}),
     "query": (1, 6, "/embed", {"input_type": "query"}),
