@@ -52,7 +52,9 @@ def test_scores_through_triton_are_those_of_the_graph(
     both_models: GatewayProcess, folder: Path
 ) -> None:
     body = {"query": QUERY, "texts": DOCUMENTS, "raw_scores": True}
-    ranks: list[dict[str, Any]] = httpx2.post(f"{both_models.url}/rerank", json=body).json()
+    ranks: list[dict[str, Any]] = httpx2.post(
+        f"{both_models.url}/rerank", json=body, timeout=60
+    ).json()
     no, yes = reference_logits(folder, QUERY, DOCUMENTS).T
     assert len(ranks) == len(DOCUMENTS)
     for rank in ranks:
@@ -62,9 +64,12 @@ def test_scores_through_triton_are_those_of_the_graph(
 
 def test_both_models_answer_and_are_measured(both_models: GatewayProcess) -> None:
     url = both_models.url
-    assert httpx2.post(f"{url}/embed", json={"texts": ["tea"]}).status_code == 200
-    assert httpx2.post(f"{url}/rerank", json={"query": "a", "texts": ["b"]}).status_code == 200
-    ready = httpx2.get(f"{url}/health/ready").json()
+    assert httpx2.post(f"{url}/embed", json={"texts": ["tea"]}, timeout=60).status_code == 200
+    assert (
+        httpx2.post(f"{url}/rerank", json={"query": "a", "texts": ["b"]}, timeout=60).status_code
+        == 200
+    )
+    ready = httpx2.get(f"{url}/health/ready", timeout=60).json()
     assert ready["models"][RERANKER]["ready"]
     assert both_models.metric("qwen3_triton_ready") == 1
     assert both_models.metric("qwen3_triton_rerank_ready") == 1
@@ -78,7 +83,9 @@ def test_langchain_s_client_of_nvidia_nim_reranks(both_models: GatewayProcess) -
     documents = [Document(text) for text in DOCUMENTS]
     found = reranker.compress_documents(documents, QUERY)
     body = {"query": QUERY, "texts": DOCUMENTS}
-    ranks: list[dict[str, Any]] = httpx2.post(f"{both_models.url}/rerank", json=body).json()
+    ranks: list[dict[str, Any]] = httpx2.post(
+        f"{both_models.url}/rerank", json=body, timeout=60
+    ).json()
     assert [document.page_content for document in found] == [
         DOCUMENTS[rank["index"]] for rank in ranks[:2]
     ]
