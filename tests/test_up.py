@@ -8,6 +8,7 @@ from collections.abc import Generator
 from contextlib import suppress
 from pathlib import Path
 
+import httpx2
 import psutil
 import pytest
 
@@ -48,3 +49,13 @@ def test_a_triton_that_dies_is_restarted(stack: GatewayProcess) -> None:
     # What is answered now, the other Triton has computed.
     wait_for(lambda: post(stack.url, texts=["a"]).status_code == 200, "an answer")
     assert triton not in triton_pids(stack)
+
+
+def test_triton_pools_and_the_fingerprint_is_that_of_the_model_in_process(
+    stack: GatewayProcess, in_process_gateway: GatewayProcess
+) -> None:
+    through_triton, in_process = (
+        httpx2.get(f"{gateway.url}/info").json() for gateway in (stack, in_process_gateway)
+    )
+    assert (through_triton["pooled_in_graph"], in_process["pooled_in_graph"]) == (True, False)
+    assert through_triton["fingerprint"] == in_process["fingerprint"]

@@ -14,7 +14,7 @@ import qwen3_nano
 from embed_call import cosines, embed, post
 from gateway_process import GatewayProcess, running_gateway, triton_flags
 from qwen3_nano.graph import build_graph, load_weights
-from qwen3_triton_tools.local_triton import LocalTriton
+from qwen3_triton_tools.local_triton import LocalTriton, write_repository
 from tolerances import FLOAT16_COSINE, FLOAT32_COSINE, UNIT_NORM
 
 GOLDEN = np.load(qwen3_nano.golden_path(), allow_pickle=False)
@@ -46,15 +46,26 @@ def _float16_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.stack
-def test_float16_vectors_match_the_reference_implementation(float16_dir: Path) -> None:
+def test_float16_vectors_match_the_reference_and_pooling_in_triton_changes_no_fingerprint(
+    float16_dir: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "repository"
+    for name, output in (("states", None), ("pooled", "last_hidden_state")):
+        write_repository(float16_dir, repository, model_name=name, pooled_output=output)
+    model_id = ("--model-id", "float16")
+    fingerprints: set[str] = set()
     with (
-        LocalTriton(model_dir=float16_dir, model_name="float16") as triton,
-        running_gateway(*triton_flags(triton.http_url, "float16")) as through_triton,
-        running_gateway("--model-dir", str(float16_dir)) as in_process,
+        LocalTriton(model_repository=repository) as triton,
+        running_gateway(*triton_flags(triton.http_url, "states"), *model_id) as pooling,
+        running_gateway(*triton_flags(triton.http_url, "pooled"), *model_id) as behind_pooling,
+        running_gateway("--model-dir", str(float16_dir), *model_id) as in_process,
     ):
-        for gateway in (through_triton, in_process):
+        for gateway in (pooling, behind_pooling, in_process):
             vectors = embed(gateway.url, TEXTS, dimensions=HIDDEN_SIZE)
             assert cosines(vectors, GOLDEN["vectors"]).min() >= FLOAT16_COSINE
+            fingerprints.add(httpx2.get(f"{gateway.url}/info").json()["fingerprint"])
+        assert httpx2.get(f"{behind_pooling.url}/info").json()["pooled_in_graph"]
+    assert len(fingerprints) == 1
 
 
 def test_vectors_of_fewer_dimensions_match_the_truncated_reference(

@@ -21,8 +21,11 @@ import tritonclient.grpc
 import tritonclient.http
 
 import qwen3_nano
+from onnx_exports import feed as padded_feed
+from onnx_exports import masks
 from qwen3_nano.graph import build_graph
 from qwen3_nano.weights import load_weights
+from qwen3_triton_gateway.pooling import last_token_pool
 from qwen3_triton_tools.local_triton import (
     LaunchError,
     LocalTriton,
@@ -46,6 +49,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "past": {"past_key_values": True},
     "no_positions": {"position_ids": False},
 }
+
+# The first has float16 states, the second a mask that may cover a past.
+POOLED_IN_TRITON = ("float16", "past")
 
 Arrays = dict[str, np.ndarray]
 
@@ -79,6 +85,15 @@ def _triton(
             model_name=name,
             max_batch_size=MAX_BATCH_SIZE,
             intra_op_threads=1,
+        )
+    for name in POOLED_IN_TRITON:
+        write_repository(
+            graphs / name,
+            repository,
+            model_name=f"pooled_{name}",
+            max_batch_size=MAX_BATCH_SIZE,
+            intra_op_threads=1,
+            pooled_output="last_hidden_state",
         )
     with LocalTriton(model_repository=repository, runtime=runtime) as server:
         yield server
@@ -117,7 +132,7 @@ def infer(protocol: ModuleType, server: LocalTriton, model: str, arrays: Arrays,
         inputs[-1].set_data_from_numpy(array)
     with client_of(protocol, server) as client:
         answer = client.infer(model, inputs, **options)
-        output = "sentence_embedding" if model == "pooled" else "last_hidden_state"
+        output = "sentence_embedding" if "pooled" in model else "last_hidden_state"
         return answer.as_numpy(output)
 
 
@@ -157,6 +172,23 @@ def test_answers_equal_onnxruntimes_own(
         assert answer.dtype == expected.dtype
         tolerance = 1e-5 if answer.dtype == np.float32 else 1e-2
         np.testing.assert_allclose(answer, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("past", [0, 5])
+@pytest.mark.parametrize("padding", masks())
+@pytest.mark.parametrize("variant", POOLED_IN_TRITON)
+def test_states_pooled_in_triton_are_those_of_pooling_outside(
+    triton: LocalTriton, graphs: Path, *, variant: str, padding: str, past: int
+) -> None:
+    model = session(graphs, variant)
+    mask = masks()[padding]
+    arrays = padded_feed(model, mask, past if variant == "past" else 0)
+    [states] = model.run(None, arrays)
+    answer = infer(tritonclient.grpc, triton, f"pooled_{variant}", arrays)
+    assert answer.dtype == states.dtype
+    tolerance = 1e-5 if answer.dtype == np.float32 else 1e-2
+    expected = last_token_pool(states, mask)
+    np.testing.assert_allclose(answer, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

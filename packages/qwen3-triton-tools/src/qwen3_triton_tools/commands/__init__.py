@@ -44,6 +44,18 @@ def pooling_option(command: Command) -> Command:
     )(command)
 
 
+def pool_option(command: Command) -> Command:
+    """Add `--no-pool`, passed as `pool`: whether hidden states are pooled on the way to Triton."""
+    return click.option(
+        "--no-pool",
+        "pool",
+        is_flag=True,
+        flag_value=False,
+        default=True,
+        help="Let Triton return hidden states, which cost the gateway several times the CPU.",
+    )(command)
+
+
 def rerank_option(command: Command) -> Command:
     """Add `--rerank`, the user's word that a model is a reranker."""
     return click.option(

@@ -21,7 +21,7 @@ from qwen3_triton_gateway.cli import (
 )
 
 from ..errors import LocalTritonError
-from . import report_progress, tool_errors
+from . import pool_option, report_progress, tool_errors
 
 if TYPE_CHECKING:
     from qwen3_triton_gateway.backends.engines import EngineChoice, Machine
@@ -36,10 +36,16 @@ _WATCH_SECONDS = 0.5
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 PORTS = {"http": 8200, "grpc": 8201, "metrics": 8202}
-TRITON_FLAGS = tuple(f"{service}_port" for service in PORTS)
+TRITON_FLAGS = (*(f"{service}_port" for service in PORTS), "model_name", "pool")
 FOLDER = click.Path(exists=True, file_okay=False, path_type=Path)
 # Settings of `up` that `triton` has too.
-ENGINE_SETTINGS = ("EMBED_ENGINE", "EMBED_PRECISION", "EMBED_ENGINE_CACHE_DIR", "EMBED_THREADS")
+SHARED_SETTINGS = (
+    "EMBED_ENGINE",
+    "EMBED_PRECISION",
+    "EMBED_ENGINE_CACHE_DIR",
+    "EMBED_THREADS",
+    "EMBED_POOLING",
+)
 
 
 def _triton_options(command: Command) -> Command:
@@ -52,6 +58,7 @@ def _triton_options(command: Command) -> Command:
             show_default=True,
             help=f"Port of Triton's {service} endpoint; 0 picks a free one.",
         )(command)
+    command = pool_option(command)
     return click.option("--model-name", help="Name of the model in Triton.")(command)
 
 
@@ -60,7 +67,7 @@ def _triton_options(command: Command) -> Command:
 @click.option("--model-repository", type=FOLDER, help="A complete Triton model repository instead.")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind.")
 @click.option("--prepare", is_flag=True, help="Only install the files of the local Triton.")
-@some_setting_options(*ENGINE_SETTINGS)
+@some_setting_options(*SHARED_SETTINGS)
 @_triton_options
 def triton(
     *, model_dir: Path | None, model_repository: Path | None, host: str, prepare: bool, **flags: Any
@@ -69,7 +76,8 @@ def triton(
 
     Linux x86-64. The server is installed once into the user's cache folder (or
     QWEN3_TRITON_RUNTIME_DIR). The model runs on the CPU, through ONNX Runtime or OpenVINO in
-    Triton's Python backend, with the names, shapes and batching of the production server.
+    Triton's Python backend, with the names, shapes and batching of the production server. Hidden
+    states of the model in --model-dir are pooled there: vectors and fingerprint stay the same.
 
     \b
     Examples:
@@ -148,7 +156,7 @@ def up(**flags: Any) -> None:
 
 def _pop_triton_flags(flags: dict[str, Any]) -> dict[str, Any]:
     """Separate the flags of `_triton_options` from the settings."""
-    return {name: flags.pop(name) for name in (*TRITON_FLAGS, "model_name")}
+    return {name: flags.pop(name) for name in TRITON_FLAGS}
 
 
 def choose_for_triton(settings: Settings, machine: Machine | None = None) -> EngineChoice:
@@ -188,6 +196,7 @@ def _local_triton(
     model_dir: Path | None,
     model_repository: Path | None = None,
     model_name: str | None,
+    pool: bool,
     **options: Any,
 ) -> LocalTriton:
     from qwen3_triton_gateway.backends import NANO_MODEL_ID, nano_model_dir
@@ -203,14 +212,27 @@ def _local_triton(
     choice = choose_for_triton(settings)
     announce(str(choice))
     openvino = _openvino(settings, choice)
+    folder = model_dir or nano_model_dir()
+    output, reason = _output_to_pool(folder, settings, wanted=pool)
+    if reason:
+        announce(f"The model is served as it is. {reason}")
     return LocalTriton(
-        model_dir=model_dir or nano_model_dir(),
+        model_dir=folder,
+        pooled_output=output,
         model_name=model_name or (model_dir.name if model_dir else NANO_MODEL_ID),
         intra_op_threads=settings.threads,
         openvino=openvino,
         runtime=_install(with_openvino=openvino is not None),
         **options,
     )
+
+
+def _output_to_pool(folder: Path, settings: Settings, *, wanted: bool) -> tuple[str | None, str]:
+    from ..model.files import find_model
+    from ..model.inspection import inspect_model
+    from ..model.pooling_plan import output_to_pool
+
+    return output_to_pool(inspect_model(find_model(folder)), settings.pooling, wanted=wanted)
 
 
 def _install(*, with_openvino: bool) -> TritonRuntime:

@@ -49,6 +49,7 @@ class LocalTriton:
         http_port: 0 chooses a free port at the first start and keeps it; likewise the others.
         intra_op_threads: Threads that run the model, 0 for one per core.
         openvino: How OpenVINO runs the model in `model_dir`; by default, ONNX Runtime does.
+        pooled_output: An output of that model with hidden states, which Triton pools.
         grace_seconds: How long requests and open connections may delay a stop.
         ready_timeout_seconds: How long it may take to become ready.
         log_path: Where the log is kept; by default it is removed by `stop`.
@@ -66,6 +67,7 @@ class LocalTriton:
     instance_count: int = 1
     intra_op_threads: int = 0
     openvino: OpenVino | None = None
+    pooled_output: str | None = None
     grace_seconds: int = 5
     ready_timeout_seconds: float = 120.0
     log_path: Path | None = None
@@ -224,6 +226,7 @@ class LocalTriton:
             instance_count=self.instance_count,
             intra_op_threads=self.intra_op_threads,
             openvino=self.openvino,
+            pooled_output=self.pooled_output,
         )
         return repository
 

@@ -76,6 +76,8 @@ class TritonPythonModel:
             for entry in config["input"]
         ]
         self._outputs = [entry["name"] for entry in config["output"]]
+        # An output with hidden states, of which only the last token's leaves Triton.
+        self._states = parameters.get("pooled_output")
         self._merges = config["max_batch_size"] > 0
 
     def execute(self, requests: list[Any]) -> list[Any]:
@@ -118,7 +120,10 @@ class TritonPythonModel:
 
     def _run_alone(self, feed):
         try:
-            return self._engine.run(self._outputs, feed)
+            if self._states is None:
+                return self._engine.run(self._outputs, feed)
+            [states] = self._engine.run([self._states], feed)
+            return [_pool_last_token(states, feed["attention_mask"])]
         except Exception as error:
             return error
 
@@ -134,3 +139,11 @@ class TritonPythonModel:
                 if name in wanted
             ]
         )
+
+
+def _pool_last_token(states, mask):
+    """Select each row's state at its last `mask == 1`, for padding on either side."""
+    length = states.shape[1]
+    # The mask of a past comes first, and has no states.
+    last = length - 1 - np.argmax(mask[:, -length:][:, ::-1], axis=1)
+    return states[np.arange(len(states)), last]

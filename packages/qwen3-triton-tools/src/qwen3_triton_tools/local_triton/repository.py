@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ parameters {{ key: "intra_op_threads" value {{ string_value: "{intra_op_threads}
 # For the gateway's fingerprint; Triton's metadata does not include it.
 parameters {{ key: "weights_digest" value {{ string_value: "{digest}" }} }}
 """
+# The gateway's name for a pooled output.
+_POOLED_NAME = "sentence_embedding"
 _PARAMETER = "parameters {{ key: {key} value {{ string_value: {value} }} }}\n"
 
 
@@ -67,6 +69,7 @@ def write_repository(
     instance_count: int = 1,
     intra_op_threads: int = 0,
     openvino: OpenVino | None = None,
+    pooled_output: str | None = None,
     parameters: Mapping[str, str] | None = None,
 ) -> Path:
     """Write `<repository>/<model_name>` for Triton's Python backend and return that folder.
@@ -82,6 +85,8 @@ def write_repository(
         instance_count: Copies of the model.
         intra_op_threads: Threads of each; 0 means one per core.
         openvino: How OpenVINO runs the model; by default, ONNX Runtime does.
+        pooled_output: An output with hidden states. Triton returns the last token's as
+            `sentence_embedding` in its place, and no other output.
         parameters: Further parameters that Triton tells the gateway.
 
     Raises:
@@ -101,15 +106,17 @@ def write_repository(
     config = _CONFIG.format(
         name=_quote(model_name),
         max_batch_size=max_batch_size if is_batched else 0,
-        tensors=_tensors(model, is_batched=is_batched),
+        tensors=_tensors(model, pooled_output, is_batched=is_batched),
         batching=_BATCHING if is_batched else _NO_BATCHING,
         instance_count=instance_count,
         onnx_path=_quote(str(onnx_file)),
         intra_op_threads=intra_op_threads,
         digest=digest,
     )
-    engine = _openvino_parameters(openvino, digest) if openvino else {}
-    for key, value in (engine | dict(parameters or {})).items():
+    stated = _openvino_parameters(openvino, digest) if openvino else {}
+    if pooled_output is not None:
+        stated["pooled_output"] = pooled_output
+    for key, value in (stated | dict(parameters or {})).items():
         config += _PARAMETER.format(key=_quote(key), value=_quote(value))
     folder = repository / model_name
     with replacing_folder(folder) as unfinished:
@@ -154,14 +161,23 @@ def _check_options(model_name: str, max_batch_size: int, instance_count: int) ->
         raise ValueError(f"`instance_count` must be at least 1, not {instance_count}.")
 
 
-def _tensors(model: OnnxModel, *, is_batched: bool) -> str:
+def _tensors(model: OnnxModel, pooled_output: str | None, *, is_batched: bool) -> str:
     if not model.inputs or not model.outputs:
         raise ModelFolderError(f"{model.path} has no inputs or no outputs.")
     lines = [_tensor(model.path, "input", tensor, is_batched=is_batched) for tensor in model.inputs]
-    lines += [
-        _tensor(model.path, "output", tensor, is_batched=is_batched) for tensor in model.outputs
-    ]
+    outputs = model.outputs
+    if pooled_output is not None:
+        outputs = (_pooled(model, pooled_output),)
+    lines += [_tensor(model.path, "output", tensor, is_batched=is_batched) for tensor in outputs]
     return "\n".join(lines)
+
+
+def _pooled(model: OnnxModel, name: str) -> TensorInfo:
+    states = next((tensor for tensor in model.outputs if tensor.name == name), None)
+    if states is None:
+        raise ModelFolderError(f"{model.path} has no output `{name}` to pool.")
+    shape = states.shape and (states.shape[0], states.shape[-1])
+    return replace(states, name=_POOLED_NAME, shape=shape)
 
 
 def _tensor(onnx_file: Path, role: str, tensor: TensorInfo, *, is_batched: bool) -> str:

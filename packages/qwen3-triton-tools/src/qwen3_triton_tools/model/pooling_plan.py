@@ -27,6 +27,7 @@ from qwen3_triton_gateway.backends.behavior import check_width
 from qwen3_triton_gateway.errors import StartupError
 from qwen3_triton_gateway.model_files import find_sibling
 from qwen3_triton_gateway.rerank_prompt import ANSWERS
+from qwen3_triton_gateway.settings import Pooling
 
 from ..errors import ModelError
 from ..onnx_model import OnnxModel, TensorInfo
@@ -40,7 +41,11 @@ from .reranker import NAME_HINT, has_vocabulary_head
 from .tokenizer_file import read_tokenizer_file
 from .vocabulary_head import cut_head, find_head
 
-_FLOATS = {"float32", "float16", "bfloat16"}
+_FLOATS = {
+    "float32": TensorProto.FLOAT,
+    "float16": TensorProto.FLOAT16,
+    "bfloat16": TensorProto.BFLOAT16,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +64,41 @@ class PoolingPlan:
     sample: Callable[[], Callable[[Path], None]]
 
 
-def plan_pooling(inspection: Inspection, *, keep_hidden: bool) -> PoolingPlan:
+def output_to_pool(
+    inspection: Inspection, pooling: Pooling, *, wanted: bool = True
+) -> tuple[str | None, str]:
+    """Return the output whose last token's state is a text's vector, or None and the reason.
+
+    Args:
+        inspection: The model.
+        pooling: The pooling that it was trained with.
+        wanted: Whether it is to be pooled on its way to Triton.
+    """
+    output = inspection.output
+    if not wanted:
+        return None, "`--no-pool` was passed."
+    if inspection.reranker:
+        return None, "It is a reranker, which `model pool` cuts down."
+    if output and inspection.is_pooled:
+        return None, f"`{output.name}` is pooled in the graph already."
+    if pooling != "last_token":
+        return None, f"Only the last token is pooled there, and the pooling is {pooling!r}."
+    try:
+        return _find_hidden_state(inspection.model).name, ""
+    except ModelError as error:
+        return None, str(error)
+
+
+def plan_pooling(
+    inspection: Inspection, *, keep_hidden: bool = False, widen: bool = True
+) -> PoolingPlan:
     """Plan what a model needs to return one row per text.
+
+    Args:
+        inspection: The model.
+        keep_hidden: Keep the hidden states as an output too.
+        widen: Make vectors float32. Otherwise they keep the type of the hidden states, unless that
+            is bfloat16.
 
     Raises:
         ModelError: It has no hidden states or head to start from, or the gateway could not serve
@@ -68,10 +106,10 @@ def plan_pooling(inspection: Inspection, *, keep_hidden: bool) -> PoolingPlan:
     """
     if inspection.reranker:
         return _plan_answers(inspection, keep_hidden=keep_hidden)
-    return _plan_vectors(inspection, keep_hidden=keep_hidden)
+    return _plan_vectors(inspection, keep_hidden=keep_hidden, widen=widen)
 
 
-def _plan_vectors(inspection: Inspection, *, keep_hidden: bool) -> PoolingPlan:
+def _plan_vectors(inspection: Inspection, *, keep_hidden: bool, widen: bool) -> PoolingPlan:
     """Plan to append pooling.
 
     Raises:
@@ -85,7 +123,9 @@ def _plan_vectors(inspection: Inspection, *, keep_hidden: bool) -> PoolingPlan:
     def sample() -> Callable[[Path], None]:
         return partial(check_pooling, sample=sample_pooling(inspection))
 
-    append = partial(_append_pooling, model, hidden, hidden_size, keep_hidden=keep_hidden)
+    append = partial(
+        _append_pooling, model, hidden, hidden_size, keep_hidden=keep_hidden, widen=widen
+    )
     return PoolingPlan(hidden_size, POOLED_OUTPUT, hidden_size, append, sample)
 
 
@@ -185,17 +225,19 @@ def _check_states(inspection: Inspection, hidden_size: int) -> None:
 
 
 def _append_pooling(
-    model: OnnxModel, hidden: TensorInfo, hidden_size: int, *, keep_hidden: bool
+    model: OnnxModel, hidden: TensorInfo, hidden_size: int, *, keep_hidden: bool, widen: bool
 ) -> None:
     graph = model.proto.graph
-    is_float32 = hidden.dtype.name == "float32"
-    gathered = POOLED_OUTPUT if is_float32 else PREFIX + "gathered"
+    # numpy has no bfloat16, so the gateway could not read it.
+    is_cast = hidden.dtype.name == "bfloat16" or (widen and hidden.dtype.name != "float32")
+    element_type = TensorProto.FLOAT if is_cast else _FLOATS[hidden.dtype.name]
+    gathered = PREFIX + "gathered" if is_cast else POOLED_OUTPUT
     graph.node.extend(
         last_token_nodes(
             hidden.name, gathered, opset=model.opset, with_past=bool(model.past_inputs)
         )
     )
-    if not is_float32:  # widened after gathering
+    if is_cast:  # after gathering
         graph.node.append(node("Cast", [gathered], POOLED_OUTPUT, to=TensorProto.FLOAT))
     outputs = list(graph.output)
     del graph.output[:]
@@ -204,7 +246,7 @@ def _append_pooling(
         (graph.output if keep else graph.value_info).append(output)
     batch = hidden.dimensions[0]
     shape = ["batch" if batch == "?" else batch, hidden_size]
-    graph.output.append(helper.make_tensor_value_info(POOLED_OUTPUT, TensorProto.FLOAT, shape))
+    graph.output.append(helper.make_tensor_value_info(POOLED_OUTPUT, element_type, shape))
 
 
 def _hidden_size(model: OnnxModel, hidden: TensorInfo) -> int:
