@@ -384,6 +384,7 @@ def test_the_command_says_what_it_wrote_and_gives_json(tmp_path: Path) -> None:
     code, output = run(str(source), "-o", str(tmp_path / "again.onnx"))
     assert code == 0
     assert "Not normalized" in output
+    assert "Its fingerprint differs" in output
     code, output = run("nobody/no-model")
     assert code == 1
     assert "model pull nobody/no-model" in output

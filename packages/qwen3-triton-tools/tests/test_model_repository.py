@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import tritonclient.grpc
 from click.testing import CliRunner
 from google.protobuf import text_format
+from onnx import TensorProto, helper
 from tritonclient.grpc import model_config_pb2
 
 import qwen3_nano
@@ -34,12 +36,13 @@ from qwen3_triton_gateway.backends.triton import TritonBackend
 from qwen3_triton_gateway.canary import canary_batch, check_stated_canary
 from qwen3_triton_gateway.cli import main
 from qwen3_triton_gateway.errors import StartupError
-from qwen3_triton_gateway.fingerprint import weights_digest
+from qwen3_triton_gateway.pooling import last_token_pool
 from qwen3_triton_gateway.tensors import Float32Vector, TokenBatch
 from qwen3_triton_gateway.tokenization import TextTokenizer
 from qwen3_triton_tools.errors import ModelError
 from qwen3_triton_tools.local_triton import LocalTriton
 from qwen3_triton_tools.local_triton.repository import MODEL_SOURCE
+from qwen3_triton_tools.model import pooling_plan
 from qwen3_triton_tools.model.gpu_plan import CARDS, MIB, ModelShape, plan_gpu
 from qwen3_triton_tools.model.inspection import inspect_model
 from qwen3_triton_tools.model.triton_repository import (
@@ -49,7 +52,8 @@ from qwen3_triton_tools.model.triton_repository import (
 from swapped_weights import write_other_weights
 
 GIB = 1024**3
-LOCAL = ["--model-name", "m", "--gpu", "cpu", "--backend", "python"]
+CPU = ["--gpu", "cpu"]
+LOCAL = ["--model-name", "m", *CPU, "--backend", "python"]
 FORMS = {**VARIANTS, "pooled": {"output": "sentence_embedding"}}
 # config.json of the family: (hidden, heads, intermediate), float16, weights in bytes.
 SHAPE_06B = ModelShape(1024, 16, 3072, 2, fused_attention=False)
@@ -84,9 +88,8 @@ def _triton(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
     """The written repositories, with the one backend that the local Triton has."""
     repository = tmp_path_factory.mktemp("served") / "repository"
     for name in FORMS:
-        folder = write(
-            exports / name / "model.onnx", repository, model_name=name, gpu="cpu", max_length=64
-        )
+        source = exports / name / "model.onnx"
+        folder = write(source, repository, model_name=name, gpu="cpu", max_length=64)
         config = (folder / "config.pbtxt").read_text()
         config = config.replace('backend: "onnxruntime"', 'backend: "python"')
         (folder / "config.pbtxt").write_text(config)
@@ -95,14 +98,18 @@ def _triton(exports: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator
         yield server
 
 
+@pytest.mark.parametrize("padding", masks())
 @pytest.mark.parametrize("form", FORMS)
 def test_a_real_triton_loads_warms_up_and_answers_as_onnxruntime(
-    triton: LocalTriton, exports: Path, form: str
+    triton: LocalTriton, exports: Path, form: str, padding: str
 ) -> None:
     """Names, types, shapes and warm-up are the ones written; only the backend is another."""
     session = onnxruntime.InferenceSession(exports / form / "model.onnx")
-    arrays = feed(session, masks()["right"])
+    arrays = feed(session, masks()[padding])
     [expected] = session.run(None, arrays)
+    if form != "pooled":
+        rows = last_token_pool(expected, masks()[padding])
+        expected = rows.astype(expected.dtype)
     inputs = []
     for name, array in arrays.items():
         kind = "INT64" if array.dtype == np.int64 else "FP32"
@@ -110,25 +117,28 @@ def test_a_real_triton_loads_warms_up_and_answers_as_onnxruntime(
         inputs[-1].set_data_from_numpy(array)
     address = triton.grpc_url.partition("://")[2]
     with tritonclient.grpc.InferenceServerClient(address) as client:
-        answer = client.infer(form, inputs).as_numpy(session.get_outputs()[0].name)
+        answer = client.infer(form, inputs).as_numpy("sentence_embedding")
     assert answer.dtype == expected.dtype
     tolerance = 1e-5 if answer.dtype == np.float32 else 1e-2
     np.testing.assert_allclose(answer, expected, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("form", FORMS)
-async def test_the_gateway_learns_the_model_and_its_digest(
+async def test_the_gateway_learns_the_model_and_what_the_exports_fingerprint_is_of(
     triton: LocalTriton, exports: Path, form: str
 ) -> None:
-    backend = TritonBackend(triton.grpc_url, form)
+    through_triton = TritonBackend(triton.grpc_url, form)
+    in_process = OnnxBackend(exports / form)
     try:
-        spec = await backend.connect()
+        spec, of_export = await through_triton.connect(), await in_process.connect()
     finally:
-        await backend.close()
-    assert spec.weights_digest == weights_digest(exports / form / "model.onnx")
+        await through_triton.close()
+        await in_process.close()
+    assert spec.weights_digest == of_export.weights_digest
+    assert spec.output.dtype == of_export.output.dtype
     assert spec.hidden_size == HIDDEN_SIZE
     assert spec.max_batch_size == 32
-    assert spec.pooling == ("in_graph" if form == "pooled" else "last_token")
+    assert spec.pooling == "in_graph"
     assert len(spec.past_inputs) == (2 if "past" in form else 0)
 
 
@@ -147,6 +157,8 @@ def test_every_configuration_is_one_that_triton_understands(
     source = exports / form / "model.onnx"
     folder = write(source, tmp_path / "r", gpu=gpu, instances=2)
     config = parse(folder)
+    [output] = config.output
+    assert (output.name, list(output.dims)) == ("sentence_embedding", [HIDDEN_SIZE])
     assert (config.name, config.backend) == ("model", "onnxruntime")
     inputs = inspect_model(source).model.inputs
     assert [i.name for i in config.input] == [tensor.name for tensor in inputs]
@@ -363,10 +375,81 @@ def test_outputs_that_nobody_asks_for_are_left_out(tmp_path: Path) -> None:
     node.CopyFrom(model.graph.node[0])
     node.output[0] = "present.0.key"
     save(model, tmp_path / "model.onnx")
+    for pool, listed in (
+        (False, ("last_hidden_state", [-1, TINY_SIZE])),
+        (True, ("sentence_embedding", [TINY_SIZE])),
+    ):
+        source = tmp_path / "model.onnx"
+        config = parse(write(source, tmp_path / "r", gpu="cpu", pool=pool, force=True))
+        assert [(output.name, list(output.dims)) for output in config.output] == [listed]
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "python"])
+@pytest.mark.parametrize(
+    ("form", "flags", "reason"),
+    [
+        ("plain", ["--no-pool"], "`--no-pool` was passed"),
+        ("plain", ["--pooling", "mean"], "the pooling is 'mean'"),
+        ("pooled", [], "is pooled in the graph already"),
+    ],
+)
+def test_what_is_not_pooled_is_written_as_it_is_with_the_reason(
+    exports: Path, tmp_path: Path, *, backend: str, form: str, flags: list[str], reason: str
+) -> None:
+    arguments = [str(exports / form), "-o", str(tmp_path / "r"), *LOCAL[:-1], backend, *flags]
+    code, output = run(*arguments)
+    assert code == 0
+    assert "served as it is: " in output
+    assert reason in output
+    config = parse(tmp_path / "r" / "m")
+    expected = "sentence_embedding" if form == "pooled" else "last_hidden_state"
+    assert [tensor.name for tensor in config.output] == [expected]
+    if backend == "onnxruntime":
+        source = exports / form / "model.onnx"
+        assert (tmp_path / "r" / "m" / "1" / "model.onnx").samefile(source)
+
+
+def test_an_export_that_cannot_be_pooled_is_written_as_it_is(tmp_path: Path) -> None:
+    save(tiny_model(opset=11), tmp_path / "model.onnx")
+    code, output = run(str(tmp_path), "-o", str(tmp_path / "r"), "--model-name", "m", *CPU)
+    assert code == 0
+    assert "opset 11, and pooling needs 12" in output
+    assert (tmp_path / "r" / "m" / "1" / "model.onnx").samefile(tmp_path / "model.onnx")
+
+
+def test_a_bfloat16_export_is_served_as_float32_vectors(tmp_path: Path) -> None:
+    save(tiny_model(element_type=TensorProto.BFLOAT16), tmp_path / "model.onnx")
     config = parse(write(tmp_path / "model.onnx", tmp_path / "r", gpu="cpu"))
-    assert [(o.name, list(o.dims)) for o in config.output] == [
-        ("last_hidden_state", [-1, TINY_SIZE])
-    ]
+    assert [output.data_type for output in config.output] == [model_config_pb2.TYPE_FP32]
+    with pytest.raises(ModelError, match="bfloat16"):
+        write(tmp_path / "model.onnx", tmp_path / "other", gpu="cpu", pool=False)
+
+
+def test_a_pooled_graph_with_other_vectors_is_not_written(
+    exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def first_token(states: str, output: str, **_: object) -> Iterator[onnx.NodeProto]:
+        value = helper.make_tensor("", TensorProto.INT64, [4, 1], [0] * 4)
+        yield helper.make_node("Constant", [], ["index"], value=value)
+        yield helper.make_node("GatherND", [states, "index"], [output], batch_dims=1)
+
+    monkeypatch.setattr(pooling_plan, "last_token_nodes", first_token)
+    with pytest.raises(ModelError, match="`--no-pool` writes the export as it is"):
+        write(exports / "plain" / "model.onnx", tmp_path / "r" / "repository")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_a_digest_the_other_fingerprint_is_announced(exports: Path, tmp_path: Path) -> None:
+    words = "tables that were filled through the unpooled export need `--no-pool`"
+    for name, flags, is_announced in (
+        ("a", [], False),
+        ("b", ["--no-digest"], True),
+        ("c", ["--no-digest", "--no-pool"], False),
+    ):
+        arguments = ["-o", str(tmp_path / "r"), "--model-name", name, *CPU, *flags]
+        code, output = run(str(exports / "plain"), *arguments)
+        assert code == 0
+        assert (words in output) is is_announced
 
 
 def test_the_model_size_is_asked_for_only_where_nothing_tells_it(tmp_path: Path) -> None:

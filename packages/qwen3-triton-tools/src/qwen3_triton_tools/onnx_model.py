@@ -149,7 +149,15 @@ def read_model(path: Path) -> OnnxModel:
     Raises:
         ModelError: The file is missing, empty, truncated, larger than 2 GiB or not an ONNX model.
     """
-    proto = _load(path)
+    return describe_graph(path, _load(path))
+
+
+def describe_graph(path: Path, proto: onnx.ModelProto) -> OnnxModel:
+    """Describe a model in memory, as the one at this path.
+
+    Raises:
+        ModelError: An offset or length of external weights is not a number.
+    """
     nodes: list[onnx.NodeProto] = []
     weights: list[Weight] = []
     try:

@@ -153,7 +153,10 @@ def pool(
     rerank: bool,
     as_json: bool,
 ) -> None:
-    """Append last-token pooling to an ONNX export: Triton returns vectors, not hidden states.
+    """Append last-token pooling to an ONNX export, for servers other than this project's.
+
+    `model repository`, `triton` and `up` pool on the way and keep the export's fingerprint; a
+    pooled file has another.
 
     PATH is an ONNX file or a folder with one. Adds the output `sentence_embedding`, float32 of
     shape (batch, hidden size), correct for padding on either side. Vectors are not normalized in
@@ -201,6 +204,11 @@ def pool(
             original, values = "the whole head", "logits"
         else:
             click.echo("Not normalized: the gateway cuts to `dimensions`, then normalizes.")
+            click.echo(
+                "Its fingerprint differs from the unpooled file's, so tables that were filled "
+                "through that one refuse it. `model repository`, `triton` and `up` pool on the "
+                "way and keep the fingerprint."
+            )
             original, values = "pooling outside of the graph", "vectors"
         if pooled.not_compared:
             click.echo(f"Not compared with {original}: {pooled.not_compared}")

@@ -15,6 +15,7 @@ from qwen3_triton_gateway.settings import WantedPrecision
 from . import (
     is_terminal,
     json_option,
+    pool_option,
     pooling_option,
     print_json,
     rerank_option,
@@ -85,6 +86,7 @@ PATH = click.Path(path_type=Path)
 )
 @click.option("--force", is_flag=True, help="Replace the model's folder.")
 @pooling_option
+@pool_option
 @rerank_option
 @json_option
 def repository(
@@ -105,13 +107,14 @@ def repository(
     PATH is an ONNX file or a folder with one. Names, types and sizes come from the file, the batch
     limit and the memory limit from the GPU and the model. Each setting in config.pbtxt is written
     with its reason. Weights are hard-linked, or copied to another disk, never symlinked. The
-    tokenizer's folder is next to the repository.
+    tokenizer's folder is next to the repository. Exports that return hidden states are pooled on
+    the way: vectors and fingerprint stay the same.
 
     \b
     Examples:
       qwen3-triton model repository ./qwen3-embedding-4b -o ./model_repository \\
           --model-name qwen3_embed_4b_onnx --gpu 3090
-      qwen3-triton model repository ./model_pooled.onnx -o ./model_repository \\
+      qwen3-triton model repository ./model_fp16.onnx -o ./model_repository \\
           --model-name qwen3_embed --gpu a100 --gpu-memory-gib 80 --instances 2
       qwen3-triton model repository ./qwen3-embedding-0.6b -o ./model_repository \\
           --model-name qwen3_embed --cpu
@@ -131,7 +134,7 @@ def repository(
         options = RepositoryOptions(transfer=transfer, with_digest=not no_digest, **flags)
         with _progress(model_path, shown=not no_digest) as on_bytes:
             written = write_triton_repository(model_path, out, options, on_bytes)
-    _report(written, out, flags["model_name"], as_json=as_json)
+    _report(written, out, flags["model_name"], has_digest=not no_digest, as_json=as_json)
 
 
 def _check_machine(
@@ -172,6 +175,7 @@ def _write_local(model_path: Path, out: Path, flags: dict[str, Any], *, as_json:
     from ..local_triton import write_repository
     from ..model.gpu_plan import MAX_CPU_ROWS
     from ..model.inspection import check_servable, inspect_model
+    from ..model.pooling_plan import output_to_pool
     from ..model.probing import canary_of, with_probe
 
     target = out / flags["model_name"]
@@ -180,6 +184,7 @@ def _write_local(model_path: Path, out: Path, flags: dict[str, Any], *, as_json:
     inspection = inspect_model(model_path, rerank=flags["rerank"])
     inspection = with_probe(inspection, flags["pooling"])
     check_servable(inspection)
+    output, not_pooled = output_to_pool(inspection, flags["pooling"], wanted=flags["pool"])
     parameters: dict[str, str] = {}
     canary_problem = ""
     try:
@@ -195,15 +200,27 @@ def _write_local(model_path: Path, out: Path, flags: dict[str, Any], *, as_json:
         parameters=parameters,
         max_batch_size=MAX_CPU_ROWS,
         instance_count=flags["instances"],
+        pooled_output=output,
     )
     if as_json:
         document = {"folder": str(folder), "model": str(model_path), "backend": "python"}
-        print_json(document | {"canary_problem": canary_problem or None})
+        problems = {"canary_problem": canary_problem or None, "not_pooled": not_pooled or None}
+        print_json(document | problems)
         return
     click.echo(f"Wrote {folder}, which reads {model_path} in place.")
+    _report_pooling(not_pooled)
     _report_canary(canary_problem)
     click.echo("To run it:")
     click.echo(f"  qwen3-triton triton --model-repository {out} --model-name {folder.name}")
+
+
+def _report_pooling(not_pooled: str, not_compared: str = "") -> None:
+    if not_pooled:
+        click.echo(f"  The export is served as it is: {not_pooled}")
+        return
+    click.echo("  Triton returns vectors, pooled from the export's hidden states.")
+    if not_compared:
+        click.echo(f"  Not compared with pooling outside of the graph: {not_compared}")
 
 
 def _report_canary(problem: str) -> None:
@@ -211,7 +228,9 @@ def _report_canary(problem: str) -> None:
         click.echo(f"  config.pbtxt does not state the canary's vector: {problem}")
 
 
-def _report(written: WrittenRepository, out: Path, name: str, *, as_json: bool) -> None:
+def _report(
+    written: WrittenRepository, out: Path, name: str, *, has_digest: bool, as_json: bool
+) -> None:
     plan = written.plan
     if as_json:
         print_json(
@@ -224,6 +243,8 @@ def _report(written: WrittenRepository, out: Path, name: str, *, as_json: bool) 
                 "reason": plan.reason,
                 "hidden_size": written.inspection.hidden_size,
                 "pooled": written.inspection.is_pooled,
+                "not_pooled": written.not_pooled or None,
+                "not_compared": written.not_compared or None,
                 "reranks": written.inspection.reranker is not None,
                 "closed_to_triton": written.unreadable,
                 "canary_problem": written.canary_problem or None,
@@ -235,6 +256,12 @@ def _report(written: WrittenRepository, out: Path, name: str, *, as_json: bool) 
     for finding in written.inspection.findings:
         if finding.severity == "warning":
             click.echo(f"  {finding.message} {finding.remedy}")
+    _report_pooling(written.not_pooled, written.not_compared)
+    if not (has_digest or written.not_pooled):
+        click.echo(
+            "  Without a digest, the fingerprint is that of the interface, which pooling changes: "
+            "tables that were filled through the unpooled export need `--no-pool`."
+        )
     _report_canary(written.canary_problem)
     if written.unreadable:
         click.echo(

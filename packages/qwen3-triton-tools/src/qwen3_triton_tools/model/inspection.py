@@ -116,7 +116,12 @@ def inspect_model(path: Path, *, rerank: bool = False) -> Inspection:
     Raises:
         ModelError: The file is not an ONNX model.
     """
-    model = read_model(path)
+    return inspect_graph(read_model(path), rerank=rerank)
+
+
+def inspect_graph(model: OnnxModel, *, rerank: bool = False) -> Inspection:
+    """Inspect a model in memory, and the data files, tokenizer and configuration at its path."""
+    path = model.path
     config, findings = load_config(path)
     table = embedding_shape(model)
     rows = table[0] if table else None
@@ -262,7 +267,7 @@ def _check_vectors(output: TensorInfo | None, hidden_size: int | None) -> list[F
                 "pooling",
                 f"Not pooled: the state of every token of `{output.name}` crosses the wire, "
                 "hundreds of times the bytes of the vectors.",
-                "`qwen3-triton model pool` adds pooling to the graph; the vectors stay the same.",
+                "`model repository`, `triton` and `up` add pooling; the vectors stay the same.",
             )
         )
     if hidden_size is not None and hidden_size < _DEFAULT_DIMENSIONS:

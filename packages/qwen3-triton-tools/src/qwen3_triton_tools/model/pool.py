@@ -96,7 +96,7 @@ def pool_model(
         ModelError: The model cannot be read or pooled, does not behave like one of the family, or
             `out` exists and `force` is not set.
     """
-    _check_size(model_path)
+    check_size(model_path)
     inspection = inspect_model(model_path, rerank=rerank)
     model = inspection.model
     pooled = _already_pooled(inspection)
@@ -177,7 +177,12 @@ def _is_same_folder(left: Path, right: Path) -> bool:
     return left.exists() and left.samefile(right)
 
 
-def _check_size(model_path: Path) -> None:
+def check_size(model_path: Path) -> None:
+    """Check that there is room for pooling in an ONNX file.
+
+    Raises:
+        ModelError: There is none below 2 GiB.
+    """
     if model_path.is_file() and model_path.stat().st_size > MAX_FILE_BYTES - _ADDED_BYTES:
         msg = (
             f"{model_path} would be larger than 2 GiB, which no ONNX reader accepts. Save it with "

@@ -125,9 +125,12 @@ def sample_pooling(inspection: Inspection) -> PoolingSample:
             pad_batch(group, pad_token_id=tokenizer.end_token_id, max_length=_MAX_LENGTH)
             for group in ([[text] for text in texts] if is_single else [texts])
         )
-        return PoolingSample(batches, asyncio.run(_embed(inspection.path, batches)))
+        vectors = asyncio.run(_embed(inspection.path, batches))
     except EmbeddingServerError as error:
         raise ModelError(error.message) from error
+    if not np.isfinite(vectors).all():
+        raise ModelError("The export's own vectors are not finite.")
+    return PoolingSample(batches, vectors)
 
 
 def check_pooling(model_path: Path, sample: PoolingSample) -> None:

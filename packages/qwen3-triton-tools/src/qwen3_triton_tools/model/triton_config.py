@@ -259,8 +259,9 @@ def _parameters(config: TritonConfig) -> str:
         lines.append(_parameter("arena_extend_strategy", "1"))
     if config.weights_digest:
         lines += _comment(
-            "Digest of the ONNX file and its weights, for the gateway's fingerprint; Triton's "
-            "metadata does not include it."
+            "Digest of the export and its weights, for the gateway's fingerprint; Triton's "
+            "metadata does not include it. Pooling that was added here changes no vector, so it is "
+            "not part of the digest."
         )
         lines.append(_parameter("weights_digest", config.weights_digest))
     if config.canary_vector:

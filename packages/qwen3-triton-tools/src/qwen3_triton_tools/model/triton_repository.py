@@ -11,7 +11,8 @@ from qwen3_triton_gateway.fingerprint import weights_digest
 from qwen3_triton_gateway.settings import Pooling, WantedPrecision
 
 from ..errors import ModelError
-from ..writing import all_or_none, replacing_folder
+from ..onnx_model import describe_graph
+from ..writing import all_or_none, replacing_file, replacing_folder
 from .files import (
     TOKENIZER_FILES,
     Transfer,
@@ -21,8 +22,10 @@ from .files import (
     transfer_weights,
 )
 from .gpu_plan import CARDS, MemoryPlan, model_shape, plan_cpu, plan_gpu
-from .inspection import Inspection, check_servable, inspect_model
+from .inspection import Inspection, check_servable, inspect_graph, inspect_model
 from .openvino_plan import OpenVinoPlan, plan_openvino
+from .pool import check_size
+from .pooling_plan import PoolingPlan, output_to_pool, plan_pooling
 from .probing import canary_of, with_probe
 from .quantize import is_quantized
 from .triton_config import TritonConfig, plan_samples, render_config, write_warmup_files
@@ -49,6 +52,7 @@ class RepositoryOptions:
         openvino: The precision in which Triton's OpenVINO backend runs it, on a CPU like this one;
             by default, its ONNX Runtime backend does.
         threads: Threads of OpenVINO, 0 for one per core.
+        pool: Pool the last token in the graph, if the export returns hidden states.
     """
 
     model_name: str
@@ -65,6 +69,7 @@ class RepositoryOptions:
     queue_policy: bool = False
     force: bool = False
     pooling: Pooling = "last_token"
+    pool: bool = True
     rerank: bool = False
     tokenizer_dir: Path | None = None
 
@@ -77,6 +82,9 @@ class WrittenRepository:
         folder: The model's folder in the repository.
         tokenizer: The tokenizer's folder, next to the repository.
         canary_problem: Why the configuration does not state the canary's vector; empty if it does.
+        not_pooled: Why the graph is the export's own; empty if pooling was added to it.
+        not_compared: Why the pooled graph was not compared with the export; empty if it was, and
+            returns the same vectors.
         unreadable: Files that Triton's account may not read: a hard link has the mode of the
             original.
     """
@@ -84,6 +92,8 @@ class WrittenRepository:
     folder: Path
     tokenizer: Path | None
     canary_problem: str
+    not_pooled: str
+    not_compared: str
     plan: MemoryPlan
     inspection: Inspection
     unreadable: tuple[str, ...]
@@ -110,11 +120,19 @@ def write_triton_repository(
             the GPU, or the folder already exists.
     """
     _check_options(options)
-    inspection = with_probe(inspect_model(model_path, rerank=options.rerank), options.pooling)
+    inspection = inspect_model(model_path, rerank=options.rerank)
+    pooling, not_pooled = _plan_pooling(inspection, options)
+    if pooling:
+        pooling.append()
+        inspection = inspect_graph(describe_graph(model_path, inspection.model.proto))
+    # What runs is the export: a pooled graph has no file yet, and does not behave differently.
+    inspection = with_probe(inspection, options.pooling)
     check_servable(inspection)
     plan, openvino = _plan(inspection, options), _plan_openvino(inspection, options)
     folder = repository / options.model_name
     _check_place(folder, model_path, force=options.force)
+    compare, not_compared = _sample(pooling)
+    # Of the export, pooled or not: pooling changes no vector.
     digest = weights_digest(model_path, on_digest) if options.with_digest else None
     config = _config(inspection, options, plan, openvino, digest)
     tokenizer = _tokenizer_folder(repository, options) if inspection.tokenizer else None
@@ -122,21 +140,80 @@ def write_triton_repository(
         if tokenizer:
             copy_tokenizer(model_path, tokenizer, force=True)
         with replacing_folder(folder) as unfinished:
-            canary_problem = _write_model(inspection, config, unfinished, options)
+            _write_graph(inspection, unfinished / "1", options, is_pooled=pooling is not None)
+            compare(unfinished / "1" / "model.onnx")
+            canary_problem = _write_settings(inspection, config, unfinished, options)
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     unreadable = tuple(path.name for path in files if not is_readable_by_triton(path))
-    return WrittenRepository(folder, tokenizer, canary_problem, plan, inspection, unreadable)
+    return WrittenRepository(
+        folder,
+        tokenizer,
+        canary_problem,
+        not_pooled,
+        not_compared,
+        plan,
+        inspection,
+        unreadable,
+    )
 
 
-def _write_model(
+def _plan_pooling(
+    inspection: Inspection, options: RepositoryOptions
+) -> tuple[PoolingPlan | None, str]:
+    """Return how to pool an export on the way, or None and the reason."""
+    _, reason = output_to_pool(inspection, options.pooling, wanted=options.pool)
+    if reason:
+        return None, reason
+    try:
+        check_size(inspection.path)
+        return plan_pooling(inspection, widen=False), ""
+    except ModelError as error:
+        return None, str(error)
+
+
+def _sample(pooling: PoolingPlan | None) -> tuple[Callable[[Path], None], str]:
+    """Return what compares a pooled graph with the export, or nothing and the reason."""
+    if pooling is None:
+        return _accept, ""
+    try:
+        check = pooling.sample()
+    except ModelError as error:
+        return _accept, str(error)
+
+    def compare(path: Path) -> None:
+        try:
+            check(path)
+        except ModelError as error:
+            raise ModelError(f"{error} `--no-pool` writes the export as it is.") from error
+
+    return compare, ""
+
+
+def _accept(_path: Path) -> None:
+    """Compare nothing."""
+
+
+def _write_graph(
+    inspection: Inspection, version: Path, options: RepositoryOptions, *, is_pooled: bool
+) -> None:
+    """Write the ONNX file and its weights: a pooled graph from memory, else the export's own."""
+    target = version / "model.onnx"
+    if is_pooled:
+        with replacing_file(target, inspection.path.stat().st_mode & 0o777) as unfinished:
+            unfinished.write_bytes(inspection.model.proto.SerializeToString())
+    else:
+        transfer_file(inspection.path, target, transfer=options.transfer)
+    transfer_weights(inspection.model, version, transfer=options.transfer)
+
+
+def _write_settings(
     inspection: Inspection, config: TritonConfig, folder: Path, options: RepositoryOptions
 ) -> str:
-    """Write the model's folder, and return why it does not state the canary's vector."""
-    version, problem = folder / "1", ""
-    transfer_file(inspection.path, version / "model.onnx", transfer=options.transfer)
-    transfer_weights(inspection.model, version, transfer=options.transfer)
+    """Write all but the model, and return why that does not state the canary's vector."""
+    problem = ""
     try:
-        config = replace(config, canary_vector=_canary_vector(inspection, version, options))
+        vector = _canary_vector(inspection, folder / "1", options)
+        config = replace(config, canary_vector=vector)
     except ModelError as error:
         problem = str(error)
     tokenizer = inspection.tokenizer
