@@ -95,9 +95,8 @@ class ModelMetrics:
             "failed_batches", "Batches that failed, by error code.", "code"
         )
 
-    def observe_batch(self, lane: str, batch: TokenBatch) -> None:
-        """Count a batch's rows, tokens and padding."""
-        tokens = int(batch.attention_mask.sum())
+    def observe_batch(self, lane: str, batch: TokenBatch, tokens: int) -> None:
+        """Count a batch's rows, tokens and padding; `tokens` are those of its texts."""
         self.batch_rows.labels(lane).observe(len(batch.input_ids))
         self.batch_tokens.labels("text").inc(tokens)
         self.batch_tokens.labels("padding").inc(batch.input_ids.size - tokens)

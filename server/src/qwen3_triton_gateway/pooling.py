@@ -104,5 +104,6 @@ def l2_normalize(vectors: Float32Matrix) -> Float32Matrix:
 def unusable_rows(vectors: Float32Matrix) -> list[int]:
     """List the rows without a direction: a component is not finite, or the norm is about zero."""
     # In float64, because the squares of large but finite components overflow float32.
-    norms = np.sqrt(np.vecdot(vectors, vectors, dtype=np.float64))
+    # `einsum` converts as it goes, without a copy of all.
+    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
     return np.flatnonzero(~np.isfinite(norms) | (norms < MIN_NORM)).tolist()

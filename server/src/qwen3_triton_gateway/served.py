@@ -34,6 +34,9 @@ from .turns import QueuedText
 
 logger: logging.Logger = logging.getLogger(__name__)
 
+# What a name of the model says about texts if it is not an alias.
+NO_ALIAS = ModelAlias()
+
 CONNECT_INTERVAL_SECONDS = 0.5
 WAITING_LOG_SECONDS = 5.0
 # A probe may take a second, so readiness follows the model within two.
@@ -206,7 +209,7 @@ class ServedModel(ABC):
             ModelNotFoundError: The name is neither the served model's ID nor an alias.
         """
         if model is None or model in self.names:
-            return self._aliases.get(model or "", ModelAlias())
+            return self._aliases.get(model or "", NO_ALIAS)
         allowed = " or ".join(map(repr, self.names))
         msg = (
             f"Model {shorten(model)!r} is not served here. Set `model` to {allowed}, or omit it. "
@@ -387,7 +390,8 @@ class ServedModel(ABC):
             pad_token_id=self.tokenizer.end_token_id,
             max_length=self.tokenizer.max_length,
         )
-        self._metrics.observe_batch(lane.label, batch)
+        tokens = sum(entry.text.length for entry in entries)
+        self._metrics.observe_batch(lane.label, batch, tokens)
         seconds = self._metrics.batch_seconds.labels(lane.label)
         with batch_span([entry.origin for entry in entries], batch), seconds.time():
             states = await self.backend.infer(

@@ -29,7 +29,7 @@ from ..responses import (
     answer_parts,
     encoded_bytes,
 )
-from ..schemas import Usage, parse_json
+from ..schemas import parse_json
 from ..served import ServedModel, Timings
 from ..service import EmbeddingService
 from ..settings import ModelAlias
@@ -230,7 +230,7 @@ class EmbedAnswer:
     @property
     def usage(self) -> dict[str, int]:
         tokens = self.embeddings.prompt_tokens
-        return Usage(prompt_tokens=tokens, total_tokens=tokens).model_dump()
+        return {"prompt_tokens": tokens, "total_tokens": tokens}
 
     def respond(
         self,
@@ -285,7 +285,7 @@ class RerankAnswer:
     @property
     def usage(self) -> dict[str, int]:
         tokens = self.scores.prompt_tokens
-        return Usage(prompt_tokens=tokens, total_tokens=tokens).model_dump()
+        return {"prompt_tokens": tokens, "total_tokens": tokens}
 
     def respond(self, content: object) -> JsonResponse:
         """Build the response, with the headers that scores carry in every dialect."""
