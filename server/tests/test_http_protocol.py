@@ -113,9 +113,6 @@ class Recorder:
         self._writes.append(data)
         self._transport.write(data)
 
-    def writelines(self, lines: list[bytes]) -> None:
-        self.write(b"".join(lines))
-
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 

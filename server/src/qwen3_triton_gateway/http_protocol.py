@@ -101,7 +101,8 @@ class AnswerTransport:
         if self._head is None and self._cycle.response_started:
             self._head = data
         elif self._head:
-            self._transport.writelines([self._head, data])
+            # Not `writelines`: up to Python 3.13.1, it never asks to pause (CVE-2024-12254).
+            self._transport.write(self._head + data)
             self._head = b""
         else:
             self._transport.write(data)
