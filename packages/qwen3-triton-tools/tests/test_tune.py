@@ -225,6 +225,9 @@ class FakeGateway:
         self.is_running = True
         self.calls.append(f"start {self.name}")
 
+    def terminate(self) -> None:
+        pass
+
     async def stop(self) -> None:
         if self.is_running:
             self.calls.append(f"stop {self.name}")

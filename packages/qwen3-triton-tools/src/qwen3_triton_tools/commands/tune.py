@@ -244,11 +244,20 @@ def _stoppable() -> Generator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # Raised as SIGINT, for which asyncio cancels the search. An exception in the middle of it could
+    # come between the start of a gateway and the line that remembers its process.
+    before = {
+        signal.SIGTERM: signal.signal(
+            signal.SIGTERM, lambda number, frame: signal.raise_signal(signal.SIGINT)
+        ),
+        # A shell starts background jobs with SIGINT ignored.
+        signal.SIGINT: signal.signal(signal.SIGINT, signal.default_int_handler),
+    }
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _env_file(chosen: dict[str, str], best: Result) -> str:

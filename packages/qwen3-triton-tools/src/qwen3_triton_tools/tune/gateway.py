@@ -108,6 +108,11 @@ class CandidateGateway:
             await asyncio.sleep(POLL_SECONDS)
         self.start_seconds: float = time.monotonic() - began
 
+    def terminate(self) -> None:
+        """Ask the process to end; `stop` waits for it."""
+        if self._process is not None:
+            self._process.terminate()
+
     async def stop(self) -> None:
         """End the process, by force if it does not end by itself."""
         client, self._client = self._client, None

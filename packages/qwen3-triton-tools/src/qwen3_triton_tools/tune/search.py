@@ -237,9 +237,12 @@ class Search:
         await self._gateway_of(result).stop()
 
     async def _stop_all(self, *, but: Result | None = None) -> None:
-        for key, gateway in self._gateways.items():
-            if but is None or key != id(but):
-                await gateway.stop()
+        kept = None if but is None else id(but)
+        gateways = [gateway for key, gateway in self._gateways.items() if key != kept]
+        for gateway in gateways:  # all of them, even if a second Ctrl-C interrupts the waiting
+            gateway.terminate()
+        for gateway in gateways:
+            await gateway.stop()
 
     def _report(self) -> None:
         self._on_progress(self._activity)
