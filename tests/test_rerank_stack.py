@@ -13,6 +13,7 @@ from langchain_nvidia_ai_endpoints import NVIDIARerank
 
 import qwen3_nano
 from gateway_process import GatewayProcess, running_gateway, triton_flags
+from qwen3_triton_client import AsyncEmbeddingClient, EmbeddingClient
 from qwen3_triton_tools.local_triton import LocalTriton, write_repository
 from reranker_graph import reference_logits, write_reranker
 
@@ -60,6 +61,23 @@ def test_scores_through_triton_are_those_of_the_graph(
     for rank in ranks:
         index = rank["index"]
         assert rank["score"] == pytest.approx(yes[index] - no[index], abs=TOLERANCE)
+
+
+async def test_the_client_ranks_documents_in_several_requests(
+    both_models: GatewayProcess, folder: Path
+) -> None:
+    no, yes = reference_logits(folder, QUERY, DOCUMENTS).T
+    expected = (yes - no).tolist()
+    with EmbeddingClient(both_models.url, batch_size=2) as client:
+        ranked = client.rerank(QUERY, DOCUMENTS).documents
+    found = {document.index: document.raw_score for document in ranked}
+    assert [found[index] for index in range(len(DOCUMENTS))] == pytest.approx(
+        expected, abs=TOLERANCE
+    )
+    assert [document.raw_score for document in ranked] == sorted(found.values(), reverse=True)
+    async with AsyncEmbeddingClient(both_models.url) as client:
+        first = (await client.rerank(QUERY, DOCUMENTS, top_n=1)).documents
+    assert [document.score for document in first] == pytest.approx([ranked[0].score], abs=TOLERANCE)
 
 
 def test_both_models_answer_and_are_measured(both_models: GatewayProcess) -> None:

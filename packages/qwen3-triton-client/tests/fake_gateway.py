@@ -94,6 +94,13 @@ def expected_vectors(texts: Sequence[str]) -> list[list[float]]:
     return [expected_vector(text) for text in texts]
 
 
+def expected_raw_score(query: str, document: str, instruction: str | None = None) -> float:
+    """The raw score of a pair: "score 7" has 7, for whatever query."""
+    if document.startswith("score "):
+        return float(document.split()[1])
+    return expected_vector(json.dumps([query, document]), instruction=instruction)[0]
+
+
 def files_entered(call: Callable[[], object]) -> set[str]:
     """Return the files of the client and the adapters that a call enters in this thread."""
     entered: set[Path] = set()
@@ -239,6 +246,17 @@ class FakeGateway:
             "fingerprint": self.fingerprint_of(dimensions),
         }
 
+    def ranks(self, recorded: Recorded) -> list[dict[str, Any]]:
+        query, instruction = recorded.body["query"], recorded.body.get("instruction")
+        scores = [expected_raw_score(query, text, instruction) for text in recorded.texts]
+        ranked = sorted(range(len(scores)), key=lambda index: -scores[index])
+        return [{"index": index, "score": scores[index]} for index in ranked]
+
+    def rerank_headers(self, recorded: Recorded) -> dict[str, str]:
+        truncated = [str(i) for i, text in enumerate(recorded.texts) if text.startswith("long")]
+        headers = {"X-Rerank-Fingerprint": self.fingerprint}
+        return headers | ({"X-Rerank-Truncated": ",".join(truncated)} if truncated else {})
+
 
 class _Server(ThreadingHTTPServer):
     daemon_threads = False
@@ -305,7 +323,10 @@ class _Handler(BaseHTTPRequestHandler):
             return
         if fault is not None and fault.kind == "status":
             error = {"message": fault.message, "type": "t", "code": "c", "param": fault.param}
-            body = json.dumps({"error": error, "detail": fault.message}).encode()
+            content = {"error": error, "detail": fault.message}
+            if recorded.path.endswith("/rerank"):
+                content = {"error": fault.message, "error_type": "t", "param": fault.param}
+            body = json.dumps(content).encode()
             self._send(fault.status, body, fault.headers)
             return
         if recorded.path.endswith("/tokenizer"):
@@ -314,17 +335,22 @@ class _Handler(BaseHTTPRequestHandler):
         if recorded.path.endswith("/info"):
             self._send(200, INFO_JSON, {})
             return
-        answer = gateway.answer(recorded)
-        _spoil(answer["embeddings"], fault.kind if fault else None)
-        if recorded.body.get("encoding_format") == "base64" and not gateway.answer_floats:
-            answer["embeddings"] = [_base64(row) for row in answer["embeddings"]]
-        body = json.dumps(answer).encode()
+        headers: dict[str, str] = {}
+        if recorded.path.endswith("/rerank"):
+            headers = gateway.rerank_headers(recorded)
+            body = json.dumps(_spoil_ranks(gateway.ranks(recorded), fault)).encode()
+        else:
+            answer = gateway.answer(recorded)
+            _spoil(answer["embeddings"], fault.kind if fault else None)
+            if recorded.body.get("encoding_format") == "base64" and not gateway.answer_floats:
+                answer["embeddings"] = [_base64(row) for row in answer["embeddings"]]
+            body = json.dumps(answer).encode()
         if fault is not None and fault.kind == "not_json":
             body = body[: len(body) // 2]
         if fault is not None and fault.kind == "drip":
             self._drip(body)
             return
-        self._send(200, body, {}, cut=fault is not None and fault.kind == "cut_body")
+        self._send(200, body, headers, cut=fault is not None and fault.kind == "cut_body")
 
     def _drip(self, body: bytes) -> None:
         """Send one byte at a time until the client hangs up."""
@@ -363,6 +389,16 @@ def _spoil(rows: list[list[float]], kind: str | None) -> None:
             rows[-1].pop()
         case _:
             pass
+
+
+def _spoil_ranks(ranks: list[dict[str, Any]], fault: Fault | None) -> list[dict[str, Any]]:
+    match fault.kind if fault else None:
+        case "drop_vector":
+            return ranks[:-1]
+        case "nan":
+            return [ranks[0] | {"score": math.nan}, *ranks[1:]]
+        case _:
+            return ranks
 
 
 @pytest.fixture(name="fake")

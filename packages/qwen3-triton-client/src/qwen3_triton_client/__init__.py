@@ -1,4 +1,4 @@
-"""Client of the Qwen3-Embedding Triton gateway: texts in, checked unit vectors out, in order."""
+"""Client of the Qwen3-Embedding Triton gateway: checked unit vectors in order, and reranking."""
 
 from ._version import __version__
 from .async_client import AsyncEmbeddingClient, AsyncObserve
@@ -20,6 +20,7 @@ from .errors import (
 from .exchange import RetryDetails
 from .job import Batch, OnError, OnVectors
 from .reporting import Hooks, OnProgress, OnRetry, OnStats, Progress
+from .rerank import RerankedDocument, RerankResult
 from .results import ClientStats, EmbeddingResult, Vector, vector_defect
 from .settings import (
     API_KEY_VARIABLE,
@@ -65,6 +66,8 @@ __all__ = [
     "PerEventLoop",
     "Progress",
     "RequestTooLargeError",
+    "RerankResult",
+    "RerankedDocument",
     "RetryDetails",
     "Vector",
     "__version__",

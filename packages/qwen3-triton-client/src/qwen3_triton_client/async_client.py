@@ -21,17 +21,21 @@ from .base import PROBE, ClientBase
 from .connections import AsyncSender
 from .errors import EmbeddingError
 from .exchange import Exchange
-from .job import Batch, EmbedJob, FingerprintGuard, OnError, OnVectors
+from .job import Batch, EmbedJob, FingerprintGuard, Job, OnError, OnVectors
 from .reporting import Hooks, Progress, ProgressReport
+from .rerank import RerankJob, RerankResult
 from .results import EmbeddingResult, Vector
 from .settings import ClientSettings, InputType
 from .streaming import BatchEmbedded, OnFailure, TextStream, WindowEnded, awindows
 from .wire import BatchAnswer, EmbedOptions
 
 Answer = TypeVar("Answer")
+Item = TypeVar("Item")
 
 AsyncObserve = Callable[[Batch], AbstractAsyncContextManager[OnVectors]]
 """Returns a context manager that is open while a batch is sent; see `EmbeddingClient.embed`."""
+
+_AsyncObserve = Callable[[Batch], AbstractAsyncContextManager[Callable[[Sequence[Item]], None]]]
 
 
 class _CallFailedError(Exception):
@@ -132,6 +136,37 @@ class AsyncEmbeddingClient(ClientBase[httpx2.AsyncClient]):
         stream = TextStream(in_order=in_order, on_failure=on_failure)
         return self._stream(texts, stream, options, on_error, ProgressReport(progress, texts))
 
+    async def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        instruction: str | None = None,
+        model: str | None = None,
+        truncate: bool | None = None,
+    ) -> RerankResult:
+        """Score documents against a query; the arguments are those of `EmbeddingClient.rerank`.
+
+        The first error, or a cancellation, cancels the requests in flight.
+
+        Raises:
+            EmbeddingError: A document has no score; `failed_indices` names it.
+            TypeError: `query` is not a string, or `documents` not a sequence of strings.
+            ValueError: `top_n` is below 1.
+        """
+        job = RerankJob(
+            query,
+            documents,
+            settings=self._settings,
+            top_n=top_n,
+            instruction=instruction,
+            model=model,
+            truncate=truncate,
+        )
+        await self._run(job, _unobserved)
+        return job.result()
+
     async def fingerprint(self) -> str:
         """Return the digest that names the embedding space; see `EmbeddingClient.fingerprint`.
 
@@ -184,7 +219,7 @@ class AsyncEmbeddingClient(ClientBase[httpx2.AsyncClient]):
         super()._set_up(settings, guard, http_client, hooks)
         self._sender = AsyncSender(settings, http_client)
 
-    async def _run(self, job: EmbedJob, observe: AsyncObserve) -> None:
+    async def _run(self, job: Job[Item], observe: _AsyncObserve[Item]) -> None:
         workers = min(self._settings.max_concurrency, job.pending)
         try:
             async with asyncio.TaskGroup() as group:
@@ -195,7 +230,7 @@ class AsyncEmbeddingClient(ClientBase[httpx2.AsyncClient]):
                 if not isinstance(error, _CallFailedError):
                     raise error from None
 
-    async def _work(self, job: EmbedJob, observe: AsyncObserve) -> None:
+    async def _work(self, job: Job[Item], observe: _AsyncObserve[Item]) -> None:
         """Send batches of the job until none is left.
 
         Raises:
@@ -203,17 +238,17 @@ class AsyncEmbeddingClient(ClientBase[httpx2.AsyncClient]):
         """
         while (batch := job.next_batch()) is not None:
             try:
-                async with observe(batch) as on_vectors:
+                async with observe(batch) as on_items:
                     answer = await self._request(job, batch)
                     job.accept(batch, answer)
-                    on_vectors(answer.vectors)
+                    on_items(answer.items)
             except EmbeddingError as error:
                 job.reject(batch, error)
         if job.stopped.is_set():
             raise _CallFailedError
 
-    async def _request(self, job: EmbedJob, batch: Batch) -> BatchAnswer:
-        exchange = self._embed_exchange(job, batch)
+    async def _request(self, job: Job[Item], batch: Batch) -> BatchAnswer[Item]:
+        exchange = job.exchange(batch)
         with exchange.counted(job.count, self._count):
             return await self._send(exchange)
 
@@ -283,5 +318,5 @@ async def _cancel(tasks: set[asyncio.Task[None]]) -> None:
     tasks.clear()
 
 
-def _unobserved(_: Batch) -> AbstractAsyncContextManager[OnVectors]:
+def _unobserved(_: Batch) -> AbstractAsyncContextManager[Callable[[object], None]]:
     return nullcontext(lambda _: None)

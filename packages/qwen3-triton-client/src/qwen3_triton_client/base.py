@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, Generic, Self, TypeVar
 
 from . import settings as defaults
 from .exchange import Exchange
-from .job import Batch, EmbedJob, FingerprintGuard, OnError
+from .job import EmbedJob, FingerprintGuard, OnError
 from .reporting import Hooks, OnRetry, OnStats, ProgressReport, StatsCounter
 from .results import ClientStats
 from .settings import ClientSettings, InputType
-from .wire import (
-    BatchAnswer,
-    EmbedOptions,
-    embed_request,
-    info_request,
-    parse_embeddings,
-    parse_info,
-    tokenizer_request,
-)
+from .wire import EmbedOptions, info_request, parse_info, tokenizer_request
 
 HttpClient = TypeVar("HttpClient")
 
@@ -196,15 +187,6 @@ class ClientBase(Generic[HttpClient]):
             report=report,
             on_error=on_error,
             first=first,
-        )
-
-    def _embed_exchange(self, job: EmbedJob, batch: Batch) -> Exchange[BatchAnswer]:
-        texts, dimensions = len(batch.texts), job.options.dimensions
-        return Exchange(
-            self._settings,
-            embed_request(self._settings, job.options, batch.texts),
-            partial(parse_embeddings, texts=texts, dimensions=dimensions),
-            texts=texts,
         )
 
     def _tokenizer_exchange(self) -> Exchange[bytes]:

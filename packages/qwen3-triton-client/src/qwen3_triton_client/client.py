@@ -18,17 +18,21 @@ from .base import PROBE, ClientBase
 from .connections import SyncSender
 from .errors import EmbeddingError
 from .exchange import Exchange
-from .job import Batch, EmbedJob, FingerprintGuard, OnError, OnVectors
+from .job import Batch, EmbedJob, FingerprintGuard, Job, OnError, OnVectors
 from .reporting import Hooks, Progress, ProgressReport
+from .rerank import RerankJob, RerankResult
 from .results import EmbeddingResult, Vector
 from .settings import ClientSettings, InputType
 from .streaming import BatchEmbedded, OnFailure, TextStream, WindowEnded, WindowRun, windows
 from .wire import BatchAnswer, EmbedOptions
 
 Answer = TypeVar("Answer")
+Item = TypeVar("Item")
 
 Observe = Callable[[Batch], AbstractContextManager[OnVectors]]
 """Returns a context manager that is open while a batch is sent; see `EmbeddingClient.embed`."""
+
+_Observe = Callable[[Batch], AbstractContextManager[Callable[[Sequence[Item]], None]]]
 
 
 class EmbeddingClient(ClientBase[httpx2.Client]):
@@ -149,6 +153,48 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
         stream = TextStream(in_order=in_order, on_failure=on_failure)
         return self._stream(texts, stream, options, on_error, ProgressReport(progress, texts))
 
+    def rerank(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        top_n: int | None = None,
+        instruction: str | None = None,
+        model: str | None = None,
+        truncate: bool | None = None,
+    ) -> RerankResult:
+        """Score documents against a query with the gateway's reranker; the best come first.
+
+        Documents are sent in batches, like the texts of `embed`; scores do not depend on them.
+
+        Args:
+            query: What the documents are scored against.
+            documents: Any number of texts. For none, the result is empty and no request is sent.
+            top_n: Number of documents to return. Default: all.
+            instruction: What makes a document relevant. Default: the gateway's, not the client's,
+                which is for embeddings.
+            model: Name of the reranker to request. The gateway refuses any other than the one it
+                serves.
+            truncate: Whether the end of a document that is too long is cut or the call refused.
+                Default: the client's, else the gateway's.
+
+        Raises:
+            EmbeddingError: A document has no score; `failed_indices` names it.
+            TypeError: `query` is not a string, or `documents` not a sequence of strings.
+            ValueError: `top_n` is below 1.
+        """
+        job = RerankJob(
+            query,
+            documents,
+            settings=self._settings,
+            top_n=top_n,
+            instruction=instruction,
+            model=model,
+            truncate=truncate,
+        )
+        self._run(job, _unobserved)
+        return job.result()
+
     def fingerprint(self) -> str:
         """Return the digest that names the embedding space of this client's vectors.
 
@@ -212,7 +258,7 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
         super()._set_up(settings, guard, http_client, hooks)
         self._sender = SyncSender(settings, http_client)
 
-    def _run(self, job: EmbedJob, observe: Observe) -> None:
+    def _run(self, job: Job[Item], observe: _Observe[Item]) -> None:
         workers = min(self._settings.max_concurrency, job.pending)
         if workers <= 1:
             self._work(job, observe)
@@ -230,22 +276,22 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
                 job.stop()
                 raise
 
-    def _work(self, job: EmbedJob, observe: Observe) -> None:
+    def _work(self, job: Job[Item], observe: _Observe[Item]) -> None:
         """Send batches of the job until none is left."""
         while (batch := job.next_batch()) is not None:
             try:
-                with observe(batch) as on_vectors:
+                with observe(batch) as on_items:
                     answer = self._request(job, batch)
                     job.accept(batch, answer)
-                    on_vectors(answer.vectors)
+                    on_items(answer.items)
             except EmbeddingError as error:
                 job.reject(batch, error)
             except BaseException:
                 job.stop()
                 raise
 
-    def _request(self, job: EmbedJob, batch: Batch) -> BatchAnswer:
-        exchange = self._embed_exchange(job, batch)
+    def _request(self, job: Job[Item], batch: Batch) -> BatchAnswer[Item]:
+        exchange = job.exchange(batch)
         with exchange.counted(job.count, self._count):
             return self._send(exchange, job.stopped)
 
@@ -310,5 +356,5 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
             run.end_worker()
 
 
-def _unobserved(_: Batch) -> AbstractContextManager[OnVectors]:
+def _unobserved(_: Batch) -> AbstractContextManager[Callable[[object], None]]:
     return nullcontext(lambda _: None)

@@ -1,4 +1,4 @@
-"""The errors of an embedding call.
+"""The errors of a call to embed or to rerank.
 
 * EmbeddingError
   x InvalidRequestError          400, 422, or refused before sending; also a ValueError
@@ -10,7 +10,7 @@
   x OverloadedError              429, 503: the gateway asks to come back later
   x GatewayError                 any other status that is not a success
   x BadAnswerError               wrong number of vectors or dimensions, NaN, infinity or all zeros
-  x FingerprintChangedError      the gateway now serves another embedding space
+  x FingerprintChangedError      the gateway now serves another embedding space or reranker
 
 Catch `EmbeddingError` for all of them:
 
@@ -30,7 +30,7 @@ from .results import Vector
 
 
 class EmbeddingError(Exception):
-    """A failed embedding call; the base class of all errors of this package.
+    """A failed call to embed or to rerank; the base class of all errors of this package.
 
     Attributes:
         message: What went wrong, without the details below.
@@ -42,6 +42,7 @@ class EmbeddingError(Exception):
         positions: Positions in the request of the texts that this error is about.
         tries: Requests sent for the batch that failed; 0 if it was refused before sending.
         failed_indices: Indices of the call's texts that this error is about, ascending.
+        argument: What `failed_indices` counts: "texts", or "documents" of a call to rerank.
         completed: Vectors of the same call that did arrive, by index of their text.
     """
 
@@ -66,12 +67,13 @@ class EmbeddingError(Exception):
         self.positions = positions
         self.tries: int = 0
         self.failed_indices: tuple[int, ...] = ()
+        self.argument: str = "texts"
         self.completed: Mapping[int, Vector] = {}
 
     def __str__(self) -> str:
         details: list[str] = []
         if self.failed_indices:
-            details.append(f"texts: {_ranges(self.failed_indices)}")
+            details.append(f"{self.argument}: {_ranges(self.failed_indices)}")
         if self.request_id:
             details.append(f"request ID: {self.request_id}")
         if self.tries > 1:
@@ -85,7 +87,7 @@ class EmbeddingError(Exception):
 
 
 class InvalidRequestError(EmbeddingError, ValueError):
-    """Texts or options that cannot be embedded, however often they are sent."""
+    """Texts or options that the gateway cannot accept, however often they are sent."""
 
 
 class RequestTooLargeError(InvalidRequestError):
@@ -117,11 +119,11 @@ class GatewayError(EmbeddingError):
 
 
 class BadAnswerError(EmbeddingError):
-    """An answer without one usable vector for each text."""
+    """An answer without one usable vector or score for each text."""
 
 
 class FingerprintChangedError(EmbeddingError):
-    """An embedding space that changed while the client was in use."""
+    """An embedding space that changed while the client was in use, or a reranker in one call."""
 
 
 def _rebuild(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import threading
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import partial
+from typing import Generic, Literal, TypeVar
 
 from .errors import (
     AuthenticationError,
@@ -18,16 +20,24 @@ from .errors import (
     OverloadedError,
     RequestTooLargeError,
 )
+from .exchange import Exchange
 from .reporting import ProgressReport
 from .results import ClientStats, EmbeddingResult, Vector
 from .settings import ClientSettings
-from .wire import BatchAnswer, EmbedOptions
+from .wire import BatchAnswer, EmbedOptions, embed_request, parse_embeddings
+
+Item = TypeVar("Item")
 
 OnError = Literal["raise", "isolate"]
 
 OnVectors = Callable[[Sequence[Vector]], None]
 """Called with the vectors of a batch, one per text."""
 
+SPACE_CHANGED = (
+    "The gateway's embedding space changed from {!r} to {!r} while this client was in use: it now "
+    "serves another model, tokenizer or precision. Vectors of the two cannot be compared. Serve "
+    "the former model again, or re-embed everything with a new client."
+)
 # Errors that are not about a single text, so that splitting the batch would not help.
 _NOT_ABOUT_A_TEXT = (
     AuthenticationError,
@@ -38,10 +48,14 @@ _NOT_ABOUT_A_TEXT = (
 )
 
 
-class EmbedJob:
+class Job(ABC, Generic[Item]):
     """The batches of one call and the answers to them; safe to share between threads.
 
-    The texts may be a window of a stream; then `first` is the index of its first text there.
+    Args:
+        guard: Compares the fingerprints of the answers.
+        first: If the texts are a window of a stream, the index of its first text there.
+        argument: What the caller calls the texts, for errors.
+        shared_bytes: Bytes that the model reads again with each text.
 
     Raises:
         TypeError: `texts` is not a sequence of strings.
@@ -53,27 +67,33 @@ class EmbedJob:
         texts: Sequence[str],
         *,
         settings: ClientSettings,
-        options: EmbedOptions,
         guard: FingerprintGuard,
         report: ProgressReport,
         on_error: OnError = "raise",
         first: int = 0,
+        argument: str = "texts",
+        shared_bytes: int = 0,
     ) -> None:
-        self.options = options
+        self.settings = settings
         self.stopped: threading.Event = threading.Event()
         self._count = len(texts)
         self._isolate = on_error == "isolate"
+        self._argument = argument
         self._guard = guard
         self._report = report
         self._stats = ClientStats()
         self._lock = threading.Lock()
         self._error: EmbeddingError | None = None
-        self._completed: dict[int, Vector] = {}
+        self._completed: dict[int, Item] = {}
         self._failed: dict[int, EmbeddingError] = {}
         self._truncated: list[int] = []
         self._prompt_tokens = 0
-        self._last: BatchAnswer | None = None
-        self._queue = deque(self._plan(texts, settings, first))
+        self._last: BatchAnswer[Item] | None = None
+        self._queue = deque(self._plan(texts, first, shared_bytes))
+
+    @abstractmethod
+    def exchange(self, batch: Batch) -> Exchange[BatchAnswer[Item]]:
+        """Return the request for a batch, not yet sent."""
 
     @property
     def pending(self) -> int:
@@ -85,15 +105,15 @@ class EmbedJob:
         with self._lock:
             return self._queue.popleft() if self._queue and not self.stopped.is_set() else None
 
-    def accept(self, batch: Batch, answer: BatchAnswer) -> None:
-        """Store the vectors of a batch.
+    def accept(self, batch: Batch, answer: BatchAnswer[Item]) -> None:
+        """Store the vectors or scores of a batch.
 
         Raises:
-            EmbeddingError: They belong to another embedding space than the ones before.
+            FingerprintChangedError: Another model computed them than the ones before.
         """
         self._guard.check(answer.dimensions, answer.fingerprint)
         with self._lock:
-            self._completed.update(zip(batch.indices, answer.vectors, strict=True))
+            self._completed.update(zip(batch.indices, answer.items, strict=True))
             self._truncated.extend(batch.indices[position] for position in answer.truncated)
             self._prompt_tokens += answer.prompt_tokens
             self._last = answer
@@ -106,7 +126,7 @@ class EmbedJob:
                 self._queue.extendleft(reversed(split_batch(batch, error.positions)))
                 return
             indices = [batch.indices[position] for position in error.positions] or batch.indices
-            error.failed_indices = tuple(sorted(indices))
+            error.failed_indices, error.argument = tuple(sorted(indices)), self._argument
             isolated = self._isolate and not isinstance(error, _NOT_ABOUT_A_TEXT)
             if isolated:
                 self._failed[batch.indices[0]] = error
@@ -125,6 +145,59 @@ class EmbedJob:
     def stop(self) -> None:
         """Hand out no more batches, and wake threads that wait before a retry."""
         self.stopped.set()
+
+    def _plan(self, texts: Sequence[str], first: int, shared_bytes: int) -> list[Batch]:
+        sizes, refused = check_texts(texts, first=first, argument=self._argument)
+        if refused and not self._isolate:
+            error = next(iter(refused.values()))
+            error.failed_indices = tuple(refused)
+            raise error
+        self._failed.update(refused)
+        self._report.advance(len(refused))
+        return plan_batches(
+            texts,
+            [size + shared_bytes for size in sizes] if shared_bytes else sizes,
+            [index for index in range(len(texts)) if index not in refused],
+            max_texts=self.settings.batch_size,
+            max_bytes=self.settings.max_batch_bytes,
+        )
+
+    def _can_split(self, batch: Batch, error: EmbeddingError) -> bool:
+        if len(batch.indices) == 1 or self.stopped.is_set():
+            return False
+        if isinstance(error, RequestTooLargeError):
+            return True
+        return self._isolate and not isinstance(error, _NOT_ABOUT_A_TEXT)
+
+
+class EmbedJob(Job[Vector]):
+    """The texts of one call to embed, or of a window of a stream; see `Job`."""
+
+    def __init__(
+        self,
+        texts: Sequence[str],
+        *,
+        settings: ClientSettings,
+        options: EmbedOptions,
+        guard: FingerprintGuard,
+        report: ProgressReport,
+        on_error: OnError = "raise",
+        first: int = 0,
+    ) -> None:
+        self._options = options
+        super().__init__(
+            texts, settings=settings, guard=guard, report=report, on_error=on_error, first=first
+        )
+
+    def exchange(self, batch: Batch) -> Exchange[BatchAnswer[Vector]]:
+        """Return the request for a batch, not yet sent."""
+        texts = len(batch.texts)
+        return Exchange(
+            self.settings,
+            embed_request(self.settings, self._options, batch.texts),
+            partial(parse_embeddings, texts=texts, dimensions=self._options.dimensions),
+            texts=texts,
+        )
 
     def result(self) -> EmbeddingResult:
         """Return the result of the call, once none of its requests is running.
@@ -148,29 +221,6 @@ class EmbedJob:
             stats=self._stats,
         )
 
-    def _plan(self, texts: Sequence[str], settings: ClientSettings, first: int) -> list[Batch]:
-        sizes, refused = check_texts(texts, first=first)
-        if refused and not self._isolate:
-            error = next(iter(refused.values()))
-            error.failed_indices = tuple(refused)
-            raise error
-        self._failed.update(refused)
-        self._report.advance(len(refused))
-        return plan_batches(
-            texts,
-            sizes,
-            [index for index in range(len(texts)) if index not in refused],
-            max_texts=settings.batch_size,
-            max_bytes=settings.max_batch_bytes,
-        )
-
-    def _can_split(self, batch: Batch, error: EmbeddingError) -> bool:
-        if len(batch.indices) == 1 or self.stopped.is_set():
-            return False
-        if isinstance(error, RequestTooLargeError):
-            return True
-        return self._isolate and not isinstance(error, _NOT_ABOUT_A_TEXT)
-
 
 @dataclass(frozen=True, slots=True)
 class Batch:
@@ -185,39 +235,40 @@ class Batch:
 
 
 def check_texts(
-    texts: Sequence[str], *, first: int = 0
+    texts: Sequence[str], *, first: int = 0, argument: str = "texts"
 ) -> tuple[list[int], dict[int, InvalidRequestError]]:
     """Return the size of each text in bytes of UTF-8, and an error for each invalid text.
 
-    Messages number the texts from `first`.
+    Messages number the texts from `first` and call them `argument`.
 
     Raises:
         TypeError: `texts` is a string, or one of its items is not.
     """
     if isinstance(texts, str):
-        msg = "`texts` must be a list of strings, not a string. For one text, pass [text]."
+        msg = f"`{argument}` must be a list of strings, not a string. For one text, pass [text]."
         raise TypeError(msg)
     sizes: list[int] = []
     refused: dict[int, InvalidRequestError] = {}
     for index, text in enumerate(texts):
         if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
-            msg = f"`texts[{first + index}]` must be a string, not {type(text).__name__}."
+            msg = f"`{argument}[{first + index}]` must be a string, not {type(text).__name__}."
             raise TypeError(msg)
         if text.isascii() and not text.isspace() and text:  # nearly all of them
             sizes.append(len(text))
             continue
-        size, problem = _measure(text)
+        size, problem = measure_text(text)
         sizes.append(size)
         if problem:
-            refused[index] = error = InvalidRequestError(f"`texts[{first + index}]` {problem}.")
-            error.failed_indices = (index,)
+            error = InvalidRequestError(f"`{argument}[{first + index}]` {problem}.")
+            error.failed_indices, error.argument = (index,), argument
+            refused[index] = error
     return sizes, refused
 
 
-def _measure(text: str) -> tuple[int, str | None]:
+def measure_text(text: str) -> tuple[int, str | None]:
     """Return the size in bytes, and what is wrong with the text."""
     if not text or text.isspace():
-        return 0, "is blank, so it has no embedding; leave it out"
+        return 0, "is blank, so a model can do nothing with it; leave it out"
     try:
         return len(text.encode()), None
     except UnicodeEncodeError:
@@ -275,12 +326,13 @@ def split_batch(batch: Batch, suspects: Sequence[int] = ()) -> list[Batch]:
 
 
 class FingerprintGuard:
-    """A check that all vectors of a client are in one embedding space; safe to share by threads.
+    """A check that answers come from one model, such as all vectors of a client; thread-safe.
 
     The number of dimensions is part of what a fingerprint names, so there is one for each.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, message: str = SPACE_CHANGED) -> None:
+        self._message = message
         self._fingerprints: dict[int, str] = {}
 
     def check(self, dimensions: int, fingerprint: str) -> None:
@@ -293,10 +345,4 @@ class FingerprintGuard:
             return
         expected = self._fingerprints.setdefault(dimensions, fingerprint)  # atomic, so no lock
         if expected != fingerprint:
-            msg = (
-                f"The gateway's embedding space changed from {expected!r} to {fingerprint!r} while "
-                "this client was in use: it now serves another model, tokenizer or precision. "
-                "Vectors of the two cannot be compared. Serve the former model again, or re-embed "
-                "everything with a new client."
-            )
-            raise FingerprintChangedError(msg)
+            raise FingerprintChangedError(self._message.format(expected, fingerprint))

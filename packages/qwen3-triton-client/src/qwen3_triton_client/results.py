@@ -55,8 +55,8 @@ class ClientStats:
     Attributes:
         requests: Requests sent, retries included.
         retries: Retries among them.
-        texts: Texts embedded.
-        prompt_tokens: Tokens that the model read for them.
+        texts: Texts embedded, and documents scored.
+        prompt_tokens: Tokens that the embedding model read. Of scores, the gateway reports none.
         request_seconds: Seconds spent in requests, summed over concurrent ones.
     """
 

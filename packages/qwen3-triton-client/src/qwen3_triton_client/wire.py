@@ -11,7 +11,7 @@ from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast, get_origin
 
 import orjson
 import pybase64
@@ -31,6 +31,9 @@ from .errors import (
 )
 from .results import Vector, vector_defect
 from .settings import ClientSettings, InputType
+
+Item = TypeVar("Item")
+Content = TypeVar("Content", dict[str, Any], list[Any])
 
 USER_AGENT = f"qwen3-triton-client/{__version__}"
 # The other 5xx codes, such as 501 and 505, would be the same on a retry. 502 means that the model
@@ -86,20 +89,21 @@ class WireResponse:
 
 
 @dataclass(frozen=True, slots=True)
-class BatchAnswer:
+class BatchAnswer(Generic[Item]):
     """The gateway's answer to one batch of texts.
 
     Attributes:
-        vectors: One per text, in the order of the request.
+        items: The vector or the raw score of each text, in the order of the request.
+        dimensions: Length of the vectors; 0 for scores.
         truncated: Positions in the request.
     """
 
-    vectors: list[Vector]
-    dimensions: int
-    model: str
-    fingerprint: str
-    prompt_tokens: int
-    truncated: tuple[int, ...]
+    items: list[Item]
+    dimensions: int = 0
+    model: str = ""
+    fingerprint: str = ""
+    prompt_tokens: int = 0
+    truncated: tuple[int, ...] = ()
 
 
 def embed_request(
@@ -118,8 +122,13 @@ def embed_request(
         "truncate": options.truncate,
     }
     body.update((name, value) for name, value in optional.items() if value is not None)
+    return post_request(settings, "/embed", body)
+
+
+def post_request(settings: ClientSettings, path: str, body: Mapping[str, Any]) -> WireRequest:
+    """Build a request with a JSON body."""
     headers = {"Content-Type": "application/json", **_headers(settings)}
-    return WireRequest("POST", f"{settings.base_url}/embed", headers, orjson.dumps(body))
+    return WireRequest("POST", f"{settings.base_url}{path}", headers, orjson.dumps(body))
 
 
 def tokenizer_request(settings: ClientSettings) -> WireRequest:
@@ -138,7 +147,7 @@ def parse_info(response: WireResponse) -> dict[str, Any]:
     Raises:
         EmbeddingError: The answer is not a JSON object.
     """
-    return _json_object(response.content)
+    return json_content(response, dict[str, Any])
 
 
 def _headers(settings: ClientSettings) -> dict[str, str]:
@@ -215,7 +224,7 @@ def _server_message(content: bytes) -> tuple[str, str]:
     if isinstance(error, dict):
         inner = cast("dict[str, Any]", error)
         return str(inner.get("message", "")), str(inner.get("param") or "")
-    return str(fields.get("detail") or error or ""), ""
+    return str(fields.get("detail") or error or ""), str(fields.get("param") or "")
 
 
 def _named_positions(where: str, texts: int) -> tuple[int, ...]:
@@ -225,7 +234,9 @@ def _named_positions(where: str, texts: int) -> tuple[int, ...]:
     return (position,) if position < texts else ()
 
 
-def parse_embeddings(response: WireResponse, *, texts: int, dimensions: int | None) -> BatchAnswer:
+def parse_embeddings(
+    response: WireResponse, *, texts: int, dimensions: int | None
+) -> BatchAnswer[Vector]:
     """Parse the answer to a request of `texts` texts.
 
     Raises:
@@ -233,7 +244,7 @@ def parse_embeddings(response: WireResponse, *, texts: int, dimensions: int | No
         BadAnswerError: It is one, but does not hold `texts` finite, nonzero vectors of one length,
             which is `dimensions` if that is given. Its `positions` name the texts.
     """
-    body = _json_object(response.content)
+    body = json_content(response, dict[str, Any])
     rows = body.get("embeddings")
     if not isinstance(rows, list):
         msg = "The answer has no list `embeddings`. Check that `base_url` is the gateway's address."
@@ -246,7 +257,7 @@ def parse_embeddings(response: WireResponse, *, texts: int, dimensions: int | No
     length = dimensions or len(vectors[0])
     _check_vectors(vectors, length)
     return BatchAnswer(
-        vectors=vectors,
+        items=vectors,
         dimensions=length,
         model=str(body.get("model", "")),
         fingerprint=str(
@@ -257,16 +268,24 @@ def parse_embeddings(response: WireResponse, *, texts: int, dimensions: int | No
     )
 
 
-def _json_object(content: bytes) -> dict[str, Any]:
+def json_content(response: WireResponse, kind: type[Content]) -> Content:
+    """Return the JSON document of a response, which must be an object or a list.
+
+    Raises:
+        EmbeddingConnectionError: The body is not a complete JSON document; a retry may help.
+        BadAnswerError: It is a document of another kind.
+    """
+    content = response.content
     try:
         body = _load_json(content)
     except ValueError as error:  # JSONDecodeError, or UnicodeDecodeError for a cut-off character
         msg = f"The answer of {len(content)} bytes is not a JSON document; it may be incomplete."
         raise EmbeddingConnectionError(msg, retryable=True) from error
-    if not isinstance(body, dict):
-        msg = f"The answer is a JSON {type(body).__name__}, not an object."
+    expected = get_origin(kind) or kind
+    if not isinstance(body, expected):
+        msg = f"The answer is a JSON {type(body).__name__}, not a {expected.__name__}."
         raise BadAnswerError(msg)
-    return cast("dict[str, Any]", body)
+    return cast("Content", body)
 
 
 def _load_json(content: bytes) -> object:

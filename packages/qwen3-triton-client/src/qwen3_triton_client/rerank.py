@@ -1,0 +1,187 @@
+"""Reranking: the job of one call, its requests, and its result. No I/O."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any, cast
+
+from .errors import BadAnswerError, InvalidRequestError
+from .exchange import Exchange
+from .job import Batch, FingerprintGuard, Job, measure_text
+from .reporting import ProgressReport
+from .results import ClientStats
+from .settings import ClientSettings
+from .wire import BatchAnswer, WireResponse, json_content, post_request
+
+_RERANKER_CHANGED = (
+    "The gateway's reranker changed from {!r} to {!r} during this call, so the scores cannot be "
+    "compared. Rerank again."
+)
+# Of one request, the gateway names so many truncated documents and only counts the others.
+_MAX_DOCUMENTS_PER_REQUEST = 100
+
+
+@dataclass(frozen=True, slots=True)
+class RerankedDocument:
+    """A document of a call to rerank.
+
+    Attributes:
+        index: Its index among the documents of the call.
+        score: How relevant it is, from 0 to 1: the model's probability of "yes".
+        raw_score: The logit of "yes" minus that of "no", whose sigmoid is `score`. It also orders
+            documents whose scores are rounded to 0 or 1.
+    """
+
+    index: int
+    score: float
+    raw_score: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RerankResult:
+    """The scores of one call to rerank.
+
+    Attributes:
+        documents: The `top_n` documents, the most relevant first; equal ones in their order.
+        fingerprint: Digest that names the reranker; empty if no document was sent.
+        truncated: Indices of documents that were cut to the model's maximum length, ascending.
+        stats: What the requests of this call did.
+    """
+
+    documents: tuple[RerankedDocument, ...] = field(repr=False)
+    fingerprint: str
+    truncated: tuple[int, ...]
+    stats: ClientStats
+
+
+class RerankJob(Job[float]):
+    """The documents of one call to rerank; see `Job`. Its items are raw scores.
+
+    Raises:
+        TypeError: `query` is not a string, or `documents` not a sequence of strings.
+        ValueError: `top_n` is below 1.
+        InvalidRequestError: The query or a document is blank or not valid Unicode.
+    """
+
+    def __init__(
+        self,
+        query: str,
+        documents: Sequence[str],
+        *,
+        settings: ClientSettings,
+        top_n: int | None,
+        instruction: str | None,
+        model: str | None,
+        truncate: bool | None,
+    ) -> None:
+        if top_n is not None and top_n < 1:
+            msg = f"`top_n` must be at least 1, not {top_n!r}."
+            raise ValueError(msg)
+        self._top_n = top_n
+        options = {
+            "model": model,
+            "instruction": instruction,
+            "truncate": settings.truncate if truncate is None else truncate,
+        }
+        self._body: dict[str, Any] = {"query": query, "raw_scores": True} | {
+            name: value for name, value in options.items() if value is not None
+        }
+        super().__init__(
+            documents,
+            settings=replace(
+                settings, batch_size=min(settings.batch_size, _MAX_DOCUMENTS_PER_REQUEST)
+            ),
+            guard=FingerprintGuard(_RERANKER_CHANGED),
+            report=ProgressReport(False, documents),
+            argument="documents",
+            shared_bytes=_checked_size(query),
+        )
+
+    def exchange(self, batch: Batch) -> Exchange[BatchAnswer[float]]:
+        """Return the request for a batch, not yet sent."""
+        documents = len(batch.texts)
+        return Exchange(
+            self.settings,
+            post_request(self.settings, "/rerank", self._body | {"texts": batch.texts}),
+            partial(parse_scores, documents=documents),
+            texts=documents,
+        )
+
+    def result(self) -> RerankResult:
+        """Return the result of the call, once none of its requests is running.
+
+        Raises:
+            EmbeddingError: The call failed.
+        """
+        if self._error is not None:
+            raise self._error
+        scores = self._completed
+        ranked = sorted(scores, key=lambda index: (-scores[index], index))
+        return RerankResult(
+            documents=tuple(
+                RerankedDocument(index, _sigmoid(scores[index]), scores[index])
+                for index in ranked[: self._top_n]
+            ),
+            fingerprint=self._last.fingerprint if self._last else "",
+            truncated=tuple(sorted(self._truncated)),
+            stats=self._stats,
+        )
+
+
+def parse_scores(response: WireResponse, *, documents: int) -> BatchAnswer[float]:
+    """Parse the answer to a request of `documents` documents.
+
+    Raises:
+        EmbeddingConnectionError: The body is not a complete JSON document; a retry may help.
+        BadAnswerError: It is one, but does not hold one finite score for each document.
+    """
+    ranks = json_content(response, list[Any])
+    scores = dict(map(_rank, ranks))
+    if len(ranks) != documents or scores.keys() != set(range(documents)):
+        msg = (
+            f"{documents} documents were sent, and the {len(ranks)} scores that came back are not "
+            "one of each."
+        )
+        raise BadAnswerError(msg)
+    unusable = tuple(sorted(index for index, score in scores.items() if not math.isfinite(score)))
+    if unusable:
+        msg = "A score in the answer is NaN or infinite."
+        raise BadAnswerError(msg, positions=unusable)
+    truncated = response.headers.get("x-rerank-truncated", "").split(",")
+    return BatchAnswer(
+        items=[scores[index] for index in range(documents)],
+        fingerprint=response.headers.get("x-rerank-fingerprint", ""),
+        truncated=tuple(
+            int(index) for index in truncated if index.isdecimal() and int(index) < documents
+        ),
+    )
+
+
+def _rank(rank: object) -> tuple[int, float]:
+    fields = cast("dict[str, object]", rank) if isinstance(rank, dict) else {}
+    index, score = fields.get("index"), fields.get("score")
+    if not isinstance(index, int) or not isinstance(score, int | float):
+        msg = "A rank in the answer has no `index` and `score`. Check that `base_url` is right."
+        raise BadAnswerError(msg)
+    return index, float(score)
+
+
+def _checked_size(query: str) -> int:
+    """Return the size of the query in bytes, if it can be scored against."""
+    if not isinstance(query, str):  # pyright: ignore[reportUnnecessaryIsInstance] - untyped callers
+        msg = f"`query` must be a string, not {type(query).__name__}."
+        raise TypeError(msg)
+    size, problem = measure_text(query)
+    if problem:
+        msg = f"`query` {problem}."
+        raise InvalidRequestError(msg)
+    return size
+
+
+def _sigmoid(value: float) -> float:
+    """Compute the sigmoid without overflow."""
+    small = math.exp(-abs(value))
+    return (1.0 if value >= 0 else small) / (1.0 + small)
