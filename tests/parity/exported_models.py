@@ -12,7 +12,13 @@ from typing import Any, Literal, TypeAlias
 
 import onnx
 import torch
-from transformers import Qwen3Config, Qwen3Model
+from transformers import (
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3ForSequenceClassification,
+    Qwen3Model,
+    Qwen3PreTrainedModel,
+)
 from transformers.cache_utils import DynamicCache
 
 import qwen3_nano
@@ -56,9 +62,36 @@ class WithPast(Plain):
         return (answer.last_hidden_state, *present)
 
 
+class Logits(torch.nn.Module):
+    """The graph of optimum's text-generation task without a cache, or of text-classification."""
+
+    def __init__(self, model: Qwen3PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Any, attention_mask: Any, position_ids: Any) -> Any:
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask}
+        return self.model(**inputs, position_ids=position_ids, use_cache=False).logits
+
+
 def make_model(seed: int = 11) -> Qwen3Model:
     torch.manual_seed(seed)
-    config = Qwen3Config(
+    return Qwen3Model(make_config()).eval()
+
+
+def make_reranker(*, tied: bool = True, seed: int = 11) -> Qwen3ForCausalLM:
+    """Make a model of Qwen3-Reranker's kind; that of 8B has a head that is not tied."""
+    torch.manual_seed(seed)
+    return Qwen3ForCausalLM(make_config(tie_word_embeddings=tied)).eval()
+
+
+def make_classifier(seed: int = 11) -> Qwen3ForSequenceClassification:
+    torch.manual_seed(seed)
+    return Qwen3ForSequenceClassification(make_config(num_labels=1, pad_token_id=0)).eval()
+
+
+def make_config(**options: Any) -> Qwen3Config:
+    return Qwen3Config(
         vocab_size=VOCABULARY,
         hidden_size=HIDDEN_SIZE,
         intermediate_size=INTERMEDIATE_SIZE,
@@ -66,11 +99,11 @@ def make_model(seed: int = 11) -> Qwen3Model:
         num_attention_heads=HEADS,
         num_key_value_heads=KV_HEADS,
         head_dim=HEAD_DIM,
-        max_position_embeddings=2048,
+        max_position_embeddings=4096,
         rope_theta=1e6,
         attn_implementation="eager",
+        **options,
     )
-    return Qwen3Model(config).eval()
 
 
 def write_export(model: Qwen3Model, folder: Path, form: Form) -> None:
@@ -78,22 +111,40 @@ def write_export(model: Qwen3Model, folder: Path, form: Form) -> None:
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if form == "dynamo":
-            _export_by_dynamo(model, folder / "model.onnx")
+            _export_by_dynamo(Plain(model), folder / "model.onnx", "last_hidden_state")
         else:
             _export_by_torchscript(model, folder, past=form == "past")
     shutil.copyfile(qwen3_nano.model_dir() / "tokenizer.json", folder / "tokenizer.json")
     model.config.save_pretrained(folder)
 
 
-def _export_by_dynamo(model: Qwen3Model, path: Path) -> None:
+def write_reranker(model: Qwen3PreTrainedModel, folder: Path, form: Form) -> None:
+    """Export a reranker as `write_export` does; a classifier has a row for each text."""
+    folder.mkdir(parents=True)
+    is_classifier = isinstance(model, Qwen3ForSequenceClassification)
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if form == "dynamo":
+            _export_by_dynamo(Logits(model), folder / "model.onnx", "logits")
+        else:
+            tokens = {0: "batch", 1: "sequence"}
+            axes = dict.fromkeys(INPUTS, tokens)
+            axes["logits"] = {0: "batch"} if is_classifier else tokens
+            names = {"inputs": INPUTS, "outputs": ["logits"]}
+            _export_graph(Logits(model), folder, tuple(_tokens(LENGTH)), axes=axes, **names)
+    shutil.copyfile(qwen3_nano.model_dir() / "tokenizer.json", folder / "tokenizer.json")
+    model.config.save_pretrained(folder)
+
+
+def _export_by_dynamo(model: torch.nn.Module, path: Path, output: str) -> None:
     """Export as torch does by default since 2.9, with all metadata that it adds."""
     tokens = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
     torch.onnx.export(
-        Plain(model),
+        model,
         _tokens(LENGTH),
         str(path),
         input_names=INPUTS,
-        output_names=["last_hidden_state"],
+        output_names=[output],
         dynamic_shapes=(tokens, tokens, tokens),
         dynamo=True,
         external_data=True,
@@ -117,9 +168,23 @@ def _export_by_torchscript(model: Qwen3Model, folder: Path, *, past: bool) -> No
                 outputs.append(f"present.{layer}.{kind}")
                 axes[inputs[-1]] = {0: "batch", 2: "past"}
                 axes[outputs[-1]] = {0: "batch", 2: "total"}
+    graph = (WithPast if past else Plain)(model)
+    _export_graph(graph, folder, tuple(arguments), inputs=inputs, outputs=outputs, axes=axes)
+
+
+def _export_graph(
+    graph: torch.nn.Module,
+    folder: Path,
+    arguments: tuple[Any, ...],
+    *,
+    inputs: list[str],
+    outputs: list[str],
+    axes: dict[str, dict[int, str]],
+) -> None:
+    """Export by torch's older exporter, with the weights in a file of their own."""
     torch.onnx.export(
-        (WithPast if past else Plain)(model),
-        tuple(arguments),
+        graph,
+        arguments,
         str(folder / "whole.onnx"),
         input_names=inputs,
         output_names=outputs,

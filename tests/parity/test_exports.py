@@ -6,7 +6,6 @@ The export and the reference run here; the product runs in its own environment.
 from __future__ import annotations
 
 import os
-import subprocess
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,13 +16,11 @@ import pytest
 import torch
 from exported_models import HIDDEN_SIZE, LAYERS, VOCABULARY, make_model, write_export
 from numpy.typing import NDArray
+from onnx_runs import run_onnx
 from served_product import Vectors, embed, product, running
 from transformers import PreTrainedTokenizerFast, Qwen3Model
 
 import qwen3_nano
-
-ROOT = Path(__file__).resolve().parents[2]
-BIN = ROOT / ".venv" / "bin"
 
 # With equal float32 weights on both sides, only the order of summation differs.
 FLOAT32_COSINE = 0.99999
@@ -82,35 +79,6 @@ def padded(padding: str) -> tuple[NDArray[Any], NDArray[Any]]:
         mask[row, width - count :] = left
         mask[row, :count] |= not left
     return ids, mask
-
-
-def run_onnx(path: Path, batches: dict[str, tuple[NDArray[Any], NDArray[Any]]]) -> Any:
-    """Run `sentence_embedding` with ONNX Runtime, in the product's environment."""
-    script = """
-import sys
-import numpy as np, onnxruntime
-path, feed, results = sys.argv[1:]
-session = onnxruntime.InferenceSession(path)
-types = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
-stored, pooled = np.load(feed), {}
-for name in {key.partition("/")[0] for key in stored}:
-    ids, mask = stored[name + "/ids"], stored[name + "/mask"]
-    positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
-    arrays = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-    for entry in session.get_inputs():
-        if entry.name not in arrays:
-            shape = (len(ids), entry.shape[1], 0, entry.shape[3])
-            arrays[entry.name] = np.empty(shape, types[entry.type])
-    [pooled[name]] = session.run(["sentence_embedding"], arrays)
-np.savez(results, **pooled)
-"""
-    feed, results = path.parent / "feed.npz", path.parent / "pooled.npz"
-    arrays = {f"{name}/ids": ids for name, (ids, _) in batches.items()}
-    np.savez(feed, **arrays | {f"{name}/mask": mask for name, (_, mask) in batches.items()})
-    environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1"}
-    command = [BIN / "python", "-c", script, path, feed, results]
-    subprocess.run(command, check=True, timeout=120, env=environment)
-    return np.load(results)
 
 
 @torch.inference_mode()
@@ -175,7 +143,7 @@ def test_the_pooled_graph_returns_the_last_state_of_transformers(
     export: Export, pooled: Path
 ) -> None:
     batches = {padding: padded(padding) for padding in PADDINGS}
-    vectors = run_onnx(pooled / "model.onnx", batches)
+    vectors = run_onnx(pooled / "model.onnx", batches, pooled.parent)
     for padding, (ids, mask) in batches.items():
         assert vectors[padding].dtype == np.float32
         expected = reference_states(export.model, ids, mask)
