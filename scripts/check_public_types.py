@@ -15,7 +15,10 @@ from pathlib import Path
 from typing import Any
 
 LLAMA_INDEX = "llama_index.embeddings.qwen3_triton"
-PACKAGES = ("langchain_qwen3_triton", LLAMA_INDEX, "qwen3_triton_client", "qwen3_triton_ingest")
+PACKAGES = (
+    *("langchain_qwen3_triton", LLAMA_INDEX, "qwen3_triton_client", "qwen3_triton_ingest"),
+    *("qwen3_triton_gateway", "qwen3_triton_tools"),
+)
 # About base classes of dependencies without types.
 UNTYPED_BASES = ("Type of metaclass unknown", "Type of base class unknown")
 
