@@ -24,7 +24,8 @@ TEXTS = [f"text {i} " * (i % 7 + 1) for i in range(40)]
 
 
 def test_public_names_are_complete() -> None:
-    assert langchain_qwen3_triton.__all__ == ["Qwen3TritonEmbeddings", "__version__"]
+    names = ["Qwen3TritonEmbeddings", "Qwen3TritonRerank", "__version__"]
+    assert langchain_qwen3_triton.__all__ == names
 
 
 def test_documents_are_embedded_in_order_without_an_instruction(fake: FakeGateway) -> None:

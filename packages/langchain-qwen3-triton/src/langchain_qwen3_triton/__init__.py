@@ -1,10 +1,11 @@
-"""LangChain embeddings from Qwen3-Embedding on NVIDIA Triton."""
+"""LangChain embeddings and reranking from Qwen3 models on NVIDIA Triton."""
 
 from importlib.metadata import PackageNotFoundError, version
 
 from .embeddings import Qwen3TritonEmbeddings
+from .rerank import Qwen3TritonRerank
 
-__all__ = ["Qwen3TritonEmbeddings", "__version__"]
+__all__ = ["Qwen3TritonEmbeddings", "Qwen3TritonRerank", "__version__"]
 
 try:
     __version__ = version("langchain-qwen3-triton")
