@@ -40,7 +40,8 @@ TEXTS = [f"text {i} " * (i % 7 + 1) for i in range(40)]
 
 
 def test_public_names_are_complete() -> None:
-    assert qwen3_triton.__all__ == ["Qwen3TritonEmbedding", "__version__"]
+    names = ["Qwen3TritonEmbedding", "Qwen3TritonRerank", "__version__"]
+    assert qwen3_triton.__all__ == names
 
 
 def test_the_class_is_an_embedding_with_its_own_name() -> None:

@@ -1,10 +1,11 @@
-"""LlamaIndex embeddings from Qwen3-Embedding on NVIDIA Triton."""
+"""LlamaIndex embeddings and reranking from Qwen3 models on NVIDIA Triton."""
 
 from importlib.metadata import PackageNotFoundError, version
 
 from .base import Qwen3TritonEmbedding
+from .rerank import Qwen3TritonRerank
 
-__all__ = ["Qwen3TritonEmbedding", "__version__"]
+__all__ = ["Qwen3TritonEmbedding", "Qwen3TritonRerank", "__version__"]
 
 try:
     __version__ = version("llama-index-embeddings-qwen3-triton")

@@ -1,4 +1,4 @@
-"""LlamaIndex's `BaseEmbedding` interface for the embedding client."""
+"""LlamaIndex's `BaseEmbedding` interface for the embedding client, and what rerankers share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,15 @@ from typing import Any, ClassVar, Self
 import httpx2
 from llama_index.core.base.embeddings.base import BaseEmbedding, Embedding
 from llama_index.core.rate_limiter import SlidingWindowRateLimiter, TokenBucketRateLimiter
-from pydantic import ConfigDict, Field, PrivateAttr, SecretStr, SkipValidation, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    SkipValidation,
+    model_validator,
+)
 
 from qwen3_triton_client import (
     API_KEY_VARIABLE,
@@ -58,7 +66,106 @@ class _NewLimiter:
         return self._create, ()
 
 
-class Qwen3TritonEmbedding(BaseEmbedding):
+class GatewayComponent(BaseModel):
+    """A component with a synchronous and an asynchronous client of the gateway."""
+
+    # Validation errors would otherwise show their input, including the key.
+    model_config: ClassVar[ConfigDict] = ConfigDict(
+        protected_namespaces=("pydantic_model_",),
+        arbitrary_types_allowed=True,
+        extra="forbid",
+        hide_input_in_errors=True,
+    )
+
+    base_url: str = Field(default_factory=_base_url_from_environment)
+    api_key: SecretStr | None = Field(default_factory=_api_key_from_environment, exclude=True)
+    max_concurrency: int = Field(default=ClientSettings.max_concurrency, ge=1, exclude=True)
+    timeout: float = Field(default=ClientSettings.timeout, gt=0, exclude=True)
+    max_retries: int = Field(default=ClientSettings.max_retries, ge=0, exclude=True)
+    http_client: SkipValidation[httpx2.Client | None] = Field(
+        default=None, exclude=True, repr=False
+    )
+    http_async_client: SkipValidation[httpx2.AsyncClient | None] = Field(
+        default=None, exclude=True, repr=False
+    )
+
+    # The clients, after the arguments that their settings were made from.
+    _clients: tuple[dict[str, Any], EmbeddingClient, AsyncEmbeddingClient] | None = PrivateAttr(
+        default=None
+    )
+
+    @model_validator(mode="after")
+    def _check_settings(self) -> Self:
+        ClientSettings(**self._arguments())
+        return self
+
+    def clients(self) -> tuple[EmbeddingClient, AsyncEmbeddingClient]:
+        """Return the underlying clients, whose `embed` returns float32 arrays.
+
+        They are replaced when a setting changes, so call this each time.
+        """
+        arguments = self._arguments()
+        if self._clients is None or self._clients[0] != arguments:
+            settings = ClientSettings(**arguments)
+            client = EmbeddingClient.from_settings(settings, http_client=self.http_client)
+            async_client = client.as_async(http_client=self.http_async_client)
+            self._clients = arguments, client, async_client
+        return self._clients[1:]
+
+    @property
+    def stats(self) -> ClientStats:
+        """What was done so far: requests, retries, texts, tokens and seconds."""
+        return self.clients()[0].stats
+
+    def close(self) -> None:
+        """Close the connections of synchronous calls; a later call opens new ones."""
+        self.clients()[0].close()
+
+    async def aclose(self) -> None:
+        """Close the connections of the running event loop; a later call opens new ones."""
+        await self.clients()[1].aclose()
+
+    def __getstate__(self) -> dict[str, Any]:
+        # LlamaIndex's own method deletes what cannot be pickled from this object, too. What is left
+        # out here has its default in the copy.
+        values = dict(vars(self))
+        del values["http_client"], values["http_async_client"]
+        for name, value in list(values.items()):
+            if _can_be_pickled(value):
+                continue
+            if isinstance(value, TokenBucketRateLimiter | SlidingWindowRateLimiter):
+                values[name] = _NewLimiter(value)
+                continue
+            del values[name]
+            _log.warning("`%s` cannot be pickled, so the copy has its default.", name)
+        return {
+            "__dict__": values,
+            "__pydantic_extra__": None,
+            "__pydantic_fields_set__": set(values),
+            "__pydantic_private__": {"_clients": None},
+        }
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        # A copy uses the same connections, cache and limit of requests: they cannot be copied, and
+        # belong to the gateway rather than to this object.
+        memo = {} if memo is None else memo
+        for name in _SHARED:
+            value = getattr(self, name, None)
+            memo[id(value)] = value
+        return super().__deepcopy__(memo)
+
+    def _arguments(self) -> dict[str, Any]:
+        """Return the arguments of `ClientSettings`, whose values are checked there."""
+        return {
+            "base_url": self.base_url,
+            "api_key": self.api_key.get_secret_value() if self.api_key else None,
+            "max_concurrency": self.max_concurrency,
+            "timeout": self.timeout,
+            "max_retries": self.max_retries,
+        }
+
+
+class Qwen3TritonEmbedding(GatewayComponent, BaseEmbedding):
     """LlamaIndex embeddings from Qwen3-Embedding on NVIDIA Triton.
 
     Queries are embedded with the instruction that the model expects, nodes without one. Up to
@@ -101,62 +208,20 @@ class Qwen3TritonEmbedding(BaseEmbedding):
         ```
     """
 
-    # Validation errors would otherwise show their input, including the key.
-    model_config: ClassVar[ConfigDict] = ConfigDict(
-        protected_namespaces=("pydantic_model_",),
-        arbitrary_types_allowed=True,
-        extra="forbid",
-        hide_input_in_errors=True,
-    )
-
-    base_url: str = Field(default_factory=_base_url_from_environment)
     model_name: str = ""
     dimensions: int | None = Field(default=None, ge=1)
     instruction: str | None = None
     truncate: bool | None = None
-    api_key: SecretStr | None = Field(default_factory=_api_key_from_environment, exclude=True)
     embed_batch_size: int = Field(
         default=ClientSettings.batch_size, gt=0, le=MAX_TEXTS_PER_REQUEST, exclude=True
     )
-    max_concurrency: int = Field(default=ClientSettings.max_concurrency, ge=1, exclude=True)
     num_workers: int | None = Field(default=None, ge=1, exclude=True)
-    timeout: float = Field(default=ClientSettings.timeout, gt=0, exclude=True)
-    max_retries: int = Field(default=ClientSettings.max_retries, ge=0, exclude=True)
     embeddings_cache: Any = Field(default=None, exclude=True)
-    http_client: SkipValidation[httpx2.Client | None] = Field(
-        default=None, exclude=True, repr=False
-    )
-    http_async_client: SkipValidation[httpx2.AsyncClient | None] = Field(
-        default=None, exclude=True, repr=False
-    )
-
-    # The clients, after the arguments that their settings were made from.
-    _clients: tuple[dict[str, Any], EmbeddingClient, AsyncEmbeddingClient] | None = PrivateAttr(
-        default=None
-    )
-
-    @model_validator(mode="after")
-    def _check_settings(self) -> Self:
-        ClientSettings(**self._arguments())
-        return self
 
     @classmethod
     def class_name(cls) -> str:
         """Return the name under which the component is serialized."""
         return "Qwen3TritonEmbedding"
-
-    def clients(self) -> tuple[EmbeddingClient, AsyncEmbeddingClient]:
-        """Return the underlying clients, whose `embed` returns float32 arrays.
-
-        They are replaced when a setting changes, so call this each time.
-        """
-        arguments = self._arguments()
-        if self._clients is None or self._clients[0] != arguments:
-            settings = ClientSettings(**arguments)
-            client = EmbeddingClient.from_settings(settings, http_client=self.http_client)
-            async_client = client.as_async(http_client=self.http_async_client)
-            self._clients = arguments, client, async_client
-        return self._clients[1:]
 
     def fingerprint(self) -> str:
         """Return the digest that names the embedding space, for the names of caches and tables.
@@ -173,47 +238,6 @@ class Qwen3TritonEmbedding(BaseEmbedding):
             EmbeddingError: The gateway does not answer.
         """
         return await self.clients()[1].fingerprint()
-
-    @property
-    def stats(self) -> ClientStats:
-        """What was done so far: requests, retries, texts, tokens and seconds."""
-        return self.clients()[0].stats
-
-    def close(self) -> None:
-        """Close the connections of synchronous calls; a later call opens new ones."""
-        self.clients()[0].close()
-
-    async def aclose(self) -> None:
-        """Close the connections of the running event loop; a later call opens new ones."""
-        await self.clients()[1].aclose()
-
-    def __getstate__(self) -> dict[str, Any]:
-        # LlamaIndex's own method deletes what cannot be pickled from this object, too. What is left
-        # out here has its default in the copy.
-        values = dict(vars(self))
-        del values["http_client"], values["http_async_client"]
-        for name, value in list(values.items()):
-            if _can_be_pickled(value):
-                continue
-            if isinstance(value, TokenBucketRateLimiter | SlidingWindowRateLimiter):
-                values[name] = _NewLimiter(value)
-                continue
-            del values[name]
-            _log.warning("`%s` cannot be pickled, so the copy has its default.", name)
-        return {
-            "__dict__": values,
-            "__pydantic_extra__": None,
-            "__pydantic_fields_set__": set(values),
-            "__pydantic_private__": {"_clients": None},
-        }
-
-    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
-        # A copy uses the same connections, cache and limit of requests: they cannot be copied, and
-        # belong to the gateway rather than to this object.
-        memo = {} if memo is None else memo
-        for name in _SHARED:
-            memo[id(getattr(self, name))] = getattr(self, name)
-        return super().__deepcopy__(memo)
 
     def get_query_embedding(self, query: str) -> Embedding:
         """Embed a query, with the instruction in front of it.
@@ -280,16 +304,12 @@ class Qwen3TritonEmbedding(BaseEmbedding):
         return await self.clients()[1].embed_documents(texts)
 
     def _arguments(self) -> dict[str, Any]:
-        """Return the arguments of `ClientSettings`, whose values are checked there."""
         return {
-            "base_url": self.base_url,
-            "api_key": self.api_key.get_secret_value() if self.api_key else None,
+            **super()._arguments(),
             "model": self.model_name or None,
             "dimensions": self.dimensions,
             "instruction": self.instruction,
             "truncate": self.truncate,
             "batch_size": self.embed_batch_size,
             "max_concurrency": self.num_workers or self.max_concurrency,
-            "timeout": self.timeout,
-            "max_retries": self.max_retries,
         }

@@ -1,0 +1,105 @@
+"""LlamaIndex's `BaseNodePostprocessor` interface for the gateway's reranker."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llama_index.core.postprocessor.types import BaseNodePostprocessor
+from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
+from pydantic import Field
+
+from qwen3_triton_client import MAX_TEXTS_PER_REQUEST, ClientSettings, RerankResult
+
+from .base import GatewayComponent
+
+
+class Qwen3TritonRerank(GatewayComponent, BaseNodePostprocessor):
+    """LlamaIndex reranking with Qwen3-Reranker on NVIDIA Triton.
+
+    Returns the most relevant nodes, the best first, with scores from 0 to 1. The reranker reads the
+    text that is embedded, with its metadata. No telemetry is sent.
+
+    Attributes:
+        top_n: Number of nodes to return; None returns all.
+        base_url: Address of the gateway. Default: `QWEN3_TRITON_URL`, else
+            `http://localhost:8101`.
+        api_key: Key to send. Default: `QWEN3_TRITON_API_KEY`, else none. It is pickled, but never
+            serialized.
+        model: Name of the reranker to request. The gateway refuses any other than the one it
+            serves.
+        instruction: What makes a node relevant, as one English sentence. Default: the gateway's,
+            which is web search.
+        truncate: Whether the end of a text that is too long is cut (True) or the call refused
+            (False). Default: the gateway's.
+        batch_size: Maximum number of nodes per request; no more than 100 are sent.
+        max_concurrency: Maximum number of requests in flight, over all threads or over all tasks
+            of an event loop.
+        timeout: Seconds for one try.
+        max_retries: Retries after the first try.
+        http_client: Your own HTTP client for synchronous calls; not pickled.
+        http_async_client: Your own HTTP client for asynchronous calls; not pickled.
+
+    Examples:
+        ```python
+        from llama_index.embeddings.qwen3_triton import Qwen3TritonRerank
+
+        engine = index.as_query_engine(
+            similarity_top_k=50, node_postprocessors=[Qwen3TritonRerank(top_n=5)]
+        )
+        ```
+    """
+
+    top_n: int | None = Field(default=5, ge=1)
+    model: str | None = None
+    instruction: str | None = None
+    truncate: bool | None = None
+    batch_size: int = Field(
+        default=ClientSettings.batch_size, ge=1, le=MAX_TEXTS_PER_REQUEST, exclude=True
+    )
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name under which the component is serialized."""
+        return "Qwen3TritonRerank"
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        query, texts = _query(query_bundle), _texts(nodes)
+        return _ranked(nodes, self.clients()[0].rerank(query, texts, **self._options()))
+
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        query, texts = _query(query_bundle), _texts(nodes)
+        return _ranked(nodes, await self.clients()[1].rerank(query, texts, **self._options()))
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "top_n": self.top_n,
+            "model": self.model,
+            "instruction": self.instruction,
+            "truncate": self.truncate,
+        }
+
+    def _arguments(self) -> dict[str, Any]:
+        return {**super()._arguments(), "batch_size": self.batch_size}
+
+
+def _query(bundle: QueryBundle | None) -> str:
+    if bundle is None:
+        msg = "Reranking needs the query. Pass `query_str` or `query_bundle`."
+        raise ValueError(msg)
+    return bundle.query_str
+
+
+def _texts(nodes: list[NodeWithScore]) -> list[str]:
+    return [node.node.get_content(metadata_mode=MetadataMode.EMBED) for node in nodes]
+
+
+def _ranked(nodes: list[NodeWithScore], result: RerankResult) -> list[NodeWithScore]:
+    """Return new records, so that the caller's keep the scores of the retrieval."""
+    return [
+        NodeWithScore(node=nodes[ranked.index].node, score=ranked.score)
+        for ranked in result.documents
+    ]

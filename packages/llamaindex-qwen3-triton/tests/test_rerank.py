@@ -1,0 +1,92 @@
+"""Nodes in, the most relevant out."""
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+from fake_gateway import FakeGateway
+from llama_index.core.schema import NodeWithScore, TextNode
+from pydantic import SecretStr, ValidationError
+
+from llama_index.embeddings.qwen3_triton import Qwen3TritonRerank
+from qwen3_triton_client import InvalidRequestError
+
+QUERY = "What carries sand?"
+NODES = [
+    NodeWithScore(node=TextNode(text=f"score {score}", id_=str(number)), score=0.25)
+    for number, score in enumerate([-3, 2, 0, 5, -1])
+]
+
+
+def ids(nodes: list[NodeWithScore]) -> list[str]:
+    return [node.node_id for node in nodes]
+
+
+def test_the_best_nodes_are_returned_with_their_scores(fake: FakeGateway) -> None:
+    rerank = Qwen3TritonRerank(base_url=fake.url, top_n=3, batch_size=2)
+    found = rerank.postprocess_nodes(NODES, query_str=QUERY)
+    assert ids(found) == ["3", "1", "2"]
+    assert found[2].score == 0.5
+    assert NODES[2].score == 0.25
+
+
+async def test_the_best_nodes_are_returned_asynchronously(fake: FakeGateway) -> None:
+    rerank = Qwen3TritonRerank(base_url=fake.url, top_n=3, batch_size=2)
+    assert ids(await rerank.apostprocess_nodes(NODES, query_str=QUERY)) == ["3", "1", "2"]
+    await rerank.aclose()
+
+
+def test_all_nodes_are_returned_without_a_limit(fake: FakeGateway) -> None:
+    rerank = Qwen3TritonRerank(base_url=fake.url, top_n=None)
+    assert len(rerank.postprocess_nodes(NODES * 3, query_str=QUERY)) == 15
+
+
+def test_the_reranker_reads_the_text_that_is_embedded(fake: FakeGateway) -> None:
+    node = TextNode(
+        text="sand",
+        metadata={"title": "Rivers", "page": 3},
+        excluded_embed_metadata_keys=["page"],
+    )
+    rerank = Qwen3TritonRerank(base_url=fake.url)
+    rerank.postprocess_nodes([NodeWithScore(node=node)], query_str=QUERY)
+    assert fake.requests[0].texts == ["title: Rivers\n\nsand"]
+
+
+def test_no_nodes_send_no_request(fake: FakeGateway) -> None:
+    assert Qwen3TritonRerank(base_url=fake.url).postprocess_nodes([], query_str=QUERY) == []
+    assert fake.requests == []
+
+
+def test_options_and_the_key_are_sent_and_the_key_is_not_dumped(fake: FakeGateway) -> None:
+    options: dict[str, Any] = {"model": "m", "instruction": "Find laws.", "truncate": False}
+    rerank = Qwen3TritonRerank(base_url=fake.url, api_key=SecretStr("secret-key"), **options)
+    rerank.postprocess_nodes(NODES, query_str=QUERY)
+    [request] = fake.requests
+    assert options.items() <= request.body.items()
+    assert request.headers["authorization"] == "Bearer secret-key"
+    assert "secret-key" not in rerank.to_json() + repr(rerank)
+
+
+def test_a_missing_query_is_refused(fake: FakeGateway) -> None:
+    with pytest.raises(ValueError, match="Reranking needs the query"):
+        Qwen3TritonRerank(base_url=fake.url).postprocess_nodes(NODES)
+
+
+def test_a_blank_node_is_named(fake: FakeGateway) -> None:
+    nodes = [*NODES, NodeWithScore(node=TextNode(text=" "))]
+    with pytest.raises(InvalidRequestError) as caught:
+        Qwen3TritonRerank(base_url=fake.url).postprocess_nodes(nodes, query_str=QUERY)
+    assert caught.value.failed_indices == (5,)
+
+
+def test_it_can_be_pickled_and_copied(fake: FakeGateway) -> None:
+    rerank = Qwen3TritonRerank(base_url=fake.url, top_n=1)
+    for twin in (pickle.loads(pickle.dumps(rerank)), copy.deepcopy(rerank)):
+        assert ids(twin.postprocess_nodes(NODES, query_str=QUERY)) == ["3"]
+
+
+@pytest.mark.parametrize("option", [{"top_n": 0}, {"batch_size": 0}, {"unknown": 1}])
+def test_invalid_options_are_refused(option: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        Qwen3TritonRerank(**option)
