@@ -41,6 +41,8 @@ HOST = "127.0.0.1"
 # What the `onnxruntime` backend does when it loads a model: report the types of the file. The
 # refusal that follows is Triton's, in the words that users of that backend see.
 REPORTS_ITS_TYPES = '''
+
+class TritonPythonModel(TritonPythonModel):
     @staticmethod
     def auto_complete_config(config):
         """Report the types of the ONNX file."""
