@@ -99,8 +99,8 @@ def worst_cosine(left: Vectors, right: Vectors) -> float:
 
 
 def serving(folder: Path) -> AbstractContextManager[str]:
-    """The gateway in front of a real Triton, both on this folder."""
-    flags = ("--model-dir", folder, "--tokenizer-path", folder)
+    """The gateway in front of a real Triton, which runs this folder with ONNX Runtime."""
+    flags = ("--model-dir", folder, "--tokenizer-path", folder, "--engine", "onnxruntime")
     return running("up", *flags, log=folder.parent / f"{folder.name}.log")
 
 

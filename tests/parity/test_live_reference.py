@@ -69,9 +69,10 @@ def _url(
 ) -> Generator[str]:
     """`up` goes through a real Triton, the others run the model in the gateway's process."""
     is_triton = request.param == "up"
-    engine = [] if is_triton else ["--engine", request.param, "--precision", "float32"]
+    engine = "auto" if is_triton else request.param
+    flags = ("--engine", engine, "--precision", "float32")
     log = tmp_path_factory.mktemp("product") / "log"
-    with running("up" if is_triton else "serve", *engine, log=log) as url:
+    with running("up" if is_triton else "serve", *flags, log=log) as url:
         yield url
 
 
