@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import socket
 from dataclasses import replace
@@ -22,6 +21,7 @@ from qwen3_triton_gateway.cli import main
 from qwen3_triton_gateway.tensors import HiddenStates, PooledStates, TokenBatch
 from qwen3_triton_tools.verify.cards import DOCUMENTS, QUERIES, SCORES, choose_card, qwen_card
 from qwen3_triton_tools.verify.local_gateway import folder_settings, local_gateway
+from verify_call import names, outcome, verify
 from wrong_stack import (
     IMPORT_ID,
     MAX_LENGTH,
@@ -35,21 +35,6 @@ from wrong_stack import (
 )
 
 KEY = "verify-key"
-
-
-def verify(target: str, *flags: str, env: dict[str, str] | None = None) -> tuple[int, Any]:
-    """Run the command for a script, and give its exit code and its report."""
-    result = CliRunner().invoke(main, ["model", "verify", target, "--json", *flags], env=env)
-    assert result.stdout, result.output
-    return result.exit_code, json.loads(result.stdout)
-
-
-def outcome(report: Any, name: str) -> Any:
-    return next(check for check in report["checks"] if check["name"] == name)
-
-
-def names(report: Any, status: str) -> set[str]:
-    return {check["name"] for check in report["checks"] if check["status"] == status}
 
 
 def test_a_gateway_in_front_of_a_real_triton_passes(gateway: GatewayProcess) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -14,6 +12,7 @@ import qwen3_nano
 from qwen3_triton_gateway.cli import main
 from qwen3_triton_tools.model.pool import pool_model
 from reranker_exports import causal_model, classifier_model, write_reranker
+from verify_call import names, outcome, verify
 from wrong_reranker import RIGHT, WRONG, serving
 
 # A random model that prefers the right documents of the card's examples, with room to both sides.
@@ -25,21 +24,6 @@ def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("classifier")
     write_reranker(folder, classifier_model(seed=SEED, scale=SCALE))
     return folder
-
-
-def verify(target: str, *flags: object) -> tuple[int, Any]:
-    arguments = ["model", "verify", target, "--json", *map(str, flags)]
-    result = CliRunner().invoke(main, arguments)
-    assert result.stdout, result.output
-    return result.exit_code, json.loads(result.stdout)
-
-
-def outcome(report: Any, name: str) -> Any:
-    return next(check for check in report["checks"] if check["name"] == name)
-
-
-def names(report: Any, status: str) -> set[str]:
-    return {check["name"] for check in report["checks"] if check["status"] == status}
 
 
 def test_a_server_that_shares_no_code_with_this_one_passes(folder: Path) -> None:
