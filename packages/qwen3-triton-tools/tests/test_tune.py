@@ -178,7 +178,7 @@ def test_a_quota_of_cpu_time_limits_the_threads(
     (tmp_path / "own").write_text("4:cpu,cpuacct:/\n0::/\n")
     monkeypatch.setattr(memory, "CGROUPS", tmp_path)
     monkeypatch.setattr(memory, "OWN_CGROUPS", tmp_path / "own")
-    monkeypatch.setattr(machine, "visible_cores", lambda: 8)
+    monkeypatch.setattr(machine, "core_count", lambda: 8)
     assert machine.usable_cores() == cores
 
 

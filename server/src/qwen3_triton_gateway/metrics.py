@@ -48,11 +48,11 @@ class LaneState:
 class ModelState:
     """What is read of a served model when Prometheus asks, instead of counted as it happens."""
 
-    lanes: Sequence[LaneState]
-    batches_in_flight: int
-    requests_under_way: int
-    ready: bool
-    backends: dict[str, bool]
+    lanes: Sequence[LaneState] = ()
+    batches_in_flight: int = 0
+    requests_under_way: int = 0
+    ready: bool = False
+    backends: dict[str, bool] = field(default_factory=dict[str, bool])
     problems: dict[str, str] = field(default_factory=dict[str, str])
 
 

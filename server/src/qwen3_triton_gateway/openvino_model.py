@@ -172,7 +172,7 @@ def has_int8_weights(model: Any) -> bool:
 
 
 def core_count() -> int:
-    """Return how many cores this process may use."""
+    """Count the cores that this process may run on; a container's quota of time is not in it."""
     affinity = getattr(os, "sched_getaffinity", None)  # not on every system
     return len(affinity(0)) if affinity else os.cpu_count() or 1
 

@@ -9,7 +9,7 @@ from .backends.base import Backend
 from .embedder import Embedder
 from .errors import ModelNotFoundError
 from .memory import MemoryBudget
-from .metrics import GatewayState, Metrics, RerankMetrics
+from .metrics import GatewayState, Metrics, ModelState, RerankMetrics
 from .reranker import Reranker
 from .served import Readiness, ServedModel
 from .settings import Settings
@@ -20,7 +20,7 @@ NO_RERANKER = (
 )
 NO_EMBEDDER = (
     "No embedding model is served here, only a reranker. Start the gateway with TRITON_MODEL and "
-    "TOKENIZER_PATH, or with EMBED_MODEL_DIR, as well."
+    "TOKENIZER_PATH, or with EMBED_MODEL_DIR, too."
 )
 
 
@@ -116,14 +116,14 @@ class EmbeddingService:
     def state(self) -> GatewayState:
         """Describe the embedder's queue and backends, and what all requests share."""
         embedder = self.served_embedder
-        model = embedder.state() if embedder else None
+        model = embedder.state() if embedder else ModelState()
         return GatewayState(
-            lanes=model.lanes if model else [],
-            batches_in_flight=model.batches_in_flight if model else 0,
-            requests_under_way=model.requests_under_way if model else 0,
+            lanes=model.lanes,
+            batches_in_flight=model.batches_in_flight,
+            requests_under_way=model.requests_under_way,
             memory_bytes=self.memory.used_bytes,
             cache_bytes=embedder.cache.used_bytes if embedder else 0,
             ready=self.readiness.ready,
-            backends=model.backends if model else {},
-            problems=model.problems if model else {},
+            backends=model.backends,
+            problems=model.problems,
         )

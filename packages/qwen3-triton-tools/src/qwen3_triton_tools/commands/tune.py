@@ -135,9 +135,9 @@ def _reserve(env_file: Path, stack: ExitStack) -> Path:
 
 
 def _quota_warning(cores: int) -> str:
-    from ..tune.machine import visible_cores
+    from qwen3_triton_gateway.openvino_model import core_count
 
-    visible = visible_cores()
+    visible = core_count()
     if cores == visible:
         return ""
     return (
@@ -172,12 +172,12 @@ def _search(
 ) -> Outcome:
     from qwen3_triton_gateway.backends import with_bundled_model
     from qwen3_triton_gateway.backends.engines import Machine
+    from qwen3_triton_gateway.openvino_model import core_count
 
     from ..model.files import find_model
     from ..model.quantize import is_quantized
     from ..onnx_model import read_model
     from ..tune.candidates import engine_candidates
-    from ..tune.machine import visible_cores
     from ..tune.search import Search
 
     model_dir = with_bundled_model(settings).model_dir
@@ -193,7 +193,7 @@ def _search(
         precision=precision,
         int8_dir=_int8_folder(model_path) if wants_int8 and runs_int8 and not is_int8 else None,
         tries_int8=wants_int8 or is_int8,
-        threads=cores if cores < visible_cores() else 0,
+        threads=cores if cores < core_count() else 0,
     )
     with _progress_bar(seconds) as on_progress:
         search = Search(

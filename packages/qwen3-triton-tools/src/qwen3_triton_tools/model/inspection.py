@@ -55,6 +55,7 @@ MAX_LISTED = 6
 # Loading takes about twice the weights in memory, and seconds per gigabyte. The smallest model of
 # the family has 2.4 GB in float32.
 MAX_WEIGHT_BYTES = 4 * 1024**3
+NO_TOKENIZER = "There is no tokenizer.json next to the model."
 _SEVERITIES = ("error", "warning", "note", "skipped", "ok")
 
 
@@ -193,14 +194,24 @@ def check_runnable(inspection: Inspection) -> Path:
     Raises:
         ModelError: It has no tokenizer, or is too large.
     """
-    if inspection.tokenizer is None:
-        raise ModelError("There is no tokenizer.json next to the model.")
+    tokenizer = tokenizer_of(inspection)
     weight_bytes = inspection.precision.weight_bytes
     if weight_bytes > MAX_WEIGHT_BYTES:
         size, limit = weight_bytes / 1024**3, MAX_WEIGHT_BYTES / 1024**3
         msg = f"The weights have {size:.1f} GiB; only up to {limit:.0f} GiB are run here."
         raise ModelError(msg)
-    return Path(inspection.tokenizer.path)
+    return Path(tokenizer.path)
+
+
+def tokenizer_of(inspection: Inspection) -> TokenizerFile:
+    """Return the tokenizer of a model.
+
+    Raises:
+        ModelError: It has none.
+    """
+    if inspection.tokenizer is None:
+        raise ModelError(NO_TOKENIZER)
+    return inspection.tokenizer
 
 
 def _interface(model: OnnxModel) -> str:
@@ -217,7 +228,7 @@ def _hidden_size(output: TensorInfo | None) -> int | None:
 def _read_tokenizer(path: Path) -> tuple[TokenizerFile | None, list[Finding]]:
     file = find_sibling(path, "tokenizer.json")
     if file is None:
-        message = "There is no tokenizer.json next to the model."
+        message = NO_TOKENIZER
         remedy = "Fetch the one of the model, or point TOKENIZER_PATH to it."
         return None, [warning(TOKENIZER, message, remedy)]
     try:

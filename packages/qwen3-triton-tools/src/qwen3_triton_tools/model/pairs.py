@@ -23,7 +23,7 @@ from qwen3_triton_gateway.tensors import Float32Matrix, TokenBatch
 from qwen3_triton_gateway.tokenization import TextTokenizer
 
 from ..errors import ModelError
-from .inspection import Inspection
+from .inspection import Inspection, tokenizer_of
 
 Side: TypeAlias = Literal["right", "left"]
 Tokens: TypeAlias = list[int]
@@ -89,10 +89,8 @@ class GraphScorer:
         Raises:
             ModelError: It has no tokenizer, or no tokens for its answers.
         """
-        reranker, tokenizer = inspection.reranker, inspection.tokenizer
+        reranker, tokenizer = inspection.reranker, tokenizer_of(inspection)
         assert reranker is not None, "the caller knows that it is one"
-        if tokenizer is None:
-            raise ModelError("There is no tokenizer.json next to the model.")
         self._columns = None if reranker.is_pooled else answer_ids(tokenizer.answer_ids)
         self.is_single: bool = inspection.spec is not None and inspection.spec.max_batch_size == 1
         self.pads_right_only: bool = inspection.padding == "right only"

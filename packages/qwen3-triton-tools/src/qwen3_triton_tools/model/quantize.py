@@ -71,7 +71,7 @@ def quantize_model(
 ) -> QuantizedModel:
     """Write a model folder with the same graph and weights in int8.
 
-    All weights are in memory meanwhile.
+    All weights are in memory while it runs.
 
     Args:
         model_path: The ONNX file, in float32 or float16.

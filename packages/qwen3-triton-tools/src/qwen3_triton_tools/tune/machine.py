@@ -8,6 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from qwen3_triton_gateway.memory import read_cgroups
+from qwen3_triton_gateway.openvino_model import core_count
 
 MEMORY_INFO = Path("/proc/meminfo")
 CPU_INFO = Path("/proc/cpuinfo")
@@ -15,15 +16,9 @@ CPU_INFO = Path("/proc/cpuinfo")
 QUIET_LOAD = 0.25
 
 
-def visible_cores() -> int:
-    """Count the cores that this process may run on; a container's quota of time is not in it."""
-    affinity = getattr(os, "sched_getaffinity", None)  # not on every system
-    return len(affinity(0)) if affinity else os.cpu_count() or 1
-
-
 def usable_cores() -> int:
-    """Count the cores that have work: fewer than visible ones if the container has a quota."""
-    return math.ceil(min(visible_cores(), cpu_quota()))
+    """Count the cores that have work: fewer than this process may run on if there is a quota."""
+    return math.ceil(min(core_count(), cpu_quota()))
 
 
 def cpu_quota() -> float:

@@ -1,6 +1,6 @@
 """Measure candidates stage by stage, within a time budget.
 
-Rounds alternate between the candidates of a stage, so that a machine that slows down meanwhile
+Rounds alternate between the candidates of a stage, so that a machine that slows down
 slows all of them. Their gateways stay up between the rounds while there is memory for them.
 """
 

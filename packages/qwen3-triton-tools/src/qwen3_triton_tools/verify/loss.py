@@ -54,8 +54,12 @@ class Loss:
 
 def corpus() -> list[str]:
     """Return the texts to compare with."""
-    lines = CORPUS.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["text"] for line in lines]
+    return [document["text"] for document in corpus_documents()]
+
+
+def corpus_documents() -> list[dict[str, str]]:
+    """Return the bundled documents: each has a `text`, and a `question` that it answers."""
+    return [json.loads(line) for line in CORPUS.read_text(encoding="utf-8").splitlines()]
 
 
 def embed_corpus(client: GatewayClient, texts: Sequence[str]) -> Float64Matrix:

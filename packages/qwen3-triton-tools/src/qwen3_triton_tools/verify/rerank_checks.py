@@ -176,7 +176,7 @@ def check_prompt(probe: RerankProbe) -> Finding:
         return passed(measured, allowed)
     causes = [
         name
-        for name, variant in _variants(graph, pairs).items()
+        for name, variant in _variants(graph, pairs, expected).items()
         if largest_difference(scores, variant) <= MAX_SAME_DIFFERENCE
     ]
     if causes:
@@ -218,8 +218,16 @@ def check_long_document(probe: RerankProbe) -> Finding:
     )
 
 
-def _variants(graph: GraphScorer, pairs: Sequence[tuple[str, str]]) -> dict[str, list[float]]:
-    """Score pairs with prompts as they are written wrongly, by what is wrong."""
+def _variants(
+    graph: GraphScorer, pairs: Sequence[tuple[str, str]], right: Sequence[float]
+) -> dict[str, list[float]]:
+    """Score pairs as servers do that get something wrong, by what is wrong.
+
+    Args:
+        graph: The model.
+        pairs: Queries with their documents.
+        right: The scores of the card's prompt.
+    """
     join = graph.pairs.join
 
     def spaced(query: str, document: str) -> Tokens:
@@ -249,7 +257,6 @@ def _variants(graph: GraphScorer, pairs: Sequence[tuple[str, str]]) -> dict[str,
         name: [s for pair in pairs for s in graph.score([variant(*pair)])]
         for name, variant in variants.items()
     }
-    right = [s for pair in pairs for s in graph.score([graph.pairs.encode(*pair)])]
     scores['The scores are those of "no": the two logits are swapped'] = [1 - s for s in right]
     return scores
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..model.pairs import GraphScorer
-from .loss import CORPUS
+from .loss import corpus_documents
 
 # Documents per question: its own, and those that follow, which share its subject.
 CANDIDATES = 5
@@ -50,8 +49,7 @@ class RerankLoss:
 
 def pairs_of(count: int) -> list[tuple[str, str]]:
     """Return about this many pairs of a question with its document and with others."""
-    lines = CORPUS.read_text(encoding="utf-8").splitlines()
-    documents: list[dict[str, str]] = [json.loads(line) for line in lines]
+    documents = corpus_documents()
     return [
         (document["question"], documents[(index + step) % len(documents)]["text"])
         for index, document in enumerate(documents[: count // CANDIDATES])
