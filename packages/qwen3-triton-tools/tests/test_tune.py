@@ -15,7 +15,6 @@ from click.testing import CliRunner
 
 import qwen3_nano
 from onnx_exports import float_weights, write_export
-from qwen3_triton_gateway import memory
 from qwen3_triton_gateway.backends.engines import INSTRUCTIONS, Machine
 from qwen3_triton_gateway.cli import main
 from qwen3_triton_tools.commands.tune import FIRST_LINE
@@ -54,7 +53,6 @@ def list_engines(machine: Machine = MODERN, **options: Any) -> dict[str, str]:
         "precision": None,
         "int8_dir": None,
         "tries_int8": False,
-        "threads": 0,
     }
     results = engine_candidates(machine, **(defaults | options))
     return {result.candidate.name: result.problem for result in results}
@@ -151,35 +149,6 @@ def test_a_failed_candidate_is_not_recommended() -> None:
     failed = result(BFLOAT16, 9, loss=CLOSE)
     failed.problem = "It was killed by signal 9."
     assert choose_best([failed], 1) is None
-
-
-@pytest.mark.parametrize(
-    ("files", "cores"),
-    [
-        pytest.param({"cpu.max": "max 100000"}, 8, id="no quota"),
-        pytest.param({"cpu.max": "150000 100000"}, 2, id="version 2"),
-        pytest.param({"cpu.max": "1600000 100000"}, 8, id="more than the cores"),
-        pytest.param(
-            {"cpu/cpu.cfs_quota_us": "300000", "cpu/cpu.cfs_period_us": "100000"},
-            3,
-            id="version 1",
-        ),
-        pytest.param(
-            {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 8, id="v1-none"
-        ),
-    ],
-)
-def test_a_quota_of_cpu_time_limits_the_threads(
-    files: dict[str, str], cores: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(f"{content}\n")
-    (tmp_path / "own").write_text("4:cpu,cpuacct:/\n0::/\n")
-    monkeypatch.setattr(memory, "CGROUPS", tmp_path)
-    monkeypatch.setattr(memory, "OWN_CGROUPS", tmp_path / "own")
-    monkeypatch.setattr(machine, "core_count", lambda: 8)
-    assert machine.usable_cores() == cores
 
 
 def test_a_busy_machine_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:

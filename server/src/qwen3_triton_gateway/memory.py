@@ -8,13 +8,13 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
-from pathlib import Path
 from typing import ParamSpec, Self, TypeVar
 
+from .container import read_cgroups
 from .errors import MAX_RETRY_AFTER_SECONDS, QueueFullError
 from .metrics import Metrics
 
@@ -26,8 +26,6 @@ Result = TypeVar("Result")
 DEFAULT_MAX_BYTES = 128 << 20
 # Of the memory that a container has, the rest is for the process itself and a batch.
 SHARE_OF_LIMIT = 4
-CGROUPS = Path("/sys/fs/cgroup")
-OWN_CGROUPS = Path("/proc/self/cgroup")
 # A request's connection, headers, tasks and frames, before it has a body.
 REQUEST_BYTES = 16 << 10
 # A body is there as its chunks, as a whole, and as the texts parsed from it.
@@ -142,33 +140,6 @@ def default_max_bytes() -> int:
         with suppress(ValueError):  # "max"
             limits.append(int(text))
     return min(DEFAULT_MAX_BYTES, min(limits) // SHARE_OF_LIMIT)
-
-
-def read_cgroups(controller: str, name: str, old_name: str) -> Iterator[str]:
-    """Read a file of this process's control group and of those around it, innermost first.
-
-    In a container the group's own path may not exist, and the root is the container's.
-
-    Args:
-        controller: Whose file it is.
-        name: The file in version 2.
-        old_name: The file in version 1.
-    """
-    groups: list[str] = []
-    with suppress(OSError):
-        groups = OWN_CGROUPS.read_text().splitlines()
-    for line in groups:
-        controllers, group = line.split(":", 2)[1:]
-        if controllers == "":
-            root, file = CGROUPS, name
-        elif controller in controllers.split(","):
-            root, file = CGROUPS / controller, old_name
-        else:
-            continue
-        folder = root / group.lstrip("/")
-        for place in (folder, *folder.parents):
-            with suppress(OSError):  # no such file
-                yield (place / file).read_text()
 
 
 def _machine_bytes() -> int:

@@ -202,7 +202,7 @@ class Settings(BaseSettings):
         validation_alias="EMBED_THREADS",
         description=(
             "Threads that run the model in the gateway's process, or in the local Triton of "
-            "`triton` and `up`; 0 is one per core."
+            "`triton` and `up`; 0 is one per core, or as many as a quota of CPU time pays for."
         ),
     )
     pooling: Pooling = Field(

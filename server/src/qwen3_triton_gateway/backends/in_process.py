@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..container import thread_count
 from ..errors import BackendError, DeadlineExceededError, StartupError
 from ..fingerprint import weights_digest
 from ..model_files import ModelFileError, find_model
@@ -46,10 +47,10 @@ class InProcessBackend(Backend, ABC):
     precision: Precision
 
     def __init__(self, model_dir: Path, *, threads: int = 0, task: Task = "embed") -> None:
-        """Prepare to load; with 0 `threads` the engine uses every core."""
+        """Prepare to load; with 0 `threads` the engine uses every core that it may."""
         self._path = model_dir
         self._task: Task = task
-        self._threads = threads
+        self._threads = thread_count(threads)
         # One thread: a run already uses every core, and the next batch waits here, prepared.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=self.name)
         self._spec: ModelSpec | None = None

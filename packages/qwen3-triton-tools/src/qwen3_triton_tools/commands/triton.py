@@ -200,6 +200,7 @@ def _local_triton(
     **options: Any,
 ) -> LocalTriton:
     from qwen3_triton_gateway.backends import NANO_MODEL_ID, nano_model_dir
+    from qwen3_triton_gateway.container import thread_count
 
     from ..local_triton import LocalTriton, needs_openvino
 
@@ -220,7 +221,7 @@ def _local_triton(
         model_dir=folder,
         pooled_output=output,
         model_name=model_name or (model_dir.name if model_dir else NANO_MODEL_ID),
-        intra_op_threads=settings.threads,
+        intra_op_threads=thread_count(settings.threads),
         openvino=openvino,
         runtime=_install(with_openvino=openvino is not None),
         **options,

@@ -91,8 +91,10 @@ def tune(
       qwen3-triton tune --model-dir ./qwen3-embedding-0.6b --precision float32
       set -a; . ./gateway.env; set +a; qwen3-triton serve
     """
+    from qwen3_triton_gateway.container import usable_cores
+
     from ..errors import ToolError
-    from ..tune.machine import load_warning, usable_cores
+    from ..tune.machine import load_warning
 
     with tool_errors(), _stoppable(), ExitStack() as stack:
         settings = read_settings(flags)
@@ -102,7 +104,7 @@ def tune(
             )
         unfinished = _reserve(env_file, stack) if env_file else None
         cores = usable_cores()
-        warnings = [warning for warning in (_quota_warning(cores), load_warning(cores)) if warning]
+        warnings = [warning for warning in [load_warning(cores)] if warning]
         for warning in warnings:
             report_progress(f"Warning: {warning}")
         shared = _shared_settings(settings)
@@ -134,18 +136,6 @@ def _reserve(env_file: Path, stack: ExitStack) -> Path:
     return stack.enter_context(replacing_file(env_file))
 
 
-def _quota_warning(cores: int) -> str:
-    from qwen3_triton_gateway.openvino_model import core_count
-
-    visible = core_count()
-    if cores == visible:
-        return ""
-    return (
-        f"This container may use {cores} of {visible} cores, which engines do not know; all "
-        f"candidates get EMBED_THREADS={cores} or fewer."
-    )
-
-
 def _shared_settings(settings: Settings) -> dict[str, str]:
     """Return the variables that were set by flags or the environment."""
     fields = {str(field.validation_alias): name for name, field in Settings.model_fields.items()}
@@ -172,7 +162,6 @@ def _search(
 ) -> Outcome:
     from qwen3_triton_gateway.backends import with_bundled_model
     from qwen3_triton_gateway.backends.engines import Machine
-    from qwen3_triton_gateway.openvino_model import core_count
 
     from ..model.files import find_model
     from ..model.quantize import is_quantized
@@ -193,7 +182,6 @@ def _search(
         precision=precision,
         int8_dir=_int8_folder(model_path) if wants_int8 and runs_int8 and not is_int8 else None,
         tries_int8=wants_int8 or is_int8,
-        threads=cores if cores < core_count() else 0,
     )
     with _progress_bar(seconds) as on_progress:
         search = Search(
@@ -337,7 +325,9 @@ def _table(outcome: Outcome) -> Table:
 def _document(
     outcome: Outcome, chosen: dict[str, str], cores: int, warnings: list[str]
 ) -> dict[str, Any]:
-    from ..tune.machine import cpu_quota, processor_name
+    from qwen3_triton_gateway.container import cpu_quota
+
+    from ..tune.machine import processor_name
 
     quota = cpu_quota()
     machine = {

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from qwen3_triton_gateway.backends.engines import Machine, choose_engine
-from qwen3_triton_gateway.openvino_model import core_count
+from qwen3_triton_gateway.container import usable_cores
 from qwen3_triton_gateway.settings import Precision, WantedPrecision
 
 from ..errors import ModelError
@@ -67,7 +67,7 @@ def plan_openvino(
     return OpenVinoPlan(
         precision=choice.precision,
         is_bfloat16=has_bfloat16,
-        threads=threads or core_count(),
+        threads=threads or usable_cores(),
         streams=instances,
         reason=choice.reason,
     )

@@ -158,7 +158,6 @@ def engine_candidates(
     precision: WantedPrecision | None,
     int8_dir: Path | None,
     tries_int8: bool,
-    threads: int,
 ) -> list[Result]:
     """List engines and precisions, those that cannot run here with the reason.
 
@@ -168,11 +167,10 @@ def engine_candidates(
         precision: The only one to try, next to float32, with which it is compared; None for all.
         int8_dir: The folder with weights in int8, if it is not that of the model.
         tries_int8: Whether int8 activations are tried.
-        threads: For all of them; 0 for the engine's default.
     """
     results: list[Result] = []
     problem = "" if has_onnxruntime else INSTALL_ONNX_RUNTIME
-    results.append(Result(Candidate("onnxruntime", "float32", threads=threads), problem))
+    results.append(Result(Candidate("onnxruntime", "float32"), problem))
     wanted: tuple[Literal["float32", "bfloat16", "int8"], ...] = ("float32", "bfloat16", "int8")
     for name in wanted:
         is_reference = name == "float32" and not has_onnxruntime
@@ -184,7 +182,7 @@ def engine_candidates(
         if not problem and name != "float32":
             problem = machine.why_not(name)
         folder = int8_dir if name == "int8" else None
-        results.append(Result(Candidate("openvino", name, folder, threads), problem))
+        results.append(Result(Candidate("openvino", name, folder), problem))
     return results
 
 

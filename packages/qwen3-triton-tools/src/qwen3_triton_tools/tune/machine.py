@@ -7,32 +7,12 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from qwen3_triton_gateway.memory import read_cgroups
-from qwen3_triton_gateway.openvino_model import core_count
+from qwen3_triton_gateway.container import read_cgroups
 
 MEMORY_INFO = Path("/proc/meminfo")
 CPU_INFO = Path("/proc/cpuinfo")
 # Of all cores. A quiet machine has less; what others compute is missing in the rates.
 QUIET_LOAD = 0.25
-
-
-def usable_cores() -> int:
-    """Count the cores that have work: fewer than this process may run on if there is a quota."""
-    return math.ceil(min(core_count(), cpu_quota()))
-
-
-def cpu_quota() -> float:
-    """Return the CPU time per second that this container may use; infinite without a limit."""
-    # Version 2 has both numbers in one file, "max" for no quota; in version 1 that is -1.
-    quotas = read_cgroups("cpu", "cpu.max", "cpu.cfs_quota_us")
-    periods = read_cgroups("cpu", "cpu.max", "cpu.cfs_period_us")
-    limits = [math.inf]
-    for quota, period in zip(quotas, periods, strict=False):
-        with suppress(ValueError, IndexError, ZeroDivisionError):
-            share = int(quota.split()[0]) / int(period.split()[-1])
-            if share > 0:
-                limits.append(share)
-    return min(limits)
 
 
 def available_bytes(held_bytes: int) -> float:
