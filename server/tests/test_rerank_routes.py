@@ -25,7 +25,7 @@ ERROR_FIELDS = {
     "/rerank": {"error", "error_type", "code", "param"},
     "/v1/rerank": {"message", "detail"},
     "/v2/rerank": {"message", "detail"},
-    "/v1/ranking": {"error"},
+    "/v1/ranking": {"object", "message", "type", "detail"},
     "/score": {"error"},
     "/v1/score": {"error"},
 }
@@ -59,6 +59,42 @@ def test_every_dialect_returns_the_same_scores(client: TestClient) -> None:
         assert scores_of(path, answer.json()) == pytest.approx(expected, abs=1e-9)
         assert answer.headers["X-Rerank-Fingerprint"]
         assert "infer;dur=" in answer.headers["Server-Timing"]
+
+
+def test_requests_of_programs_that_are_not_run_are_answered_by_their_form(
+    client: TestClient,
+) -> None:
+    named = {"model": "fake-reranker", "query": QUERY}
+    documents = named | {"documents": TEXTS}
+    tei = {"query": QUERY, "texts": TEXTS}
+    passages = [{"text": text} for text in TEXTS]
+    forms: dict[str, tuple[str, dict[str, Any]]] = {
+        "Open WebUI": ("/v1/rerank", documents | {"top_n": 4}),
+        "Dify": ("/v1/rerank", documents | {"top_n": None, "return_documents": True}),
+        "RAGFlow, Xinference": (
+            "/v1/rerank",
+            documents | {"return_documents": "true", "return_len": "true"},
+        ),
+        "mteb": ("/v1/rerank", named | {"documents": TEXTS[1:2]}),
+        "Haystack, truncating": (
+            "/rerank",
+            tei | {"raw_scores": False, "truncate": True, "truncation_direction": "Right"},
+        ),
+        "aiperf, cohere_rankings": ("/v2/rerank", documents),
+        "aiperf, hf_tei_rankings": ("/rerank", tei),
+        "aiperf, nim_rankings": (
+            "/v1/ranking",
+            {"model": "fake-reranker", "query": {"text": QUERY}, "passages": passages},
+        ),
+    }
+    expected = scores_of("/rerank", client.post("/rerank", json=tei).json())
+    for program, (path, body) in forms.items():
+        answer = client.post(path, json=body)
+        assert (program, answer.status_code) == (program, 200), answer.text
+        scores = {0: expected[1]} if program == "mteb" else expected
+        assert scores_of(path, answer.json()) == pytest.approx(scores, abs=1e-6)
+    xinference = client.post("/v1/rerank", json=documents).json()["meta"]["tokens"]
+    assert xinference["input_tokens"] + xinference["output_tokens"] > 0
 
 
 @pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank", "/v1/ranking"])
@@ -102,6 +138,20 @@ def test_cohere_returns_the_first_n_with_their_documents(client: TestClient) -> 
     assert answer["usage"]["total_tokens"] == answer["meta"]["tokens"]["input_tokens"] > 0
 
 
+def test_voyage_s_fields_get_voyage_s_answer(client: TestClient) -> None:
+    body = CALLS["/v1/rerank"] | {"top_k": 2, "truncation": True, "return_documents": True}
+    answer = client.post("/v1/rerank", json=body).json()
+    assert answer["object"] == "list"
+    assert [item["document"] for item in answer["data"]] == [
+        result["document"]["text"] for result in answer["results"]
+    ]
+    assert len(answer["data"]) == 2
+    assert "data" not in client.post("/v1/rerank", json=CALLS["/v1/rerank"]).json()
+    long = {"query": "q", "documents": ["word " * 9000], "top_k": None}
+    assert client.post("/v1/rerank", json=long | {"truncation": False}).status_code == 400
+    assert client.post("/v1/rerank", json=long).status_code == 200
+
+
 def test_documents_may_be_sent_to_the_path_of_texts(client: TestClient) -> None:
     """As LiteLLM does for vLLM."""
     answer = client.post("/rerank", json=CALLS["/v1/rerank"]).json()
@@ -118,6 +168,95 @@ def test_the_path_of_nvidia_s_hosted_models_is_that_of_nim(client: TestClient) -
     path = "/v1/retrieval/nvidia/fake-reranker/reranking"
     expected = client.post("/v1/ranking", json=CALLS["/v1/ranking"]).json()
     assert client.post(path, json=CALLS["/v1/ranking"]).json() == expected
+
+
+def test_any_number_of_documents_may_be_asked_for(client: TestClient) -> None:
+    """vLLM's 0 returns all, and so does a number that is larger than what there is."""
+    counts: dict[Any, int] = {0: 4, 1: 1, "2": 2, 3.0: 3, 9: 4, None: 4}
+    for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
+        for top_n, count in counts.items():
+            body = CALLS["/v1/rerank"] | {"top_n": top_n}
+            assert len(client.post(path, json=body).json()["results"]) == count
+
+
+def test_a_negative_number_of_documents_is_refused(client: TestClient) -> None:
+    answer = client.post("/v1/rerank", json=CALLS["/v1/rerank"] | {"top_n": -1})
+    assert answer.status_code == 400
+    assert "`top_n` should be greater than or equal to 0" in answer.json()["message"]
+
+
+def test_cohere_s_rank_fields_are_read_in_their_order(client: TestClient) -> None:
+    documents = [{"title": "Rivers", "body": text, "text": "unused"} for text in TEXTS]
+    body = {"query": QUERY, "documents": documents, "rank_fields": ["body", "title"]}
+    joined = {"query": QUERY, "documents": [f"{text}\nRivers" for text in TEXTS]}
+    results, expected = (client.post("/v1/rerank", json=sent).json() for sent in (body, joined))
+    assert results["results"] == expected["results"]
+    for fields in (["summary"], [1], [["body"]]):
+        refused = client.post("/v1/rerank", json={**body, "rank_fields": fields})
+        assert refused.status_code == 400
+    number = {"query": QUERY, "documents": [{"title": 1}], "rank_fields": ["title"]}
+    assert "`documents[0]`" in client.post("/v2/rerank", json=number).json()["message"]
+
+
+def test_the_text_of_a_document_may_be_in_parts(client: TestClient) -> None:
+    """As in vLLM, whose models may read images, too."""
+    parts = [{"type": "text", "text": "Rivers"}, {"type": "text", "text": "carry sand."}]
+    answers = [
+        client.post("/rerank", json={"query": QUERY, "documents": [document]}).json()
+        for document in ({"content": parts}, "Rivers\ncarry sand.")
+    ]
+    assert answers[0]["results"] == answers[1]["results"]
+    for wrong in ({"content": [{"type": "text"}]}, {"content": "text"}, {"content": [1]}):
+        assert (
+            client.post("/rerank", json={"query": QUERY, "documents": [wrong]}).status_code == 400
+        )
+
+
+def test_an_image_is_refused_rather_than_left_out(client: TestClient) -> None:
+    plain, nim = {"query": "q"}, {"query": {"text": "q"}}
+    url = {"image_url": {"url": "data:"}}
+    calls: list[tuple[str, dict[str, Any]]] = [
+        ("/v1/ranking", nim | {"passages": [{"text": "a", "image": "data:"}]}),
+        ("/v1/rerank", plain | {"documents": [{"text": "a", "image": "data:"}]}),
+        ("/v2/rerank", plain | {"documents": [{"a": "b", "image": "data:"}], "rank_fields": ["a"]}),
+        ("/rerank", plain | {"documents": [{"content": [url]}]}),
+    ]
+    for path, body in calls:
+        answer = client.post(path, json=body)
+        assert answer.status_code == 400
+        assert "The reranker reads text only." in answer.json()["message"]
+
+
+def test_vllm_s_rerank_returns_logits_without_activation(client: TestClient) -> None:
+    body = CALLS["/v1/rerank"]
+    results = client.post("/rerank", json=body | {"use_activation": False}).json()["results"]
+    ranks = client.post("/rerank", json=CALLS["/rerank"] | {"raw_scores": True}).json()
+    assert [result["relevance_score"] for result in results] == [rank["score"] for rank in ranks]
+
+
+def test_vllm_s_rerank_truncates_pairs_to_a_number_of_tokens(client: TestClient) -> None:
+    body = {"query": "sand", "documents": ["tea", "word " * 200]}
+    whole = client.post("/rerank", json=body)
+    assert "X-Rerank-Truncated" not in whole.headers
+    cut = client.post("/rerank", json=body | {"truncate_prompt_tokens": 128})
+    assert cut.headers["X-Rerank-Truncated"] == "1"
+    assert int(cut.headers["X-Compute-Tokens"]) < int(whole.headers["X-Compute-Tokens"])
+    left = client.post("/rerank", json=body | {"truncation_side": "left"})
+    assert left.status_code == 400
+
+
+def test_every_answer_counts_its_tokens(client: TestClient) -> None:
+    answers = {path: client.post(path, json=body) for path, body in CALLS.items()}
+    [tokens] = {answer.headers["X-Compute-Tokens"] for answer in answers.values()}
+    assert answers["/score"].json()["usage"]["prompt_tokens"] == int(tokens) > 0
+
+
+def test_vllm_s_items_are_documents(client: TestClient) -> None:
+    body = {"queries": QUERY, "items": TEXTS}
+    expected = client.post("/score", json=CALLS["/score"]).json()["data"]
+    assert client.post("/score", json=body).json()["data"] == expected
+    refused = client.post("/score", json=body | {"items": ["a", " "]})
+    assert refused.json()["error"]["param"] == "items[1]"
 
 
 def test_vllm_returns_logits_without_activation(client: TestClient) -> None:
@@ -166,7 +305,7 @@ def test_nim_and_vllm_refuse_long_documents_unless_told(
     }
     refused = client.post(path, json=bodies[path])
     assert refused.status_code == 400
-    assert "Document 0 has" in refused.json()["error"]["message"]
+    assert "Document 0 has" in refused.text
     answer = client.post(path, json=bodies[path] | option)
     assert answer.status_code == 200
     assert answer.headers["X-Rerank-Truncated"] == "0"
@@ -183,6 +322,29 @@ def test_errors_have_the_shape_of_the_dialect(client: TestClient, path: str) -> 
     assert set(invalid.json()) == ERROR_FIELDS[path]
 
 
+def test_every_status_has_the_shape_of_the_dialect(
+    start_gateway: Callable[..., TestClient],
+) -> None:
+    settings = {"EMBED_MAX_BODY_BYTES": 1024, "EMBED_API_KEYS": "long-enough-key"}
+    client = start_gateway(reranker=True, **settings)
+    answers = {path: [client.post(path, json=body)] for path, body in CALLS.items()}
+    client.headers["Authorization"] = "Bearer long-enough-key"
+    for path, body in CALLS.items():
+        too_large, not_json = (client.post(path, content=sent) for sent in (b" " * 1025, b"{"))
+        answers[path] += [too_large, not_json, client.put(path, json=body)]
+    app: Any = client.app
+    reranker = app.state.service.reranker
+    reranker.backend.ready = False
+    assert client.portal is not None
+    client.portal.call(reranker.check)
+    for path, body in CALLS.items():
+        down = client.post(path, json=body)
+        assert int(down.headers["Retry-After"]) >= 1
+        found = [*answers[path], down]
+        assert [answer.status_code for answer in found] == [401, 413, 400, 405, 503]
+        assert [set(answer.json()) for answer in found] == [ERROR_FIELDS[path]] * 5
+
+
 def test_a_blank_document_is_named(client: TestClient) -> None:
     tei = client.post("/rerank", json={"query": QUERY, "texts": ["a", " "]})
     assert tei.json()["param"] == "texts[1]"
@@ -190,7 +352,7 @@ def test_a_blank_document_is_named(client: TestClient) -> None:
     vllm = client.post("/score", json={"data_1": QUERY, "data_2": ["a", " "]})
     assert vllm.json()["error"]["param"] == "data_2[1]"
     nim = client.post("/v1/ranking", json={"query": {"text": "q"}, "passages": [{"text": " "}]})
-    assert nim.json()["error"]["param"] == "passages[0]"
+    assert nim.json()["detail"] == {"code": "blank_text", "param": "passages[0]"}
     cohere = client.post("/v2/rerank", json={"query": QUERY, "documents": ["a", " "]})
     assert "Document 1 is blank" in cohere.json()["message"]
 

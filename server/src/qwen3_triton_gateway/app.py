@@ -39,6 +39,7 @@ DIALECTS = (native, openai, tei, ollama, cohere, rerank, ops, pages)
 EXPOSED_HEADERS = [
     "retry-after",
     "server-timing",
+    "x-compute-tokens",
     "x-embedding-fingerprint",
     "x-embedding-truncated",
     "x-request-id",

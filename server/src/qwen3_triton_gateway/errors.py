@@ -25,7 +25,7 @@ MAX_RETRY_AFTER_SECONDS = 60
 INTERNAL_ERROR = "Internal error. See the gateway's log."
 
 DEADLINE_PASSED = (
-    "The request's deadline (EMBED_TIMEOUT_S) passed before all its texts were embedded. Send "
+    "The request's deadline (EMBED_TIMEOUT_S) passed before all its texts were done. Send "
     "fewer texts per request, or raise the deadline."
 )
 

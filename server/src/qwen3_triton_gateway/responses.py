@@ -54,6 +54,7 @@ class Dialect(StrEnum):
     COHERE = "cohere"
     RERANK = "rerank"
     JINA = "jina"
+    NIM = "nim"
 
 
 TEXTS_FIELDS = {Dialect.NATIVE: "texts", Dialect.OPENAI: "input"}
@@ -64,6 +65,7 @@ PATHS = {
     "/rerank": Dialect.RERANK,
     "/v1/rerank": Dialect.JINA,
     "/v2/rerank": Dialect.JINA,
+    "/v1/ranking": Dialect.NIM,
     "/score": Dialect.OPENAI,
 }
 PREFIXES = {"/v1/": Dialect.OPENAI, "/api/": Dialect.OLLAMA, "/v2/": Dialect.COHERE}
@@ -106,6 +108,20 @@ class JinaErrorResponse(BaseModel):
 
     message: str
     detail: str
+
+
+class NimErrorDetail(BaseModel):
+    code: str | None
+    param: str | None
+
+
+class NimErrorResponse(BaseModel):
+    """NVIDIA NIM's error, whose clients read `message`; its `detail` is an object, often empty."""
+
+    object: Literal["error"]
+    message: str
+    type: str
+    detail: NimErrorDetail
 
 
 class OllamaErrorResponse(BaseModel):
@@ -347,12 +363,15 @@ def _error_body(error: EmbeddingServerError, dialect: Dialect) -> dict[str, Any]
         body = {"error": error.message, "error_type": kind}
         is_ours = dialect is Dialect.RERANK
         return body | {"code": error.code, "param": error.param} if is_ours else body
-    if dialect is Dialect.JINA:
-        return {"message": error.message, "detail": error.message}
+    if dialect is Dialect.NIM:
+        detail = {"code": error.code, "param": error.param}
+        body = {"object": "error", "message": error.message, "type": error.error_type}
+        return body | {"detail": detail}
     if dialect is Dialect.OLLAMA:
         return {"error": error.message}
-    if dialect is Dialect.COHERE:
-        return {"message": error.message}
+    if dialect in (Dialect.COHERE, Dialect.JINA):
+        body = {"message": error.message}
+        return body | {"detail": error.message} if dialect is Dialect.JINA else body
     param = error.param
     if error.index is not None and param is None:
         param = f"{TEXTS_FIELDS[dialect]}[{error.index}]"

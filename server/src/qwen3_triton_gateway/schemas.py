@@ -79,7 +79,7 @@ def integral(value: object) -> object:
     return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _number(value: object) -> object:
+def number(value: object) -> object:
     """Accept "256" too, which programs send that take the value from a form or a variable."""
     if isinstance(value, str) and WHOLE_NUMBER.fullmatch(value):
         return int(value)
@@ -110,7 +110,7 @@ Dimensions: TypeAlias = Annotated[
 # For the OpenAPI document, whose strings get a maximum with the model too.
 LenientDimensions: TypeAlias = Annotated[
     int,
-    BeforeValidator(_number),
+    BeforeValidator(number),
     WithJsonSchema(
         {
             "anyOf": [

@@ -193,6 +193,7 @@ class Exchange:
             raise
 
     async def _score(self, reranker: Reranker, call: RerankCall) -> tuple[Scores, Timings]:
+        settle_entry(self.request.scope["state"])
         answer = await reranker.score(
             call, deadline=self.deadline, memory=self.memory, caller=self.caller
         )
@@ -293,6 +294,8 @@ class RerankAnswer:
         response = JsonResponse(content)
         seconds = time.perf_counter() - began
         response.headers["X-Rerank-Fingerprint"] = self.reranker.fingerprint
+        # As in TEI, whose list of scores has no place for it.
+        response.headers["X-Compute-Tokens"] = str(self.scores.prompt_tokens)
         response.headers["Server-Timing"] = server_timing(
             self.reranker.metrics, self.timings, seconds
         )

@@ -2,8 +2,10 @@
 
 Sources: https://huggingface.github.io/text-embeddings-inference (`/rerank`),
 https://docs.cohere.com/reference/rerank, https://jina.ai/reranker,
+https://docs.voyageai.com/reference/reranker-api,
 https://docs.nvidia.com/nim/nemo-retriever/text-reranking (`/v1/ranking`), and vLLM's
-`vllm/entrypoints/pooling/score/protocol.py` (`/score`, `/v1/score`).
+`vllm/entrypoints/pooling/scoring/protocol.py` (`/score`, `/v1/score`). NIM's errors:
+https://github.com/langchain-ai/langchain-nvidia/pull/299.
 """
 
 from __future__ import annotations
@@ -12,22 +14,20 @@ import math
 import time
 import uuid
 from collections.abc import Sequence
-from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast
+from typing import Any, cast
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
-from pydantic.json_schema import WithJsonSchema
 
 from ..errors import InvalidRequestError
 from ..reranker import RerankCall, Scores
 from ..responses import (
     Dialect,
     JinaErrorResponse,
+    NimErrorResponse,
     OpenAIErrorResponse,
     RerankErrorResponse,
 )
-from ..schemas import NOT_BLANK, OneOrMoreTexts, Text, Texts, Usage, integral, validate
-from ..settings import MAX_TEXTS
+from ..schemas import validate
 from .exchange import (
     Exchange,
     RerankAnswer,
@@ -35,6 +35,17 @@ from .exchange import (
     ServiceRoute,
     describe_call,
     open_rerank_exchange,
+)
+from .rerank_bodies import (
+    CohereRerankRequest,
+    CohereRerankResponse,
+    NimRankingRequest,
+    NimRankingResponse,
+    ScoreRequest,
+    ScoreResponse,
+    TeiRank,
+    TeiRerankRequest,
+    joined,
 )
 
 router: APIRouter = APIRouter(tags=["rerank"], route_class=ServiceRoute)
@@ -44,167 +55,17 @@ DOCUMENTS_PER_SEARCH = 100
 # vLLM's way to say "whatever the model allows".
 MODEL_LIMIT = -1
 # What vLLM calls the queries and the documents of a request.
-SCORE_FIELDS = (("text_1", "text_2"), ("data_1", "data_2"), ("queries", "documents"))
+SCORE_FIELDS = (
+    ("text_1", "text_2"),
+    ("data_1", "data_2"),
+    ("queries", "documents"),
+    ("queries", "items"),
+)
 EXAMPLE: dict[str, Any] = {
     "query": "What is deep learning?",
     "texts": ["Neural networks.", "A cheesecake."],
 }
 COHERE_EXAMPLE: dict[str, Any] = {"query": EXAMPLE["query"], "documents": EXAMPLE["texts"]}
-
-TopN: TypeAlias = Annotated[int, Field(ge=1), BeforeValidator(integral)]
-
-
-class TeiRerankRequest(BaseModel):
-    """The body of `POST /rerank`. `model` and `instruction` are our own; others are ignored."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
-
-    query: Text
-    texts: Texts
-    model: str | None = None
-    instruction: str | None = None
-    raw_scores: bool = False
-    return_text: bool = False
-    truncate: bool | None = None
-    # Only a document's end is truncated.
-    truncation_direction: Literal["right", "Right"] | None = None
-
-
-class TeiRank(BaseModel):
-    """A text in the response to `POST /rerank`, which begins with the most relevant."""
-
-    index: int
-    score: float
-    text: str | None = None
-
-
-class DocumentText(BaseModel):
-    """A document as an object."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
-
-    text: Text
-
-
-def _text_of(value: object) -> object:
-    """Return the text of a document that is an object."""
-    fields = cast("dict[str, object]", value) if isinstance(value, dict) else {}
-    return fields.get("text", cast("object", value))
-
-
-Document: TypeAlias = Annotated[
-    str,
-    BeforeValidator(_text_of),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                NOT_BLANK,
-                {"type": "object", "properties": {"text": NOT_BLANK}, "required": ["text"]},
-            ]
-        }
-    ),
-]
-Documents: TypeAlias = Annotated[list[Document], Field(min_length=1, max_length=MAX_TEXTS)]
-
-
-class CohereRerankRequest(BaseModel):
-    """The body of `POST /v1/rerank` and `/v2/rerank`, as Cohere and Jina have it.
-
-    `instruction` and `truncate` are our own. Unknown fields are ignored.
-    """
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
-
-    query: Text
-    documents: Documents
-    model: str | None = None
-    top_n: TopN | None = None
-    return_documents: bool | None = None
-    rank_fields: list[Literal["text"]] | None = None
-    max_tokens_per_doc: TopN | None = None
-    instruction: str | None = None
-    truncate: bool = True
-
-
-class RerankResult(BaseModel):
-    index: int
-    relevance_score: float
-    document: DocumentText | None = None
-
-
-class CohereRerankResponse(BaseModel):
-    """The response to `POST /v1/rerank` and `/v2/rerank`, which begins with the most relevant.
-
-    `id` and `meta` are Cohere's, `model` and `usage` Jina's; `meta.warnings` names documents that
-    were truncated.
-    """
-
-    id: str
-    results: list[RerankResult]
-    meta: dict[str, Any]
-    model: str
-    usage: Usage
-
-
-class NimRankingRequest(BaseModel):
-    """The body of `POST /v1/ranking`; `instruction` is our own. Unknown fields are ignored."""
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
-
-    query: DocumentText
-    passages: Annotated[list[DocumentText], Field(min_length=1, max_length=MAX_TEXTS)]
-    model: str | None = None
-    truncate: Literal["NONE", "END"] = "NONE"
-    instruction: str | None = None
-
-
-class NimRank(BaseModel):
-    index: int
-    logit: float
-
-
-class NimRankingResponse(BaseModel):
-    """The response to `POST /v1/ranking`, which begins with the most relevant."""
-
-    rankings: list[NimRank]
-    usage: Usage
-
-
-class ScoreRequest(BaseModel):
-    """The body of `POST /score`: one text or several on the left, and as many on the right.
-
-    In place of `text_1` and `text_2` there may be `data_1` and `data_2`, or `queries` and
-    `documents`. `instruction` and `truncate` are our own. Unknown fields are ignored.
-    """
-
-    model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
-
-    text_1: OneOrMoreTexts
-    text_2: OneOrMoreTexts
-    model: str | None = None
-    use_activation: bool | None = None
-    truncate_prompt_tokens: (
-        Literal[-1] | Annotated[int, Field(ge=1), BeforeValidator(integral)] | None
-    ) = None
-    truncate: bool | None = None
-    instruction: str | None = None
-
-
-class PairScore(BaseModel):
-    index: int
-    object: Literal["score"]
-    score: float
-
-
-class ScoreResponse(BaseModel):
-    """The response to `POST /score`, in the order of the pairs."""
-
-    id: str
-    object: Literal["list"]
-    created: int
-    model: str
-    data: list[PairScore]
-    usage: Usage
 
 
 @router.post(
@@ -273,41 +134,49 @@ async def cohere_rerank(request: Request, service: ServiceDep) -> Response:
 
 async def _rerank_documents(exchange: Exchange, *, version: str) -> Response:
     reranker = exchange.service.reranker
-    body = validate(CohereRerankRequest, exchange.body)
+    body = validate(CohereRerankRequest, _with_ranked_fields(exchange.body))
     reranker.alias_of(body.model)
     answer = await exchange.rerank(
         RerankCall(
             [body.query] * len(body.documents),
             body.documents,
             instruction=body.instruction,
-            truncate=body.truncate,
+            truncate=body.truncate and body.truncation is not False,
+            max_tokens=_limit_of(body.truncate_prompt_tokens),
             max_document_tokens=body.max_tokens_per_doc,
             documents_field="documents",
         )
     )
-    values = answer.scores.probabilities.tolist()
+    values = _values_of(answer.scores, use_activation=body.use_activation)
     results: list[dict[str, Any]] = [
         {"index": index, "relevance_score": values[index]}
-        for index in _ranked(answer.scores)[: body.top_n]
+        for index in _ranked(answer.scores)[: body.limit]
     ]
     if body.return_documents:
         for result in results:
             result["document"] = {"text": body.documents[result["index"]]}
-    return answer.respond(
-        {
-            "id": str(uuid.uuid4()),
-            "results": results,
-            "meta": _meta(answer, len(body.documents), version),
-            "model": reranker.model_id,
-            "usage": answer.usage,
-        }
-    )
+    content = {
+        "id": str(uuid.uuid4()),
+        "results": results,
+        "meta": _meta(answer, len(body.documents), version),
+        "model": reranker.model_id,
+        "usage": answer.usage,
+    }
+    if body.is_voyages:
+        content |= {"object": "list", "data": [_as_voyages(result) for result in results]}
+    return answer.respond(content)
+
+
+def _as_voyages(result: dict[str, Any]) -> dict[str, Any]:
+    """Write a result with the bare text of its document."""
+    document = result.get("document")
+    return result if document is None else {**result, "document": document["text"]}
 
 
 @router.post(
     "/v1/ranking",
     response_model=NimRankingResponse,
-    **describe_call(NimRankingRequest, errors=OpenAIErrorResponse),
+    **describe_call(NimRankingRequest, errors=NimErrorResponse),
 )
 async def ranking(request: Request, service: ServiceDep) -> Response:
     """Score 1 to 2,048 passages against a query, as NVIDIA NIM does: `logit` is a raw score.
@@ -358,19 +227,19 @@ async def score(request: Request, service: ServiceDep) -> Response:
                 f"`{left}`, or as many as there are in `{right}`."
             )
             raise InvalidRequestError(msg, param=left)
-        limit = body.truncate_prompt_tokens
         answer = await exchange.rerank(
             RerankCall(
                 queries * len(documents) if len(queries) == 1 else queries,
                 documents,
                 instruction=body.instruction,
-                truncate=limit is not None if body.truncate is None else body.truncate,
-                max_tokens=None if limit == MODEL_LIMIT else limit,
+                truncate=body.truncate_prompt_tokens is not None
+                if body.truncate is None
+                else body.truncate,
+                max_tokens=_limit_of(body.truncate_prompt_tokens),
                 documents_field=right,
             )
         )
-        scores = answer.scores
-        values = scores.raw if body.use_activation is False else scores.probabilities
+        values = _values_of(answer.scores, use_activation=body.use_activation)
         return answer.respond(
             {
                 "id": f"score-{uuid.uuid4().hex}",
@@ -379,7 +248,7 @@ async def score(request: Request, service: ServiceDep) -> Response:
                 "model": service.reranker.model_id,
                 "data": [
                     {"index": index, "object": "score", "score": value}
-                    for index, value in enumerate(values.tolist())
+                    for index, value in enumerate(values)
                 ],
                 "usage": answer.usage,
             }
@@ -389,9 +258,44 @@ async def score(request: Request, service: ServiceDep) -> Response:
 def _with_usual_names(body: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, str]]:
     """Return a body of `/score` with `text_1` and `text_2`, and what they were called."""
     usual = SCORE_FIELDS[0]
-    names = next((pair for pair in SCORE_FIELDS if body.keys() & set(pair)), usual)
+    names = max(SCORE_FIELDS, key=lambda pair: len(body.keys() & set(pair)))
     renamed = {name: body[sent] for name, sent in zip(usual, names, strict=True) if sent in body}
     return body | renamed, names
+
+
+def _with_ranked_fields(body: dict[str, Any]) -> dict[str, Any]:
+    """Make the text of documents that are objects of the fields in Cohere's `rank_fields`.
+
+    Raises:
+        InvalidRequestError: A document has none of them.
+    """
+    sent, documents = body.get("rank_fields"), body.get("documents")
+    if not (isinstance(sent, list) and sent and isinstance(documents, list)):
+        return body
+    names = [name for name in cast("list[object]", sent) if isinstance(name, str)]
+
+    def ranked(index: int, document: object) -> object:
+        if not isinstance(document, dict):
+            return document
+        fields = cast("dict[str, object]", document)
+        texts = [fields[name] for name in names if name in fields]
+        if not texts:
+            msg = f"Document {index} has none of the fields in `rank_fields`. Name one that it has."
+            raise InvalidRequestError(msg, index=index, param=f"documents[{index}]")
+        return fields | {"text": joined(texts)}
+
+    found = cast("list[object]", documents)
+    return body | {"documents": [ranked(index, item) for index, item in enumerate(found)]}
+
+
+def _limit_of(truncate_prompt_tokens: int | None) -> int | None:
+    return None if truncate_prompt_tokens == MODEL_LIMIT else truncate_prompt_tokens
+
+
+def _values_of(scores: Scores, *, use_activation: bool | None) -> list[float]:
+    """Return the scores that vLLM's `use_activation` asks for: by default, probabilities."""
+    values: list[float] = (scores.raw if use_activation is False else scores.probabilities).tolist()
+    return values
 
 
 def _ranked(scores: Scores) -> Sequence[int]:
@@ -405,7 +309,7 @@ def _meta(answer: RerankAnswer, documents: int, version: str) -> dict[str, Any]:
     meta: dict[str, Any] = {
         "api_version": {"version": version},
         "billed_units": {"search_units": math.ceil(documents / DOCUMENTS_PER_SEARCH)},
-        "tokens": {"input_tokens": answer.scores.prompt_tokens},
+        "tokens": {"input_tokens": answer.scores.prompt_tokens, "output_tokens": 0},
     }
     if answer.scores.truncated:
         indices = ", ".join(map(str, answer.scores.truncated))

@@ -1,0 +1,243 @@
+"""The bodies of requests to rerank and of their responses, in every dialect."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic.json_schema import WithJsonSchema
+
+from ..schemas import NOT_BLANK, OneOrMoreTexts, Text, Texts, Usage, integral, number
+from ..settings import MAX_TEXTS
+
+NO_IMAGES = "The reranker reads text only. Send documents without images."
+
+
+def _count(minimum: int) -> WithJsonSchema:
+    """Describe what `number` accepts."""
+    text = {"type": "string", "pattern": "^[1-9][0-9]{0,5}$"}
+    return WithJsonSchema({"anyOf": [{"type": "integer", "minimum": minimum}, text]})
+
+
+Count: TypeAlias = Annotated[int, Field(ge=1), BeforeValidator(number), _count(1)]
+# 0 returns all, as in vLLM.
+TopN: TypeAlias = Annotated[int, Field(ge=0), BeforeValidator(number), _count(0)]
+TokenLimit: TypeAlias = Literal[-1] | Annotated[int, Field(ge=1), BeforeValidator(integral)]
+
+
+class TeiRerankRequest(BaseModel):
+    """The body of `POST /rerank`. `model` and `instruction` are our own; others are ignored."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
+
+    query: Text
+    texts: Texts
+    model: str | None = None
+    instruction: str | None = None
+    raw_scores: bool = False
+    return_text: bool = False
+    truncate: bool | None = None
+    # Only a document's end is truncated.
+    truncation_direction: Literal["right", "Right"] | None = None
+
+
+class TeiRank(BaseModel):
+    """A text in the response to `POST /rerank`, which begins with the most relevant."""
+
+    index: int
+    score: float
+    text: str | None = None
+
+
+def _truth(value: object) -> object:
+    """Accept "true" too, which RAGFlow sends to Xinference."""
+    return {"true": True, "false": False}.get(value, value) if isinstance(value, str) else value
+
+
+def _fields_of(value: object) -> dict[str, Any]:
+    """Return the fields of an object, none of another value.
+
+    Raises:
+        ValueError: One is an image, without which the score would be another one.
+    """
+    fields = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+    if fields.get("image") or fields.get("image_url"):
+        raise ValueError(NO_IMAGES)
+    return fields
+
+
+def _without_image(value: object) -> object:
+    _fields_of(value)
+    return value
+
+
+class DocumentText(BaseModel):
+    """A document as an object."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
+
+    text: Text
+
+
+def _text_of(value: object) -> object:
+    """Return the text of a document that is an object; of vLLM's, it may be in parts."""
+    fields = _fields_of(value)
+    parts = fields.get("content")
+    if "text" in fields or not isinstance(parts, list):
+        return fields.get("text", value)
+    return joined([_fields_of(part).get("text") for part in cast("list[object]", parts)])
+
+
+def joined(texts: Sequence[object]) -> object:
+    """Join texts; return the first that is none, for validation to refuse it."""
+    wrong = [text for text in texts if not isinstance(text, str)]
+    return wrong[0] if wrong else "\n".join(map(str, texts))
+
+
+Document: TypeAlias = Annotated[
+    str,
+    BeforeValidator(_text_of),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                NOT_BLANK,
+                {"type": "object", "properties": {"text": NOT_BLANK}, "required": ["text"]},
+            ]
+        }
+    ),
+]
+Documents: TypeAlias = Annotated[list[Document], Field(min_length=1, max_length=MAX_TEXTS)]
+
+
+Flag: TypeAlias = Annotated[
+    bool,
+    BeforeValidator(_truth),
+    WithJsonSchema({"anyOf": [{"type": "boolean"}, {"enum": ["true", "false"]}]}),
+]
+
+
+class CohereRerankRequest(BaseModel):
+    """The body of `POST /v1/rerank` and `/v2/rerank`, as Cohere and Jina have it.
+
+    `use_activation`, `truncate_prompt_tokens` and `truncation_side` are vLLM's, `top_k` and
+    `truncation` Voyage's, `instruction` and `truncate` our own. Unknown fields are ignored.
+    """
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
+
+    query: Text
+    documents: Documents
+    model: str | None = None
+    top_n: TopN | None = None
+    return_documents: Flag | None = None
+    rank_fields: list[str] | None = None
+    max_tokens_per_doc: Count | None = None
+    use_activation: bool | None = None
+    truncate_prompt_tokens: TokenLimit | None = None
+    # Only a document's end is truncated.
+    truncation_side: Literal["right"] | None = None
+    top_k: TopN | None = None
+    truncation: bool | None = None
+    instruction: str | None = None
+    truncate: bool = True
+
+    @property
+    def limit(self) -> int | None:
+        """How many documents to return; None for all."""
+        return self.top_n or self.top_k or None
+
+    @property
+    def is_voyages(self) -> bool:
+        """Whether it has one of the fields that Voyage's client always sends."""
+        return not self.model_fields_set.isdisjoint(("top_k", "truncation"))
+
+
+class RerankResult(BaseModel):
+    index: int
+    relevance_score: float
+    document: DocumentText | None = None
+
+
+class VoyageResult(BaseModel):
+    index: int
+    relevance_score: float
+    document: str | None = None
+
+
+class CohereRerankResponse(BaseModel):
+    """The response to `POST /v1/rerank` and `/v2/rerank`, which begins with the most relevant.
+
+    `id` and `meta` are Cohere's, `model` and `usage` Jina's; `meta.warnings` names documents that
+    were truncated. Requests with Voyage's fields get its `object` and `data`, too.
+    """
+
+    id: str
+    results: list[RerankResult]
+    meta: dict[str, Any]
+    model: str
+    usage: Usage
+    object: Literal["list"] | None = None
+    data: list[VoyageResult] | None = None
+
+
+class NimRankingRequest(BaseModel):
+    """The body of `POST /v1/ranking`; `instruction` is our own. Unknown fields are ignored."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
+
+    query: DocumentText
+    passages: Annotated[
+        list[Annotated[DocumentText, BeforeValidator(_without_image)]],
+        Field(min_length=1, max_length=MAX_TEXTS),
+    ]
+    model: str | None = None
+    truncate: Literal["NONE", "END"] = "NONE"
+    instruction: str | None = None
+
+
+class NimRank(BaseModel):
+    index: int
+    logit: float
+
+
+class NimRankingResponse(BaseModel):
+    """The response to `POST /v1/ranking`, which begins with the most relevant."""
+
+    rankings: list[NimRank]
+    usage: Usage
+
+
+class ScoreRequest(BaseModel):
+    """The body of `POST /score`: one text or several on the left, and as many on the right.
+
+    In place of `text_1` and `text_2` there may be `data_1` and `data_2`, or `queries` with
+    `documents` or `items`. `instruction` and `truncate` are our own. Unknown fields are ignored.
+    """
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
+
+    text_1: OneOrMoreTexts
+    text_2: OneOrMoreTexts
+    model: str | None = None
+    use_activation: bool | None = None
+    truncate_prompt_tokens: TokenLimit | None = None
+    truncate: bool | None = None
+    instruction: str | None = None
+
+
+class PairScore(BaseModel):
+    index: int
+    object: Literal["score"]
+    score: float
+
+
+class ScoreResponse(BaseModel):
+    """The response to `POST /score`, in the order of the pairs."""
+
+    id: str
+    object: Literal["list"]
+    created: int
+    model: str
+    data: list[PairScore]
+    usage: Usage
