@@ -22,12 +22,22 @@ StartGateway = Callable[..., TestClient]
 @pytest.fixture(name="tokenizer_dir", scope="session")
 def _tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A byte-level tokenizer without merges: one token per byte."""
-    folder = tmp_path_factory.mktemp("tokenizer")
+    return _write_tokenizer(tmp_path_factory.mktemp("tokenizer"), ["<|endoftext|>"])
+
+
+@pytest.fixture(name="rerank_tokenizer_dir", scope="session")
+def _rerank_tokenizer_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same with the tokens that divide a reranker's prompt."""
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    return _write_tokenizer(tmp_path_factory.mktemp("rerank_tokenizer"), tokens)
+
+
+def _write_tokenizer(folder: Path, special_tokens: list[str]) -> Path:
     vocabulary = {char: index for index, char in enumerate(sorted(ByteLevel.alphabet()))}
     tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
     tokenizer.pre_tokenizer = ByteLevel(add_prefix_space=False)
     tokenizer.decoder = ByteLevelDecoder()
-    tokenizer.add_special_tokens(["<|endoftext|>"])
+    tokenizer.add_special_tokens(special_tokens)
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
 

@@ -37,6 +37,16 @@ DIALECTS = [
     ("/api/embed", {"model": "m", "input": "a"}, Dialect.OLLAMA),
     ("/v2/embed", {"texts": ["a"], "input_type": "search_document"}, Dialect.COHERE),
 ]
+RERANKS = [
+    ("/rerank", {"query": "q", "texts": ["a"]}, Dialect.RERANK),
+    ("/rerank", {"query": "q", "documents": ["a"]}, Dialect.JINA),
+    ("/v1/rerank", {"query": "q", "documents": ["a"]}, Dialect.JINA),
+    ("/v2/rerank", {"query": "q", "documents": [{"text": "a"}]}, Dialect.JINA),
+    ("/v1/ranking", {"query": {"text": "q"}, "passages": [{"text": "a"}]}, Dialect.NIM),
+    ("/v1/retrieval/nvidia/fake/reranking", {"query": {}, "passages": []}, Dialect.NIM),
+    ("/score", {"text_1": "q", "text_2": ["a"]}, Dialect.OPENAI),
+    ("/v1/score", {"queries": "q", "documents": "a"}, Dialect.OPENAI),
+]
 QUERIES = [
     ("/embed", {"texts": ["a"], "input_type": "query"}),
     ("/embed", {"inputs": "a", "prompt_name": "query"}),
@@ -54,49 +64,68 @@ class Gateway:
     client: httpx2.AsyncClient
     entered: list[str]
     protocol_options: dict[str, Any]
+    rerank_backend: FakeBackend
 
     @property
     def admission(self) -> Admission:
         assert self.service.admission is not None
         return self.service.admission
 
+    @property
+    def rerank_admission(self) -> Admission:
+        assert self.service.rerank_admission is not None
+        return self.service.rerank_admission
+
     async def close_door(
         self, kind: str = "document", caller: str = ""
     ) -> list[asyncio.Task[httpx2.Response]]:
         """Let more work wait than the model does in a second."""
         self.backend.gate = asyncio.Event()
-        self.entered.clear()
-        for second in range(3):
-            self.admission.drain.record(100, float(second), is_backlogged=True)
-        requests = [
-            asyncio.create_task(
-                self.client.post(
-                    "/embed", json={"texts": [f"text {number}" * 9], "input_type": kind}
-                )
-            )
+        bodies = [
+            {"texts": [f"text {number}" * 9], "input_type": kind}
             for number in range(ALWAYS_ADMITTED)
         ]
         lane = Lane.QUERY if kind == "query" else Lane.DOCUMENT
-        while len(self.entered) < ALWAYS_ADMITTED or self.admission.entering:
+        return await self._fill(self.admission, "/embed", bodies, lane, caller)
+
+    async def close_rerank_door(self) -> list[asyncio.Task[httpx2.Response]]:
+        """Let more pairs wait than the reranker scores in a second."""
+        self.rerank_backend.gate = asyncio.Event()
+        bodies = [{"query": "q", "texts": [f"text {i}" * 9]} for i in range(ALWAYS_ADMITTED)]
+        return await self._fill(self.rerank_admission, "/rerank", bodies, Lane.QUERY)
+
+    async def _fill(
+        self,
+        bounds: Admission,
+        path: str,
+        bodies: list[dict[str, Any]],
+        lane: Lane,
+        caller: str = "",
+    ) -> list[asyncio.Task[httpx2.Response]]:
+        self.entered.clear()
+        for second in range(3):
+            bounds.drain.record(100, float(second), is_backlogged=True)
+        requests = [asyncio.create_task(self.client.post(path, json=body)) for body in bodies]
+        while len(self.entered) < len(bodies) or bounds.entering:
             await asyncio.sleep(0.01)
-        assert self.admission.limit_at_the_door(
-            lane, is_bulk=False, timeout_seconds=120, caller=caller
-        )
+        assert bounds.limit_at_the_door(lane, is_bulk=False, timeout_seconds=120, caller=caller)
         self.entered.clear()
         return requests
 
     async def open_door(self, requests: list[asyncio.Task[httpx2.Response]]) -> None:
-        assert self.backend.gate is not None
-        self.backend.gate.set()
+        for backend in (self.backend, self.rerank_backend):
+            if backend.gate is not None:
+                backend.gate.set()
         assert {answer.status_code for answer in await asyncio.gather(*requests)} == {200}
 
 
 @asynccontextmanager
 async def running(tokenizer_dir: Path, **values: Any) -> AsyncGenerator[Gateway]:
-    backend = FakeBackend()
+    backend, rerank_backend = FakeBackend(), FakeBackend(pooled=True, width=2)
     values = {"TOKENIZER_PATH": tokenizer_dir, "EMBED_MODEL_ID": "fake-embedding"} | values
     settings = Settings(**values)
-    service = EmbeddingService(settings, backend)
+    has_reranker = settings.rerank_tokenizer_path is not None
+    service = EmbeddingService(settings, backend, rerank_backend if has_reranker else None)
     app = create_app(service, on_fatal=pytest.fail)
     entered: list[str] = []
     options: dict[str, Any] = {}
@@ -125,7 +154,13 @@ async def running(tokenizer_dir: Path, **values: Any) -> AsyncGenerator[Gateway]
         )
         while not service.readiness.ready:
             await asyncio.sleep(0.01)
-        yield Gateway(service, backend, client, entered, options)
+        yield Gateway(service, backend, client, entered, options, rerank_backend)
+
+
+@pytest_asyncio.fixture(name="both")
+async def _both(tokenizer_dir: Path, rerank_tokenizer_dir: Path) -> AsyncGenerator[Gateway]:
+    async with running(tokenizer_dir, RERANK_TOKENIZER_PATH=rerank_tokenizer_dir) as gateway:
+        yield gateway
 
 
 @pytest_asyncio.fixture(name="gateway")
@@ -147,6 +182,57 @@ async def test_a_refusal_is_the_frameworks_own_but_for_its_cost(
     assert refused.headers["X-Request-ID"] == "mine"
     assert refused.headers["content-type"] == "application/json"
     await gateway.open_door(waiting)
+
+
+async def test_reranks_are_refused_in_their_dialect_and_texts_are_embedded(both: Gateway) -> None:
+    waiting = await both.close_rerank_door()
+    for path, body, dialect in RERANKS:
+        refused = await both.client.post(path, json=body, headers={"X-Request-ID": "mine"})
+        expected = error_response(both.rerank_admission.refuse(Limit.WAIT, Lane.QUERY), dialect)
+        assert (path, refused.status_code, refused.content) == (path, 429, expected.body)
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert refused.headers["X-Request-ID"] == "mine"
+    assert both.entered == []
+    assert (await both.client.post("/embed", json={"texts": ["a"]})).status_code == 200
+    metrics = (await both.client.get("/metrics")).text
+    assert 'dialect="nim",route="/v1/ranking",status="429"} 2.0' in metrics
+    await both.open_door(waiting)
+
+
+async def test_reranks_are_answered_while_texts_are_refused(both: Gateway) -> None:
+    waiting = await both.close_door()
+    assert (await both.client.post("/embed", json={"texts": ["a"]})).status_code == 429
+    body = {"query": "q", "texts": ["a"]}
+    assert (await both.client.post("/rerank", json=body)).status_code == 200
+    await both.open_door(waiting)
+
+
+async def test_many_short_documents_are_bulk_whose_callers_wait(both: Gateway) -> None:
+    """Their tokens are in the prompts around them, and not in the body."""
+    waiting = await both.close_rerank_door()
+    body = {"query": "q", "texts": ["a"] * 100}
+    bulk = asyncio.create_task(both.client.post("/rerank", json=body))
+    while not both.entered:
+        await asyncio.sleep(0.01)
+    await both.open_door([*waiting, bulk])
+
+
+async def test_of_a_large_body_to_rerank_nothing_is_read(
+    both: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waiting = await both.close_rerank_door()
+    monkeypatch.setattr(admission, "ALWAYS_ADMITTED", 0)
+    monkeypatch.setattr(admission, "BULK_WAIT_SHARE", 0.0)
+    host, port = both.client.base_url.host, both.client.base_url.port
+    reader, writer = await asyncio.open_connection(host, port)
+    length = HELD_BYTES + 1
+    writer.write(b"POST /v1/ranking HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % length)
+    assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 429 ")
+    writer.write(b" " * length)
+    assert orjson.loads(await reader.read())["object"] == "error"
+    writer.close()
+    assert both.entered == []
+    await both.open_door(waiting)
 
 
 async def test_a_connection_stays_usable_after_a_refusal(gateway: Gateway) -> None:
@@ -394,3 +480,10 @@ async def test_nothing_counts_as_entering_once_all_is_answered(gateway: Gateway)
     for call in calls:
         await call()
     assert not gateway.admission.entering
+
+
+async def test_no_rerank_counts_as_entering_once_all_is_answered(both: Gateway) -> None:
+    for body in ({"query": "q", "texts": ["a"]}, {"query": "q", "texts": [" "]}, {}):
+        await both.client.post("/rerank", json=body)
+    assert not both.rerank_admission.entering
+    assert not both.admission.entering

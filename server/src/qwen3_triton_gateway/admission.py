@@ -263,7 +263,8 @@ class Admission:
     ) -> Limit | None:
         """Return the limit that a request would hit, before anything of its body is known.
 
-        A token has a byte at least, so `body_bytes` bounds its tokens.
+        A token has a byte at least, so `body_bytes` bounds its tokens; a prompt that the gateway
+        adds is to be counted, too.
         """
         if self.requests >= self._max_requests or not self._has_share(lane, caller):
             return Limit.REQUESTS

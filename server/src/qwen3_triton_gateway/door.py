@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.server import ServerState
 
-from .admission import Admission, Limit, settle_entry
+from .admission import Admission, Limit, is_bulk_request, settle_entry
 from .auth import ApiKeys
 from .batching import Lane
 from .errors import QueueFullError
@@ -40,11 +40,16 @@ EMBEDDING_PATHS = {
     "/api/embed",
     "/api/embeddings",
 }
+RERANK_PATHS = {"/rerank", "/v1/rerank", "/v2/rerank", "/v1/ranking", "/score", "/v1/score"}
 # The lane is known from the body. Of a larger one, nothing is read: it is taken as bulk documents.
 HELD_BYTES = 16 * 1024
 # Fields and model names that make a request one of queries, as JSON; so do aliases. A match costs
 # no more than the framework's own look at the request.
 QUERY_MARKERS = (rb'"query"', rb'[-_]query"')
+# A pair to rerank has the prompt's tokens too, 75 with Qwen3's and the default instruction. Of
+# texts, a token has about so many bytes.
+PROMPT_TOKENS = 75
+BYTES_PER_TOKEN = 4
 LOG_SECONDS = 1.0
 MAX_LOGGED = 20
 # How long the rest of a refused body is dropped: a connection that is closed with unread bytes is
@@ -119,38 +124,62 @@ class Door:
         self._counters = lru_cache(64)(self._find_counters)
 
     @property
-    def admission(self) -> Admission | None:
-        """The bounds of the queue, while requests are answered."""
-        return self._service.admission
-
-    @property
     def is_calm(self) -> bool:
-        """Whether no request would be refused, whoever sends it."""
-        admission = self.admission
-        return admission is None or admission.is_calm
-
-    def limit(self, lane: Lane, caller: str, body_bytes: int) -> Limit | None:
-        """Return the limit that a request would hit now; an unknown length is -1."""
-        admission = self.admission
-        if admission is None:
-            return None
-        return admission.limit_at_the_door(
-            lane,
-            is_bulk=body_bytes > HELD_BYTES,
-            timeout_seconds=self._timeout_seconds,
-            caller=caller,
-            body_bytes=body_bytes,
+        """Whether no request would be refused, whoever sends it, and for whichever model."""
+        service = self._service
+        return all(
+            admission is None or admission.is_calm
+            for admission in (service.admission, service.rerank_admission)
         )
 
-    def lane_of(self, body: bytes) -> Lane:
-        """Infer the lane of a small request from its bytes."""
-        return Lane.QUERY if self._query_marker.search(body) else Lane.DOCUMENT
+    def admission_of(self, path: str) -> Admission | None:
+        """Return the bounds of the queue behind a path, while requests are answered."""
+        service = self._service
+        return service.rerank_admission if path in RERANK_PATHS else service.admission
 
-    def limit_of_any(self, caller: str, body_bytes: int) -> Limit | None:
-        """Return the limit that a request would hit whose lane is not known yet."""
-        limit = self.limit(Lane.DOCUMENT, caller, body_bytes)
-        is_bulk = body_bytes > HELD_BYTES
-        return limit or (None if is_bulk else self.limit(Lane.QUERY, caller, body_bytes))
+    def limit(
+        self, path: str, lane: Lane, caller: str, body_bytes: int, *, pairs: int = 0
+    ) -> Limit | None:
+        """Return the limit that a request would hit now.
+
+        Args:
+            path: Its path.
+            lane: Its lane.
+            caller: The name of its API key.
+            body_bytes: The length of its body; -1 if it is not known.
+            pairs: How many pairs it may have to rerank, if its body has arrived.
+        """
+        admission = self.admission_of(path)
+        if admission is None:
+            return None
+        prompts = pairs * PROMPT_TOKENS
+        return admission.limit_at_the_door(
+            lane,
+            is_bulk=body_bytes > HELD_BYTES
+            or (pairs > 0 and is_bulk_request(prompts + body_bytes // BYTES_PER_TOKEN)),
+            timeout_seconds=self._timeout_seconds,
+            caller=caller,
+            body_bytes=body_bytes + prompts,
+        )
+
+    def limit_of_small(self, path: str, caller: str, body: bytes) -> tuple[Limit | None, Lane]:
+        """Return the limit that a small request would hit, and its lane, inferred from its body."""
+        if path in RERANK_PATHS:
+            # As many as it has strings: whoever is taken as larger than it is gets through to the
+            # framework, which counts exactly.
+            pairs = body.count(b'"') // 2
+            return self.limit(path, Lane.QUERY, caller, len(body), pairs=pairs), Lane.QUERY
+        lane = Lane.QUERY if self._query_marker.search(body) else Lane.DOCUMENT
+        return self.limit(path, lane, caller, len(body)), lane
+
+    def limit_of_any(self, path: str, caller: str, body_bytes: int) -> tuple[Limit | None, Lane]:
+        """Return the limit that a request would hit whose body is not known, and its lane."""
+        if path in RERANK_PATHS:
+            return self.limit(path, Lane.QUERY, caller, body_bytes), Lane.QUERY
+        limit = self.limit(path, Lane.DOCUMENT, caller, body_bytes)
+        if limit is None and body_bytes <= HELD_BYTES:
+            return self.limit(path, Lane.QUERY, caller, body_bytes), Lane.QUERY
+        return limit, Lane.DOCUMENT
 
     def caller_of(self, headers: Sequence[tuple[bytes, bytes]]) -> str | None:
         """Return the name of a request's API key, as `ApiKeys.name_of` does."""
@@ -184,7 +213,7 @@ class Door:
             dialect: The API of its error.
             headers: Lines to add, each with its line end.
         """
-        admission = self.admission
+        admission = self.admission_of(path)
         assert admission is not None, "limit() comes first"
         requests, seconds = self._counters(path, dialect)
         requests.inc()
@@ -207,10 +236,10 @@ class Door:
         return requests, metrics.request_seconds.labels(path)
 
     def _path_of(self, url: bytes) -> str | None:
-        """Return the route that embeds what is sent to a URL; None if there is none."""
+        """Return the route that embeds or reranks what is sent to a URL; None if there is none."""
         raw = url.partition(b"?")[0].decode("ascii", "replace")
         path = canonical_path(raw, self._service.settings.root_path)
-        return path if path in EMBEDDING_PATHS else None
+        return path if path in EMBEDDING_PATHS or path in RERANK_PATHS else None
 
 
 class DoorProtocol(HttpToolsProtocol):
@@ -248,11 +277,12 @@ class DoorProtocol(HttpToolsProtocol):
         length = self._announced_length()
         is_bulk = length > HELD_BYTES
         caller = self._caller = self._door.caller_of(self.headers)
-        limit = None if caller is None else self._door.limit_of_any(caller, length)
-        if limit is None or length < 0 or self._door.needs_framework(self.headers):
+        limit, lane = self._door.limit_of_any(self._path or "", caller or "", length)
+        is_judged_later = length < 0 or self._door.needs_framework(self.headers)
+        if caller is None or limit is None or is_judged_later:
             super().on_headers_complete()
         elif is_bulk:
-            self._refuse(self._door, limit, Lane.DOCUMENT, self._sent_id(), b"")
+            self._refuse(self._door, limit, lane, self._sent_id(), b"")
             self._is_dropping = True
         elif self.expect_100_continue:  # it sends its body only when it is asked to
             super().on_headers_complete()
@@ -277,7 +307,7 @@ class DoorProtocol(HttpToolsProtocol):
             super().on_headers_complete()
             super().on_body(body)
         super().on_message_complete()
-        admission = self._door.admission if self._door and self._path else None
+        admission = self._door.admission_of(self._path) if self._door and self._path else None
         if admission is not None and not self.cycle.response_complete:
             state: dict[str, Any] = self.cycle.scope.get("state", {})
             admission.enter(state, self._caller or "")
@@ -322,7 +352,7 @@ class DoorProtocol(HttpToolsProtocol):
         fields = [(name.lower(), value) for name, value in FIELDS.findall(head[2])]
         caller = door.caller_of(fields)
         body = data[head.end() :]
-        if caller is None or door.limit_of_any(caller, len(body)) is None:
+        if caller is None or door.limit_of_any(path, caller, len(body))[0] is None:
             return False
         by_name = dict(fields)
         length = by_name.get(b"content-length", b"")
@@ -347,7 +377,7 @@ class DoorProtocol(HttpToolsProtocol):
         return (cycle is None or cycle.response_complete) and not self.flow.write_paused
 
     def _is_refusable(self, door: Door) -> bool:
-        """Return whether the request embeds texts, and may be answered here."""
+        """Return whether the request embeds or reranks texts, and may be answered here."""
         parser: Any = self.parser
         if not self._is_first_in_line or parser.should_upgrade():
             return False
@@ -365,8 +395,7 @@ class DoorProtocol(HttpToolsProtocol):
     def _is_refused(self, body: bytes, sent_id: bytes) -> bool:
         """Refuse a small request whose body is complete, if its lane is still full."""
         assert self._door is not None, "it holds the request"
-        lane = self._door.lane_of(body)
-        limit = self._door.limit(lane, self._caller or "", len(body))
+        limit, lane = self._door.limit_of_small(self._path or "", self._caller or "", body)
         if limit is not None:
             self._refuse(self._door, limit, lane, sent_id, body)
         return limit is not None
@@ -377,6 +406,8 @@ class DoorProtocol(HttpToolsProtocol):
         dialect = dialect_of({"path": path})
         if path == "/embed" and b'"inputs"' in body and b'"texts"' not in body:
             dialect = Dialect.TEI
+        elif path == "/rerank" and b'"documents"' in body and b'"texts"' not in body:
+            dialect = Dialect.JINA
         request_id = choose_request_id(sent_id.decode("latin-1"))
         lines = [b"%b: %b\r\n" % header for header in self.server_state.default_headers]
         lines.append(b"x-request-id: %b\r\n" % request_id.encode())

@@ -320,9 +320,10 @@ class GatewayProtocol(DoorProtocol):
             return False
         length = self._announced_length()
         door = self._door
-        if door is not None and not door.is_calm:
+        path = door.path_of(self.url) if door is not None and not door.is_calm else None
+        if door is not None and path is not None:
             caller = door.caller_of(self.headers)
-            if caller is not None and door.limit_of_any(caller, length):
+            if caller is not None and door.limit_of_any(path, caller, length)[0]:
                 return False
         return length <= self._bounds.body_bytes
 

@@ -98,8 +98,12 @@ class EmbeddingService:
     @property
     def admission(self) -> Admission | None:
         """The bounds of the embedder's queue; None while it refuses for another reason."""
-        embedder = self.served_embedder
-        return None if self.stopping or embedder is None else embedder.admission
+        return self._admission_of(self.served_embedder)
+
+    @property
+    def rerank_admission(self) -> Admission | None:
+        """The bounds of the reranker's queue; None while it refuses for another reason."""
+        return self._admission_of(self.served_reranker)
 
     async def run(self) -> None:
         """Connect and watch every model until cancelled.
@@ -112,6 +116,9 @@ class EmbeddingService:
     async def close(self) -> None:
         """Finish the batches in flight, then release the backends."""
         await asyncio.gather(*(model.close() for model in self.models))
+
+    def _admission_of(self, model: ServedModel | None) -> Admission | None:
+        return None if self.stopping or model is None else model.admission
 
     def state(self) -> GatewayState:
         """Describe the embedder's queue and backends, and what all requests share."""
