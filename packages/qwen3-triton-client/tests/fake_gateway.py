@@ -254,7 +254,8 @@ class FakeGateway:
 
     def rerank_headers(self, recorded: Recorded) -> dict[str, str]:
         truncated = [str(i) for i, text in enumerate(recorded.texts) if text.startswith("long")]
-        headers = {"X-Rerank-Fingerprint": self.fingerprint}
+        tokens = sum(len(text.split()) for text in recorded.texts)
+        headers = {"X-Rerank-Fingerprint": self.fingerprint, "X-Compute-Tokens": str(tokens)}
         return headers | ({"X-Rerank-Truncated": ",".join(truncated)} if truncated else {})
 
 

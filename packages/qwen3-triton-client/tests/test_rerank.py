@@ -116,6 +116,8 @@ def test_the_result_has_fingerprint_and_statistics(rerank: Rerank) -> None:
     result = rerank(DOCUMENTS, {"top_n": 1}, batch_size=10)
     assert result.fingerprint == "fake-0001"
     assert (result.stats.requests, result.stats.texts) == (5, 50)
+    words = sum(len(document.split()) for document in DOCUMENTS)
+    assert result.prompt_tokens == result.stats.prompt_tokens == words
 
 
 def test_no_documents_send_no_request(rerank: Rerank, fake: FakeGateway) -> None:

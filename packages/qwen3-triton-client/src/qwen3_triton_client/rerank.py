@@ -47,12 +47,14 @@ class RerankResult:
     Attributes:
         documents: The `top_n` documents, the most relevant first; equal ones in their order.
         fingerprint: Digest that names the reranker; empty if no document was sent.
+        prompt_tokens: Tokens that the model read, over all pairs, prompts included.
         truncated: Indices of documents that were cut to the model's maximum length, ascending.
         stats: What the requests of this call did.
     """
 
     documents: tuple[RerankedDocument, ...] = field(repr=False)
     fingerprint: str
+    prompt_tokens: int
     truncated: tuple[int, ...]
     stats: ClientStats
 
@@ -126,6 +128,7 @@ class RerankJob(Job[float]):
                 for index in ranked[: self._top_n]
             ),
             fingerprint=self._last.fingerprint if self._last else "",
+            prompt_tokens=self._prompt_tokens,
             truncated=tuple(sorted(self._truncated)),
             stats=self._stats,
         )
@@ -151,9 +154,11 @@ def parse_scores(response: WireResponse, *, documents: int) -> BatchAnswer[float
         msg = "A score in the answer is NaN or infinite."
         raise BadAnswerError(msg, positions=unusable)
     truncated = response.headers.get("x-rerank-truncated", "").split(",")
+    tokens = response.headers.get("x-compute-tokens", "")
     return BatchAnswer(
         items=[scores[index] for index in range(documents)],
         fingerprint=response.headers.get("x-rerank-fingerprint", ""),
+        prompt_tokens=int(tokens) if tokens.isdecimal() else 0,
         truncated=tuple(
             int(index) for index in truncated if index.isdecimal() and int(index) < documents
         ),

@@ -56,7 +56,7 @@ class ClientStats:
         requests: Requests sent, retries included.
         retries: Retries among them.
         texts: Texts embedded, and documents scored.
-        prompt_tokens: Tokens that the embedding model read. Of scores, the gateway reports none.
+        prompt_tokens: Tokens that the models read.
         request_seconds: Seconds spent in requests, summed over concurrent ones.
     """
 
