@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
+from llama_index.core.callbacks.schema import CBEventType, EventPayload
+from llama_index.core.instrumentation import (
+    get_dispatcher,  # pyright: ignore[reportPrivateImportUsage] - documented, but not in __all__
+)
+from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode, NodeWithScore, QueryBundle
 from pydantic import Field
@@ -11,6 +18,8 @@ from pydantic import Field
 from qwen3_triton_client import MAX_TEXTS_PER_REQUEST, ClientSettings, RerankResult
 
 from .base import GatewayComponent
+
+_dispatcher = get_dispatcher(__name__)
 
 
 class Qwen3TritonRerank(GatewayComponent, BaseNodePostprocessor):
@@ -66,13 +75,39 @@ class Qwen3TritonRerank(GatewayComponent, BaseNodePostprocessor):
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         query, texts = _query(query_bundle), _texts(nodes)
-        return _ranked(nodes, self.clients()[0].rerank(query, texts, **self._options()))
+        with self._reported(nodes, query) as report:
+            return report(self.clients()[0].rerank(query.query_str, texts, **self._options()))
 
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         query, texts = _query(query_bundle), _texts(nodes)
-        return _ranked(nodes, await self.clients()[1].rerank(query, texts, **self._options()))
+        with self._reported(nodes, query) as report:
+            client = self.clients()[1]
+            return report(await client.rerank(query.query_str, texts, **self._options()))
+
+    @contextmanager
+    def _reported(
+        self, nodes: list[NodeWithScore], query: QueryBundle
+    ) -> Generator[Callable[[RerankResult], list[NodeWithScore]]]:
+        """Report the start of a call to observers, and its end; the base class reports neither."""
+        top_n, model = self.top_n or len(nodes), self.model or ""
+        _dispatcher.event(ReRankStartEvent(query=query, nodes=nodes, top_n=top_n, model_name=model))
+        payload: dict[str, Any] = {
+            EventPayload.NODES: nodes,
+            EventPayload.MODEL_NAME: model,
+            EventPayload.QUERY_STR: query.query_str,
+            EventPayload.TOP_K: top_n,
+        }
+        with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
+
+            def report(result: RerankResult) -> list[NodeWithScore]:
+                ranked = _ranked(nodes, result)
+                event.on_end(payload={EventPayload.NODES: ranked})
+                _dispatcher.event(ReRankEndEvent(nodes=ranked))
+                return ranked
+
+            yield report
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -86,11 +121,11 @@ class Qwen3TritonRerank(GatewayComponent, BaseNodePostprocessor):
         return {**super()._arguments(), "batch_size": self.batch_size}
 
 
-def _query(bundle: QueryBundle | None) -> str:
+def _query(bundle: QueryBundle | None) -> QueryBundle:
     if bundle is None:
         msg = "Reranking needs the query. Pass `query_str` or `query_bundle`."
         raise ValueError(msg)
-    return bundle.query_str
+    return bundle
 
 
 def _texts(nodes: list[NodeWithScore]) -> list[str]:
