@@ -35,7 +35,7 @@ def table(name: str) -> tuple[list[str], dict[str, list[str]]]:
     return head[1:], {row[0]: row[1:] for row in rows}
 
 
-def test_the_tables_of_tokens_queries_gateways_and_hours_match_the_formulas(
+def test_the_tables_of_tokens_queries_pairs_gateways_and_hours_match_the_formulas(
     formulas: dict[str, Any],
 ) -> None:
     computed: dict[str, Callable[[str, str], str]] = {
@@ -43,6 +43,7 @@ def test_the_tables_of_tokens_queries_gateways_and_hours_match_the_formulas(
         "query": lambda m, c: f"{formulas['query_floor_seconds'](m, c) * 1000:.1f}",
         "gateway documents": lambda m, c: f"{formulas['gateway_cores'](m, c, 512, 32):.2f}",
         "gateway queries": lambda m, c: f"{formulas['gateway_cores'](m, c, 64, 1):.2f}",
+        "rerank": lambda m, c: f"{formulas['rerank_seconds'](50, 300, m, c) * 1000:,.0f}",
         "corpus": lambda m, c: f"{formulas['embed_seconds'](1_000_000, 512, m, c) / 3600:,.1f}",
         "large corpus": lambda m, c: (
             f"{formulas['embed_seconds'](10_000_000, 512, m, c) / 3600:,.0f}"
