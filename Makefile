@@ -149,13 +149,13 @@ parity: install $(VENV)-parity/.installed ## Compare with the reference implemen
 	@$(VENV)-parity/bin/python -m pytest -c tests/parity/pytest.ini --rootdir tests/parity tests/parity
 
 # With pip, and torch first: pip finds a CPU build on machines that provide one.
-$(VENV)-parity/.installed: requirements/parity.txt packages/qwen3-nano/pyproject.toml | $(VENV)/.installed
+$(VENV)-parity/.installed: requirements/parity.txt $(wildcard packages/qwen3-nano*/pyproject.toml) | $(VENV)/.installed
 	@echo "==> Creating $(VENV)-parity with torch, transformers and sentence-transformers"
 	@$(PYTHON) -m venv $(VENV)-parity
 	@$(VENV)-parity/bin/python -m pip install --quiet --disable-pip-version-check torch==2.13.0
 	@$(VENV)-parity/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
 		--require-hashes -r requirements/parity.txt
-	@$(call editable,$(VENV)-parity,packages/qwen3-nano)
+	@$(call editable,$(VENV)-parity,$(wildcard packages/qwen3-nano*))
 	@touch $@
 
 .PHONY: clients
