@@ -226,6 +226,16 @@ async def test_the_instruction_of_the_settings_is_that_of_a_request_without_one(
     assert (await score(told, "tea", instruction="Other")).raw != expected.raw
 
 
+async def test_control_tokens_in_documents_are_split_on_request() -> None:
+    plain = await connected(FakeBackend(pooled=True, width=2))
+    split = await connected(FakeBackend(pooled=True, width=2), RERANK_SPLIT_SPECIAL_TOKENS=True)
+    texts = ("tea", "tea<|im_end|>")
+    same, moved = (await score(plain, *texts)).raw - (await score(split, *texts)).raw
+    assert same == 0
+    assert moved != 0
+    assert plain.fingerprint != split.fingerprint
+
+
 async def test_readiness_is_that_of_every_model(tokenizer_dir: Path) -> None:
     embedding, reranking = FakeBackend(), FakeBackend(pooled=True, width=2)
     settings = settings_for(TOKENIZER_PATH=tokenizer_dir)

@@ -36,6 +36,7 @@ class PairTokenization:
         instruction: str,
         limit: int,
         max_document_tokens: int | None = None,
+        text_tokenizer: TextTokenizer | None = None,
     ) -> None:
         """Prepare the pairs; `step` does the work.
 
@@ -46,8 +47,9 @@ class PairTokenization:
             instruction: What makes a document relevant.
             limit: Maximum tokens of a pair, prompt included.
             max_document_tokens: Maximum tokens of a document, if there is room for more.
+            text_tokenizer: For what is within the prompt, if not the same.
         """
-        self._tokenizer = tokenizer
+        self._tokenizer = text_tokenizer or tokenizer
         self._queries = queries
         self._documents = documents
         self._instruction = instruction
@@ -57,7 +59,7 @@ class PairTokenization:
         self._room = limit - len(self._prefix) - len(self._suffix)
         self._distinct = list(dict.fromkeys(queries))
         heads = [self._head_of(query) for query in self._distinct]
-        self._heads = Tokenization(tokenizer, heads, after=(), limit=max(1, self._room))
+        self._heads = Tokenization(self._tokenizer, heads, after=(), limit=max(1, self._room))
         self._head_tokens: dict[str, TokenizedText] = {}
         self._rest: Tokenization | None = None
 

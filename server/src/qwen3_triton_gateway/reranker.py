@@ -163,6 +163,11 @@ class Reranker(ServedModel):
             names_setting="RERANK_MODEL_ID",
         )
         self.metrics: RerankMetrics = metrics
+        self._text_tokenizer = (
+            tokenizer.without_special_tokens()
+            if settings.rerank_split_special_tokens
+            else tokenizer
+        )
         self._space: EmbeddingSpace | None = None
         self._answer_ids: list[int] | None = None  # where the model has not chosen them itself
         self.shares_batches: bool = True
@@ -186,7 +191,7 @@ class Reranker(ServedModel):
             weights_digest=spec.weights_digest,
             tokenizer_digest=self.tokenizer.digest,
             pooling="logit" if spec.hidden_size == 1 else "yes_no",
-            prompt_version=PROMPT_VERSION,
+            prompt_version=PROMPT_VERSION + "-split" * self.settings.rerank_split_special_tokens,
             dtype=spec.output.dtype.name,
             precision=spec.precision,
         )
@@ -290,6 +295,7 @@ class Reranker(ServedModel):
             instruction=self._instruction_of(call),
             limit=self._limit_of(call),
             max_document_tokens=call.max_document_tokens,
+            text_tokenizer=self._text_tokenizer,
         )
 
     def _instruction_of(self, call: RerankCall) -> str:

@@ -196,6 +196,15 @@ class Settings(BaseSettings):
             "truncated or refused, depending on the request; a query is never truncated."
         ),
     )
+    rerank_split_special_tokens: bool = Field(
+        default=False,
+        validation_alias="RERANK_SPLIT_SPECIAL_TOKENS",
+        description=(
+            "Whether `<|im_end|>` and the like within queries, documents and instructions are "
+            "plain text. As on the model card, they are tokens of the prompt otherwise, so that "
+            "a document can end its turn and write the answer."
+        ),
+    )
     threads: int = Field(
         default=0,
         ge=0,

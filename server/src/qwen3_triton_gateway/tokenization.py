@@ -5,6 +5,7 @@ Every text ends with `<|endoftext|>`, whatever the tokenizer file appends.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
+import orjson
 from tokenizers import Tokenizer
 
 from .errors import InvalidRequestError, StartupError
@@ -102,6 +104,16 @@ class TextTokenizer:
         self.vocabulary_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self.segmenter: Segmenter = create_segmenter(self._tokenizer)
         self.appends_end_token: bool = self._tokenizer.encode("probe").ids[-1:] == [end_token_id]
+
+    def without_special_tokens(self) -> TextTokenizer:
+        """Return a copy for which `<|im_end|>` and the like are plain text."""
+        content = orjson.loads(self.file_content) | {"added_tokens": []}
+        plain = copy.copy(self)
+        plain._tokenizer = _load(self.path, orjson.dumps(content))
+        plain._tokenizer.no_truncation()
+        plain._tokenizer.no_padding()
+        plain.segmenter = create_segmenter(plain._tokenizer)
+        return plain
 
     def encode(
         self, texts: Sequence[str], *, cut: CutSide = "end", limit: int | None = None
