@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -11,6 +13,8 @@ from click.testing import CliRunner
 import qwen3_nano
 from qwen3_triton_gateway.cli import main
 from qwen3_triton_tools.model.pool import pool_model
+from qwen3_triton_tools.model.quantize import quantize_model
+from qwen3_triton_tools.verify import rerank_checks
 from reranker_exports import causal_model, classifier_model, write_reranker
 from verify_call import names, outcome, verify
 from wrong_reranker import RIGHT, WRONG, serving
@@ -67,6 +71,56 @@ def test_without_the_model_what_needs_it_is_skipped(folder: Path) -> None:
         code, report = verify(url, "--rerank", "--card", "none")
     assert code == 0
     assert names(report, "skipped") == {"card examples", "padding", "prompt", "long document"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.0, float("inf")], ids=["slow", "fast"])
+def test_a_long_document_is_cut_where_the_model_still_runs_here(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, seconds: float
+) -> None:
+    monkeypatch.setattr(rerank_checks, "MIN_RUN_TOKENS", 256)
+    monkeypatch.setattr(rerank_checks, "MAX_RUN_SECONDS", seconds)
+    code, report = verify(str(folder), "--card", "none")
+    assert (code, outcome(report, "long document")["status"]) == (0, "pass")
+    cut = "cut to 1,024" if seconds else "cut to 256"
+    assert cut in outcome(report, "long document")["measured"]
+
+
+@pytest.mark.slow
+def test_a_server_with_a_limit_of_its_own_only_is_not_asked_for_another(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rerank_checks, "MIN_RUN_TOKENS", 256)
+    monkeypatch.setattr(rerank_checks, "MAX_RUN_SECONDS", 0.0)
+    with serving(folder, RIGHT) as url:
+        code, report = verify(url, "--rerank", "--reference", folder)
+    assert (code, outcome(report, "long document")["status"]) == (0, "skipped")
+    assert "the server cuts at 320: HTTP 404" in outcome(report, "long document")["measured"]
+
+
+@pytest.mark.slow
+def test_int8_weights_have_the_right_prompt_and_a_measured_loss(tmp_path: Path) -> None:
+    path = write_reranker(tmp_path / "whole", classifier_model(seed=SEED))
+    narrow = quantize_model(path, tmp_path / "int8").path.parent
+    _, report = verify(str(narrow), "--reference", path.parent)
+    assert outcome(report, "prompt")["status"] == "pass"
+    assert "as lower precision may be" in outcome(report, "prompt")["measured"]
+    assert 0 < largest_loss(report) < 0.05
+
+
+@pytest.mark.slow
+def test_other_weights_fail_by_their_loss(folder: Path, tmp_path: Path) -> None:
+    other = write_reranker(tmp_path / "other", classifier_model(seed=3, scale=SCALE)).parent
+    code, report = verify(str(other), "--reference", folder, "--card", "none")
+    assert (code, outcome(report, "loss")["status"]) == (1, "fail")
+    assert "The weights differ" in outcome(report, "loss")["cause"]
+    assert largest_loss(report) > 0.05
+
+
+def largest_loss(report: Any) -> float:
+    measured = re.search(r"scores differ by ([\d.]+)", outcome(report, "loss")["measured"])
+    assert measured
+    return float(measured[1])
 
 
 def test_a_server_without_reranking_is_named(folder: Path) -> None:

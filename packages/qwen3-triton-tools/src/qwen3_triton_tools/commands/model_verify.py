@@ -90,7 +90,13 @@ def verify(
         reranks = rerank if inspection is None else inspection.reranker is not None
         if reranks:
             graph = _inspect(str(reference), rerank=True) if reference else inspection
-            result = _verify_scores(client, graph, target=target, has_card=card != "none")
+            result = _verify_scores(
+                client,
+                graph,
+                is_reference=reference is not None,
+                target=target,
+                has_card=card != "none",
+            )
         else:
             original = None
             if reference is not None:
@@ -121,7 +127,12 @@ def _verify_vectors(
 
 
 def _verify_scores(
-    client: GatewayClient, inspection: Inspection | None, *, target: str, has_card: bool
+    client: GatewayClient,
+    inspection: Inspection | None,
+    *,
+    is_reference: bool,
+    target: str,
+    has_card: bool,
 ) -> Verification:
     """Check a server's scores, and compare them with those of a graph in this process."""
     from qwen3_triton_gateway.backends.onnx import OnnxBackend
@@ -130,7 +141,7 @@ def _verify_scores(
     from ..model.pairs import GraphScorer
     from ..verify import RERANK_CHECKS, verify_reranker
 
-    with ExitStack() as stack, _progress_bar(len(RERANK_CHECKS)) as advance:
+    with ExitStack() as stack, _progress_bar(len(RERANK_CHECKS) + is_reference) as advance:
         graph = None
         if inspection is not None:
             if inspection.reranker is None:
@@ -138,7 +149,12 @@ def _verify_scores(
             backend = OnnxBackend(inspection.path, task="rerank")
             graph = stack.enter_context(GraphScorer(inspection, backend, max_length=PAIR_TOKENS))
         return verify_reranker(
-            client, graph=graph, has_card=has_card, target=target, on_finding=advance
+            client,
+            graph=graph,
+            is_reference=is_reference,
+            has_card=has_card,
+            target=target,
+            on_finding=advance,
         )
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from ..errors import HttpError, InvalidAnswerError, UnreachableError
 from ..findings import Finding, has_errors
 from ..model.pairs import GraphScorer
-from . import golden_checks, loss, rerank_checks, text_checks, vector_checks
+from . import golden_checks, loss, rerank_checks, rerank_loss, text_checks, vector_checks
 from .cards import Card, choose_card
 from .probe import Check, GatewayClient, Probe, ServedModel, failed
 from .rerank_probe import RerankClient, RerankProbe
@@ -44,11 +44,11 @@ class WantedAnswer:
 
 
 VECTORS = WantedAnswer(
-    "a vector for each text", "WantedAnswer with `embeddings`, a row of numbers for each text."
+    "a vector for each text", "Answer with `embeddings`, a row of numbers for each text."
 )
 SCORES = WantedAnswer(
     "a score for each document",
-    "WantedAnswer `POST /v1/rerank` with `results`, an `index` and a `relevance_score` for each.",
+    "Answer `POST /v1/rerank` with `results`, an `index` and a `relevance_score` for each.",
 )
 
 
@@ -128,6 +128,7 @@ def verify_reranker(
     client: GatewayClient,
     *,
     graph: GraphScorer | None = None,
+    is_reference: bool = False,
     has_card: bool = True,
     target: str = "",
     on_finding: Callable[[Finding], object] = str,
@@ -137,6 +138,7 @@ def verify_reranker(
     Args:
         client: The server.
         graph: The same model in this process, to compare scores with.
+        is_reference: Whether that is more than the server's own file, for the check `loss`.
         has_card: Whether the model should know the examples of Qwen3-Reranker's card.
         target: How the server is called in the report; by default its URL.
         on_finding: Called after each check.
@@ -147,7 +149,7 @@ def verify_reranker(
     served = client.describe_reranker()
     probe = RerankProbe(RerankClient(client), graph, served.max_length, has_card)
     findings: list[Finding] = []
-    for name, check in RERANK_CHECKS.items():
+    for name, check in (RERANK_CHECKS | (rerank_loss.CHECKS if is_reference else {})).items():
         findings.append(replace(_run(check, probe, SCORES), name=name))
         on_finding(findings[-1])
     return Verification(target or client.url, served, None, tuple(findings))

@@ -7,8 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..findings import Finding
 from ..model.pairs import GraphScorer
 from .loss import corpus_documents
+from .probe import failed, passed
+from .rerank_probe import RerankCheck, RerankProbe
 
 # Documents per question: its own, and those that follow, which share its subject.
 CANDIDATES = 5
@@ -17,6 +20,8 @@ MAX_DIFFERENCE = 0.05
 MIN_SAME_FIRST = 0.95
 # Pairs that run together; each has the prompt's hundred tokens too.
 BATCH_PAIRS = 8
+# Of the check: a large model takes a minute on a CPU for so many.
+CHECKED_PAIRS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,3 +88,26 @@ def compare_scores(reference: Sequence[float], scores: Sequence[float]) -> Reran
         mean_difference=float(differences.mean()),
         same_first=float((first == other).mean()),
     )
+
+
+def check_loss(probe: RerankProbe) -> Finding:
+    """Check that pairs have nearly the scores of the reference model."""
+    assert probe.graph is not None, "without one, this check is not run"
+    pairs = pairs_of(CHECKED_PAIRS)
+    scores: list[float] = []
+    for start in range(0, len(pairs), CANDIDATES):
+        group = pairs[start : start + CANDIDATES]
+        scores += probe.server.score(group[0][0], [document for _, document in group])
+    loss = compare_scores(score_pairs(probe.graph, pairs), scores)
+    allowed = f"scores within {MAX_DIFFERENCE}, the same document first >= {MIN_SAME_FIRST:.0%}"
+    if loss.is_safe:
+        return passed(str(loss), allowed)
+    return failed(
+        str(loss),
+        allowed,
+        cause="The weights differ, or the precision is too low for this model.",
+        remedy="Serve it in bfloat16 or float32 (EMBED_PRECISION), or not quantized.",
+    )
+
+
+CHECKS: dict[str, RerankCheck] = {"loss": check_loss}

@@ -50,6 +50,20 @@ class RerankClient:
             )
             raise InvalidAnswerError(msg) from None
 
+    def score_cut(self, query: str, document: str, max_tokens: int) -> float:
+        """Score a pair that is cut to so many tokens, by `POST /score`, which vLLM has too.
+
+        Raises:
+            HttpError: There is no answer, or one without a score.
+        """
+        body = {"text_1": query, "text_2": document, "truncate_prompt_tokens": max_tokens}
+        answer = self._client.call("/score", body)
+        try:
+            return _number(answer["data"][0]["score"])
+        except (KeyError, IndexError, TypeError, ValueError):
+            msg = "POST /score did not answer with `data`, and a `score` for the pair."
+            raise InvalidAnswerError(msg) from None
+
 
 @dataclass(slots=True)
 class RerankProbe:
