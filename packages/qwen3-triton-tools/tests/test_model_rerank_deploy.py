@@ -125,7 +125,25 @@ def test_the_loss_counts_differences_and_what_comes_first() -> None:
     other = [0.99, *scores[1:]]  # a document that was last is first
     loss = compare_scores(scores, other)
     assert (loss.pairs, loss.same_first) == (count, 0.5)
+    assert loss.same_order == pytest.approx(1 - 4 / 20)  # it was behind the four others
     assert loss.largest_difference == pytest.approx(0.89)
+    assert not loss.is_safe
+
+
+def test_a_near_tie_of_the_best_documents_is_no_loss() -> None:
+    scores = [0.1, 0.2, 0.3, 0.799, 0.8] * 3
+    tied = [*scores[:3], 0.801, *scores[4:]]
+    loss = compare_scores(scores, tied)
+    assert loss.same_first == pytest.approx(2 / 3)
+    assert loss.same_order == pytest.approx(1 - 1 / 30)
+    assert loss.is_safe
+
+
+def test_scores_that_are_close_in_another_order_are_a_loss() -> None:
+    scores = [0.01, 0.02, 0.03, 0.04, 0.05] * 3
+    loss = compare_scores(scores, [0.06 - score for score in scores])
+    assert loss.largest_difference < 0.05
+    assert loss.same_order == 0
     assert not loss.is_safe
 
 
