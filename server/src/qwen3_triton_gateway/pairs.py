@@ -140,4 +140,4 @@ class PairTokenization:
 def prompt_tokens(tokenizer: TextTokenizer) -> tuple[Int64Vector, Int64Vector]:
     """Return the tokens of the prompt's prefix and suffix."""
     prefix, suffix = tokenizer.token_ids([PREFIX, SUFFIX])
-    return np.array(prefix, dtype=np.int64), np.array(suffix, dtype=np.int64)
+    return prefix, suffix

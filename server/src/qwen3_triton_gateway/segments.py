@@ -28,12 +28,13 @@ FAMILY_PATTERN = (
 
 # Whitespace in any version of Unicode: U+180E and U+200B have left that class.
 _SPACE = r"\s\u180e\u200b"
-# Letters in every version of Unicode since 3.2, so that the tokenizer's tables agree with ours.
-_LETTERS = (
+# Letters in every version of Unicode since 3.2, so that the tokenizer's tables agree with ours: of
+# scripts that separate words by spaces, and of others.
+SPACED_LETTERS = (
     r"A-Za-z\u00c0-\u00d6\u00d8-\u00f6\u00f8-\u01ba\u0388-\u038a\u0391-\u03a1\u03a3-\u03ce"
-    r"\u0400-\u0481\u05d0-\u05ea\u0621-\u063a\u0641-\u064a\u0905-\u0939\u0e01-\u0e30"
-    r"\u3041-\u3094\u30a1-\u30fa\u4e00-\u9fa5\uac00-\ud7a3"
+    r"\u0400-\u0481\u05d0-\u05ea\u0621-\u063a\u0641-\u064a\uac00-\ud7a3"
 )
+_LETTERS = SPACED_LETTERS + (r"\u0905-\u0939\u0e01-\u0e30\u3041-\u3094\u30a1-\u30fa\u4e00-\u9fa5")
 _PUNCTUATION = r"!-/:-@\[-`{-~\u3001\u3002\uff01\uff0c\uff1a\uff1b\uff1f"
 _CUT = re.compile(
     "|".join(

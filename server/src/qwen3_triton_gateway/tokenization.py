@@ -18,7 +18,8 @@ from tokenizers import Tokenizer
 
 from .errors import InvalidRequestError, StartupError
 from .segments import MAX_WORD_CHARACTERS, Segmenter, create_segmenter
-from .tensors import TokenCount, TokenizedText
+from .tensors import Int64Vector, TokenCount, TokenizedText
+from .words import WordTokens
 
 InputType: TypeAlias = Literal["document", "query"]
 CutSide: TypeAlias = Literal["end", "start"]
@@ -103,6 +104,7 @@ class TextTokenizer:
         self.digest: str = hashlib.sha256(self.file_content).hexdigest()
         self.vocabulary_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
         self.segmenter: Segmenter = create_segmenter(self._tokenizer)
+        self._words = WordTokens(self._tokenizer, self.segmenter)
         self.appends_end_token: bool = self._tokenizer.encode("probe").ids[-1:] == [end_token_id]
 
     def without_special_tokens(self) -> TextTokenizer:
@@ -113,6 +115,7 @@ class TextTokenizer:
         plain._tokenizer.no_truncation()
         plain._tokenizer.no_padding()
         plain.segmenter = create_segmenter(plain._tokenizer)
+        plain._words = WordTokens(plain._tokenizer, plain.segmenter)
         return plain
 
     def encode(
@@ -157,10 +160,9 @@ class TextTokenizer:
         """Return the ID of a token; None if the vocabulary lacks it."""
         return self._tokenizer.token_to_id(token)
 
-    def token_ids(self, pieces: list[str]) -> list[list[int]]:
+    def token_ids(self, pieces: Sequence[str]) -> list[Int64Vector]:
         """Tokenize pieces of texts, without an end token."""
-        encodings = self._tokenizer.encode_batch_fast(pieces, add_special_tokens=False)
-        return [encoding.ids for encoding in encodings]
+        return self._words.encode(pieces)
 
     def _segments(self, text: str, index: int = 0) -> Iterator[tuple[int, int]]:
         start = 0
@@ -177,7 +179,7 @@ class _Remaining:
     """A text that is being tokenized: `text[start:stop]` is still to do.
 
     Attributes:
-        kept: What may be kept of the tokens so far, in their order.
+        kept: What is kept of the tokens so far, in their order; all, while it is tokenized.
         total: How many tokens there are so far.
     """
 
@@ -185,7 +187,7 @@ class _Remaining:
     text: str
     start: int
     stop: int
-    kept: list[int] = field(default_factory=list[int])
+    kept: list[Int64Vector] = field(default_factory=list[Int64Vector])
     total: int = 0
 
 
@@ -230,7 +232,8 @@ class Tokenization:
         self._prefix = prefix
         self._cut: CutSide = cut
         limit = limit or tokenizer.max_length
-        self._after = [tokenizer.end_token_id] if after is None else [*after]
+        end = [tokenizer.end_token_id] if after is None else after
+        self._after = np.array(end, dtype=np.int64)
         self._room = limit - len(self._after)
         self._piece_characters = min(limit * CHARACTERS_PER_TOKEN, STEP_CHARACTERS)
         self._indices = indices or range(len(texts))
@@ -286,17 +289,17 @@ class Tokenization:
             raise _word_too_long(self._indices[text.index])
         return text.text[start:stop]
 
-    def _add(self, text: _Remaining, token_ids: list[int]) -> None:
-        missing = self._room - len(text.kept)
+    def _add(self, text: _Remaining, token_ids: Int64Vector) -> None:
+        missing = self._room - text.total
         text.total += len(token_ids)
         if self._cut == "end":
-            text.kept += token_ids[:missing]
+            text.kept.append(token_ids[:missing])
         else:
-            text.kept[:0] = token_ids[max(0, len(token_ids) - missing) :]
+            text.kept.insert(0, token_ids[max(0, len(token_ids) - missing) :])
         if text.start < text.stop and text.total <= self._room:
             self._remaining.append(text)
             return
-        input_ids = np.array([*text.kept, *self._after], dtype=np.int64)
+        input_ids = np.concatenate([*text.kept, self._after])
         total = text.total + len(self._after)
         count = TokenCount(len(input_ids), total, exact=text.start >= text.stop)
         self._tokenized[text.index] = TokenizedText(input_ids, count)

@@ -121,7 +121,7 @@ async def probe_behavior(backend: Backend, tokenizer: TextTokenizer) -> Behavior
     """
     check_width(backend.spec, tokenizer.vocabulary_size)
     [token_ids] = tokenizer.token_ids([TEXT])
-    probe = _Probe(backend, token_ids, tokenizer.end_token_id)
+    probe = _Probe(backend, token_ids.tolist(), tokenizer.end_token_id)
     try:
         width = backend.spec.hidden_size
         if width > MAX_PLAIN_WIDTH and width not in FAMILY_WIDTHS:

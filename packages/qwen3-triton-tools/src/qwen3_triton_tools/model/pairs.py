@@ -44,7 +44,7 @@ class PairTokenizer:
         self.pad_token_id: int = self._tokenizer.end_token_id
         self.prefix: Tokens
         self.suffix: Tokens
-        self.prefix, self.suffix = self._tokenizer.token_ids([PREFIX, SUFFIX])
+        self.prefix, self.suffix = map(self.join, (PREFIX, SUFFIX))
 
     def encode(self, query: str, document: str, instruction: str | None = None) -> Tokens:
         """Tokenize a pair, and cut its document where it is too long, never the suffix.
@@ -56,7 +56,7 @@ class PairTokenizer:
 
     def join(self, *pieces: str) -> Tokens:
         """Tokenize pieces on their own, and join their tokens."""
-        return [token for part in self._tokenizer.token_ids(list(pieces)) for token in part]
+        return [token for part in self._tokenizer.token_ids(pieces) for token in part.tolist()]
 
     def cut(self, pair: Tokens, limit: int | None = None) -> Tokens:
         """Cut a pair with its prompt before the suffix."""
