@@ -77,7 +77,7 @@ lock: ## Recompile the requirements files (versions and hashes, no registry addr
 	$(newest) --constraint requirements/server.txt server/pyproject.toml packages/qwen3-triton-tools/pyproject.toml \
 		--extra otel requirements/server.in -o requirements/tools.txt
 	$(newest) --override requirements/parity-overrides.txt requirements/parity.in -o requirements/parity.txt
-	$(newest) requirements/clients.in -o requirements/clients.txt
+	$(newest) --override requirements/clients-overrides.txt requirements/clients.in -o requirements/clients.txt
 	$(newest) requirements/bench-baseline.in -o requirements/bench-baseline.txt
 	$(newest) --override requirements/parity-overrides.txt requirements/bench-infinity.in \
 		-o requirements/bench-infinity.txt

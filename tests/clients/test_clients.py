@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import importlib.metadata
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Generator
@@ -19,14 +18,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import python_clients as python
+from documented import check_table
 from python_clients import Embed, Embedded
 from served_product import embed, running
 
-ROOT = Path(__file__).resolve().parents[2]
 NODE = Path(__file__).parent / "node"
-PAGE = ROOT / "docs" / "switching.md"
-BEGIN, END = "<!-- clients: begin -->", "<!-- clients: end -->"
-HEADER = "| program | setting | tried version | documents | queries |\n|---|---|---|---|---|"
+HEADER = ("program", "setting", "tried version", "documents", "queries")
 
 DOCUMENTS = ["Whales are mammals.", "Bread rises because of yeast, which is a fungus.", "x"]
 QUERY = "Why does dough grow?"
@@ -224,11 +221,4 @@ def test_coheres_client_reads_every_embedding_type(url: str) -> None:
 def test_the_table_in_the_documentation_is_what_was_tried() -> None:
     if set(ROWS) != {client.program for client in CLIENTS}:
         pytest.skip("some clients were not selected, or failed")
-    table = "\n".join([HEADER, *(ROWS[client.program] for client in CLIENTS)])
-    text = PAGE.read_text(encoding="utf-8")
-    before, rest = text.split(BEGIN)
-    written, after = rest.split(END)
-    if os.environ.get("WRITE"):
-        PAGE.write_text(f"{before}{BEGIN}\n\n{table}\n\n{END}{after}", encoding="utf-8")
-        return
-    assert written.strip() == table, "If the change is intended, run `make clients WRITE=1`."
+    check_table("clients", HEADER, {client.program: ROWS[client.program] for client in CLIENTS})
