@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,21 @@ def test_cohere_returns_the_first_n_with_their_documents(client: TestClient) -> 
     assert answer["results"][0]["document"] == {"text": TEXTS[answer["results"][0]["index"]]}
     assert answer["meta"]["billed_units"] == {"search_units": 1}
     assert answer["usage"]["total_tokens"] == answer["meta"]["tokens"]["input_tokens"] > 0
+
+
+@pytest.mark.parametrize("text", [QUERY, TEXTS[1]], ids=["query", "document"])
+@pytest.mark.parametrize("path", CALLS)
+def test_a_text_that_is_not_unicode_is_named(client: TestClient, path: str, text: str) -> None:
+    body = json.dumps(CALLS[path]).replace(text, "half an emoji \\ud83d")
+    answer = client.post(path, content=body)
+    assert answer.status_code == 400
+    assert "half of a surrogate pair (U+D83D) at character 14" in answer.text
+
+
+def test_control_characters_are_text(client: TestClient) -> None:
+    texts = ["tea", "\0\0", "\ufefftea\0", "te\0a"]
+    answer = client.post("/rerank", json={"query": "\0\u200d?", "texts": texts})
+    assert len({rank["score"] for rank in answer.json()}) == len(texts)
 
 
 def test_voyage_s_fields_get_voyage_s_answer(client: TestClient) -> None:
