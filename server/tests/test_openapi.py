@@ -40,6 +40,13 @@ def test_every_embedding_call_describes_its_body_and_its_errors() -> None:
         assert set(call["responses"]) >= {"200", "400", "401", "413", "429", "502", "503", "504"}
 
 
+def test_every_reference_leads_to_a_schema() -> None:
+    text = SNAPSHOT.read_text()
+    found = set(re.findall(r'"\$ref": "#/components/schemas/(\w+)"', text))
+    assert text.count('"$ref"') == text.count('"$ref": "#/components/schemas/')
+    assert found == orjson.loads(text)["components"]["schemas"].keys()
+
+
 def operations() -> dict[tuple[str, str], dict[str, Any]]:
     paths = orjson.loads(describe())["paths"]
     return {(path, method): call for path, calls in paths.items() for method, call in calls.items()}

@@ -235,6 +235,28 @@ def _check_values(body: bytes | bytearray) -> None:
         raise InvalidRequestError(msg, code="too_many_values")
 
 
+def describe_body(schema: type[BaseModel]) -> dict[str, Any]:
+    """Build the JSON schema of a body for the OpenAPI document.
+
+    Models within it are described in place: their references would be looked up in the document.
+    """
+    described = schema.model_json_schema()
+    definitions: dict[str, Any] = described.pop("$defs", {})
+    return _resolved(described, definitions)
+
+
+def _resolved(node: Any, definitions: dict[str, Any]) -> Any:
+    if isinstance(node, list):
+        return [_resolved(item, definitions) for item in cast("list[Any]", node)]
+    if not isinstance(node, dict):
+        return node
+    fields = {
+        name: _resolved(value, definitions) for name, value in cast("dict[str, Any]", node).items()
+    }
+    name = str(fields.pop("$ref", "")).removeprefix("#/$defs/")
+    return _resolved(definitions[name], definitions) | fields if name else fields
+
+
 def validate(schema: type[Body], value: dict[str, Any]) -> Body:
     """Validate a JSON object against a schema.
 

@@ -29,7 +29,7 @@ from ..responses import (
     answer_parts,
     encoded_bytes,
 )
-from ..schemas import parse_json
+from ..schemas import describe_body, parse_json
 from ..served import ServedModel, Timings
 from ..service import EmbeddingService
 from ..settings import ModelAlias
@@ -91,7 +91,7 @@ def describe_call(
         errors: The schema of its errors, or a union of several.
         example: A body that works with any model, which `/docs` offers to send.
     """
-    schemas = [body.model_json_schema() for body in bodies]
+    schemas = [describe_body(body) for body in bodies]
     schema = schemas[0] if len(schemas) == 1 else {"oneOf": schemas}
     content: dict[str, Any] = {"schema": schema} | ({"example": example} if example else {})
     body = {"required": True, "content": {"application/json": content}}
