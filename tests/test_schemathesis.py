@@ -11,6 +11,7 @@ import pytest
 
 import schemathesis_hooks
 from gateway_process import running_gateway
+from reranker_graph import write_reranker
 
 KEY = "long-enough-key"
 EXAMPLES = 15
@@ -22,12 +23,14 @@ SUPPORT = Path(schemathesis_hooks.__file__).parent
 @pytest.mark.parametrize("flags", [(), ("--api-keys", KEY)], ids=["open", "keys"])
 def test_generated_requests_get_described_answers(flags: tuple[str, ...], tmp_path: Path) -> None:
     headers = ("--header", f"Authorization: Bearer {KEY}") if flags else ()
-    with running_gateway(*flags) as gateway:
+    reranker = ("--rerank-model-dir", str(write_reranker(tmp_path / "reranker")))
+    with running_gateway(*flags, *reranker) as gateway:
         command = [
             *(sys.executable, "-m", "schemathesis.cli", "run", f"{gateway.url}/openapi.json"),
             *("--checks", "all", "--phases", "coverage,fuzzing", "--continue-on-failure"),
             *("--max-examples", str(EXAMPLES), "--seed", "1", "--generation-database", "none"),
             *("--suppress-health-check", "all", "--no-color"),
+            *("--request-timeout", "60"),
             *headers,
         ]
         environment = {**os.environ, "PYTHONPATH": str(SUPPORT), "SCHEMATHESIS_HOOKS": HOOKS}
