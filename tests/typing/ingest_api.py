@@ -49,6 +49,8 @@ async def a_search_returns_hits(connection: psycopg.Connection, client: Embeddin
         searcher.search("How?", top=3)  # pyright: ignore[reportCallIssue]
     async with Searcher(DSN, "manuals", gateway=GatewayOptions()) as searcher:
         assert_type(await searcher.asearch("How?"), list[Hit])
+        assert_type(await searcher.asearch("How?", rerank=True, fetch_k=50), list[Hit])
+        await searcher.asearch("How?", rerank="yes")  # pyright: ignore[reportArgumentType]
 
 
 def a_hit_has_text_metadata_and_scores(hit: Hit) -> None:
@@ -57,6 +59,7 @@ def a_hit_has_text_metadata_and_scores(hit: Hit) -> None:
     assert_type(hit.metadata, Mapping[str, Any])
     assert_type(hit.score, float)
     assert_type(hit.distance, float | None)
+    assert_type(hit.rerank_score, float | None)
 
 
 def errors_have_one_base() -> None:

@@ -78,13 +78,15 @@ def search(
 ) -> None:
     """Find the chunks of a table that best answer QUESTION.
 
-    The gateway must serve the model that made the table's vectors; otherwise the search fails.
+    The gateway must serve the model that made the table's vectors; otherwise the search fails. With
+    --rerank it must also serve a reranker, which reads the question together with each chunk.
 
     \b
     Examples:
       qwen3-triton-ingest search "How do I reset the pump?" --table manuals
       qwen3-triton-ingest search "error E-42" --table manuals --mode text -k 3
       qwen3-triton-ingest search "pump" --table manuals --filter lang=en --filter 'year>=2020'
+      qwen3-triton-ingest search "How do I reset the pump?" --table manuals --rerank -k 5
       qwen3-triton-ingest search "pump" --table manuals --json | jq -r '.hits[].doc_id'
       qwen3-triton-ingest search "pump" --table manuals --show-sql
     """
@@ -141,11 +143,20 @@ def _print(hits: list[Hit]) -> None:
 
 def _ranks(hit: Hit) -> str:
     parts = [f"score {hit.score:.4f}"]
+    if hit.search_rank is not None:
+        parts.insert(0, _rerank(hit))
     if hit.vector_rank is not None and hit.distance is not None:
         parts.append(f"vector #{hit.vector_rank} at {hit.distance:.3f}")
     if hit.text_rank is not None:
         parts.append(f"text #{hit.text_rank}")
     return ", ".join(parts)
+
+
+def _rerank(hit: Hit) -> str:
+    if hit.rerank_score is None:
+        return f"not reranked: no text (was #{hit.search_rank})"
+    cut = ", text truncated" if hit.rerank_truncated else ""
+    return f"rerank {hit.rerank_score:.4f} (was #{hit.search_rank}{cut})"
 
 
 def _snippet(text: str) -> str:

@@ -18,6 +18,8 @@ MODES: tuple[SearchMode, ...] = get_args(SearchMode)
 
 MAX_EF_SEARCH = 1000  # pgvector's limit
 MAX_ROWS = 10_000
+# What is usually reranked. It is one request to the gateway.
+_LEAST_FETCHED = 50
 # pgvector's default of 40 costs recall, and saves a fraction of a millisecond.
 _LEAST_EF_SEARCH = 100
 _OVERSAMPLING = 4
@@ -35,6 +37,9 @@ class SearchKeywords(TypedDict, total=False):
     ef_search: int | None
     exact: bool
     truncate: bool
+    rerank: bool
+    fetch_k: int | None
+    rerank_instruction: str | None
 
 
 @documented
@@ -48,14 +53,15 @@ class SearchOptions:
 
     mode: SearchMode = option(
         "hybrid",
-        "Search by vector, by text, or by both with their ranks fused. `text` needs no gateway.",
+        "Search by vector, by text, or by both with their ranks fused. `text` needs no gateway, "
+        "unless its hits are reranked.",
     )
     k: int = option(10, "Chunks to return.", flag="-k, --k", minimum=1, maximum=MAX_ROWS)
     filter: Filter | None = field(default=None, repr=False)  # on the metadata: `compile_filter`
     candidates: int | None = option(
         None,
-        "Rows that each of the two searches finds before their ranks are fused. Default: 4 x k, at "
-        "least 100, or 40 for a vector search alone.",
+        "Rows that each of the two searches finds before their ranks are fused. Default: 4 x what "
+        "is returned or reranked, at least 100, or 40 for a vector search alone.",
         minimum=1,
         maximum=10 * MAX_ROWS,
     )
@@ -75,13 +81,31 @@ class SearchOptions:
         flag="--no-truncate",
         is_inverted=True,
     )
+    rerank: bool = option(
+        False,
+        "Score what the search finds with the gateway's reranker, and return the best by that "
+        "score.",
+    )
+    fetch_k: int | None = option(
+        None,
+        "Hits of the search that are reranked. Default: 4 x k, at least 50.",
+        minimum=1,
+        maximum=MAX_ROWS,
+    )
+    rerank_instruction: str | None = option(
+        None,
+        "What makes a chunk relevant, as one English sentence for the reranker. Default: the "
+        "gateway's.",
+        metavar="TEXT",
+    )
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
             msg = f"`mode` must be one of {', '.join(MODES)}, not {self.mode!r}."
             raise ValueError(msg)
         _check_range("k", self.k)
-        _check_range("candidates", self.candidates, low=self.k)
+        _check_range("fetch_k", self.fetch_k, low=self.k if self.rerank else 1)
+        _check_range("candidates", self.candidates, low=self._least_rows)
         _check_range("ef_search", self.ef_search)
         vector, *text = self.weights  # checked for users without a type checker
         if len(text) != 1 or min(vector, *text) < 0 or not 0 < vector + text[0] < math.inf:
@@ -92,11 +116,23 @@ class SearchOptions:
             raise ValueError(msg)
 
     @property
+    def rows(self) -> int:
+        """Return how many rows the search finds: the hits, or what is reranked."""
+        if not self.rerank or self.fetch_k is not None:
+            return self._least_rows
+        fetched = max(_OVERSAMPLING * self.k, _LEAST_FETCHED)
+        return min(fetched, self.candidates or MAX_ROWS, MAX_ROWS)
+
+    @property
+    def _least_rows(self) -> int:
+        return self.fetch_k if self.rerank and self.fetch_k is not None else self.k
+
+    @property
     def arm_rows(self) -> int:
         """Return how many rows each arm finds."""
         if self.candidates is not None:
             return self.candidates
-        return max(_OVERSAMPLING * self.k, _LEAST_CANDIDATES[self.mode])
+        return max(_OVERSAMPLING * self.rows, _LEAST_CANDIDATES[self.mode])
 
     @property
     def search_width(self) -> int:
@@ -115,7 +151,7 @@ def _check_range(name: str, value: int | None, *, low: int = 1) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A chunk that a search found.
+    """A chunk that a search found. Hits are ordered by `rerank_score` if there is one.
 
     Attributes:
         id: Of the chunk; for LlamaIndex, of the node.
@@ -134,6 +170,10 @@ class Hit:
         text_coverage: Part of the question that the chunk has, from 0 to 1: the sum of its words'
             weights, which are those of BM25, over that of all. Always 1 with ParadeDB.
         stored_metadata: Everything in the row's metadata column.
+        rerank_score: How relevant the reranker finds it, from 0 to 1; None without reranking, and
+            for a blank text, which comes last.
+        search_rank: Rank in the search, from 1, before reranking; None without it.
+        rerank_truncated: Whether the reranker read only the beginning of the text.
     """
 
     id: str
@@ -148,6 +188,9 @@ class Hit:
     text_score: float | None
     text_coverage: float | None
     stored_metadata: Metadata = field(repr=False, compare=False)
+    rerank_score: float | None = None
+    search_rank: int | None = None
+    rerank_truncated: bool = False
 
     @property
     def similarity(self) -> float | None:

@@ -124,7 +124,7 @@ def search_statement(
     query = sql.SQL(_SEARCH).format(
         **names, **_row_columns(table), parts=sql.SQL(", ").join(parts), distance=distance
     )
-    parameters: dict[str, object] = {"candidates": options.arm_rows, "k": options.k}
+    parameters: dict[str, object] = {"candidates": options.arm_rows, "k": options.rows}
     if options.mode == "hybrid":
         weights = zip(("vector_weight", "text_weight"), options.weights, strict=True)
         parameters |= dict(weights)

@@ -7,11 +7,16 @@ import copy
 import time
 from collections.abc import Sequence
 from functools import partial
-from typing import Any, Self, Unpack
+from typing import Any, Self, TypeAlias, Unpack
 
 import psycopg
 
-from qwen3_triton_client import AsyncEmbeddingClient, EmbeddingClient, EmbeddingResult
+from qwen3_triton_client import (
+    AsyncEmbeddingClient,
+    EmbeddingClient,
+    EmbeddingResult,
+    RerankResult,
+)
 
 from ..config import GatewayOptions
 from ..database import Connection
@@ -20,6 +25,7 @@ from ..layouts import LayoutName, Table
 from .connections import AsyncConnections, Connections, OneConnection, afetch, fetch
 from .options import Hit, SearchKeywords, SearchOptions
 from .queries import search_sql
+from .reranking import Rerank
 from .steps import (
     Embed,
     Fetch,
@@ -37,6 +43,8 @@ from .text_indexes import TextBackendChoice
 
 _LOOK_UP_SECONDS = 60.0  # how long a new index may stay unnoticed
 _OPEN = ("_connections", "_async_connections", "_targets")  # not pickled
+
+_Result: TypeAlias = Target | EmbeddingResult | Fetched | RerankResult  # of a step
 
 
 class Searcher:
@@ -99,7 +107,8 @@ class Searcher:
         """Return the chunks that best answer a question, best first.
 
         Args:
-            question: In plain language; a text matches if it has any of its words.
+            question: In plain language; a text matches if it has any of its words. Chunks are
+                reranked by it, whatever vector is searched for.
             embed_texts: Embedded instead of the question, such as answers that a language model
                 made up (HyDE); the mean of their vectors is searched for.
             vector: Searched for instead of the question's vector. It must be of the same embedding
@@ -111,7 +120,8 @@ class Searcher:
             FilterError: The filter is not valid.
             TableError: The table cannot be searched like that.
             DatabaseError: PostgreSQL cannot be reached.
-            EmbeddingError: The gateway returns no vector.
+            EmbeddingError: The gateway returns no vector or no scores. It is a
+                `ModelNotFoundError` if `rerank` is set and no reranker is served.
             ValueError: An option is out of range, or the vector has not the table's length.
         """
         wanted = SearchOptions(**options)
@@ -217,16 +227,16 @@ class Searcher:
             step = advance(resume)
         return step
 
-    def _carry_out(self, step: Step, options: SearchOptions) -> Target | EmbeddingResult | Fetched:
+    def _carry_out(self, step: Step, options: SearchOptions) -> _Result:
         if isinstance(step, LookUp):
             return self._look_up(options, fresh=step.fresh)
         if isinstance(step, Fetch):
             return self._connections.run(lambda connection: fetch(connection, step))
+        if isinstance(step, Rerank):
+            return self._client.rerank(step.query, step.texts, **_rerank_keywords(step))
         return self._clients(step)[0].embed(step.texts, **_keywords(step))
 
-    async def _acarry_out(
-        self, step: Step, options: SearchOptions
-    ) -> Target | EmbeddingResult | Fetched:
+    async def _acarry_out(self, step: Step, options: SearchOptions) -> _Result:
         if self._async_connections is None:
             msg = (
                 "`asearch` needs a searcher with a DSN; one with an open connection is for threads."
@@ -236,6 +246,8 @@ class Searcher:
             return await asyncio.to_thread(self._look_up, options, fresh=step.fresh)
         if isinstance(step, Fetch):
             return await self._async_connections.run(lambda connection: afetch(connection, step))
+        if isinstance(step, Rerank):
+            return await self._async_client.rerank(step.query, step.texts, **_rerank_keywords(step))
         return await self._clients(step)[1].embed(step.texts, **_keywords(step))
 
     def _clients(self, step: Embed) -> tuple[EmbeddingClient, AsyncEmbeddingClient]:
@@ -277,6 +289,11 @@ def _keywords(step: Embed) -> dict[str, Any]:
         "dimensions": step.dimensions,
         "truncate": step.truncate,
     }
+
+
+def _rerank_keywords(step: Rerank) -> dict[str, Any]:
+    # The client refuses what is too long, as a load does; here one chunk would fail the search.
+    return {"instruction": step.instruction, "truncate": True}
 
 
 def search(

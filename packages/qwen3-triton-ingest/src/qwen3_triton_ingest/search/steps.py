@@ -23,6 +23,7 @@ from ..layouts import Table
 from ..rows.binary import BinaryValue, as_float32, pack_vector
 from .options import Hit, SearchOptions, read_hits
 from .queries import Statement, search_statement, settings_statement
+from .reranking import Rerank, rerank
 from .target import Target, space_statement
 
 _log = logging.getLogger(__name__)
@@ -111,7 +112,7 @@ class Fetched:
     fingerprint: str | None
 
 
-Step: TypeAlias = LookUp | Embed | Fetch
+Step: TypeAlias = LookUp | Embed | Fetch | Rerank
 Steps: TypeAlias = Generator[Step, Any, list[Hit]]
 
 
@@ -129,12 +130,16 @@ def search_steps(
         FingerprintError: The question's vector is not in the embedding space of the table's.
         TableError: The table cannot be searched with these options.
         DatabaseError: PostgreSQL cannot be reached, or canceled the search.
+        ValueError: There is nothing to rerank for.
     """
+    if options.rerank and not question.text.strip():
+        msg = "`rerank` needs the question as text, whatever vector is searched for."
+        raise ValueError(msg)
     renew = False
     for attempt in range(1, _ATTEMPTS + 1):
         target: Target = yield LookUp(fresh=attempt > 1)
         try:
-            return (yield from _attempt(question, options, target, instruction, renew=renew))
+            hits = yield from _attempt(question, options, target, instruction, renew=renew)
         except FingerprintChangedError:
             # For a table without a ledger, nothing else identifies the space of its vectors.
             if attempt == _ATTEMPTS or target.space is None:
@@ -143,6 +148,10 @@ def search_steps(
         except (FingerprintError, *_STALE):
             if attempt == _ATTEMPTS:
                 raise
+        else:
+            if options.rerank:
+                hits = yield from rerank(question.text, hits, options, target.context)
+            return hits
     raise AssertionError("unreachable")
 
 
@@ -161,7 +170,7 @@ def _attempt(
         _check(target, embedded, target.space.fingerprint if target.space else None)
     fetched: Fetched = yield _fetch(question, options, target, embedded)
     near = fetched.rows[0][-1] if fetched.rows else 0
-    gave_up = near < options.k and target.vectors.method is not None
+    gave_up = near < options.rows and target.vectors.method is not None
     if embedded and gave_up and not options.exact:
         # The index gave up before enough rows passed the filter. Reading all rows that pass is
         # correct, and fast as long as they are few.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from psycopg import sql
 
+from ..config import Context
 from ..database import Connection, narrow_encoding
 from ..errors import TableError
 from ..index.catalog import find_vector_indexes
@@ -33,6 +34,7 @@ class Target:
     Attributes:
         texts: None if the search is by vector alone.
         space: Of the table's vectors; None if they are not in the ledger.
+        context: What preceded the chunks when they were embedded, and does when they are reranked.
         path_statement: Adds pgvector's schema to the search_path, if it is missing there.
         encoding: Of the database, if it cannot store every character.
     """
@@ -44,6 +46,7 @@ class Target:
     has_ledger: bool
     path_statement: Statement | None = None
     encoding: str | None = None
+    context: Context = "none"
 
 
 def look_up(
@@ -83,6 +86,7 @@ def look_up(
             has_ledger,
             _path_statement(connection, table),
             narrow_encoding(connection),
+            record.context if record else "none",
         )
 
 
