@@ -32,7 +32,8 @@ class PostgresRetriever(BaseRetriever):
     `embed_texts` or `vector` to search for something else than the question's vector.
 
     Each document has the hit's `score`, `distance`, `doc_id` and `seq` in its metadata. In hybrid
-    mode `score` is a sum of ranks; `1 - distance` is the cosine similarity.
+    mode `score` is a sum of ranks; `1 - distance` is the cosine similarity. With `rerank` there are
+    also `relevance_score`, from 0 to 1, which orders the documents, and `rerank_truncated`.
 
     Setup:
         .. code-block:: bash
@@ -77,6 +78,9 @@ class PostgresRetriever(BaseRetriever):
     truncate: bool = Field(
         default=True, description="Truncate a question that is too long; else it is refused."
     )
+    rerank: bool = Field(default=False, description=_help("rerank"))
+    fetch_k: int | None = Field(default=None, description=_help("fetch_k"))
+    rerank_instruction: str | None = Field(default=None, description=_help("rerank_instruction"))
     text_backend: TextBackendChoice = Field(
         default="auto", description="Text search to use; `auto` takes BM25 if there is an index."
     )
@@ -159,11 +163,21 @@ class PostgresRetriever(BaseRetriever):
             "ef_search": self.ef_search,
             "exact": self.exact,
             "truncate": self.truncate,
+            "rerank": self.rerank,
+            "fetch_k": self.fetch_k,
+            "rerank_instruction": self.rerank_instruction,
             **overrides,
         }
 
 
 def _document(hit: Hit) -> Document:
     # The search's own values win over metadata of the same names, or `score` would be anything.
-    own = {"score": hit.score, "distance": hit.distance, "doc_id": hit.doc_id, "seq": hit.seq}
+    own: dict[str, Any] = {
+        "score": hit.score,
+        "distance": hit.distance,
+        "doc_id": hit.doc_id,
+        "seq": hit.seq,
+    }
+    if hit.search_rank is not None:  # reranked: the name that LangChain's rerankers use
+        own |= {"relevance_score": hit.rerank_score, "rerank_truncated": hit.rerank_truncated}
     return Document(id=hit.id, page_content=hit.text, metadata={**hit.metadata, **own})

@@ -37,7 +37,10 @@ class PostgresRetriever(BaseRetriever):
 
     The score of a node is its cosine similarity, in hybrid mode too, so that a cut-off of
     `SimilarityPostprocessor` means the same for every question; the order is that of the ranks.
-    In mode `text` it is the text index's score.
+    In mode `text` it is the text index's score. With `rerank` it is the reranker's score, from 0 to
+    1, which orders the nodes; the other one is in the metadata as `retrieval_score`, and
+    `rerank_truncated` says whether the reranker read only the beginning of the text. Neither is
+    shown to a language model.
 
     Examples:
         >>> retriever = PostgresRetriever("postgresql://localhost/rag", "manuals", k=4)
@@ -149,8 +152,16 @@ class PostgresRetriever(BaseRetriever):
 
 
 def _scored(hit: Hit) -> NodeWithScore:
+    node = _node(hit, hit.stored_metadata)
     score = hit.score if hit.similarity is None else hit.similarity
-    return NodeWithScore(node=_node(hit, hit.stored_metadata), score=score)
+    if hit.search_rank is None:
+        return NodeWithScore(node=node, score=score)
+    # The name is that of LlamaIndex's own rerankers, with `keep_retrieval_score`.
+    own = {"retrieval_score": score, "rerank_truncated": hit.rerank_truncated}
+    node.metadata = {**node.metadata, **own}
+    node.excluded_llm_metadata_keys = [*node.excluded_llm_metadata_keys, *own]
+    node.excluded_embed_metadata_keys = [*node.excluded_embed_metadata_keys, *own]
+    return NodeWithScore(node=node, score=hit.rerank_score)
 
 
 def _node(hit: Hit, stored: Mapping[str, Any]) -> BaseNode:
