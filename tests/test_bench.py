@@ -67,6 +67,15 @@ def test_engines_are_measured_against_each_other(tmp_path: Path) -> None:
     assert "| OpenVINO float32: lowest cosine | 1.00000 |" in table.read_text()
 
 
+@pytest.mark.campaign
+def test_reranking_is_measured_next_to_embedding(tmp_path: Path) -> None:
+    table = tmp_path / "table.md"
+    small = ("--model", "nano", "--rounds", "1", "--seconds", "4", "--markdown", str(table))
+    run_script("rerank.py", *small)
+    assert "| latency of 50 pairs |" in table.read_text()
+    assert "| embedding queries next to 4 callers who rerank 50 |" in table.read_text()
+
+
 @pytest.mark.slow
 def test_the_rows_and_the_plot_of_cpus_come_from_the_report_of_tune(tmp_path: Path) -> None:
     rates: dict[str, Any] = {
@@ -99,7 +108,7 @@ SCRIPTS = (
     *("adapters.py", "cpu.py", "cpu_rows.py", "fairness.py"),
     *("front_end.py", "gateways.py", "heavy.py"),
     *("ingest_load.py", "ingest_rates.py", "ingest_recall.py"),
-    *("load.py", "memory.py", "overload.py", "recovery.py", "run.py"),
+    *("load.py", "memory.py", "overload.py", "recovery.py", "rerank.py", "run.py"),
 )
 # In one process, because they import the same libraries for seconds.
 SHOW_HELP = """

@@ -37,6 +37,7 @@ TEXTS = 4000
 MIN_BODIES = 8
 MAX_CONNECTIONS = 2000
 PATIENCE_SECONDS = 60.0
+RERANK_QUERY = "How do rivers carry sand?"
 # Texts per request, words per text, and the path and fields of each kind of request.
 KINDS: dict[str, tuple[int, int, str, dict[str, str]]] = {
     "short": (1, 6, "/embed", {}),
@@ -46,6 +47,7 @@ KINDS: dict[str, tuple[int, int, str, dict[str, str]]] = {
     "huge": (2048, 12, "/embed", {}),
     "query": (1, 6, "/embed", {"input_type": "query"}),
     "plain": (1, 12, "/v1/embeddings", {}),
+    "rerank": (50, 112, "/rerank", {"query": RERANK_QUERY}),
 }
 WORDS = [
     f"{first}{last}" for first in ("ri", "mo", "da", "que", "ve") for last in ("ver", "ta", "n")

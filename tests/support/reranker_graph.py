@@ -28,13 +28,18 @@ SEED = 17
 RANK = 8
 
 
-def write_reranker(folder: Path, form: Form = "pooled") -> Path:
+def write_reranker(folder: Path, form: Form = "pooled", *, trunk: Path | None = None) -> Path:
     """Write `model.onnx` and the nano model's tokenizer, and return the folder.
 
     The weights are the same in every form, so that the scores are.
+
+    Args:
+        folder: Where they are written.
+        form: The form of the export.
+        trunk: The folder of the embedding model that gets another head, by default the nano model.
     """
     nano_dir = qwen3_nano.model_dir()
-    weights = load_weights(nano_dir / "model.onnx")
+    weights = load_weights((trunk or nano_dir) / "model.onnx")
     tokenizer = nano_tokenizer()
     random = np.random.default_rng(SEED)
     # Scores of an ordinary size: about 1 in either direction.
