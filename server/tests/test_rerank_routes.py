@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from starlette.testclient import TestClient
 
+from polling import wait_for
+
 QUERY = "How do rivers carry sand?"
 TEXTS = ["tea", "Rivers carry sand.", "a cake", "mountains"]
 # Every dialect with the same texts.
@@ -436,3 +438,26 @@ def test_a_key_is_required_and_counted(
     assert client.post("/rerank", json=CALLS["/rerank"], headers=headers).status_code == 200
     metrics = client.get("/metrics", headers=headers).text
     assert 'qwen3_triton_rerank_key_pairs_total{key="alice"} 4.0' in metrics
+
+
+def test_health_tells_which_of_two_models_is_not_ready(client: TestClient) -> None:
+    service = client.app.state.service  # pyright: ignore[reportAttributeAccessIssue]
+    service.reranker.backend.ready = False
+    of_reranker = {"model": "fake-reranker"}
+    wait_for(
+        lambda: client.get("/health/ready", params=of_reranker).status_code == 503, "not ready"
+    )
+    assert "unavailable" in client.get("/health/ready", params=of_reranker).json()["reason"]
+    assert client.get("/health/ready", params={"model": "fake-embedding"}).status_code == 200
+    assert client.get("/health/ready", params={"model": "another"}).status_code == 404
+    for path in ("/health", "/health/ready"):
+        answer = client.get(path)
+        assert (answer.status_code, answer.json()["status"]) == (200, "degraded")
+        assert answer.json()["reason"].startswith("fake-reranker: ")
+    assert client.get("/health").json()["triton_status"] == 200
+    assert client.post("/embed", json={"texts": ["a"]}).status_code == 200
+    assert client.post("/rerank", json=CALLS["/rerank"]).status_code == 503
+    metrics = client.get("/metrics").text
+    assert 'qwen3_triton_model_ready{model="fake-embedding"} 1.0' in metrics
+    assert 'qwen3_triton_model_ready{model="fake-reranker"} 0.0' in metrics
+    assert "\nqwen3_triton_ready 0.0" in metrics

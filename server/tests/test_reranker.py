@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import tracemalloc
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,10 @@ from qwen3_triton_gateway.errors import (
     BackendError,
     BackendUnavailableError,
     BadVectorError,
+    EmbeddingServerError,
     InvalidRequestError,
     ModelNotFoundError,
+    QueueFullError,
     StartupError,
 )
 from qwen3_triton_gateway.pooling import last_token_logits
@@ -185,6 +189,64 @@ async def test_a_pair_that_the_model_refuses_is_named() -> None:
         await score(reranker, *DOCUMENTS)
 
 
+@pytest.mark.parametrize("seed", range(4))
+async def test_under_faults_every_pair_has_its_score_or_its_request_one_typed_error(
+    seed: int,
+) -> None:
+    backend = FakeBackend(pooled=True, width=2)
+    reranker = await connected(backend)
+    numbers = random.Random(seed)
+    documents = [f"{'word ' * numbers.randrange(20)}{number}" for number in range(60)]
+    expected = dict(zip(documents, (await score(reranker, *documents)).raw.tolist(), strict=True))
+
+    def fail(batch: Any, values: Any) -> Any:
+        match numbers.randrange(12):
+            case 0:
+                raise BackendError("refused")
+            case 1:
+                raise BackendUnavailableError("away")
+            case 2:
+                return values[:-1]
+            case 3:
+                spoiled = values.copy()
+                spoiled[numbers.randrange(len(values))] = np.nan
+                return spoiled
+            case _:
+                return values
+
+    backend.corrupt = fail
+    outcomes: set[type[object]] = set()
+    for _ in range(12):
+        # They share batches, and some of their pairs.
+        parts = [numbers.sample(documents, 15) for _ in range(4)]
+        calls = (score(reranker, *part) for part in parts)
+        for part, result in zip(
+            parts, await asyncio.gather(*calls, return_exceptions=True), strict=True
+        ):
+            outcomes.add(type(result))
+            if isinstance(result, Scores):
+                assert result.raw.tolist() == pytest.approx([expected[text] for text in part])
+            else:
+                assert isinstance(result, EmbeddingServerError)
+                named = isinstance(result, (BadVectorError, BackendError))
+                assert named == (result.index is not None)
+        assert reranker.state().batches_in_flight == 0
+    assert {Scores, BackendUnavailableError} <= outcomes
+
+
+async def test_pairs_with_a_long_query_are_charged_before_they_exist() -> None:
+    service = fake_service(FakeBackend(pooled=True, width=2), EMBED_MAX_MEMORY_BYTES=8 << 20)
+    await service.reranker.connect()
+    call = RerankCall(["word " * 2000] * 1000, [f"{number}" for number in range(1000)])
+    with service.memory.reserve(0), service.memory.reserve(0) as memory:
+        tracemalloc.start()
+        with pytest.raises(QueueFullError, match="EMBED_MAX_MEMORY_BYTES"):
+            await service.reranker.score(call, deadline=1e9, memory=memory)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert peak < 8 << 20
+
+
 async def test_the_canary_notices_another_reranker() -> None:
     backend = FakeBackend(pooled=True, width=2)
     reranker = await connected(backend)
@@ -236,19 +298,32 @@ async def test_control_tokens_in_documents_are_split_on_request() -> None:
     assert plain.fingerprint != split.fingerprint
 
 
-async def test_readiness_is_that_of_every_model(tokenizer_dir: Path) -> None:
-    embedding, reranking = FakeBackend(), FakeBackend(pooled=True, width=2)
+@pytest.mark.parametrize("broken", [0, 1])
+async def test_a_model_that_fails_leaves_the_other_one_in_service(
+    tokenizer_dir: Path, broken: int
+) -> None:
+    backends = FakeBackend(), FakeBackend(pooled=True, width=2)
     settings = settings_for(TOKENIZER_PATH=tokenizer_dir)
-    service = EmbeddingService(settings, embedding, reranking)
-    for model in service.models:
-        await model.connect()
+    service = EmbeddingService(settings, *backends)
+    failing, other = service.models[broken], service.models[1 - broken]
+    await other.connect()
+    assert not service.readiness.ready  # a new gateway waits for all of its models
+    await failing.connect()
     assert service.readiness.ready
-    reranking.ready = False
-    await service.reranker.check()
+    assert service.is_complete
+
+    backends[broken].ready = False
+    await failing.check()
+    assert service.readiness.ready
+    assert not service.is_complete
+    assert service.readiness.reason == f"{failing.model_id}: a fake is unavailable"
+    assert other.require_ready()
+    with pytest.raises(BackendUnavailableError, match="a fake is unavailable"):
+        failing.require_ready()
+
+    backends[1 - broken].ready = False
+    await other.check()
     assert not service.readiness.ready
-    assert service.embedder.require_ready()
-    with pytest.raises(BackendUnavailableError):
-        service.reranker.require_ready()
 
 
 async def test_closing_drains_both_models(tokenizer_dir: Path) -> None:

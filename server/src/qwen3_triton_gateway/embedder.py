@@ -137,7 +137,7 @@ class Embedder(ServedModel):
             tokenizer,
             settings,
             metrics,
-            model_id=settings.model_id,
+            model_id=settings.model_id or _name_of(settings),
             aliases=settings.model_aliases,
             names_setting="EMBED_MODEL_ALIASES",
         )
@@ -419,6 +419,11 @@ class Embedder(ServedModel):
                     "Request more `dimensions`."
                 )
                 raise BadVectorError(msg, index=index)
+
+
+def _name_of(settings: Settings) -> str:
+    """Return what the model is called until it has been reached."""
+    return settings.model_dir.name if settings.model_dir else settings.triton_model
 
 
 def _check_call(call: EmbedCall) -> None:

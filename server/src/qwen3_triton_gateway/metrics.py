@@ -58,10 +58,14 @@ class ModelState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GatewayState(ModelState):
-    """What is read of the gateway: of its embedding model, and of what all requests share."""
+    """What is read of the gateway: of its embedding model, and of what all requests share.
+
+    `ready` is that of every model, and `models` that of each.
+    """
 
     memory_bytes: int
     cache_bytes: int
+    models: dict[str, bool] = field(default_factory=dict[str, bool])
 
 
 class ModelMetrics:
@@ -227,6 +231,12 @@ class _StateCollector(Collector):
                 state.memory_bytes,
             )
             yield self._gauge("cache_bytes", "Memory used by cached vectors.", state.cache_bytes)
+            yield self._labeled(
+                "model_ready",
+                "Whether requests for this model are answered (1) or not (0).",
+                "model",
+                state.models.items(),
+            )
 
     def _gauge(self, name: str, documentation: str, value: float) -> GaugeMetricFamily:
         return GaugeMetricFamily(f"{self._prefix}_{name}", documentation, value=float(value))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -87,11 +87,27 @@ class PairTokenization:
             self._check_heads()
             self._rest = self._begin_documents()
 
+    @property
+    def tokens(self) -> int:
+        """The tokens of all pairs: each has the query's, so there may be far more than were sent.
+
+        At most, if pairs are truncated.
+        """
+        fixed = len(self._prefix) + len(self._suffix)
+        return sum(
+            min(self._limit, fixed + text.length + (head.length if self._shares_heads else 0))
+            for head, text in self._parts()
+        )
+
     def tokenized(self) -> list[TokenizedText]:
         """Return the tokens of every pair, in the order of the documents."""
+        return [self._join(head, text) for head, text in self._parts()]
+
+    def _parts(self) -> Iterator[tuple[TokenizedText, TokenizedText]]:
+        """Yield the tokens of each query with those of its document."""
         assert self._rest is not None, "is_done comes first"
         pairs = zip(self._queries, self._rest.tokenized(), strict=True)
-        return [self._join(self._head_tokens[query], text) for query, text in pairs]
+        return ((self._head_tokens[query], text) for query, text in pairs)
 
     def _head_of(self, query: str) -> str:
         return render_pair(query, "", self._instruction).removesuffix(SEPARATOR)

@@ -158,7 +158,7 @@ class Reranker(ServedModel):
             tokenizer,
             settings,
             metrics,
-            model_id=settings.rerank_model_id,
+            model_id=settings.rerank_model_id or _served_name(settings),
             aliases={},
             names_setting="RERANK_MODEL_ID",
         )
@@ -252,12 +252,10 @@ class Reranker(ServedModel):
             memory.resize(_bytes_of(call))
         began = time.perf_counter()
         with stage_span("tokenize"):
-            tokenized = await self._tokenize(call, deadline)
+            tokenized = await self._tokenize(call, deadline, memory)
         tokenize_seconds = time.perf_counter() - began
         self._refuse_long(call, tokenized)
         prompt_tokens = sum(text.length for text in tokenized)
-        if memory is not None:
-            memory.resize(memory.size_bytes + QUEUED_TOKEN_BYTES * prompt_tokens)
         with stage_span("queue and infer"):
             entries = await scheduler.submit(
                 tokenized,
@@ -281,10 +279,15 @@ class Reranker(ServedModel):
             self.metrics.key_pairs.labels(key).inc(len(scores.raw))
             self.metrics.key_tokens.labels(key).inc(scores.prompt_tokens)
 
-    async def _tokenize(self, call: RerankCall, deadline: float) -> list[TokenizedText]:
+    async def _tokenize(
+        self, call: RerankCall, deadline: float, memory: Reservation | None = None
+    ) -> list[TokenizedText]:
         pairs = self._pairs(call)
         texts = sum(map(len, call.documents)) + sum(map(len, set(call.queries)))
         await self._finish(pairs, characters=texts, deadline=deadline)
+        if memory is not None:
+            # Before they exist: a long query is repeated in each pair.
+            memory.resize(memory.size_bytes + QUEUED_TOKEN_BYTES * pairs.tokens)
         return pairs.tokenized()
 
     def _pairs(self, call: RerankCall) -> PairTokenization:
@@ -457,6 +460,12 @@ def raw_scores(logits: Float32Matrix) -> Float64Vector:
     """
     values = logits.astype(np.float64)
     return values[:, -1] if values.shape[1] == 1 else values[:, 1] - values[:, 0]
+
+
+def _served_name(settings: Settings) -> str:
+    """Return what the model is called until it has been reached."""
+    folder = settings.rerank_model_dir
+    return folder.name if folder else settings.rerank_triton_model or "reranker"
 
 
 def _check_call(call: RerankCall) -> None:

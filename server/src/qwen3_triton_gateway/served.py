@@ -108,7 +108,7 @@ class ServedModel(ABC):
         settings: Settings,
         metrics: ModelMetrics,
         *,
-        model_id: str | None,
+        model_id: str,
         aliases: Mapping[str, ModelAlias],
         names_setting: str,
     ) -> None:
@@ -119,14 +119,14 @@ class ServedModel(ABC):
             tokenizer: Its tokenizer.
             settings: The gateway's settings.
             metrics: Its metrics.
-            model_id: Its name, if the settings state one.
+            model_id: Its name, as far as the settings tell.
             aliases: Its other names.
             names_setting: The setting that adds a name, for errors.
         """
         self.backend = backend
         self.tokenizer = tokenizer
         self.settings = settings
-        self.model_id: str = model_id or "unknown"
+        self.model_id: str = model_id
         self.readiness: Readiness = Readiness(ready=False, backend_ready=False, reason="starting")
         self._metrics = metrics
         self._aliases = aliases
@@ -301,9 +301,9 @@ class ServedModel(ABC):
         self._problems = problems
         self.readiness = Readiness(not problem, backend_ready, problem)
         if was_ready and problem:
-            logger.warning("Not ready: %s.", problem)
+            logger.warning("%s is not ready: %s.", self.model_id, problem)
         elif not was_ready and not problem:
-            logger.warning("Ready again.")
+            logger.warning("%s is ready again.", self.model_id)
         return self.readiness
 
     def _find_problem(self, canary: Canary, *, backend_ready: bool) -> str:

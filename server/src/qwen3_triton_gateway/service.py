@@ -7,7 +7,7 @@ import asyncio
 from .admission import Admission
 from .backends.base import Backend
 from .embedder import Embedder
-from .errors import ModelNotFoundError
+from .errors import ModelNotFoundError, shorten
 from .memory import MemoryBudget
 from .metrics import GatewayState, Metrics, ModelState, RerankMetrics
 from .reranker import Reranker
@@ -87,13 +87,40 @@ class EmbeddingService:
 
     @property
     def readiness(self) -> Readiness:
-        """Whether every model answers, and more requests should be sent."""
+        """Whether more requests should be sent, and what is wrong.
+
+        At first, every model has to be there: a new gateway must not replace one that serves more.
+        From then on, a model that fails does not take the other one out of service.
+        """
         states = [model.readiness for model in self.models]
         backend_ready = all(state.backend_ready for state in states)
         if self.stopping:
             return Readiness(False, backend_ready, "the gateway is shutting down")
-        reasons = dict.fromkeys(state.reason for state in states if state.reason)
-        return Readiness(all(state.ready for state in states), backend_ready, "; ".join(reasons))
+        have_started = all(model.spec is not None for model in self.models)
+        ready = have_started and any(state.ready for state in states)
+        reasons = [
+            f"{model.model_id}: {model.readiness.reason}" if len(states) > 1 else state.reason
+            for model, state in zip(self.models, states, strict=True)
+            if state.reason
+        ]
+        return Readiness(ready, backend_ready, "; ".join(reasons))
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether requests for every model are answered."""
+        return not self.stopping and all(model.readiness.ready for model in self.models)
+
+    def find_model(self, name: str) -> ServedModel:
+        """Return the served model with this name.
+
+        Raises:
+            ModelNotFoundError: None has it.
+        """
+        for model in self.models:
+            if name in model.names:
+                return model
+        msg = f"Model {shorten(name)!r} is not served here. GET /v1/models lists those that are."
+        raise ModelNotFoundError(msg, param="model")
 
     @property
     def admission(self) -> Admission | None:
@@ -130,7 +157,8 @@ class EmbeddingService:
             requests_under_way=model.requests_under_way,
             memory_bytes=self.memory.used_bytes,
             cache_bytes=embedder.cache.used_bytes if embedder else 0,
-            ready=self.readiness.ready,
+            ready=self.is_complete,
+            models={model.model_id: model.readiness.ready for model in self.models},
             backends=model.backends,
             problems=model.problems,
         )

@@ -15,7 +15,6 @@ from ..rerank_prompt import PAIR_TEMPLATE, PREFIX, SUFFIX
 from ..reranker import Reranker
 from ..responses import ErrorResponse, JsonResponse, file_response
 from ..served import ServedModel
-from ..service import EmbeddingService
 from ..settings import MAX_TEXTS, MIN_DIMENSIONS
 from ..tokenization import DEFAULT_INSTRUCTION, QUERY_TEMPLATE
 from .exchange import ServiceDep, ServiceRoute, describe_errors, is_trusted
@@ -29,6 +28,12 @@ HEALTH_ANSWERS: dict[int | str, dict[str, Any]] = {
         "content": {"application/json": {"schema": {"type": "object"}}},
     },
 }
+MODEL_PARAMETER: dict[str, Any] = {
+    "name": "model",
+    "in": "query",
+    "description": "A served model, to ask about this one alone.",
+    "schema": {"type": "string"},
+}
 TOKENIZER_ANSWERS: dict[int | str, dict[str, Any]] = {
     OK: {"content": {"application/json": {"schema": {"type": "object"}}}},
     NOT_MODIFIED: {"description": "The caller has it: `If-None-Match` contains its `ETag`."},
@@ -37,26 +42,26 @@ TOKENIZER_ANSWERS: dict[int | str, dict[str, Any]] = {
 
 @router.get("/health", responses=HEALTH_ANSWERS)
 async def health(request: Request, service: ServiceDep) -> JsonResponse:
-    """Report everything: the runbook's seven fields and more; 503 unless requests are answered.
+    """Report everything: the runbook's seven fields and more.
 
-    If keys are set, a caller without one gets `status` only.
+    503 unless requests are answered; "degraded" unless those for every model are. If keys are set,
+    a caller without one gets `status` only.
     """
     first = service.models[0]
     embedder, spec = service.served_embedder, first.spec
-    readiness = service.readiness
     details = {
-        "triton_status": OK if readiness.backend_ready else UNAVAILABLE,
+        "triton_status": OK if first.readiness.backend_ready else UNAVAILABLE,
         "triton_model": spec.name if spec else service.settings.triton_model,
         "tokenizer_path": str(first.tokenizer.path),
         "embed_output_dim": service.settings.output_dim if embedder else 0,
         "model_hidden_dim": spec.hidden_size if spec and embedder else 0,
         "requires_past_kv": bool(spec and spec.past_inputs),
         **_describe_state(first),
-        "reason": readiness.reason,
+        "reason": service.readiness.reason,
     }
     if embedder and service.served_reranker:
         details["reranker"] = _describe_state(service.served_reranker)
-    return _health(request, service, details)
+    return _health(request, details, is_ready=service.readiness.ready, is_ok=service.is_complete)
 
 
 @router.get("/health/live")
@@ -65,16 +70,28 @@ async def live() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@router.get("/health/ready", responses=HEALTH_ANSWERS)
+@router.get(
+    "/health/ready",
+    responses=HEALTH_ANSWERS | describe_errors({404}, ErrorResponse),
+    openapi_extra={"parameters": [MODEL_PARAMETER]},
+)
 async def ready(request: Request, service: ServiceDep) -> JsonResponse:
-    """Report whether the model answers and its vectors are those it returned at startup."""
+    """Report whether requests are answered, with vectors and scores like those at startup.
+
+    Of two models, one that fails later leaves the other in service; `?model=` asks about one.
+    """
+    name = request.query_params.get("model")
+    if name is not None:
+        state = service.find_model(name).readiness
+        is_ready = state.ready and not service.stopping
+        return _health(request, {"reason": state.reason}, is_ready=is_ready, is_ok=is_ready)
     details: dict[str, Any] = {"reason": service.readiness.reason}
     if len(service.models) > 1:
         details["models"] = {
             model.model_id: {"ready": model.readiness.ready, "reason": model.readiness.reason}
             for model in service.models
         }
-    return _health(request, service, details)
+    return _health(request, details, is_ready=service.readiness.ready, is_ok=service.is_complete)
 
 
 @router.get("/v1/health/live")
@@ -127,10 +144,18 @@ async def tokenizer(request: Request, service: ServiceDep) -> Response:
     return file_response(served.file_content, {"ETag": etag})
 
 
-def _health(request: Request, service: EmbeddingService, details: dict[str, Any]) -> JsonResponse:
-    """Answer a health check; `details` name addresses and paths, which strangers do not get."""
-    is_ready = service.readiness.ready
-    body: dict[str, Any] = {"status": "ok" if is_ready else "degraded"}
+def _health(
+    request: Request, details: dict[str, Any], *, is_ready: bool, is_ok: bool
+) -> JsonResponse:
+    """Answer a health check.
+
+    Args:
+        request: The request.
+        details: What strangers do not get: it names addresses and paths.
+        is_ready: Whether requests are answered.
+        is_ok: Whether those for every model are.
+    """
+    body: dict[str, Any] = {"status": "ok" if is_ok else "degraded"}
     if is_trusted(request):
         body |= details
     return JsonResponse(body, OK if is_ready else UNAVAILABLE)
