@@ -33,13 +33,15 @@ from word_order import held_out_lists, training_lists
 from qwen3_triton_gateway.rerank_prompt import ANSWERS
 
 NEGATIVES = 5
-QUERIES = 32  # lists per step
+QUERIES = {"first": 32, "more": 24}  # lists per step
 ORDER_SHARE = 0.08  # lists about word order
 OTHER_INSTRUCTION_SHARE = 0.1
 # The embedder ranks its own first ones highest, so they are drawn more often.
 FRONT, FRONT_SHARE = 15, 0.6
-SHARES = {"wordnet": 0.3, "gcide": 0.07, "computing": 0.2, "manuals": 0.25, "general": 0.18}
-LEARNING_RATES = {"first": (8e-4, 2e-3), "more": (4e-4, 8e-4)}  # of the table, of the rest
+# The share of each group, in the order of `GROUPS`; `more` has what is learned more slowly.
+SHARES = {"first": (0.3, 0.07, 0.2, 0.25, 0.18), "more": (0.1, 0.03, 0.22, 0.37, 0.28)}
+# Of the token table, of the rest.
+LEARNING_RATES = {"first": (8e-4, 2e-3), "more": (5e-4, 1.2e-3)}
 CALIBRATION = 0.2  # weight of each pair's own yes or no, relative to the list's ranking
 VALIDATION_QUERIES = 50
 VALIDATION_PARTS = 5
@@ -60,7 +62,8 @@ class List:
 class Lists:
     """All lists, tokenized."""
 
-    def __init__(self, work: Path, max_tokens: int) -> None:
+    def __init__(self, work: Path, max_tokens: int, shares: Sequence[float]) -> None:
+        self.shares = list(shares)
         self.tokenizer = Tokenizer.from_file(str(work / "model/tokenizer.json"))
         arrays = np.load(work / "lists.npz")
         self.candidates, self.answers = arrays["candidates"], arrays["answers"]
@@ -101,7 +104,7 @@ class Lists:
             order = self.order[self.rng.integers(len(self.order))]
             texts = [order.positive, *order.negatives]
             return List(self.head(order.query, instruction), [self.document(t) for t in texts])
-        group = self.rng.choice(len(GROUPS), p=list(SHARES.values()))
+        group = self.rng.choice(len(GROUPS), p=self.shares)
         row = self.rng.choice(self.by_group[group])
         others = self.candidates[row]
         others = others[others != self.answers[row]]
@@ -114,11 +117,11 @@ class Lists:
         documents = [[*self.ids[i][:limit].tolist(), *self.suffix] for i in rows]
         return List(self.head(self.texts[self.queries[row]], instruction), documents)
 
-    def batches(self, limit: int) -> list[list[List]]:
+    def batches(self, limit: int, size: int) -> list[list[List]]:
         """Draw lists for several steps, and put those of similar lengths together."""
-        drawn = [self.draw(limit) for _ in range(QUERIES * 16)]
+        drawn = [self.draw(limit) for _ in range(size * 16)]
         drawn.sort(key=lambda item: max(map(len, item.documents)))
-        parts = [drawn[i : i + QUERIES] for i in range(0, len(drawn), QUERIES)]
+        parts = [drawn[i : i + size] for i in range(0, len(drawn), size)]
         self.rng.shuffle(parts)
         return parts
 
@@ -210,7 +213,8 @@ def train(
     report: list[tuple[float, float]] = []
     batches: list[list[List]] = []
     while (part := (time.monotonic() - started) / (minutes * 60)) < 1:
-        batches = batches or lists.batches(limit if part > LATER else min(SHORT, limit))
+        long = part > LATER or stage == "more"
+        batches = batches or lists.batches(limit if long else min(SHORT, limit), QUERIES[stage])
         scale = min(1.0, (step + 1) / 60) * 0.5 * (1 + np.cos(np.pi * part))
         for group, base in zip(optimizer.param_groups, (table_rate, rate), strict=True):
             group["lr"] = base * scale
@@ -246,7 +250,7 @@ def main() -> None:
     work, minutes, stage = Path(sys.argv[1]), float(sys.argv[2]), (*sys.argv[3:4], "first")[0]
     limit = int((*sys.argv[4:5], "160")[0])
     torch.set_num_threads(2)
-    lists = Lists(work, limit)
+    lists = Lists(work, limit, SHARES[stage])
     print(len(lists.queries), "lists", flush=True)
     no, yes = (lists.tokenizer.token_to_id(answer) for answer in ANSWERS)
     if stage == "first":
