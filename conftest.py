@@ -43,6 +43,7 @@ MARK_OF_FIXTURE = {
     "triton": "stack",
     "gateway": "stack",
     "grpc_gateway": "stack",
+    "reranking_gateway": "stack",
     "in_process_gateway": "stack",
     "any_gateway": "stack",
     "postgres_uri": "stack",
@@ -84,6 +85,16 @@ def _gateway(triton: LocalTriton) -> Generator[GatewayProcess]:
 @pytest.fixture(name="gateway_url", scope="session")
 def _gateway_url(gateway: GatewayProcess) -> str:
     return gateway.url
+
+
+@pytest.fixture(name="reranking_gateway", scope="session")
+def _reranking_gateway(triton: LocalTriton) -> Generator[GatewayProcess]:
+    """The same with the nano reranker in its process, for documentation and examples."""
+    import qwen3_nano_reranker  # which few tests need
+
+    reranker = ("--rerank-model-dir", str(qwen3_nano_reranker.model_dir()))
+    with running_gateway(*triton_flags(triton.http_url), *reranker) as gateway:
+        yield gateway
 
 
 @pytest.fixture(name="grpc_gateway", scope="session")

@@ -1,6 +1,7 @@
 """Search the same passages by meaning, by words and by both, and see what each mode misses.
 
-Loads the documents first; a second run embeds nothing. See `docs/hybrid-search.md`.
+Loads the documents first; a second run embeds nothing. With `--rerank` the gateway's reranker
+orders what both found together. See `docs/hybrid-search.md` and `docs/rerank.md`.
 """
 
 import argparse
@@ -16,6 +17,7 @@ QUESTIONS = ("How do flying mammals find their prey in total darkness?", "moth e
 EXAMPLES = """examples:
   python examples/hybrid_search.py
   python examples/hybrid_search.py --question "What prevents the Earth from falling into the Sun?"
+  python examples/hybrid_search.py --rerank
   python examples/hybrid_search.py --question "light" --filter '{"subject": "painting"}'
 """
 
@@ -29,6 +31,7 @@ def main() -> None:
         "--question", action="append", help="repeat for several; default: two of ours"
     )
     parser.add_argument("--filter", type=json.loads, help="metadata filter as JSON")
+    parser.add_argument("--rerank", action="store_true", help="rerank the best 50 of both ways")
     options = parser.parse_args()
 
     database = os.environ["DATABASE_URL"]
@@ -42,6 +45,10 @@ def main() -> None:
                 hits = searcher.search(question, mode=mode, k=3, filter=options.filter)
                 names = [f"{hit.doc_id} ({hit.metadata['title']})" for hit in hits]
                 print(f"  {mode}: {'; '.join(names) or 'nothing'}")
+            if options.rerank:
+                hits = searcher.search(question, k=3, filter=options.filter, rerank=True)
+                names = [f"{hit.doc_id} (rank {hit.search_rank} before)" for hit in hits]
+                print(f"  reranked: {'; '.join(names) or 'nothing'}")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from gateway_process import GatewayProcess
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -104,11 +106,27 @@ def test_the_rows_and_the_plot_of_cpus_come_from_the_report_of_tune(tmp_path: Pa
     assert "OpenVINO, float32" in plot.read_text()
 
 
+@pytest.mark.campaign
+def test_the_cost_of_reranking_is_measured_and_plotted(
+    reranking_gateway: GatewayProcess, tmp_path: Path
+) -> None:
+    page, plot = tmp_path / "page.md", tmp_path / "plot.svg"
+    page.write_text("Before\n<!-- cost -->\nold\n<!-- end -->\nAfter\n")
+    small = ("--url", reranking_gateway.url, "--questions", "2", "--timed", "1")
+    run_script("rerank_quality.py", *small, "--page", str(page), "--plot", str(plot))
+    text = page.read_text()
+    assert "(plot.svg)" in text
+    assert "old" not in text
+    assert text.count("\n| 100 |") == 1
+    assert "100 candidates" in plot.read_text()
+
+
 SCRIPTS = (
     *("adapters.py", "cpu.py", "cpu_rows.py", "fairness.py"),
     *("front_end.py", "gateways.py", "heavy.py"),
     *("ingest_load.py", "ingest_rates.py", "ingest_recall.py"),
-    *("load.py", "memory.py", "overload.py", "recovery.py", "rerank.py", "run.py"),
+    *("load.py", "memory.py", "overload.py", "recovery.py"),
+    *("rerank.py", "rerank_quality.py", "run.py"),
 )
 # In one process, because they import the same libraries for seconds.
 SHOW_HELP = """

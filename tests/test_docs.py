@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 
+from gateway_process import GatewayProcess
 from psql import PARADEDB_SHIM, psql
 from qwen3_triton_gateway.settings import Settings
+from qwen3_triton_tools.local_triton import LocalTriton
 
 ROOT = Path(__file__).resolve().parents[1]
 PATTERNS = ("*.md", "docs/**/*.md", "packages/*/README.md", "server/README.md")
@@ -73,6 +75,18 @@ def _database(
     return url
 
 
+@pytest.fixture(name="url")
+def _url(page: Path, request: pytest.FixtureRequest, triton: LocalTriton) -> str:
+    """The gateway of a page: with a reranker if one of its blocks needs it."""
+    assert triton  # so that the tests are marked
+    blocks = (block for _, _, block in blocks_of(page, "python", "bash"))
+    needs_reranker = any("rerank" in block.lower() for block in blocks)
+    gateway: GatewayProcess = request.getfixturevalue(
+        "reranking_gateway" if needs_reranker else "gateway"
+    )
+    return gateway.url
+
+
 @pytest.fixture(name="names")
 def _names(page: Path) -> Generator[dict[str, Any]]:
     """The variables of a page, LlamaIndex's global settings among them."""
@@ -91,14 +105,14 @@ def _names(page: Path) -> Generator[dict[str, Any]]:
 @pytest.mark.parametrize("page", pages_with("python", "sql"))
 def test_the_python_and_sql_blocks_of_a_page_run_one_after_another(
     page: Path,
-    gateway_url: str,
+    url: str,
     database: str | None,
     names: dict[str, Any],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("QWEN3_TRITON_URL", gateway_url)
+    monkeypatch.setenv("QWEN3_TRITON_URL", url)
     for language, line, block in blocks_of(page, "python", "sql"):
-        source = block.replace(DEFAULT_URL, gateway_url)
+        source = block.replace(DEFAULT_URL, url)
         if language == "sql":
             assert database is not None
             psql(database, source, names)  # with the variables of the Python blocks
@@ -109,12 +123,12 @@ def test_the_python_and_sql_blocks_of_a_page_run_one_after_another(
 
 @pytest.mark.parametrize("page", pages_with("bash"))
 def test_the_bash_blocks_of_a_page_run(
-    page: Path, gateway_url: str, database: str | None, monkeypatch: pytest.MonkeyPatch
+    page: Path, url: str, database: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("QWEN3_TRITON_URL", gateway_url)
+    monkeypatch.setenv("QWEN3_TRITON_URL", url)
     monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
     for _, _, block in blocks_of(page, "bash"):
-        script = block.replace(DEFAULT_URL, gateway_url)
+        script = block.replace(DEFAULT_URL, url)
         done = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", script],
             capture_output=True,

@@ -20,6 +20,7 @@ from psycopg.sql import SQL, Identifier
 
 from embed_call import cosines, embed
 from filled_tables import times_used
+from gateway_process import GatewayProcess
 from psql import PARADEDB_SHIM, psql, sections
 from tolerances import FLOAT32_COSINE
 
@@ -69,6 +70,14 @@ class Runner:
 def _runner(gateway_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runner:
     monkeypatch.setenv("QWEN3_TRITON_URL", gateway_url)
     return Runner(gateway_url, tmp_path)
+
+
+@pytest.fixture(name="reranking_runner")
+def _reranking_runner(
+    reranking_gateway: GatewayProcess, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Runner:
+    monkeypatch.setenv("QWEN3_TRITON_URL", reranking_gateway.url)
+    return Runner(reranking_gateway.url, tmp_path)
 
 
 @pytest.fixture(name="run_here")
@@ -324,6 +333,15 @@ def test_the_hybrid_script_finds_by_each_way(
     hits = re.findall(r"(\S+) \(", second)
     assert hits
     assert all(hit.startswith("painting-") for hit in hits)
+
+
+def test_the_hybrid_script_reranks_what_both_ways_find(
+    reranking_runner: Runner, database: str, documents: Path
+) -> None:
+    assert database
+    flags = ("--question", LINES_BY_ID[BAT]["question"], "--rerank")
+    output = reranking_runner.run("hybrid_search.py", "--documents", documents, *flags)
+    assert len(re.findall(r"\S+ \(rank \d+ before\)", output)) == 3
 
 
 # The plain client, and curl
