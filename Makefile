@@ -81,6 +81,7 @@ lock: ## Recompile the requirements files (versions and hashes, no registry addr
 	$(newest) requirements/bench-baseline.in -o requirements/bench-baseline.txt
 	$(newest) --override requirements/parity-overrides.txt requirements/bench-infinity.in \
 		-o requirements/bench-infinity.txt
+	$(newest) requirements/bench-llama.in -o requirements/bench-llama.txt
 	@# The lowest versions that our metadata allows, then the test tools that work with them.
 	@mkdir -p build
 	$(compile) --resolution lowest-direct $(PYPROJECTS) $(addprefix --extra ,$(EXTRAS)) -o build/lowest.txt
@@ -215,5 +216,5 @@ release: install ## Set VERSION=x.y.z everywhere, cut the changelog, build and c
 
 .PHONY: clean
 clean: ## Remove the environments and caches of this checkout
-	@rm -rf $(VENV) $(VENV)-parity $(VENV)-oldest $(VENV)-clients $(VENV)-baseline $(VENV)-infinity \
+	@rm -rf $(VENV) $(VENV)-parity $(VENV)-oldest $(VENV)-clients $(VENV)-baseline $(VENV)-infinity $(VENV)-llama \
 		.coverage* .pytest_cache .ruff_cache .cache dist build

@@ -179,7 +179,7 @@ def row(
 
 
 def peer_rows(sides: list[Side], model_dir: Path, texts: list[str]) -> list[Row]:
-    engines = ("sentence-transformers", "sentence-transformers-bfloat16", "infinity")
+    engines = ("sentence-transformers", "sentence-transformers-bfloat16", "infinity", "llama")
     peers = measure_peers(model_dir, texts, engines)
     rows: list[Row] = []
     for side in sides:
@@ -206,7 +206,7 @@ def peer_rows(sides: list[Side], model_dir: Path, texts: list[str]) -> list[Row]
 @click.option("--texts", "text_count", default=TEXTS, show_default=True)
 @click.option("--rounds", default=ROUNDS, show_default=True)
 @click.option("--triton", is_flag=True, help="Run the engines in the local Triton.")
-@click.option("--peers", is_flag=True, help="Also sentence-transformers and infinity.")
+@click.option("--peers", is_flag=True, help="Also sentence-transformers, infinity and llama.cpp.")
 @click.option("--quick", is_flag=True, help="Fewer layers, texts and rounds.")
 @click.option("--markdown", type=click.Path(path_type=Path))
 def main(

@@ -1,10 +1,11 @@
-"""Texts per second of sentence-transformers and infinity, in-process, on our weights.
+"""Texts per second of other engines, in-process, on our weights.
 
 `peers.py` runs this in environments that have them, separate from the gateway's:
 
     python bench/peer_engines.py checkpoint MODEL_DIR FOLDER    # needs torch and transformers
     python bench/peer_engines.py sentence-transformers FOLDER TEXTS.json
     python bench/peer_engines.py infinity FOLDER TEXTS.json
+    python bench/peer_engines.py llama FOLDER TEXTS.json
 
 Prints one line of JSON: the rate of every round, and the first text's vector, so that the vectors
 can be compared too.
@@ -108,6 +109,72 @@ async def infinity(folder: Path, texts: list[str]) -> dict[str, Any]:
         return await _measure(embed, texts)
 
 
+async def llama(folder: Path, texts: list[str]) -> dict[str, Any]:
+    """Embed with llama.cpp in q8_0, its usual precision on CPUs, through its Python package."""
+    from llama_cpp import LLAMA_POOLING_TYPE_LAST, Llama
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+
+    class TokenizedElsewhere(Llama):
+        """llama.cpp with the tokens of our tokenizer: the file has none."""
+
+        def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
+            return tokenizer.encode(text.decode()).ids
+
+    model = TokenizedElsewhere(
+        str(write_gguf(folder)),
+        embedding=True,
+        pooling_type=LLAMA_POOLING_TYPE_LAST,
+        n_ctx=MAX_LENGTH * BATCH_SIZE,
+        n_batch=MAX_LENGTH,
+        n_ubatch=MAX_LENGTH,
+        n_seq_max=BATCH_SIZE,
+        n_threads=os.cpu_count(),
+        n_threads_batch=os.cpu_count(),
+        verbose=False,
+    )
+
+    async def embed(texts: list[str]) -> Any:
+        return model.embed(texts, normalize=True)
+
+    return await _measure(embed, texts)
+
+
+def write_gguf(folder: Path) -> Path:
+    """Write a checkpoint as llama.cpp reads it, with its matrices in q8_0."""
+    import gguf
+    from safetensors.numpy import load_file
+
+    config = json.loads((folder / "config.json").read_text())
+    path = folder / "model.gguf"
+    writer = gguf.GGUFWriter(path, "qwen3")
+    layers = config["num_hidden_layers"]
+    writer.add_block_count(layers)
+    writer.add_context_length(MAX_LENGTH)
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(config["num_attention_heads"])
+    writer.add_head_count_kv(config["num_key_value_heads"])
+    writer.add_key_length(config["head_dim"])
+    writer.add_value_length(config["head_dim"])
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_theta"])
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("no_vocab")
+    writer.add_file_type(gguf.LlamaFileType.MOSTLY_Q8_0)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.QWEN3, layers)
+    for name, array in load_file(folder / "model.safetensors").items():
+        kind = gguf.GGMLQuantizationType.Q8_0 if array.ndim > 1 else gguf.GGMLQuantizationType.F32
+        named = names.get_name(f"model.{name}", try_suffixes=(".weight",))
+        writer.add_tensor(named, gguf.quants.quantize(array, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
 async def _measure(embed: Embed, texts: list[str]) -> dict[str, Any]:
     vectors = await embed(texts[:BATCH_SIZE])
     rates: list[float] = []
@@ -122,6 +189,7 @@ ENGINES = {
     "sentence-transformers": sentence_transformers,
     "sentence-transformers-bfloat16": partial(sentence_transformers, dtype="bfloat16"),
     "infinity": infinity,
+    "llama": llama,
 }
 
 

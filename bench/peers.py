@@ -12,6 +12,8 @@ from pathlib import Path
 from environments import environment_python, parity_python
 
 SCRIPT = Path(__file__).with_name("peer_engines.py")
+# Engines with an environment of their own.
+APART = ("infinity", "llama")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +29,7 @@ def measure_peers(
     texts: Sequence[str],
     engines: Sequence[str] = ("sentence-transformers", "infinity"),
 ) -> dict[str, Peer]:
-    """Embed the texts with sentence-transformers and infinity, one after the other.
+    """Embed the texts with each engine, one after the other.
 
     Raises:
         RuntimeError: The environment of the parity tests does not exist.
@@ -37,7 +39,7 @@ def measure_peers(
         msg = "sentence-transformers is not installed for the comparison: run `make parity` first."
         raise RuntimeError(msg)
     pythons = {
-        engine: environment_python(engine) if engine == "infinity" else parity for engine in engines
+        engine: environment_python(engine) if engine in APART else parity for engine in engines
     }
     with tempfile.TemporaryDirectory() as name:
         checkpoint, listed = Path(name) / "checkpoint", Path(name) / "texts.json"
