@@ -17,7 +17,9 @@ import qwen3_nano
 from fake_backend import FakeBackend
 from qwen3_triton_gateway.backends import choose_backend
 from qwen3_triton_gateway.backends.onnx import OnnxBackend
+from qwen3_triton_gateway.backends.probe import embed_probe
 from qwen3_triton_gateway.backends.replicas import ReplicatedBackend
+from qwen3_triton_gateway.canary import canary_scores, state_canary
 from qwen3_triton_gateway.errors import (
     BackendError,
     BackendUnavailableError,
@@ -255,6 +257,32 @@ async def test_the_canary_notices_another_reranker() -> None:
     await reranker.check()
     with pytest.raises(BackendUnavailableError, match="has changed"):
         await reranker.confirm(asyncio.get_running_loop().time() + 60)
+
+
+async def test_the_size_of_the_logits_counts_in_the_canary() -> None:
+    backend = FakeBackend(pooled=True, width=2)
+    reranker = await connected(backend)
+    backend.generation += 1
+    backend.corrupt = lambda _, values: values * 1.2
+    await reranker.check()
+    with pytest.raises(BackendUnavailableError, match="has changed"):
+        await reranker.confirm(asyncio.get_running_loop().time() + 60)
+
+
+@pytest.mark.parametrize("width", [1, 2])
+async def test_scores_other_than_those_that_the_configuration_states_refuse_to_start(
+    width: int,
+) -> None:
+    reranker = await connected(FakeBackend(pooled=True, width=width))
+    batch = reranker.canary_batch()
+    logits = await embed_probe(reranker.backend, batch)
+    stated = state_canary(batch, canary_scores(logits, None))
+    stating = FakeBackend(pooled=True, width=width, stated_canary=stated)
+    stating.corrupt = lambda _, values: values * 1.05  # another engine may do that
+    await connected(stating)
+    stating.corrupt = lambda _, values: values**3 / 1000
+    with pytest.raises(StartupError, match=r"config.pbtxt: the weights were replaced.*--force"):
+        await connected(stating)
 
 
 async def test_replicas_with_different_rerankers_are_noticed() -> None:

@@ -171,7 +171,7 @@ async def embed_until_the_canary_is_late(
     service: EmbeddingService, caplog: pytest.LogCaptureFixture
 ) -> None:
     deadline = asyncio.get_running_loop().time() + 120
-    while "was not embedded: too busy" not in caplog.text:
+    while "was not answered: too busy" not in caplog.text:
         await service.embedder.check()
         await service.embedder.embed(EmbedCall(["a document"]), deadline=deadline)
 

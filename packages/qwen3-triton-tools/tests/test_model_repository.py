@@ -234,7 +234,7 @@ def test_a_canary_that_is_not_computed_is_reported_with_the_reason(
     arguments = ["-o", str(tmp_path / "r"), *LOCAL[:-1], backend]
     code, output = run(str(qwen3_nano.model_dir()), *arguments)
     assert code == 0
-    assert "does not state the canary's vector: The weights have" in output
+    assert "does not state the canary's answer: The weights have" in output
     assert "only up to 0 GiB are run here" in output
     assert CANARY_PARAMETER not in parse(tmp_path / "r" / "m").parameters
 

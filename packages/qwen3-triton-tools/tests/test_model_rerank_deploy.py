@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +14,29 @@ import onnxruntime
 import pytest
 from click.testing import CliRunner
 from google.protobuf import text_format
+from onnx import numpy_helper
 from tritonclient.grpc import model_config_pb2
 
+import qwen3_nano
 from onnx_exports import feed, masks
+from qwen3_triton_gateway.backends.base import CANARY_PARAMETER
+from qwen3_triton_gateway.backends.onnx import OnnxBackend
+from qwen3_triton_gateway.backends.probe import embed_probe
+from qwen3_triton_gateway.canary import (
+    canary_scores,
+    check_stated_canary,
+    rerank_canary_batch,
+)
 from qwen3_triton_gateway.cli import main
+from qwen3_triton_gateway.errors import StartupError
+from qwen3_triton_gateway.fingerprint import weights_digest
+from qwen3_triton_gateway.tensors import Float32Vector, TokenBatch
+from qwen3_triton_gateway.tokenization import TextTokenizer
 from qwen3_triton_tools.model.gpu_plan import ModelShape
 from qwen3_triton_tools.model.pool import pool_model
 from qwen3_triton_tools.model.quantize import quantize_model
 from qwen3_triton_tools.verify.rerank_loss import CANDIDATES, compare_scores, pairs_of
-from reranker_exports import VOCABULARY, causal_model, classifier_model, write_reranker
+from reranker_exports import NO, VOCABULARY, YES, causal_model, classifier_model, write_reranker
 
 REPOSITORY = ("--model-name", "ranker")
 
@@ -42,10 +58,15 @@ def parse(folder: Path) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("form", "dims"), [("causal", [-1, VOCABULARY]), ("pooled", [2]), ("classifier", [1])]
+    ("form", "flags", "dims"),
+    [
+        ("causal", ("--no-pool",), [-1, VOCABULARY]),
+        ("pooled", (), [2]),
+        ("classifier", (), [1]),
+    ],
 )
-def test_the_configuration_has_the_logits_and_no_canary(
-    tmp_path: Path, form: str, dims: list[int]
+def test_the_configuration_has_the_logits_and_a_canary(
+    tmp_path: Path, form: str, flags: tuple[str, ...], dims: list[int]
 ) -> None:
     match form:
         case "causal":
@@ -54,16 +75,85 @@ def test_the_configuration_has_the_logits_and_no_canary(
             path = pooled(tmp_path)
         case _:
             path = write_reranker(tmp_path / "m", classifier_model())
-    output = run("repository", path, "-o", tmp_path / "r", *REPOSITORY, "--gpu", "3090")
+    output = run("repository", path, "-o", tmp_path / "r", *REPOSITORY, "--gpu", "3090", *flags)
     assert "RERANK_TRITON_MODEL=ranker RERANK_TOKENIZER_PATH=" in output
-    assert "A reranker scores pairs, and has no vectors." in output
     config = parse(tmp_path / "r" / "ranker")
     [logits] = config.output
     assert (logits.name, list(logits.dims)) == ("logits", dims)
-    assert "canary_vector" not in config.parameters
+    check_stated_canary(config.parameters[CANARY_PARAMETER].string_value, *canary_scores_of(path))
     assert "weights_digest" in config.parameters
     assert (tmp_path / "r" / "ranker" / "1" / "model.onnx").read_bytes() == path.read_bytes()
     assert (tmp_path / "ranker-tokenizer" / "tokenizer.json").exists()
+
+
+def canary_scores_of(path: Path) -> tuple[TokenBatch, Float32Vector]:
+    """Return the gateway's canary, and the scores of this file."""
+    batch = rerank_canary_batch(TextTokenizer(qwen3_nano.model_dir(), max_length=1024), 1024)
+    logits = asyncio.run(probe(path, batch))
+    ids = [NO, YES] if len(logits) > 2 * len(batch.input_ids) else None
+    return batch, canary_scores(logits, ids)
+
+
+async def probe(path: Path, batch: TokenBatch) -> Float32Vector:
+    backend = OnnxBackend(path, task="rerank")
+    await backend.connect()
+    try:
+        return await embed_probe(backend, batch)
+    finally:
+        await backend.close()
+
+
+@pytest.mark.slow
+def test_other_weights_do_not_have_the_scores_that_are_stated(tmp_path: Path) -> None:
+    path = pooled(tmp_path)
+    run("repository", path, "-o", tmp_path / "r", *REPOSITORY, "--gpu", "cpu")
+    stated = parse(tmp_path / "r" / "ranker").parameters[CANARY_PARAMETER].string_value
+    # A copy, since Python's `onnx` refuses weights that are hard-linked.
+    other = Path(shutil.copytree(path.parent, tmp_path / "other"), path.name)
+    onnx.save(shuffled(onnx.load(other)), other)
+    with pytest.raises(StartupError, match=r"the weights were replaced.* with these weights\."):
+        check_stated_canary(stated, *canary_scores_of(other))
+
+
+def shuffled(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Shuffle the values of the largest matrix, the table of tokens."""
+    table = max(model.graph.initializer, key=lambda tensor: int(np.prod(tensor.dims)))
+    values = numpy_helper.to_array(table).copy()
+    np.random.default_rng(0).shuffle(values)
+    table.CopyFrom(numpy_helper.from_array(values, table.name))
+    return model
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["onnxruntime", "python"])
+def test_a_vocabulary_head_is_cut_on_the_way_to_triton(tmp_path: Path, backend: str) -> None:
+    source = write_reranker(tmp_path / "reranker", causal_model())
+    flags = ("--gpu", "cpu", "--backend", backend)
+    output = run("repository", source, "-o", tmp_path / "r", *REPOSITORY, *flags)
+    assert 'Triton returns the logits of "no" and "yes"' in output
+    assert "is served as it is" not in output
+    config = parse(tmp_path / "r" / "ranker")
+    [logits] = config.output
+    assert (logits.name, list(logits.dims)) == ("logits", [2])
+    # Scores and digest are those of the export.
+    assert config.parameters["weights_digest"].string_value == weights_digest(source)
+    check_stated_canary(config.parameters[CANARY_PARAMETER].string_value, *canary_scores_of(source))
+    folder = tmp_path / ("r/ranker/1" if backend == "onnxruntime" else "ranker-pooled")
+    cut, whole = logits_of(folder / "model.onnx"), logits_of(source)
+    last = masks()["right"].sum(axis=1) - 1
+    expected = whole[np.arange(len(whole)), last][:, [NO, YES]]
+    assert cut == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.slow
+def test_a_head_that_cannot_be_cut_is_served_as_it_is(tmp_path: Path) -> None:
+    source = write_reranker(tmp_path / "reranker", causal_model())
+    quantized = quantize_model(source, tmp_path / "reranker-int8").path
+    output = run("repository", quantized, "-o", tmp_path / "r", *REPOSITORY, "--gpu", "cpu")
+    assert "is served as it is" in output
+    assert "has a quantized vocabulary head" in output
+    [logits] = parse(tmp_path / "r" / "ranker").output
+    assert list(logits.dims) == [-1, VOCABULARY]
 
 
 def test_a_reranker_by_the_user_s_word_is_written_too(tmp_path: Path) -> None:
@@ -75,10 +165,13 @@ def test_a_reranker_by_the_user_s_word_is_written_too(tmp_path: Path) -> None:
 
 def test_the_local_triton_gets_the_logits(tmp_path: Path) -> None:
     flags = ("--gpu", "cpu", "--backend", "python")
-    output = run("repository", pooled(tmp_path), "-o", tmp_path / "r", *REPOSITORY, *flags)
-    assert "A reranker scores pairs, and has no vectors." in output
-    [logits] = parse(tmp_path / "r" / "ranker").output
+    path = pooled(tmp_path)
+    output = run("repository", path, "-o", tmp_path / "r", *REPOSITORY, *flags)
+    assert "`logits` is pooled in the graph already" in output
+    config = parse(tmp_path / "r" / "ranker")
+    [logits] = config.output
     assert (logits.name, list(logits.dims)) == ("logits", [2])
+    check_stated_canary(config.parameters[CANARY_PARAMETER].string_value, *canary_scores_of(path))
 
 
 def test_logits_of_a_vocabulary_count_in_the_memory_of_a_token() -> None:

@@ -1,4 +1,8 @@
-"""A sentence whose vector must stay what it was at startup, to notice a model that changed."""
+"""A fixed input whose answer must stay what it was at startup, to notice a model that changed.
+
+For an embedding model, that is a sentence and its vector; for a reranker, a few pairs and their
+logits.
+"""
 
 from __future__ import annotations
 
@@ -7,23 +11,26 @@ import base64
 import binascii
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from .backends import probe
 from .backends.base import CANARY_PARAMETER, Backend
-from .backends.probe import MIN_COSINE, cosine, embed_probe
+from .backends.probe import MIN_AGREEMENT, agreement, embed_probe
 from .batching import pad_batch
 from .errors import (
     BackendError,
     BackendUnavailableError,
     BadVectorError,
     DeadlineExceededError,
+    InvalidRequestError,
     StartupError,
 )
-from .pooling import l2_normalize
-from .tensors import Float32Vector, TokenBatch
+from .pairs import PairTokenization
+from .pooling import l2_normalize, raw_scores
+from .rerank_prompt import DEFAULT_INSTRUCTION
+from .tensors import Float32Vector, TokenBatch, TokenizedText
 from .tokenization import InputType, TextTokenizer, format_inputs
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -33,12 +40,21 @@ logger: logging.Logger = logging.getLogger(__name__)
 INTERVAL_SECONDS = 30.0
 TEXT = "The importance of a canary: it notices bad air before the miners do."
 INPUT_TYPE: InputType = "query"
+# The examples of the reranker's model card: each query with its document and with the other one's.
+QUERIES = ("What is the capital of China?", "Explain gravity")
+DOCUMENTS = (
+    "The capital of China is Beijing.",
+    "Gravity is a force that attracts two bodies towards each other. It gives weight to physical "
+    "objects and is responsible for the movement of planets around the sun.",
+)
+CANARY_PAIRS = tuple((query, document) for query in QUERIES for document in DOCUMENTS)
 # How much of the vector a config.pbtxt states: other weights show in any part, and the file stays
 # readable.
 STATED_DIMENSIONS = 128
 # Between engines and precisions of the same weights: dynamic int8 has 0.997 with float32. Other
-# weights are far below (0.2 with one matrix shuffled).
-MIN_STATED_COSINE = 0.99
+# weights are far below (0.2 with one matrix shuffled). Scores of that agreement are off by a
+# seventh.
+MIN_STATED_AGREEMENT = 0.99
 
 
 def canary_batch(tokenizer: TextTokenizer) -> TokenBatch:
@@ -51,15 +67,62 @@ def canary_batch(tokenizer: TextTokenizer) -> TokenBatch:
     )
 
 
-def state_canary(batch: TokenBatch, vector: Float32Vector) -> str:
-    """Write what `check_stated_canary` reads: which tokens were embedded, and their vector."""
-    part = l2_normalize(vector[None, :STATED_DIMENSIONS])[0]
-    encoded = base64.b64encode(part.astype("<f2").tobytes()).decode()
+def canary_pairs(tokenizer: TextTokenizer, max_length: int) -> list[TokenizedText]:
+    """Tokenize the canary's pairs.
+
+    Raises:
+        StartupError: `max_length` has no room for them.
+    """
+    queries, documents = zip(*CANARY_PAIRS, strict=True)
+    pairs = PairTokenization(
+        tokenizer, queries, documents, instruction=DEFAULT_INSTRUCTION, limit=max_length
+    )
+    try:
+        while not pairs.is_done:
+            pairs.step()
+    except InvalidRequestError as error:
+        msg = f"RERANK_MAX_LENGTH has no room for a plain pair. {error.message}"
+        raise StartupError(msg) from error
+    return pairs.tokenized()
+
+
+def rerank_canary_batch(tokenizer: TextTokenizer, max_length: int) -> TokenBatch:
+    """Build the canary's pairs as a batch.
+
+    Raises:
+        StartupError: `max_length` has no room for them.
+    """
+    return pad_batch(
+        canary_pairs(tokenizer, max_length),
+        pad_token_id=tokenizer.end_token_id,
+        max_length=tokenizer.max_length,
+    )
+
+
+def canary_scores(logits: Float32Vector, answer_ids: Sequence[int] | None) -> Float32Vector:
+    """Return the raw scores of the canary's pairs.
+
+    Args:
+        logits: Those of all pairs, one after the other.
+        answer_ids: The tokens of the answers, if these are the logits of a vocabulary.
+    """
+    rows = logits.reshape(len(CANARY_PAIRS), -1)
+    return raw_scores(rows if answer_ids is None else rows[:, answer_ids]).astype(np.float32)
+
+
+def state_canary(batch: TokenBatch, answer: Float32Vector) -> str:
+    """Write what `check_stated_canary` reads: which tokens were sent, and the answer.
+
+    Args:
+        batch: The canary.
+        answer: Its unit vector, or the raw scores of its pairs.
+    """
+    encoded = base64.b64encode(_stated(answer).astype("<f2").tobytes()).decode()
     return f"{_tokens_digest(batch)}:{encoded}"
 
 
-def check_stated_canary(stated: str, batch: TokenBatch, vector: Float32Vector) -> None:
-    """Compare the canary's vector with the one that the model's configuration states.
+def check_stated_canary(stated: str, batch: TokenBatch, answer: Float32Vector) -> None:
+    """Compare the canary's answer with the one that the model's configuration states.
 
     One of other tokens, from another release or tokenizer, says nothing about the weights.
 
@@ -73,15 +136,24 @@ def check_stated_canary(stated: str, batch: TokenBatch, vector: Float32Vector) -
         expected = np.frombuffer(base64.b64decode(encoded), dtype="<f2").astype(np.float32)
     except (ValueError, binascii.Error):
         expected = np.zeros(0, dtype=np.float32)
-    agreement = cosine(expected, l2_normalize(vector[None, :STATED_DIMENSIONS])[0])
-    if agreement < MIN_STATED_COSINE:
+    measured = agreement(expected, _stated(answer))
+    if measured < MIN_STATED_AGREEMENT:
         msg = (
-            f"The canary sentence's vector has cosine {agreement:.4f} with `{CANARY_PARAMETER}` in "
+            f"The answer to the canary agrees only to {measured:.4f} with `{CANARY_PARAMETER}` in "
             "the model's config.pbtxt: the weights were replaced since it was written. Run "
-            "`qwen3-triton model repository --force` with these weights, and embed again what the "
-            "old ones embedded."
+            "`qwen3-triton model repository --force` with these weights"
         )
-        raise StartupError(msg)
+        is_sentence = len(batch.input_ids) == 1
+        raise StartupError(
+            f"{msg}, and embed again what the old ones embedded." if is_sentence else f"{msg}."
+        )
+
+
+def _stated(answer: Float32Vector) -> Float32Vector:
+    """Return the part of an answer that is stated; the beginning of a vector has length 1 again."""
+    if len(answer) <= STATED_DIMENSIONS:
+        return answer
+    return l2_normalize(answer[None, :STATED_DIMENSIONS])[0]
 
 
 def _tokens_digest(batch: TokenBatch) -> str:
@@ -90,7 +162,7 @@ def _tokens_digest(batch: TokenBatch) -> str:
 
 
 class Canary:
-    """A sentence that is embedded regularly and compared with its startup vector.
+    """A batch that is run regularly, and its answer compared with that at startup.
 
     It goes to the model without passing through the queue, so that load does not delay it.
 
@@ -107,7 +179,7 @@ class Canary:
 
         Args:
             backend: The model.
-            batch: The canary sentence.
+            batch: The canary sentence, or the canary's pairs.
             last_answer: When another batch was last answered, in the event loop's time.
         """
         self._backend = backend
@@ -121,16 +193,17 @@ class Canary:
         self.has_changed: bool = False
 
     async def start(self) -> Float32Vector:
-        """Embed the sentence for the first time, and return its vector.
+        """Run the batch for the first time, and return its answer; see `embed_probe`.
 
         Raises:
             BackendUnavailableError: The model is unavailable or too busy.
-            StartupError: The model cannot embed it.
+            StartupError: The model cannot answer it.
         """
         try:
             self._first = await embed_probe(self._backend, self._batch)
         except (BadVectorError, BackendError) as error:
-            msg = f"The model cannot embed a plain sentence: {error.message}"
+            what = "embed a plain sentence" if len(self._batch.input_ids) == 1 else "score pairs"
+            msg = f"The model cannot {what}: {error.message}"
             raise StartupError(msg) from error
         except DeadlineExceededError as error:
             raise BackendUnavailableError(error.message) from error
@@ -140,7 +213,7 @@ class Canary:
     def distrust(self) -> None:
         """Trust nothing until the next run: a model that returns may have other weights."""
         self._forget_run()
-        self.problem = "the canary sentence has not been embedded since the model came back"
+        self.problem = "the canary has not been answered since the model came back"
 
     def suspect(self) -> None:
         """Let the next run decide: a model that was reloaded is usually the same.
@@ -194,15 +267,15 @@ class Canary:
         except DeadlineExceededError as error:
             # A missed deadline means load, as long as other requests succeed.
             if self._last_answer() >= began:
-                logger.warning("The canary sentence was not embedded: %s", error.message)
+                logger.warning("The canary was not answered: %s", error.message)
                 return self.problem
             return f"the model has not answered for {probe.TIMEOUT_SECONDS:.0f} s"
         assert self._first is not None, "start() comes first"
-        agreement = cosine(self._first, vector)
-        self.has_changed, self.is_pending = agreement < MIN_COSINE, False
+        measured = agreement(self._first, vector)
+        self.has_changed, self.is_pending = measured < MIN_AGREEMENT, False
         if not self.has_changed:
             return ""
         return (
-            f"the canary sentence's vector has cosine {agreement:.4f} with its startup vector: the "
+            f"the answer to the canary agrees only to {measured:.4f} with that at startup: the "
             "model behind the gateway has changed; restart the gateway to serve it"
         )

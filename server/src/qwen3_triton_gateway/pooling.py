@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from .tensors import (
 )
 
 Float32Array = TypeVar("Float32Array", Float32Matrix, Float32Vector)
+Float64Vector: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float64]]
 
 # Below this norm, a row has no direction: fp16 overflow in some ONNX Runtime releases zeroes whole
 # rows (microsoft/onnxruntime#29034). Real last-token states have norms of 10 to 1000.
@@ -55,6 +56,16 @@ def last_token_logits(
     # One by one: rows of a whole vocabulary would be copied otherwise.
     columns = [last_token_pool(logits[..., token, None], attention_mask) for token in token_ids]
     return np.concatenate(columns, axis=1)
+
+
+def raw_scores(logits: Float32Matrix) -> Float64Vector:
+    """Return "yes" minus "no", or the one logit of a classifier, in float64.
+
+    Args:
+        logits: `(pairs, 2)` in the order of `ANSWERS`, or `(pairs, 1)`.
+    """
+    values = logits.astype(np.float64)
+    return values[:, -1] if values.shape[1] == 1 else values[:, 1] - values[:, 0]
 
 
 def pool_states(

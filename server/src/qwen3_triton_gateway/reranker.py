@@ -7,13 +7,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import numpy as np
 
 from .backends.base import Backend, ModelSpec
 from .backends.probe import QUERY_PRIORITY
 from .batching import BatchLimits, Lane, pad_batch
+from .canary import canary_pairs, canary_scores, rerank_canary_batch
 from .errors import (
     BackendError,
     BadVectorError,
@@ -27,8 +27,8 @@ from .memory import REQUEST_BYTES, Reservation
 from .metrics import RerankMetrics
 from .model_files import tokenizer_of
 from .pairs import PairTokenization
-from .pooling import last_token_logits
-from .rerank_prompt import ANSWERS, DEFAULT_INSTRUCTION
+from .pooling import Float64Vector, last_token_logits, raw_scores
+from .rerank_prompt import ANSWERS
 from .served import (
     QUEUED_TEXT_BYTES,
     QUEUED_TOKEN_BYTES,
@@ -51,8 +51,6 @@ from .turns import QueuedText
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-Float64Vector: TypeAlias = np.ndarray[tuple[int], np.dtype[np.float64]]
-
 # Part of the fingerprint: raise it when the bytes around a pair change.
 PROMPT_VERSION = "qwen3-rerank-1"
 # The tokens that divide the prompt; without them, a tokenizer is not of the family.
@@ -60,14 +58,6 @@ PROMPT_TOKENS = ("<|im_start|>", "<|im_end|>")
 # Without a cut head, a token has the logits of the whole vocabulary, 600 kB: a batch has at most
 # so many bytes of them, unless one pair alone has more.
 MAX_LOGITS_BYTES = 256 << 20
-# The examples of the model card: each query with its document and with the other one's.
-QUERIES = ("What is the capital of China?", "Explain gravity")
-DOCUMENTS = (
-    "The capital of China is Beijing.",
-    "Gravity is a force that attracts two bodies towards each other. It gives weight to physical "
-    "objects and is responsible for the movement of planets around the sun.",
-)
-CANARY_PAIRS = tuple((query, document) for query in QUERIES for document in DOCUMENTS)
 # Padding of the probe, a few positions more than a batch would have.
 PROBE_PADDING = 8
 PROBE_SECONDS = 60.0
@@ -180,7 +170,10 @@ class Reranker(ServedModel):
         return self._space.fingerprint(1)
 
     def canary_batch(self) -> TokenBatch:
-        return self._batch(self._canary_texts())
+        return rerank_canary_batch(self.tokenizer, self.settings.rerank_max_length)
+
+    def _stated_part(self, canary: Float32Vector) -> Float32Vector:
+        return canary_scores(canary, self._answer_ids)
 
     async def _accept(self, spec: ModelSpec) -> BatchLimits:
         self.model_id: str = self.settings.rerank_model_id or spec.name
@@ -382,7 +375,7 @@ class Reranker(ServedModel):
             StartupError: Padding changes a score, or the model fails on a single pair.
             BackendUnavailableError: There is no answer.
         """
-        texts = self._canary_texts()
+        texts = canary_pairs(self.tokenizer, self.settings.rerank_max_length)
         width = max(text.length for text in texts)
         try:
             rows = [await self._score([text], text.length) for text in texts]
@@ -432,34 +425,13 @@ class Reranker(ServedModel):
         )
         return raw_scores(self._rows(states, batch))
 
-    def _canary_texts(self) -> list[TokenizedText]:
-        queries, documents = zip(*CANARY_PAIRS, strict=True)
-        pairs = self._pairs(RerankCall(queries, documents, instruction=DEFAULT_INSTRUCTION))
-        try:
-            while not pairs.is_done:
-                pairs.step()
-        except InvalidRequestError as error:
-            msg = f"RERANK_MAX_LENGTH has no room for a plain pair. {error.message}"
-            raise StartupError(msg) from error
-        return pairs.tokenized()
-
-    def _batch(self, texts: Sequence[TokenizedText], width: int | None = None) -> TokenBatch:
+    def _batch(self, texts: Sequence[TokenizedText], width: int) -> TokenBatch:
         return pad_batch(
             texts,
             pad_token_id=self.tokenizer.end_token_id,
             max_length=self.tokenizer.max_length,
             width=width,
         )
-
-
-def raw_scores(logits: Float32Matrix) -> Float64Vector:
-    """Return "yes" minus "no", or the one logit of a classifier, in float64.
-
-    Args:
-        logits: `(pairs, 2)` in the order of `ANSWERS`, or `(pairs, 1)`.
-    """
-    values = logits.astype(np.float64)
-    return values[:, -1] if values.shape[1] == 1 else values[:, 1] - values[:, 0]
 
 
 def _served_name(settings: Settings) -> str:

@@ -27,7 +27,7 @@ from .pooling import unusable_rows
 from .scheduler import Scheduler
 from .segments import MAX_WORD_CHARACTERS
 from .settings import ModelAlias, Settings
-from .tensors import Float32Matrix, HiddenStates, PooledStates, TokenBatch
+from .tensors import Float32Matrix, Float32Vector, HiddenStates, PooledStates, TokenBatch
 from .tokenization import TextTokenizer
 from .tracing import batch_span
 from .turns import QueuedText
@@ -148,6 +148,10 @@ class ServedModel(ABC):
     @abstractmethod
     def canary_batch(self) -> TokenBatch:
         """Build what the canary runs."""
+
+    def _stated_part(self, canary: Float32Vector) -> Float32Vector:
+        """Return what a model's configuration may state of the canary's answer."""
+        return canary
 
     @abstractmethod
     async def _accept(self, spec: ModelSpec) -> BatchLimits:
@@ -356,7 +360,8 @@ class ServedModel(ABC):
             metrics=self._metrics,
         )
         canary = Canary(self.backend, batch, last_answer=lambda: scheduler.last_answer)
-        check_stated_canary(spec.stated_canary, batch, await canary.start())
+        answer = self._stated_part(await canary.start())
+        check_stated_canary(spec.stated_canary, batch, answer)
         self._scheduler, self._canary = scheduler, canary
         self._backend_checks_itself = checks_itself
         self._generation, self._doubts = self.backend.generation, self.backend.doubts

@@ -13,15 +13,16 @@ from .base import Backend
 
 # Equal weights on equal hardware agree to 1e-6 in float32 and 1e-4 in float16, in any batch. Other
 # weights, another padding or a missing end token fall far below this.
-MIN_COSINE = 0.999
+MIN_AGREEMENT = 0.999
 TIMEOUT_SECONDS = 10.0
 QUERY_PRIORITY = 1
 
 
 async def embed_probe(backend: Backend, batch: TokenBatch) -> Float32Vector:
-    """Compute the unit vector of a batch, without waiting behind other requests.
+    """Compute a vector of a batch, without waiting behind other requests.
 
-    That of an embedding model is of one sentence; that of a reranker holds the logits of its pairs.
+    That of an embedding model is the unit vector of one sentence. That of a reranker holds the
+    logits of several pairs as they are, since their size counts in the scores.
 
     Raises:
         BadVectorError: The vector is not finite, or zero.
@@ -38,12 +39,18 @@ async def embed_probe(backend: Backend, batch: TokenBatch) -> Float32Vector:
     if unusable_rows(vector):
         msg = "The vector of the canary sentence is not finite, or zero."
         raise BadVectorError(msg)
-    return l2_normalize(vector)[0]
+    return (l2_normalize(vector) if len(batch.input_ids) == 1 else vector)[0]
 
 
-def cosine(left: Float32Vector, right: Float32Vector) -> float:
-    """Return the cosine of two unit vectors; -1 if they have different sizes."""
-    return float(np.vdot(left, right)) if left.shape == right.shape else -1.0
+def agreement(left: Float32Vector, right: Float32Vector) -> float:
+    """Return the cosine of two unit vectors; of others, one that differences in size lower too.
+
+    It is 1 for equal vectors, and -1 if they have different lengths.
+    """
+    if left.shape != right.shape:
+        return -1.0
+    size = np.vdot(left, left) + np.vdot(right, right)
+    return float(2 * np.vdot(left, right) / size) if size else 1.0
 
 
 def largest_agreement(vectors: Sequence[Float32Vector]) -> tuple[int, bool]:
@@ -54,7 +61,9 @@ def largest_agreement(vectors: Sequence[Float32Vector]) -> tuple[int, bool]:
     """
     groups = [
         frozenset(
-            index for index, other in enumerate(vectors) if cosine(vector, other) >= MIN_COSINE
+            index
+            for index, other in enumerate(vectors)
+            if agreement(vector, other) >= MIN_AGREEMENT
         )
         for vector in vectors
     ]

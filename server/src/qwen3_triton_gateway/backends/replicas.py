@@ -22,7 +22,7 @@ from ..errors import (
 )
 from ..tensors import Float32Vector, HiddenStates, PooledStates, TokenBatch
 from .base import Backend, ModelSpec
-from .probe import MIN_COSINE, cosine, embed_probe, largest_agreement
+from .probe import MIN_AGREEMENT, agreement, embed_probe, largest_agreement
 
 Answer: TypeAlias = HiddenStates | PooledStates
 
@@ -265,11 +265,11 @@ class ReplicatedBackend:
     def _judge(self, replica: Replica, vector: Float32Vector) -> None:
         """Include a replica if its canary has the expected vector, else exclude it."""
         assert self._expected is not None, "adopt_canary() comes first"
-        agreement = cosine(self._expected, vector)
-        if agreement < MIN_COSINE:
+        measured = agreement(self._expected, vector)
+        if measured < MIN_AGREEMENT:
             msg = (
-                f"the canary sentence's vector has cosine {agreement:.4f} with the expected one: "
-                "it serves other weights"
+                f"its answer to the canary agrees only to {measured:.4f} with the expected one: it "
+                "serves other weights"
             )
             self._reject(replica, msg)
             return

@@ -23,6 +23,7 @@ from . import (
 )
 
 if TYPE_CHECKING:
+    from ..model.inspection import Inspection
     from ..model.triton_repository import WrittenRepository
 
 GPUS = ("3090", "a10", "l4", "a100", "h100", "cpu")
@@ -108,7 +109,8 @@ def repository(
     limit and the memory limit from the GPU and the model. Each setting in config.pbtxt is written
     with its reason. Weights are hard-linked, or copied to another disk, never symlinked. The
     tokenizer's folder is next to the repository. Exports that return hidden states are pooled on
-    the way: vectors and fingerprint stay the same.
+    the way: vectors and fingerprint stay the same. Of a reranker's vocabulary head, only the rows
+    of "no" and "yes" are kept: the scores stay the same.
 
     \b
     Examples:
@@ -170,12 +172,12 @@ def _progress(model_path: Path, *, shown: bool) -> Generator[Callable[[int], obj
 def _write_local(model_path: Path, out: Path, flags: dict[str, Any], *, as_json: bool) -> None:
     """Write for the local Triton, which reads the ONNX file in place."""
     from qwen3_triton_gateway.backends.base import CANARY_PARAMETER
+    from qwen3_triton_gateway.fingerprint import weights_digest
 
     from ..errors import ModelError
     from ..local_triton import write_repository
     from ..model.gpu_plan import MAX_CPU_ROWS
     from ..model.inspection import check_servable, inspect_model
-    from ..model.pooling_plan import output_to_pool
     from ..model.probing import canary_of, with_probe
 
     target = out / flags["model_name"]
@@ -184,18 +186,17 @@ def _write_local(model_path: Path, out: Path, flags: dict[str, Any], *, as_json:
     inspection = inspect_model(model_path, rerank=flags["rerank"])
     inspection = with_probe(inspection, flags["pooling"])
     check_servable(inspection)
-    output, not_pooled = output_to_pool(inspection, flags["pooling"], wanted=flags["pool"])
+    pooled, output, not_pooled = _pool_local(inspection, target, flags)
     parameters: dict[str, str] = {}
     canary_problem = ""
     try:
-        parameters[CANARY_PARAMETER] = canary_of(
-            inspection, model_path, max_length=flags["max_length"]
-        )
+        parameters[CANARY_PARAMETER] = canary_of(inspection, pooled, max_length=flags["max_length"])
     except ModelError as error:
         canary_problem = str(error)
     folder = write_repository(
-        model_path,
+        pooled,
         out,
+        digest=None if pooled == model_path else weights_digest(model_path),
         model_name=flags["model_name"],
         parameters=parameters,
         max_batch_size=MAX_CPU_ROWS,
@@ -203,29 +204,48 @@ def _write_local(model_path: Path, out: Path, flags: dict[str, Any], *, as_json:
         pooled_output=output,
     )
     if as_json:
-        document = {"folder": str(folder), "model": str(model_path), "backend": "python"}
+        document = {"folder": str(folder), "model": str(pooled), "backend": "python"}
         problems = {"canary_problem": canary_problem or None, "not_pooled": not_pooled or None}
         print_json(document | problems)
         return
-    click.echo(f"Wrote {folder}, which reads {model_path} in place.")
-    _report_pooling(not_pooled)
+    click.echo(f"Wrote {folder}, which reads {pooled} in place.")
+    _report_pooling(not_pooled, reranks=inspection.reranker is not None)
     _report_canary(canary_problem)
     click.echo("To run it:")
     click.echo(f"  qwen3-triton triton --model-repository {out} --model-name {folder.name}")
 
 
-def _report_pooling(not_pooled: str, not_compared: str = "") -> None:
+def _pool_local(
+    inspection: Inspection, target: Path, flags: dict[str, Any]
+) -> tuple[Path, str | None, str]:
+    """Return the file to serve, its output that Triton pools, and why the export is not pooled."""
+    from ..model.pool import pool_for_local_triton
+    from ..model.pooling_plan import output_to_pool
+
+    output, not_pooled = output_to_pool(inspection, flags["pooling"], wanted=flags["pool"])
+    if inspection.reranker is None or not_pooled:
+        return inspection.path, output, not_pooled
+    # Next to the repository: inside, Triton would take it for a model.
+    folder = target.absolute().parent.parent / f"{target.name}-pooled"
+    path, not_pooled = pool_for_local_triton(inspection, folder, probe=True)
+    return path, None, not_pooled
+
+
+def _report_pooling(not_pooled: str, not_compared: str = "", *, reranks: bool) -> None:
     if not_pooled:
         click.echo(f"  The export is served as it is: {not_pooled}")
         return
-    click.echo("  Triton returns vectors, pooled from the export's hidden states.")
+    if reranks:
+        click.echo('  Triton returns the logits of "no" and "yes", cut from the vocabulary head.')
+    else:
+        click.echo("  Triton returns vectors, pooled from the export's hidden states.")
     if not_compared:
         click.echo(f"  Not compared with pooling outside of the graph: {not_compared}")
 
 
 def _report_canary(problem: str) -> None:
     if problem:
-        click.echo(f"  config.pbtxt does not state the canary's vector: {problem}")
+        click.echo(f"  config.pbtxt does not state the canary's answer: {problem}")
 
 
 def _report(
@@ -256,8 +276,9 @@ def _report(
     for finding in written.inspection.findings:
         if finding.severity == "warning":
             click.echo(f"  {finding.message} {finding.remedy}")
-    _report_pooling(written.not_pooled, written.not_compared)
-    if not (has_digest or written.not_pooled):
+    reranks = written.inspection.reranker is not None
+    _report_pooling(written.not_pooled, written.not_compared, reranks=reranks)
+    if not (has_digest or written.not_pooled or reranks):
         click.echo(
             "  Without a digest, the fingerprint is that of the interface, which pooling changes: "
             "tables that were filled through the unpooled export need `--no-pool`."
@@ -271,7 +292,7 @@ def _report(
     tokenizer = written.tokenizer or "FOLDER_OF_TOKENIZER_JSON"
     click.echo("To run Triton with it, and the gateway in front of Triton:")
     click.echo(f"  tritonserver --model-repository {out} --disable-auto-complete-config")
-    if written.inspection.reranker:
+    if reranks:
         click.echo(f"  RERANK_TRITON_MODEL={name} RERANK_TOKENIZER_PATH={tokenizer} \\")
         click.echo("      qwen3-triton serve --triton-url http://localhost:8000")
         return

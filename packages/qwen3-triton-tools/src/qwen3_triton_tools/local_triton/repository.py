@@ -71,6 +71,7 @@ def write_repository(
     openvino: OpenVino | None = None,
     pooled_output: str | None = None,
     parameters: Mapping[str, str] | None = None,
+    digest: str | None = None,
 ) -> Path:
     """Write `<repository>/<model_name>` for Triton's Python backend and return that folder.
 
@@ -88,6 +89,7 @@ def write_repository(
         pooled_output: An output with hidden states. Triton returns the last token's as
             `sentence_embedding` in its place, and no other output.
         parameters: Further parameters that Triton tells the gateway.
+        digest: What identifies the weights, if they are those of another file.
 
     Raises:
         ModelFolderError: There is no ONNX file, its weights are incomplete, or it has a tensor that
@@ -99,7 +101,7 @@ def write_repository(
     try:
         onnx_file = find_model(model_dir)
         model = read_model(onnx_file)
-        digest = weights_digest(onnx_file)
+        digest = digest or weights_digest(onnx_file)
     except (ModelError, ModelFileError) as error:
         raise ModelFolderError(str(error)) from error
     is_batched = not takes_single_texts(model)

@@ -264,8 +264,8 @@ def _check_logits(reranker: Reranker) -> list[Finding]:
             f"Not pooled: {reranker.width:,} logits of every token cross the wire, "
             f"{gigabytes:.1f} GB in float32 for {_EXAMPLE_TOKENS:,} tokens, of which two numbers "
             "for each pair are used.",
-            "`qwen3-triton model pool` leaves only those two in the graph; the scores stay the "
-            "same.",
+            "`model repository`, `triton` and `up` keep only those two; `model pool` writes such a "
+            "file. The scores stay the same.",
         )
     ]
 

@@ -133,6 +133,37 @@ def pool_model(
     )
 
 
+def pool_for_local_triton(
+    inspection: Inspection, folder: Path, *, probe: bool, transfer: Transfer = "auto"
+) -> tuple[Path, str]:
+    """Cut a reranker's head down in a copy for the local Triton.
+
+    Triton's Python backend pools hidden states itself, but a vocabulary's logits would have to be
+    computed before it could select two of them.
+
+    Args:
+        inspection: The reranker.
+        folder: Where the copy is written, if there is anything to cut.
+        probe: Compare the scores with those of the whole head.
+        transfer: How external weights get there.
+
+    Returns:
+        The ONNX file to serve, and why it is the export itself; empty if it is the copy.
+    """
+    if inspection.is_pooled:
+        return inspection.path, f"`{LOGITS_OUTPUT}` is pooled in the graph already."
+    try:
+        pooled = pool_model(
+            inspection.path, folder, force=True, transfer=transfer, probe=probe, rerank=True
+        )
+    except ModelError as error:
+        reason = str(error)
+        if transfer == "link":
+            reason += " Or run `qwen3-triton model pool` once, and serve what it writes."
+        return inspection.path, reason
+    return pooled.path, ""
+
+
 def _already_pooled(inspection: Inspection) -> PooledModel | None:
     """Return the model as the result, if the gateway would choose a pooled output of it."""
     output = inspection.output

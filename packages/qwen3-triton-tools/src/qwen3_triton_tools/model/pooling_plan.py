@@ -67,7 +67,7 @@ class PoolingPlan:
 def output_to_pool(
     inspection: Inspection, pooling: Pooling, *, wanted: bool = True
 ) -> tuple[str | None, str]:
-    """Return the output whose last token's state is a text's vector, or None and the reason.
+    """Return the output of which Triton needs the last token's only, or None and the reason.
 
     Args:
         inspection: The model.
@@ -77,10 +77,10 @@ def output_to_pool(
     output = inspection.output
     if not wanted:
         return None, "`--no-pool` was passed."
-    if inspection.reranker:
-        return None, "It is a reranker, which `model pool` cuts down."
     if output and inspection.is_pooled:
         return None, f"`{output.name}` is pooled in the graph already."
+    if inspection.reranker:
+        return inspection.reranker.output.name, ""
     if pooling != "last_token":
         return None, f"Only the last token is pooled there, and the pooling is {pooling!r}."
     try:

@@ -24,16 +24,23 @@ from qwen3_triton_gateway.backends.behavior import (
 from qwen3_triton_gateway.backends.onnx import OnnxBackend
 from qwen3_triton_gateway.backends.probe import embed_probe
 from qwen3_triton_gateway.batching import pad_batch
-from qwen3_triton_gateway.canary import canary_batch, state_canary
+from qwen3_triton_gateway.canary import (
+    canary_batch,
+    canary_scores,
+    rerank_canary_batch,
+    state_canary,
+)
 from qwen3_triton_gateway.errors import EmbeddingServerError, StartupError
 from qwen3_triton_gateway.pooling import vectors_of
-from qwen3_triton_gateway.settings import Pooling
-from qwen3_triton_gateway.tensors import Float32Matrix, TokenBatch
+from qwen3_triton_gateway.rerank_prompt import ANSWERS
+from qwen3_triton_gateway.settings import Pooling, Task
+from qwen3_triton_gateway.tensors import Float32Matrix, Float32Vector, TokenBatch
 from qwen3_triton_gateway.tokenization import TextTokenizer
 
 from ..errors import ModelError
 from ..findings import Finding, failure, note, ok, warning
-from .inspection import Inspection, check_runnable, sort_findings
+from .inspection import Inspection, check_runnable, sort_findings, tokenizer_of
+from .pairs import answer_ids
 from .rerank_probing import probe_reranker
 
 _NAME = "behavior"
@@ -78,7 +85,7 @@ def probe_model(
 
 
 def canary_of(inspection: Inspection, model_path: Path, *, max_length: int) -> str:
-    """Embed the gateway's canary sentence, for the gateway to compare.
+    """Run the gateway's canary, and state its answer for the gateway to compare.
 
     Args:
         inspection: What the model is.
@@ -86,14 +93,19 @@ def canary_of(inspection: Inspection, model_path: Path, *, max_length: int) -> s
         max_length: Tokens of the longest text.
 
     Raises:
-        ModelError: The model is too large for that, or has no tokenizer, or does not run here, or
-            does not embed texts.
+        ModelError: The model is too large for that, or has no tokenizer, or does not run here.
     """
-    if inspection.reranker is not None:
-        raise ModelError("A reranker scores pairs, and has no vectors.")
     try:
-        batch = canary_batch(_tokenizer_to_run(inspection, max_length))
-        return asyncio.run(_embed_canary(model_path, batch))
+        tokenizer = _tokenizer_to_run(inspection, max_length)
+        if inspection.reranker is None:
+            batch = canary_batch(tokenizer)
+            return state_canary(batch, asyncio.run(_answer(model_path, batch, "embed")))
+        batch = rerank_canary_batch(tokenizer, max_length)
+        logits = asyncio.run(_answer(model_path, batch, "rerank"))
+        # Of the file, which the local Triton may cut down on the way.
+        vocabulary = len(logits) // len(batch.input_ids) > len(ANSWERS)
+        ids = answer_ids(tokenizer_of(inspection).answer_ids) if vocabulary else None
+        return state_canary(batch, canary_scores(logits, ids))
     except EmbeddingServerError as error:
         raise ModelError(error.message) from error
 
@@ -164,13 +176,13 @@ def _tokenizer_to_run(inspection: Inspection, max_length: int) -> TextTokenizer:
 
 
 @asynccontextmanager
-async def _loaded(model_path: Path) -> AsyncGenerator[OnnxBackend]:
+async def _loaded(model_path: Path, task: Task = "embed") -> AsyncGenerator[OnnxBackend]:
     """Load a model for the length of a `with` block.
 
     Raises:
         ModelError: It does not load here.
     """
-    backend = OnnxBackend(model_path)
+    backend = OnnxBackend(model_path, task=task)
     try:
         try:
             await backend.connect()
@@ -194,9 +206,9 @@ async def _embed(model_path: Path, batches: tuple[TokenBatch, ...]) -> Float32Ma
     return np.concatenate(rows)
 
 
-async def _embed_canary(model_path: Path, batch: TokenBatch) -> str:
-    async with _loaded(model_path) as backend:
-        return state_canary(batch, await embed_probe(backend, batch))
+async def _answer(model_path: Path, batch: TokenBatch, task: Task) -> Float32Vector:
+    async with _loaded(model_path, task) as backend:
+        return await embed_probe(backend, batch)
 
 
 async def _probe(model_path: Path, tokenizer: TextTokenizer) -> Behavior:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +70,7 @@ def check_logits(model_path: Path, inspection: Inspection, sample: LogitsSample)
     Raises:
         ModelError: It does not run, or returns others.
     """
-    pooled = inspect_model(model_path)
+    pooled = replace(inspect_model(model_path), tokenizer=inspection.tokenizer)
     try:
         with GraphScorer(
             pooled, OnnxBackend(model_path, task="rerank"), max_length=_MAX_LENGTH

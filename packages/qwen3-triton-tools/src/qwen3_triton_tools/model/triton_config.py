@@ -266,8 +266,8 @@ def _parameters(config: TritonConfig) -> str:
         lines.append(_parameter("weights_digest", config.weights_digest))
     if config.canary_vector:
         lines += _comment(
-            "The vector of the gateway's canary sentence. The gateway refuses to start if the "
-            "weights give another one: they were replaced, and the digest was not."
+            "The answer to the gateway's canary: a vector, or a reranker's scores. The gateway "
+            "refuses to start if the weights give another: they were replaced, not the digest."
         )
         lines.append(_parameter(CANARY_PARAMETER, config.canary_vector))
     return "\n".join(lines)

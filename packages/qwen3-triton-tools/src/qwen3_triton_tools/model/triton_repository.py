@@ -124,7 +124,8 @@ def write_triton_repository(
     pooling, not_pooled = _plan_pooling(inspection, options)
     if pooling:
         pooling.append()
-        inspection = inspect_graph(describe_graph(model_path, inspection.model.proto))
+        pooled = describe_graph(model_path, inspection.model.proto)
+        inspection = inspect_graph(pooled, rerank=options.rerank)
     # What runs is the export: a pooled graph has no file yet, and does not behave differently.
     inspection = with_probe(inspection, options.pooling)
     check_servable(inspection)
