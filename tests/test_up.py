@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 from collections.abc import Generator
@@ -15,8 +16,15 @@ import pytest
 from embed_call import embed, post
 from gateway_process import GatewayProcess, running_stack
 from polling import wait_for
+from qwen3_triton_gateway.backends import choose_backend
+from qwen3_triton_gateway.service import EmbeddingService
+from qwen3_triton_gateway.settings import Settings
+from reranker_graph import reference_logits, write_reranker
 
 pytestmark = pytest.mark.stack
+
+QUERY = "How do rivers carry sand?"
+DOCUMENTS = ["tea", "Rivers carry sand towards the sea, grain after grain.", "word " * 120]
 
 
 @pytest.fixture(name="stack")
@@ -51,11 +59,30 @@ def test_a_triton_that_dies_is_restarted(stack: GatewayProcess) -> None:
     assert triton not in triton_pids(stack)
 
 
-def test_triton_pools_and_the_fingerprint_is_that_of_the_model_in_process(
-    stack: GatewayProcess, in_process_gateway: GatewayProcess
+async def fingerprint_in_process(folder: Path) -> str:
+    settings = Settings(RERANK_MODEL_DIR=folder, EMBED_ENGINE="onnxruntime")
+    service = EmbeddingService(settings, None, choose_backend(settings, "rerank"))
+    await service.reranker.connect()
+    await service.close()
+    return service.reranker.fingerprint
+
+
+def test_triton_pools_both_models_and_their_fingerprints_are_those_of_the_models_in_process(
+    in_process_gateway: GatewayProcess, tmp_path: Path
 ) -> None:
-    through_triton, in_process = (
-        httpx2.get(f"{gateway.url}/info").json() for gateway in (stack, in_process_gateway)
-    )
+    folder = write_reranker(tmp_path / "ranks", "causal")
+    with running_stack("--rerank-model-dir", str(folder)) as stack:
+        through_triton, in_process = (
+            httpx2.get(f"{gateway.url}/info").json() for gateway in (stack, in_process_gateway)
+        )
+        body = {"query": QUERY, "texts": DOCUMENTS, "raw_scores": True}
+        ranks = httpx2.post(f"{stack.url}/rerank", json=body, timeout=60).json()
     assert (through_triton["pooled_in_graph"], in_process["pooled_in_graph"]) == (True, False)
     assert through_triton["fingerprint"] == in_process["fingerprint"]
+    info = through_triton["reranker"]
+    assert (info["model"], info["logits"], info["selected_in_graph"]) == ("ranks", 2, True)
+    assert info["fingerprint"] == asyncio.run(fingerprint_in_process(folder))
+    no, yes = reference_logits(folder, QUERY, DOCUMENTS).T
+    assert {rank["index"]: rank["score"] for rank in ranks} == pytest.approx(
+        dict(enumerate(yes - no)), abs=1e-4
+    )

@@ -1,13 +1,16 @@
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+import qwen3_nano
 from qwen3_triton_gateway.backends.engines import Machine
 from qwen3_triton_gateway.cli import TOOLS_COMMANDS, flag_name, main
 from qwen3_triton_gateway.settings import Settings
-from qwen3_triton_tools.commands.triton import choose_for_triton
+from qwen3_triton_tools.commands.triton_models import choose_for_triton
+from reranker_graph import write_reranker
 
 VARIABLES = [str(field.validation_alias) for field in Settings.model_fields.values()]
 
@@ -51,6 +54,11 @@ def test_up_takes_every_setting_of_the_gateway(variable: str) -> None:
             "has its own engine",
             id="engine-of-a-repository",
         ),
+        pytest.param(
+            ["triton", "--model-repository", ".", "--rerank"],
+            "has all its models",
+            id="reranker-of-a-repository",
+        ),
     ],
 )
 def test_bad_usage_ends_with_2_and_says_what_is_wrong(arguments: list[str], words: str) -> None:
@@ -83,6 +91,32 @@ def test_triton_s_environment_gets_the_engine_that_is_asked_for(
     settings = Settings(EMBED_ENGINE=engine, EMBED_PRECISION=precision)
     choice = choose_for_triton(settings, machine)
     assert (choice.engine, choice.precision) == expected
+
+
+@pytest.mark.parametrize("command", ["triton", "up"])
+def test_a_missing_nano_reranker_is_an_error_that_says_how_to_install_it(
+    command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "qwen3_nano_reranker", None)
+    code, output = run(command, "--rerank", "--http-port", "0")
+    assert code == 1
+    assert "pip install qwen3-nano-reranker" in output
+    assert "RERANK_MODEL_DIR" in output
+
+
+def test_an_embedding_model_in_place_of_a_reranker_is_named() -> None:
+    nano = str(qwen3_nano.model_dir())
+    code, output = run("triton", "--rerank-model-dir", nano, "--http-port", "0")
+    assert code == 1
+    assert "is not a reranker, which returns `logits`; it returns last_hidden_state" in output
+
+
+def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
+    folder = str(write_reranker(tmp_path / "ranks"))
+    flags = ("--rerank-model-dir", folder, "--model-name", "ranks", "--http-port", "0")
+    code, output = run("triton", *flags)
+    assert code == 1
+    assert "Both models are called 'ranks'." in output
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from .base import Backend
 logger: logging.Logger = logging.getLogger(__name__)
 
 NANO_MODEL_ID = "qwen3-nano"
+NANO_RERANKER_ID = "qwen3-nano-reranker"
 
 
 def choose_backend(settings: Settings, task: Task = "embed") -> Backend:
@@ -75,6 +76,38 @@ def nano_model_dir() -> Path:
         )
         raise StartupError(msg) from error
     return nano.model_dir()
+
+
+def nano_reranker_dir() -> Path:
+    """Return the nano reranker's folder.
+
+    Raises:
+        StartupError: The package `qwen3-nano-reranker` is not installed.
+    """
+    try:
+        nano: Any = importlib.import_module("qwen3_nano_reranker")
+    except ImportError as error:
+        msg = (
+            "RERANK_MODEL_DIR is not set, and the nano reranker is not installed. Set it to a "
+            "folder with a reranker's model.onnx, or run `pip install qwen3-nano-reranker`."
+        )
+        raise StartupError(msg) from error
+    return nano.model_dir()
+
+
+def with_nano_reranker(settings: Settings) -> Settings:
+    """Add the nano reranker to settings that name none.
+
+    Raises:
+        StartupError: The package `qwen3-nano-reranker` is not installed.
+    """
+    if settings.serves_reranker:
+        return settings
+    update = {
+        "rerank_model_dir": nano_reranker_dir(),
+        "rerank_model_id": settings.rerank_model_id or NANO_RERANKER_ID,
+    }
+    return settings.model_copy(update=update)
 
 
 def with_bundled_model(settings: Settings) -> Settings:

@@ -14,7 +14,7 @@ from ..errors import (
     UnsupportedMachineError,
 )
 from .foreground import run_foreground
-from .launch import DEFAULT_MODEL_NAME, LocalTriton
+from .launch import DEFAULT_MODEL_NAME, LocalReranker, LocalTriton
 from .repository import OpenVino, needs_openvino, write_repository
 from .runtime import (
     TritonRuntime,
@@ -27,6 +27,7 @@ from .runtime import (
 __all__ = [
     "DEFAULT_MODEL_NAME",
     "LaunchError",
+    "LocalReranker",
     "LocalTriton",
     "LocalTritonError",
     "ModelFolderError",

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 import time
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from pathlib import Path
 from typing import Self
@@ -34,6 +35,21 @@ _METRICS_PATH = "/metrics"
 _RESTART_PATIENCE_SECONDS = 5.0
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocalReranker:
+    """A reranker next to the model of a `LocalTriton`.
+
+    Attributes:
+        model_dir: The ONNX file, or a folder with one.
+        model_name: Its name in Triton.
+        digest: What identifies its weights, if they are those of another file.
+    """
+
+    model_dir: Path
+    model_name: str
+    digest: str | None = None
+
+
 @dataclass(kw_only=True)
 class LocalTriton:
     """A Triton server on this machine, for as long as this object or its process lives.
@@ -45,6 +61,7 @@ class LocalTriton:
         model_dir: A folder with the ONNX file to serve.
         model_repository: A complete model repository, in place of `model_dir`.
         model_name: The name of the model in `model_dir`.
+        reranker: A second model, which runs as the one in `model_dir` does.
         host: The address to bind.
         http_port: 0 chooses a free port at the first start and keeps it; likewise the others.
         intra_op_threads: Threads that run the model, 0 for one per core.
@@ -59,6 +76,7 @@ class LocalTriton:
     model_dir: Path | None = None
     model_repository: Path | None = None
     model_name: str = DEFAULT_MODEL_NAME
+    reranker: LocalReranker | None = None
     host: str = "127.0.0.1"
     http_port: int = 0
     grpc_port: int = 0
@@ -82,6 +100,8 @@ class LocalTriton:
     def __post_init__(self) -> None:
         if (self.model_dir is None) == (self.model_repository is None):
             raise ValueError("Pass exactly one of `model_dir` and `model_repository`.")
+        if self.reranker and (self.model_repository or self.reranker.model_name == self.model_name):
+            raise ValueError("A `reranker` needs a `model_dir` next to it, of another name.")
         self._fixed_ports = Ports(self.http_port, self.grpc_port, self.metrics_port)
 
     def __enter__(self) -> Self:
@@ -100,6 +120,13 @@ class LocalTriton:
     def pid(self) -> int:
         """Process id of tritonserver; LaunchError if it was not started."""
         return self._started.pid
+
+    @property
+    def model_names(self) -> str:
+        """The names of the models, for people."""
+        return " and ".join(
+            filter(None, [self.model_name, self.reranker and self.reranker.model_name])
+        )
 
     @property
     def http_url(self) -> str:
@@ -218,16 +245,18 @@ class LocalTriton:
             return self.model_repository.absolute()
         assert self.model_dir is not None
         repository = self._ensure_work_dir() / "repository"
-        write_repository(
-            self.model_dir,
-            repository,
-            model_name=self.model_name,
+        write = partial(
+            write_repository,
+            repository=repository,
             max_batch_size=self.max_batch_size,
             instance_count=self.instance_count,
             intra_op_threads=self.intra_op_threads,
             openvino=self.openvino,
-            pooled_output=self.pooled_output,
         )
+        write(self.model_dir, model_name=self.model_name, pooled_output=self.pooled_output)
+        if self.reranker:
+            second = self.reranker
+            write(second.model_dir, model_name=second.model_name, digest=second.digest)
         return repository
 
     def _spawn(self, runtime: TritonRuntime, repository: Path, ports: Ports) -> None:

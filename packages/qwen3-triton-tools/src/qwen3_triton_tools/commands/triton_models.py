@@ -1,0 +1,191 @@
+"""What the local Triton of `triton` and `up` serves, and which engine runs it."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import report_progress
+
+if TYPE_CHECKING:
+    from qwen3_triton_gateway.backends.engines import EngineChoice, Machine
+    from qwen3_triton_gateway.settings import Settings
+
+    from ..local_triton import LocalReranker, LocalTriton, OpenVino, TritonRuntime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WantedModels:
+    """The models that the flags of a command name.
+
+    Attributes:
+        model_dir: Folder of the embedding model; by default that of the nano model.
+        model_name: Its name in Triton; by default that of its folder.
+        rerank: Whether a reranker is served too.
+        rerank_model_dir: Its folder; by default that of the nano reranker.
+        rerank_model_name: Its name in Triton; by default that of its folder.
+        pool: Whether models are pooled on the way to Triton.
+    """
+
+    model_dir: Path | None
+    model_name: str | None
+    rerank: bool
+    rerank_model_dir: Path | None
+    rerank_model_name: str | None
+    pool: bool
+
+
+def choose_for_triton(settings: Settings, machine: Machine | None = None) -> EngineChoice:
+    """Decide what runs the model in Triton, whose environment gets the engine that is asked for.
+
+    `auto` means what it means for `serve`: OpenVINO is not fetched unless it is installed here.
+
+    Raises:
+        StartupError: This machine or that engine cannot do it.
+    """
+    from qwen3_triton_gateway.backends.engines import Machine, choose_engine
+
+    machine = machine or Machine.this()
+    is_wanted = settings.engine == "openvino" or settings.precision in ("bfloat16", "int8")
+    machine = replace(machine, has_openvino=machine.has_openvino or is_wanted)
+    return choose_engine(settings.engine, settings.precision, machine)
+
+
+def _openvino(settings: Settings, choice: EngineChoice) -> OpenVino | None:
+    from qwen3_triton_gateway.backends.engines import openvino_options
+
+    from ..local_triton import OpenVino
+
+    if choice.engine == "onnxruntime":
+        return None
+    return OpenVino(
+        precision=choice.precision,
+        options=openvino_options(choice.precision),
+        cache_dir=settings.engine_cache_dir,
+    )
+
+
+@contextmanager
+def local_triton(
+    wanted: WantedModels, settings: Settings, announce: Callable[[str], None], **options: Any
+) -> Generator[LocalTriton]:
+    """Prepare a Triton with these models, not started yet; what was written for it goes at the end.
+
+    Args:
+        wanted: The models.
+        settings: What runs them, and the pooling of the embedding model.
+        announce: Called with what is decided.
+        options: Further arguments of `LocalTriton`.
+
+    Raises:
+        StartupError: A nano model or the engine is not installed.
+        ToolError: A model cannot be served, or the server cannot be installed.
+    """
+    from qwen3_triton_gateway.backends import NANO_MODEL_ID, nano_model_dir
+    from qwen3_triton_gateway.container import thread_count
+
+    from ..local_triton import LocalTriton
+
+    choice = choose_for_triton(settings)
+    announce(str(choice))
+    openvino = _openvino(settings, choice)
+    folder = wanted.model_dir or nano_model_dir()
+    output, reason = _output_to_pool(folder, settings, wanted=wanted.pool)
+    if reason:
+        announce(f"The model is served as it is. {reason}")
+    name = wanted.model_name or (wanted.model_dir.name if wanted.model_dir else NANO_MODEL_ID)
+    with ExitStack() as stack:
+        yield LocalTriton(
+            model_dir=folder,
+            pooled_output=output,
+            model_name=name,
+            reranker=_reranker(wanted, name, stack, announce) if wanted.rerank else None,
+            intra_op_threads=thread_count(settings.threads),
+            openvino=openvino,
+            runtime=install(with_openvino=openvino is not None),
+            **options,
+        )
+
+
+def repository_triton(
+    model_repository: Path, model_name: str | None, **options: Any
+) -> LocalTriton:
+    """Prepare a Triton with a complete model repository, not started yet.
+
+    Raises:
+        ToolError: The server cannot be installed.
+    """
+    from qwen3_triton_gateway.backends import NANO_MODEL_ID
+
+    from ..local_triton import LocalTriton, needs_openvino
+
+    runtime = install(with_openvino=needs_openvino(model_repository))
+    name = model_name or NANO_MODEL_ID
+    return LocalTriton(
+        model_repository=model_repository, model_name=name, runtime=runtime, **options
+    )
+
+
+def _output_to_pool(folder: Path, settings: Settings, *, wanted: bool) -> tuple[str | None, str]:
+    from ..model.files import find_model
+    from ..model.inspection import inspect_model
+    from ..model.pooling_plan import output_to_pool
+
+    inspection = inspect_model(find_model(folder))
+    if inspection.reranker and not inspection.is_pooled:
+        return None, "It is a reranker: as --rerank-model-dir, its vocabulary head is cut down."
+    return output_to_pool(inspection, settings.pooling, wanted=wanted)
+
+
+def _reranker(
+    wanted: WantedModels, other_name: str, stack: ExitStack, announce: Callable[[str], None]
+) -> LocalReranker:
+    """Return the reranker to serve: where its head is cut down, a copy that `stack` removes."""
+    from qwen3_triton_gateway.backends import NANO_RERANKER_ID, nano_reranker_dir
+    from qwen3_triton_gateway.fingerprint import weights_digest
+
+    from ..errors import ModelError
+    from ..local_triton import LocalReranker
+    from ..model.files import find_model
+    from ..model.inspection import check_servable, inspect_model
+    from ..model.pool import pool_for_local_triton
+
+    chosen = wanted.rerank_model_dir
+    inspection = inspect_model(find_model(chosen or nano_reranker_dir()), rerank=True)
+    if inspection.reranker is None:
+        outputs = ", ".join(tensor.name for tensor in inspection.model.outputs)
+        msg = f"{inspection.path} is not a reranker, which returns `logits`; it returns {outputs}."
+        raise ModelError(msg)
+    check_servable(inspection)
+    name = wanted.rerank_model_name or (chosen.resolve().name if chosen else NANO_RERANKER_ID)
+    if name == other_name:
+        msg = f"Both models are called {name!r}. Set --model-name or --rerank-model-name."
+        raise ModelError(msg)
+    path, digest, reason = inspection.path, None, "`--no-pool` was passed."
+    if wanted.pool and not inspection.is_pooled:
+        temporary = tempfile.TemporaryDirectory(prefix="qwen3-triton-reranker-")
+        folder = Path(stack.enter_context(temporary))
+        # Not copied: gigabytes in the folder for temporary files may be memory.
+        path, reason = pool_for_local_triton(inspection, folder, probe=False, transfer="link")
+        digest = None if reason else weights_digest(inspection.path)
+    if not inspection.is_pooled and reason:
+        announce(f"The reranker is served as it is. {reason}")
+    return LocalReranker(model_dir=path, model_name=name, digest=digest)
+
+
+def install(*, with_openvino: bool) -> TritonRuntime:
+    """Install the local Triton, if necessary, and OpenVINO in its environment.
+
+    Raises:
+        ToolError: That is not possible.
+    """
+    from ..local_triton import ensure_openvino, ensure_runtime
+
+    runtime = ensure_runtime(report_progress)
+    if with_openvino:
+        ensure_openvino(runtime, report_progress)
+    return runtime
