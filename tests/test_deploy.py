@@ -25,7 +25,8 @@ DEPLOY = Path(__file__).resolve().parents[1] / "deploy"
 VARIABLES = {str(field.validation_alias) for field in Settings.model_fields.values()}
 # The name, an exact version, and perhaps a digest.
 EXACT_IMAGE = re.compile(r"[\w./-]+:v?\d[\w.-]*(@sha256:[0-9a-f]{64})?")
-REFERENCE = re.compile(r"\$\$|\$\{(\w+)(?:(:-|-|:\?)([^}]*))?\}")
+# A default may itself be a reference.
+REFERENCE = re.compile(r"\$\$|\$\{(\w+)(?:(:-|-|:\?)((?:\$\{\w+\}|[^}])*))?\}")
 # What a shutdown may take in addition to a request's deadline and the delay before it.
 END_SECONDS = server.GRACE_SECONDS + served.DRAIN_SECONDS
 # Names of environment variables that would hold a secret.
@@ -43,7 +44,7 @@ def interpolate(text: str, variables: dict[str, str]) -> str:
             assert found, f"{match[1]} has no value"
         if match[2] == "-":
             return match[3] if found is None else found
-        return found or ((match[3] or "") if match[2] == ":-" else "")
+        return found or (interpolate(match[3] or "", variables) if match[2] == ":-" else "")
 
     return REFERENCE.sub(value, text)
 
@@ -196,7 +197,7 @@ NOT_IN_COMPOSE = {
     *("EMBED_HOST", "EMBED_PORT", "EMBED_API_KEYS"),
     *("EMBED_MODEL_DIR", "EMBED_ENGINE", "EMBED_PRECISION"),
     *("EMBED_THREADS", "EMBED_ENGINE_CACHE_DIR"),
-    *("RERANK_MODEL_DIR", "RERANK_TOKENIZER_PATH"),
+    "RERANK_MODEL_DIR",
     *("EMBED_TLS_CERTIFICATE", "EMBED_TLS_KEY", "EMBED_TRITON_CA_FILE"),
 }
 
@@ -204,6 +205,27 @@ NOT_IN_COMPOSE = {
 def test_every_setting_of_the_gateway_can_be_set_in_compose_variables() -> None:
     passed = set(SERVICES["gateway"]["environment"])
     assert VARIABLES - passed == NOT_IN_COMPOSE
+
+
+@pytest.mark.parametrize(
+    ("variables", "folder"),
+    [
+        ({}, "/srv/qwen3/qwen3_embed_4b_onnx-tokenizer"),
+        ({"RERANK_TOKENIZER_DIR": "/srv/ranker-tokenizer"}, "/srv/ranker-tokenizer"),
+    ],
+)
+def test_a_reranker_in_the_repository_is_served_with_its_tokenizer(
+    variables: dict[str, str], folder: str
+) -> None:
+    compose = read_compose("compose.yaml", RERANK_TRITON_MODEL="ranker", **variables)
+    gateway = compose["services"]["gateway"]
+    settings = Settings.model_validate(
+        {key: value for key, value in gateway["environment"].items() if "KEYS" not in key and value}
+    )
+    assert settings.serves_embeddings
+    assert settings.serves_reranker
+    assert settings.rerank_triton_model == "ranker"
+    assert f"{folder}:{settings.rerank_tokenizer_path}:ro" in gateway["volumes"]
 
 
 def test_an_empty_variable_counts_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:

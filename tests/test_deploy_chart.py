@@ -67,7 +67,7 @@ MAXIMAL: dict[str, Any] = {
         "extraArgs": ["--log-verbose=1"],
         "keda": {"enabled": True, "queueTokensPerReplica": 3000000},
     },
-    "storage": MINIMAL["storage"],
+    "storage": {**MINIMAL["storage"], "rerankTokenizerSubPath": "ranker-tokenizer"},
     "networkPolicy": {"gatewayFrom": [{"namespaceSelector": {}}]},
     "monitoring": {
         "serviceMonitor": {"enabled": True, "metricsKeySecret": "keys", "labels": {"release": "p"}},
@@ -187,6 +187,22 @@ def test_the_gateway_gets_existing_settings_and_keys_only_from_a_secret(
     assert mount["readOnly"] is True
     del variables["EMBED_API_KEYS_FILE"]  # of a mounted secret, so not a file here
     Settings.model_validate(variables)
+
+
+def test_a_reranker_in_the_repository_is_served_with_its_tokenizer() -> None:
+    gateway = {**MINIMAL["gateway"], "settings": {"RERANK_TRITON_MODEL": "ranker"}}
+    values = MINIMAL | {"gateway": gateway}
+    for folder in ("", "ranker-tokenizer"):
+        storage = {**MINIMAL["storage"], "rerankTokenizerSubPath": folder}
+        manifests = render(values | {"storage": storage})
+        variables = environment(manifests)
+        del variables["EMBED_API_KEYS_FILE"]  # of a mounted secret, so not a file here
+        settings = Settings.model_validate(variables)
+        assert (settings.serves_embeddings, settings.rerank_triton_model) == (True, "ranker")
+        (container,) = pick(manifests, "Deployment")["spec"]["template"]["spec"]["containers"]
+        mounts = {m["mountPath"]: m.get("subPath") for m in container["volumeMounts"]}
+        path = settings.rerank_tokenizer_path or settings.tokenizer_path
+        assert mounts[str(path)] == (folder or "qwen3_embed_4b_onnx-tokenizer")
 
 
 def test_numbers_and_quotes_in_settings_are_preserved() -> None:
