@@ -59,8 +59,10 @@ async def health(request: Request, service: ServiceDep) -> JsonResponse:
         **_describe_state(first),
         "reason": service.readiness.reason,
     }
-    if embedder and service.served_reranker:
-        details["reranker"] = _describe_state(service.served_reranker)
+    reranker = service.served_reranker
+    if embedder and reranker:
+        name = reranker.spec.name if reranker.spec else service.settings.rerank_triton_model
+        details["reranker"] = {"triton_model": name, **_describe_state(reranker)}
     return _health(request, details, is_ready=service.readiness.ready, is_ok=service.is_complete)
 
 

@@ -56,6 +56,12 @@ EXPLICIT_SOURCES = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
     help="Name of the model in Triton. [TRITON_MODEL; default: its only model]",
 )
 @click.option(
+    "--rerank-triton-model",
+    "rerank_model",
+    envvar="RERANK_TRITON_MODEL",
+    help="Name of a reranker in Triton. [RERANK_TRITON_MODEL; default: that of the gateway]",
+)
+@click.option(
     "--model-repository", type=ANY_PATH, help="Triton's model repository, to check its files."
 )
 @click.option(

@@ -31,6 +31,7 @@ class Target:
     Attributes:
         url: The gateway's base URL.
         is_url_explicit: Whether the user chose it; likewise for `is_model_explicit`.
+        rerank_model: Name of a reranker in Triton; by default the one that the gateway uses.
         triton_headers: What every request to Triton carries.
         triton_ca_file: Certificates to trust instead of the system's, for TLS to Triton.
         output_dim: Dimensions of the vectors, if no gateway reports them.
@@ -44,6 +45,7 @@ class Target:
     triton_ca_file: Path | None
     triton_model: str
     is_model_explicit: bool
+    rerank_model: str | None
     model_dir: Path | None
     model_repository: Path | None
     tokenizer_path: Path | None
@@ -117,14 +119,17 @@ def _check_machine(
 def _check_triton(target: Target, gateway: GatewayReport) -> list[Finding]:
     # A gateway in a container names Triton as its network does, so it may be unreachable from here.
     urls = target.triton_urls or gateway.triton_urls or (DEFAULT_TRITON,)
+    rerank_model = target.rerank_model or (gateway.rerank_model if gateway.triton_urls else None)
     model, is_model_certain = target.triton_model, target.is_model_explicit
     if not target.is_model_explicit and gateway.triton_urls and gateway.triton_model:
         model, is_model_certain = gateway.triton_model, True
+    is_needed = is_model_certain or rerank_model is None
     findings: list[Finding] = []
     for url in urls:
         findings += check_triton(
             url,
-            model,
+            model if is_needed else None,
+            rerank_model=rerank_model,
             headers=target.triton_headers,
             ca_file=target.triton_ca_file,
             is_required=bool(target.triton_urls),

@@ -1,15 +1,15 @@
-"""A running gateway: its kind, health and key, and its vectors as `model verify` checks them."""
+"""A running gateway: its kind, health and key, and its answers as `model verify` checks them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from typing import Any, cast
 
 from ..errors import HttpError, UnreachableError
 from ..findings import Finding, failure, missing, ok
 from ..http import Reply, request
-from ..verify import QUICK_CHECKS, verify
+from ..verify import QUICK_CHECKS, QUICK_RERANK_CHECKS, verify, verify_reranker
 from ..verify.probe import GatewayClient
 from .error_patterns import find_known_error
 
@@ -32,18 +32,24 @@ KEY_REMEDY = (
 
 @dataclass(frozen=True, slots=True)
 class GatewayReport:
-    """Findings, and what a gateway reports about itself for other checks."""
+    """Findings, and what a gateway reports about itself for other checks.
+
+    Attributes:
+        dimensions: Of its vectors; None if it has no embedding model, or does not answer.
+        triton_model: The name of its embedding model in Triton; likewise for `rerank_model`.
+    """
 
     findings: list[Finding]
     dimensions: int | None = None
     triton_urls: tuple[str, ...] = ()
     triton_model: str | None = None
+    rerank_model: str | None = None
 
 
 def check_gateway(
     url: str, *, is_required: bool, api_key: str | None, timeout_seconds: float
 ) -> GatewayReport:
-    """Check a gateway's health, and its vectors."""
+    """Check a gateway's health, its vectors, and its scores if it serves a reranker."""
     try:
         headers = _headers(api_key)
         reply = request(f"{url}/health", headers=headers, timeout_seconds=timeout_seconds)
@@ -79,25 +85,39 @@ def _check(url: str, reply: Reply, api_key: str | None, timeout_seconds: float) 
     health = reply.document
     findings = [check_health(url, reply)]
     is_ours = "backend" in health
-    may_embed = findings[0].severity == "ok"
+    may_ask = findings[0].severity == "ok"
+    dimensions: object = health.get("embed_output_dim")
+    embeds = dimensions != 0 or not is_ours
+    reranker = _reranker_of(health, embeds=embeds)
+    if reranker:
+        findings.append(check_reranker(reranker))
     if is_ours:
         models = request(
             f"{url}/v1/models", headers=_headers(api_key), timeout_seconds=timeout_seconds
         )
         findings.append(check_models(models, has_key=bool(api_key)))
-        may_embed = may_embed and models.status != HTTPStatus.UNAUTHORIZED
+        may_ask = may_ask and models.status != HTTPStatus.UNAUTHORIZED
     else:
         findings.append(failure("implementation", "This is the runbook's app.py.", RUNBOOK_REMEDY))
-    if may_embed:
+    if may_ask and embeds:
         findings += check_vectors(url, api_key, timeout_seconds)
-    backends = cast("dict[str, bool]", health.get("backends") or {})
-    dimensions: object = health.get("embed_output_dim")
+    if may_ask and reranker:
+        findings += check_scores(url, api_key, timeout_seconds)
+    backends: dict[str, bool] = {}
+    for model in (health, reranker):
+        backends |= cast("dict[str, bool]", model.get("backends") or {})
     return GatewayReport(
         findings,
-        dimensions if isinstance(dimensions, int) else None,
+        dimensions if isinstance(dimensions, int) and embeds else None,
         tuple(name for name in backends if "://" in name),
-        health.get("triton_model"),
+        health.get("triton_model") if embeds else None,
+        reranker.get("triton_model"),
     )
+
+
+def _reranker_of(health: dict[str, Any], *, embeds: bool) -> dict[str, Any]:
+    """Return what `/health` reports of a reranker: next to an embedding model, or alone."""
+    return cast("dict[str, Any]", health.get("reranker") or {}) if embeds else health
 
 
 def check_health(url: str, reply: Reply) -> Finding:
@@ -111,6 +131,8 @@ def check_health(url: str, reply: Reply) -> Finding:
     if health.get("status") == "ok":
         model = health.get("model") or health.get("triton_model")
         size, dimensions = health.get("model_hidden_dim"), health.get("embed_output_dim")
+        if dimensions == 0:
+            return ok("gateway", f"healthy at {url}: {model}, a reranker only")
         return ok("gateway", f"healthy at {url}: {model}, {dimensions} of {size} dimensions")
     message = f"degraded: {reason or 'Triton answers ' + str(health.get('triton_status'))}"
     match = find_known_error(reason)
@@ -121,6 +143,15 @@ def check_health(url: str, reply: Reply) -> Finding:
     else:
         remedy = match[1].remedy if match else "See its log; `GET /health` has all fields."
     return failure("gateway", message, remedy)
+
+
+def check_reranker(reranker: dict[str, Any]) -> Finding:
+    """Judge what `GET /health` reports of the reranker."""
+    name, where = reranker.get("model"), reranker.get("backend")
+    if reranker.get("ready"):
+        return ok("reranker", f"{name}, {where}")
+    message = f"{name} is not ready: {reranker.get('reason')}"
+    return failure("reranker", message, "Check RERANK_TRITON_MODEL, and that model in Triton.")
 
 
 def check_models(reply: Reply, *, has_key: bool) -> Finding:
@@ -143,3 +174,15 @@ def check_vectors(url: str, api_key: str | None, timeout_seconds: float) -> list
         match = find_known_error(str(error))
         remedy = match[1].remedy if match else "See its log and Triton's."
         return [failure("embedding", str(error), remedy)]
+
+
+def check_scores(url: str, api_key: str | None, timeout_seconds: float) -> list[Finding]:
+    """Run the quick checks of `model verify` for rerankers."""
+    client = GatewayClient(url, api_key=api_key, timeout_seconds=timeout_seconds)
+    try:
+        verified = verify_reranker(client, has_card=False, checks=QUICK_RERANK_CHECKS)
+    except HttpError as error:
+        match = find_known_error(str(error))
+        remedy = match[1].remedy if match else "See its log and Triton's."
+        return [failure("reranking", str(error), remedy)]
+    return [replace(finding, name=f"reranker: {finding.name}") for finding in verified.findings]

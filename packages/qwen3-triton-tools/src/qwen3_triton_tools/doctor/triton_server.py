@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, cast
@@ -13,13 +13,14 @@ from typing import Any, cast
 import numpy as np
 
 from qwen3_triton_gateway.backends.address import GRPC_OPTIONS, TritonAddress
-from qwen3_triton_gateway.backends.base import ModelSpec
+from qwen3_triton_gateway.backends.base import LOGITS_OUTPUT, ModelSpec
 from qwen3_triton_gateway.backends.triton import TritonBackend
+from qwen3_triton_gateway.cli import flag_name
 from qwen3_triton_gateway.errors import EmbeddingServerError, StartupError
 from qwen3_triton_gateway.tensors import HiddenStates, PooledStates, TokenBatch
 
 from ..errors import UnreachableError
-from ..findings import Finding, failure, missing, ok, skipped
+from ..findings import Finding, failure, missing, ok, skipped, warning
 from ..http import accepts_connections, host_and_port, is_local, request
 from .error_patterns import find_known_error
 from .machine import run_program
@@ -65,8 +66,9 @@ class ServerState:
 
 def check_triton(
     url: str,
-    model: str,
+    model: str | None,
     *,
+    rerank_model: str | None = None,
     headers: Mapping[str, str],
     ca_file: Path | None,
     is_required: bool,
@@ -74,11 +76,12 @@ def check_triton(
     output_dim: int,
     timeout_seconds: float,
 ) -> list[Finding]:
-    """Check one Triton and the model that the gateway needs from it.
+    """Check one Triton and the models that the gateway needs from it.
 
     Args:
         url: Its address, as in TRITON_URL.
-        model: The name of the model.
+        model: The name of the embedding model; None if only a reranker is needed.
+        rerank_model: The name of the reranker, if one is needed.
         headers: What every request carries, as in EMBED_TRITON_HEADERS.
         ca_file: The certificates to trust, as in EMBED_TRITON_CA_FILE.
         is_required: Whether its absence is a failure.
@@ -98,26 +101,31 @@ def check_triton(
         message = f"The server at {address} is not Triton."
         remedy = "Triton's HTTP port is 8200 in this stack, 8000 inside its container."
         return [failure("Triton", message, remedy)]
-    if not is_model_certain:
+    if not is_model_certain and rerank_model is None:
         model = _only_model(state) or model
     findings = [_check_readiness(address, state), ok("Triton version", state.version)]
-    findings.append(check_model_state(model, state))
-    if findings[-1].severity != "error":
-        findings += asyncio.run(_try_model(address, model, output_dim, timeout_seconds))
+    if model is not None:
+        findings.append(check_model_state(model, state))
+        if findings[-1].severity != "error":
+            findings += asyncio.run(_try_model(address, model, output_dim, timeout_seconds))
+    if rerank_model is not None:
+        findings.append(check_model_state(rerank_model, state, "RERANK_TRITON_MODEL"))
+        if findings[-1].severity != "error":
+            findings += asyncio.run(_try_model(address, rerank_model, 0, timeout_seconds))
     if not address.is_grpc:
         findings.append(_check_grpc_port(address))
     return findings
 
 
-def check_model_state(model: str, state: ServerState) -> Finding:
-    """Report whether the model is loaded, or why it is not."""
+def check_model_state(model: str, state: ServerState, setting: str = "TRITON_MODEL") -> Finding:
+    """Report whether the model that a setting names is loaded, or why it is not."""
     name = f"model {model}"
     if state.index is None:
         return skipped(name, "the repository index of this Triton is closed")
     entries = [entry for entry in state.index if entry.name == model]
     if not entries:
         others = ", ".join(sorted({entry.name for entry in state.index})) or "none"
-        remedy = "Set TRITON_MODEL (--triton-model) to one of these, or add the model."
+        remedy = f"Set {setting} ({flag_name(setting)}) to one of these, or add the model."
         return failure(name, f"Triton does not have it. Its models: {others}.", remedy)
     broken = [entry for entry in entries if entry.state != "READY"]
     if not broken:
@@ -229,20 +237,32 @@ def _check_readiness(address: TritonAddress, state: ServerState) -> Finding:
 async def _try_model(
     address: TritonAddress, model: str, output_dim: int, timeout_seconds: float
 ) -> list[Finding]:
-    """Do what the gateway does: learn the interface, then run a batch."""
-    backend = TritonBackend(address, model)
+    """Do what the gateway does: learn the interface, then run a batch.
+
+    Args:
+        address: Triton's address.
+        model: The name of the model.
+        output_dim: Dimensions of the vectors; 0 for a reranker.
+        timeout_seconds: Limit of the batch.
+    """
+    is_reranker = output_dim == 0
+    prefix = "reranker: " if is_reranker else ""
+    backend = TritonBackend(address, model, task="rerank" if is_reranker else "embed")
     try:
         spec = await backend.connect()
         answer = await backend.infer(PROBE, timeout_seconds=timeout_seconds, priority=1)
     except StartupError as error:
         remedy = "Correct config.pbtxt, or export the model again."
-        return [failure("interface", error.message, remedy)]
+        return [failure(f"{prefix}interface", error.message, remedy)]
     except EmbeddingServerError as error:
         match = find_known_error(error.message)
         remedy = match[1].remedy if match else "See `docker logs -n 300 triton`."
-        return [failure("inference", error.message, remedy)]
+        return [failure(f"{prefix}inference", error.message, remedy)]
     finally:
         await backend.close()
+    if is_reranker:
+        findings = [_check_logits(spec), _check_numbers(answer)]
+        return [replace(finding, name=prefix + finding.name) for finding in findings]
     findings = [_check_interface(spec, output_dim), _check_numbers(answer)]
     if not address.is_grpc and spec.output.dtype == np.float16:
         findings.append(_check_json_float16(address, spec, timeout_seconds))
@@ -259,6 +279,22 @@ def _check_interface(spec: ModelSpec, output_dim: int) -> Finding:
         message += f"; EMBED_OUTPUT_DIM is {output_dim}"
         return failure("interface", message, "Lower EMBED_OUTPUT_DIM, or serve a larger model.")
     return ok("interface", message)
+
+
+def _check_logits(spec: ModelSpec) -> Finding:
+    name = "interface"
+    message = (
+        f"`{spec.output.name}` {spec.output.dtype}, {spec.hidden_size:,} for each "
+        f"{'pair' if spec.pooling == 'in_graph' else 'token'}, batches of up to "
+        f"{spec.max_batch_size}"
+    )
+    if spec.output.name != LOGITS_OUTPUT:
+        remedy = "Set RERANK_TRITON_MODEL to a reranker, which returns `logits`."
+        return failure(name, message, remedy)
+    if spec.pooling != "in_graph":
+        remedy = "`qwen3-triton model repository` cuts them down to two for each pair."
+        return warning(name, message, remedy)
+    return ok(name, message)
 
 
 def _check_numbers(answer: HiddenStates | PooledStates) -> Finding:

@@ -29,6 +29,7 @@ CHECKS: dict[str, Check] = {
 RERANK_CHECKS = rerank_checks.CHECKS
 # A few requests of a few texts, which find the most common mistakes.
 QUICK_CHECKS = ("norm", "batch invariance", "instruction")
+QUICK_RERANK_CHECKS = ("score range", "batch invariance", "order")
 _STATUSES = {"ok": "pass", "error": "fail", "skipped": "skipped"}
 
 
@@ -131,6 +132,7 @@ def verify_reranker(
     is_reference: bool = False,
     has_card: bool = True,
     target: str = "",
+    checks: Collection[str] = RERANK_CHECKS.keys(),
     on_finding: Callable[[Finding], object] = str,
 ) -> Verification:
     """Run the checks of rerankers against a server.
@@ -141,6 +143,7 @@ def verify_reranker(
         is_reference: Whether that is more than the server's own file, for the check `loss`.
         has_card: Whether the model should know the examples of Qwen3-Reranker's card.
         target: How the server is called in the report; by default its URL.
+        checks: The names of the checks to run.
         on_finding: Called after each check.
 
     Raises:
@@ -149,7 +152,8 @@ def verify_reranker(
     served = client.describe_reranker()
     probe = RerankProbe(RerankClient(client), graph, served.max_length, has_card)
     findings: list[Finding] = []
-    for name, check in (RERANK_CHECKS | (rerank_loss.CHECKS if is_reference else {})).items():
+    chosen = {name: check for name, check in RERANK_CHECKS.items() if name in checks}
+    for name, check in (chosen | (rerank_loss.CHECKS if is_reference else {})).items():
         findings.append(replace(_run(check, probe, SCORES), name=name))
         on_finding(findings[-1])
     return Verification(target or client.url, served, None, tuple(findings))
