@@ -60,7 +60,7 @@ def test_a_triton_that_dies_is_restarted(stack: GatewayProcess) -> None:
 
 
 async def fingerprint_in_process(folder: Path) -> str:
-    settings = Settings(RERANK_MODEL_DIR=folder, EMBED_ENGINE="onnxruntime")
+    settings = Settings.model_validate({"RERANK_MODEL_DIR": folder, "EMBED_ENGINE": "onnxruntime"})
     service = EmbeddingService(settings, None, choose_backend(settings, "rerank"))
     await service.reranker.connect()
     await service.close()
