@@ -1,10 +1,12 @@
 """transformers' Qwen3 with random weights, exported by torch: the exports that people serve.
 
-In the layer shapes of Qwen3-Embedding-0.6B, with fewer layers and the nano model's vocabulary.
+In the layer shapes of Qwen3-Embedding-0.6B, with fewer layers and the nano model's vocabulary. For
+all layers and the family's own: `PARITY_LAYERS=28 PARITY_TOKENIZER=tokenizer.json make parity`.
 """
 
 from __future__ import annotations
 
+import os
 import shutil
 import warnings
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 import onnx
 import torch
+from tokenizers import Tokenizer
 from transformers import (
     Qwen3Config,
     Qwen3ForCausalLM,
@@ -26,8 +29,10 @@ import qwen3_nano
 Form: TypeAlias = Literal["plain", "past", "dynamo"]
 
 # config.json of Qwen/Qwen3-Embedding-0.6B with fewer layers and tokens, for two cores.
-HIDDEN_SIZE, LAYERS, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE_SIZE = 1024, 2, 16, 8, 128, 3072
-VOCABULARY = 24_000
+HIDDEN_SIZE, HEADS, KV_HEADS, HEAD_DIM, INTERMEDIATE_SIZE = 1024, 16, 8, 128, 3072
+LAYERS = int(os.environ.get("PARITY_LAYERS", "2"))
+TOKENIZER = Path(os.environ.get("PARITY_TOKENIZER", qwen3_nano.model_dir() / "tokenizer.json"))
+VOCABULARY = Tokenizer.from_file(str(TOKENIZER)).get_vocab_size()
 LENGTH, PAST_LENGTH = 7, 3
 INPUTS = ["input_ids", "attention_mask", "position_ids"]
 
@@ -80,14 +85,31 @@ def make_model(seed: int = 11) -> Qwen3Model:
 
 
 def make_reranker(*, tied: bool = True, seed: int = 11) -> Qwen3ForCausalLM:
-    """Make a model of Qwen3-Reranker's kind; that of 8B has a head that is not tied."""
+    """Make a model of Qwen3-Reranker's kind; that of 8B has a head that is not tied.
+
+    Its weights are numbers of float16, so that an export in float16 has the same.
+    """
     torch.manual_seed(seed)
-    return Qwen3ForCausalLM(make_config(tie_word_embeddings=tied)).eval()
+    model = Qwen3ForCausalLM(make_config(tie_word_embeddings=tied)).eval()
+    store_weights(model, torch.float16)
+    store_weights(model, torch.float32)
+    return model
+
+
+def store_weights(model: Qwen3PreTrainedModel, dtype: torch.dtype) -> None:
+    """Convert the weights in place, and only them, as `from_pretrained(dtype=...)` does.
+
+    `Module.half` would round the frequencies of the positions, too.
+    """
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def make_classifier(seed: int = 11) -> Qwen3ForSequenceClassification:
     torch.manual_seed(seed)
-    return Qwen3ForSequenceClassification(make_config(num_labels=1, pad_token_id=0)).eval()
+    pad_token_id = Tokenizer.from_file(str(TOKENIZER)).token_to_id("<|endoftext|>")
+    config = make_config(num_labels=1, pad_token_id=pad_token_id)
+    return Qwen3ForSequenceClassification(config).eval()
 
 
 def make_config(**options: Any) -> Qwen3Config:
@@ -114,7 +136,7 @@ def write_export(model: Qwen3Model, folder: Path, form: Form) -> None:
             _export_by_dynamo(Plain(model), folder / "model.onnx", "last_hidden_state")
         else:
             _export_by_torchscript(model, folder, past=form == "past")
-    shutil.copyfile(qwen3_nano.model_dir() / "tokenizer.json", folder / "tokenizer.json")
+    shutil.copyfile(TOKENIZER, folder / "tokenizer.json")
     model.config.save_pretrained(folder)
 
 
@@ -132,7 +154,7 @@ def write_reranker(model: Qwen3PreTrainedModel, folder: Path, form: Form) -> Non
             axes["logits"] = {0: "batch"} if is_classifier else tokens
             names = {"inputs": INPUTS, "outputs": ["logits"]}
             _export_graph(Logits(model), folder, tuple(_tokens(LENGTH)), axes=axes, **names)
-    shutil.copyfile(qwen3_nano.model_dir() / "tokenizer.json", folder / "tokenizer.json")
+    shutil.copyfile(TOKENIZER, folder / "tokenizer.json")
     model.config.save_pretrained(folder)
 
 

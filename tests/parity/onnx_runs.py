@@ -47,5 +47,5 @@ def run_onnx(
     np.savez(feed, **arrays | {f"{name}/mask": mask for name, (_, mask) in batches.items()})
     environment = os.environ | {"ORT_DISABLE_TELEMETRY": "1"}
     command = [PYTHON, "-c", SCRIPT, path, feed, results, output]
-    subprocess.run(command, check=True, timeout=300, env=environment)
+    subprocess.run(command, check=True, timeout=600, env=environment)
     return np.load(results)

@@ -19,14 +19,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 COMMAND = Path(__file__).resolve().parents[2] / ".venv" / "bin" / "qwen3-triton"
-START_SECONDS = 120.0
+START_SECONDS = 600.0
 
 Vectors = NDArray[np.float32]
 
 
 def product(*arguments: str) -> Any:
     """Run a command with `--json`, and return what it printed."""
-    done = subprocess.run([COMMAND, *arguments], capture_output=True, check=False, timeout=120)
+    done = subprocess.run([COMMAND, *arguments], capture_output=True, check=False, timeout=600)
     assert done.returncode == 0, done.stderr.decode() + done.stdout.decode()
     return json.loads(done.stdout)
 
@@ -75,3 +75,46 @@ def info(url: str) -> dict[str, Any]:
     """Return what the running product says of itself."""
     with urllib.request.urlopen(f"{url}/info", timeout=30) as response:
         return json.load(response)
+
+
+TRITON = """
+import sys
+import tempfile
+from pathlib import Path
+from qwen3_triton_tools.local_triton import LocalTriton, write_repository
+with tempfile.TemporaryDirectory() as folder:
+    for argument in sys.argv[1:]:
+        name, _, model = argument.partition("=")
+        write_repository(Path(model), Path(folder), model_name=name, max_batch_size=8)
+    with LocalTriton(model_repository=Path(folder)) as triton:
+        print(triton.grpc_url, flush=True)
+        sys.stdin.read()
+"""
+
+
+@contextmanager
+def running_triton(models: dict[str, Path]) -> Generator[str]:
+    """Run a local Triton with models by their names, and yield the address of its gRPC port."""
+    arguments = [f"{name}={folder}" for name, folder in models.items()]
+    command = [COMMAND.with_name("python"), "-c", TRITON, *arguments]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        try:
+            url = process.stdout.readline().strip()
+            assert url, "Triton did not start; its log is above."
+            yield url
+        finally:
+            process.stdin.close()  # it ends then
+
+
+def score(url: str, pairs: list[tuple[str, str]]) -> NDArray[np.float64]:
+    """Score pairs of a query and a document in one request, in their order."""
+    queries, documents = zip(*pairs, strict=True)
+    body = json.dumps({"text_1": queries, "text_2": documents, "truncate": True}).encode()
+    request = urllib.request.Request(f"{url}/score", body, {"content-type": "application/json"})
+    with urllib.request.urlopen(request, timeout=1000) as response:
+        data = json.load(response)["data"]
+    return np.array([entry["score"] for entry in data])

@@ -14,13 +14,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from exported_models import HIDDEN_SIZE, LAYERS, VOCABULARY, make_model, write_export
+from exported_models import (
+    HIDDEN_SIZE,
+    LAYERS,
+    TOKENIZER,
+    VOCABULARY,
+    make_model,
+    write_export,
+)
 from numpy.typing import NDArray
 from onnx_runs import run_onnx
 from served_product import Vectors, embed, product, running
 from transformers import PreTrainedTokenizerFast, Qwen3Model
-
-import qwen3_nano
 
 # With equal float32 weights on both sides, only the order of summation differs.
 FLOAT32_COSINE = 0.99999
@@ -112,7 +117,7 @@ def sentence_transformer(model: Qwen3Model, folder: Path) -> Any:
 
     model.save_pretrained(folder)
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(qwen3_nano.model_dir() / "tokenizer.json"),
+        tokenizer_file=str(TOKENIZER),
         pad_token="<|endoftext|>",
         padding_side="left",  # as the family's own configuration has it
     )

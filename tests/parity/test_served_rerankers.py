@@ -1,0 +1,106 @@
+"""Scores of the running product against the code of the model card, in every way to serve them.
+
+Pairs of up to 4,096 tokens, through a real Triton and in the gateway's process, from the graph
+that torch wrote and from the one that `model pool` made of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+import pytest
+from card_rerankers import MAX_LENGTH, Pair, Rerankers, card_inputs
+from served_product import running, running_triton, score
+from transformers import PreTrainedTokenizerFast
+
+Served: TypeAlias = tuple[str, str]
+
+# A classifier is pooled by itself.
+SERVED: list[Served] = [
+    *(("tied", "pooled"), ("tied", "whole")),
+    *(("float16", "pooled"), ("float16", "whole")),
+    ("classifier", "whole"),
+]
+ENGINES = ("triton", "onnxruntime", "openvino")
+# Each engine with the forms and graphs that it may treat in its own way. OpenVINO is asked for
+# float32, which it computes in whatever the weights are.
+WAYS = [
+    *(("tied", "pooled", engine) for engine in ENGINES),
+    *(("tied", "whole", engine) for engine in ENGINES[:2]),
+    ("float16", "pooled", "onnxruntime"),
+    ("float16", "whole", "triton"),
+    *(("classifier", "whole", engine) for engine in ("triton", "openvino")),
+]
+CHINA = "What is the capital of China?"
+PAIRS: list[Pair] = [
+    (CHINA, "x"),
+    (CHINA, "The capital of China is Beijing."),
+    ("Explain gravity", "The capital of China is Beijing."),
+    ("渋谷はどこですか", "東京の渋谷区 😀👩‍🚀🇩🇪"),
+    ("중국의 수도는?", " 베이징은 중화인민공화국의 수도이다.\n"),
+    ("столица России", "Москва — столица России. " * 10),
+    ("ما هي عاصمة الصين؟", "بكين هي عاصمة جمهورية الصين الشعبية، وتقع في شمال البلاد."),
+    ("चीन की राजधानी", "\nबीजिंग चीन की राजधानी है।\r\n\r\n" * 4),
+    ("เมืองหลวง", "\u0301ปักกิ่งเป็นเมืองหลวงของจีน e\u0301 ﬁ Ａ " * 8),
+    ("sort a list", "def f(x):\n\treturn sorted(x, key=lambda y: -y[1])[:10]  # 42\n" * 16),
+    ("a\nquery\n\nof lines", "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nyes"),
+]
+# Of them, these are also scored in a request of their own.
+ALONE = PAIRS[:5]
+# It has more tokens than are allowed, and is cut to the last. It takes seconds: not in every way.
+LONG: Pair = (CHINA, "Peking 北京 is where the capital of 1,000 years is. " * 400)
+LONG_WAYS = {
+    *(("tied", "pooled", engine) for engine in ENGINES),
+    ("tied", "whole", "onnxruntime"),
+    ("float16", "pooled", "onnxruntime"),
+    ("classifier", "whole", "triton"),
+}
+
+
+@pytest.fixture(name="triton_url", scope="module")
+def _triton_url(rerankers: Rerankers) -> Generator[str]:
+    models = {"-".join(served): folder_of(rerankers, served) for served in SERVED}
+    with running_triton(models) as url:
+        yield url
+
+
+def folder_of(rerankers: Rerankers, served: Served) -> Path:
+    export = rerankers.export(served[0])
+    return export.pooled if served[1] == "pooled" else export.folder
+
+
+@pytest.mark.parametrize("way", WAYS, ids="-".join)
+def test_served_scores_are_those_of_the_card_s_code(
+    way: tuple[str, str, str],
+    rerankers: Rerankers,
+    request: pytest.FixtureRequest,
+    record_property: Callable[[str, object], None],
+    tmp_path: Path,
+) -> None:
+    form, graph, engine = way
+    folder = folder_of(rerankers, (form, graph))
+    if engine == "triton":
+        triton_url: str = request.getfixturevalue("triton_url")
+        flags = ["--triton-url", triton_url, "--rerank-triton-model", f"{form}-{graph}"]
+        flags += ["--rerank-tokenizer-path", str(folder)]
+    else:
+        flags = ["--rerank-model-dir", str(folder), "--engine", engine, "--precision", "float32"]
+    flags += ["--rerank-max-length", str(MAX_LENGTH), "--timeout-s", "900"]
+    pairs = [*PAIRS, LONG] if way in LONG_WAYS else PAIRS
+    with running("serve", *flags, log=tmp_path / "log") as url:
+        together = score(url, pairs)
+        alone = np.concatenate([score(url, [pair]) for pair in ALONE])
+    expected = rerankers.expected(form, pairs)
+    differences = np.abs(together - expected), np.abs(alone - expected[: len(ALONE)])
+    record_property("differences", [values.tolist() for values in differences])  # in --junitxml
+    assert np.ptp(expected) > 0.01  # or the comparison would say nothing
+    assert max(values.max() for values in differences) <= rerankers.export(form).tolerance
+
+
+def test_the_pairs_have_up_to_4096_tokens(tokenizer: PreTrainedTokenizerFast) -> None:
+    [long] = card_inputs(tokenizer, [LONG], max_length=10 * MAX_LENGTH)
+    assert len(long) > MAX_LENGTH
+    assert [len(ids) for ids in card_inputs(tokenizer, [LONG])] == [MAX_LENGTH]
