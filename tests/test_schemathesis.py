@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+import qwen3_nano
 import schemathesis_hooks
 from gateway_process import running_gateway
 from reranker_graph import write_reranker
@@ -24,7 +25,8 @@ SUPPORT = Path(schemathesis_hooks.__file__).parent
 def test_generated_requests_get_described_answers(flags: tuple[str, ...], tmp_path: Path) -> None:
     headers = ("--header", f"Authorization: Bearer {KEY}") if flags else ()
     reranker = ("--rerank-model-dir", str(write_reranker(tmp_path / "reranker")))
-    with running_gateway(*flags, *reranker) as gateway:
+    embedder = ("--model-dir", str(qwen3_nano.model_dir()))
+    with running_gateway(*embedder, *reranker, *flags) as gateway:
         command = [
             *(sys.executable, "-m", "schemathesis.cli", "run", f"{gateway.url}/openapi.json"),
             *("--checks", "all", "--phases", "coverage,fuzzing", "--continue-on-failure"),

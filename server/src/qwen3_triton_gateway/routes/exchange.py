@@ -45,7 +45,7 @@ MAX_INDICES_IN_HEADER = 100
 WATCH_AFTER_SECONDS = 0.02
 # Below this, a thread costs more than parsing does.
 PARSE_INLINE_BYTES = 1 << 18
-ERROR_STATUSES = {400, 401, 408, 413, 415, 429, 502, 503, 504}
+ERROR_STATUSES = {400, 401, 404, 408, 413, 415, 429, 502, 503, 504}
 
 
 # FastAPI would run a plain function in a thread, which costs a third of a millisecond.
@@ -95,10 +95,8 @@ def describe_call(
     schema = schemas[0] if len(schemas) == 1 else {"oneOf": schemas}
     content: dict[str, Any] = {"schema": schema} | ({"example": example} if example else {})
     body = {"required": True, "content": {"application/json": content}}
-    names_model = any("model" in body.model_fields for body in bodies)
-    statuses = {*ERROR_STATUSES, 404} if names_model else ERROR_STATUSES
     return {
-        "responses": describe_errors(statuses, errors),
+        "responses": describe_errors(ERROR_STATUSES, errors),
         "openapi_extra": {"requestBody": body},
     }
 

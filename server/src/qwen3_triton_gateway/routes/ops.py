@@ -37,6 +37,7 @@ MODEL_PARAMETER: dict[str, Any] = {
 TOKENIZER_ANSWERS: dict[int | str, dict[str, Any]] = {
     OK: {"content": {"application/json": {"schema": {"type": "object"}}}},
     NOT_MODIFIED: {"description": "The caller has it: `If-None-Match` contains its `ETag`."},
+    **describe_errors({404}, ErrorResponse),
 }
 
 
