@@ -115,7 +115,7 @@ def test_the_default_follows_the_limit_of_the_container(
     (tmp_path / "own").write_text(lines)
     monkeypatch.setattr(container, "CGROUPS", tmp_path)
     monkeypatch.setattr(container, "OWN_CGROUPS", tmp_path / "own")
-    monkeypatch.setattr(memory, "_machine_bytes", lambda: 16 << 30)
+    monkeypatch.setattr(container, "_machine_bytes", lambda: 16 << 30)
     assert memory.default_max_bytes() == expected
 
 

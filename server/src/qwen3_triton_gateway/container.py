@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -40,6 +41,19 @@ def cpu_quota() -> float:
             if share > 0:
                 limits.append(share)
     return min(limits)
+
+
+def memory_bytes() -> int:
+    """Return the memory of this machine, or what its container may have of it."""
+    limits = [_machine_bytes()]
+    for text in read_cgroups("memory", "memory.max", "memory.limit_in_bytes"):
+        with suppress(ValueError):  # "max"
+            limits.append(int(text))
+    return min(limits)
+
+
+def _machine_bytes() -> int:
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def read_cgroups(controller: str, name: str, old_name: str) -> Iterator[str]:

@@ -5,16 +5,14 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import math
-import os
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from typing import ParamSpec, Self, TypeVar
 
-from .container import read_cgroups
+from .container import memory_bytes
 from .errors import MAX_RETRY_AFTER_SECONDS, QueueFullError
 from .metrics import Metrics
 
@@ -135,15 +133,7 @@ def request_bytes(body_bytes: int) -> int:
 
 def default_max_bytes() -> int:
     """Return the budget for this machine: a share of the container's or machine's memory."""
-    limits = [_machine_bytes()]
-    for text in read_cgroups("memory", "memory.max", "memory.limit_in_bytes"):
-        with suppress(ValueError):  # "max"
-            limits.append(int(text))
-    return min(DEFAULT_MAX_BYTES, min(limits) // SHARE_OF_LIMIT)
-
-
-def _machine_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return min(DEFAULT_MAX_BYTES, memory_bytes() // SHARE_OF_LIMIT)
 
 
 async def in_worker(function: Callable[P, Result], *args: P.args, **kwargs: P.kwargs) -> Result:

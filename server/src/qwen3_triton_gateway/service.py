@@ -99,7 +99,7 @@ class EmbeddingService:
         have_started = all(model.spec is not None for model in self.models)
         ready = have_started and any(state.ready for state in states)
         reasons = [
-            f"{model.model_id}: {model.readiness.reason}" if len(states) > 1 else state.reason
+            f"{model.model_id}: {state.reason}" if len(states) > 1 else state.reason
             for model, state in zip(self.models, states, strict=True)
             if state.reason
         ]

@@ -88,9 +88,7 @@ class TextTokenizer:
         file = path / "tokenizer.json" if path.is_dir() else path
         # Kept in memory: the file may have changed by the time that a caller asks for it.
         self.file_content: bytes = _read(file)
-        self._tokenizer = _load(file, self.file_content)
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        self._use(_load(file, self.file_content))
         end_token_id = self._tokenizer.token_to_id(END_TOKEN)
         if end_token_id is None:
             msg = (
@@ -103,20 +101,21 @@ class TextTokenizer:
         self.end_token_id: int = end_token_id
         self.digest: str = hashlib.sha256(self.file_content).hexdigest()
         self.vocabulary_size: int = self._tokenizer.get_vocab_size(with_added_tokens=True)
-        self.segmenter: Segmenter = create_segmenter(self._tokenizer)
-        self._words = WordTokens(self._tokenizer, self.segmenter)
         self.appends_end_token: bool = self._tokenizer.encode("probe").ids[-1:] == [end_token_id]
 
     def without_special_tokens(self) -> TextTokenizer:
         """Return a copy for which `<|im_end|>` and the like are plain text."""
         content = orjson.loads(self.file_content) | {"added_tokens": []}
         plain = copy.copy(self)
-        plain._tokenizer = _load(self.path, orjson.dumps(content))
-        plain._tokenizer.no_truncation()
-        plain._tokenizer.no_padding()
-        plain.segmenter = create_segmenter(plain._tokenizer)
-        plain._words = WordTokens(plain._tokenizer, plain.segmenter)
+        plain._use(_load(self.path, orjson.dumps(content)))
         return plain
+
+    def _use(self, tokenizer: Tokenizer) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self.segmenter: Segmenter = create_segmenter(tokenizer)
+        self._words = WordTokens(tokenizer, self.segmenter)
 
     def encode(
         self, texts: Sequence[str], *, cut: CutSide = "end", limit: int | None = None

@@ -21,7 +21,7 @@ from .tensors import Int64Vector
 # worst.
 MAX_WORDS = 32_768
 # Texts with longer words are left to the library, which lets other threads run.
-MAX_WORD_CHARACTERS = 32
+MAX_REMEMBERED_CHARACTERS = 32
 
 # Characters of which the tokenizer's tables and ours say the same in every version of Unicode, and
 # which never combine with each other: ASCII without control characters, letters of scripts that
@@ -84,4 +84,4 @@ class WordTokens(dict[str, bytes]):
         if not self._knows_words or NOT_PLAIN.search(text) or self._whole_token.search(text):
             return None
         words = _WORD.findall(text)
-        return words if max(map(len, words), default=0) <= MAX_WORD_CHARACTERS else None
+        return words if max(map(len, words), default=0) <= MAX_REMEMBERED_CHARACTERS else None

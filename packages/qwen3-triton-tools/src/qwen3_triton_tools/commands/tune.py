@@ -104,7 +104,7 @@ def tune(
             )
         unfinished = _reserve(env_file, stack) if env_file else None
         cores = usable_cores()
-        warnings = [warning for warning in [load_warning(cores)] if warning]
+        warnings = [warning] if (warning := load_warning(cores)) else []
         for warning in warnings:
             report_progress(f"Warning: {warning}")
         shared = _shared_settings(settings)

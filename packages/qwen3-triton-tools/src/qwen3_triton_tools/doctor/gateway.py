@@ -171,9 +171,7 @@ def check_vectors(url: str, api_key: str | None, timeout_seconds: float) -> list
     try:
         return list(verify(client, checks=QUICK_CHECKS).findings)
     except HttpError as error:
-        match = find_known_error(str(error))
-        remedy = match[1].remedy if match else "See its log and Triton's."
-        return [failure("embedding", str(error), remedy)]
+        return [_explain("embedding", error)]
 
 
 def check_scores(url: str, api_key: str | None, timeout_seconds: float) -> list[Finding]:
@@ -182,7 +180,11 @@ def check_scores(url: str, api_key: str | None, timeout_seconds: float) -> list[
     try:
         verified = verify_reranker(client, has_card=False, checks=QUICK_RERANK_CHECKS)
     except HttpError as error:
-        match = find_known_error(str(error))
-        remedy = match[1].remedy if match else "See its log and Triton's."
-        return [failure("reranking", str(error), remedy)]
+        return [_explain("reranking", error)]
     return [replace(finding, name=f"reranker: {finding.name}") for finding in verified.findings]
+
+
+def _explain(name: str, error: HttpError) -> Finding:
+    match = find_known_error(str(error))
+    remedy = match[1].remedy if match else "See its log and Triton's."
+    return failure(name, str(error), remedy)

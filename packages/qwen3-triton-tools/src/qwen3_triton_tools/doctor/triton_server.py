@@ -104,14 +104,13 @@ def check_triton(
     if not is_model_certain and rerank_model is None:
         model = _only_model(state) or model
     findings = [_check_readiness(address, state), ok("Triton version", state.version)]
-    if model is not None:
-        findings.append(check_model_state(model, state))
+    needed = ((model, "TRITON_MODEL", output_dim), (rerank_model, "RERANK_TRITON_MODEL", 0))
+    for name, setting, dimensions in needed:
+        if name is None:
+            continue
+        findings.append(check_model_state(name, state, setting))
         if findings[-1].severity != "error":
-            findings += asyncio.run(_try_model(address, model, output_dim, timeout_seconds))
-    if rerank_model is not None:
-        findings.append(check_model_state(rerank_model, state, "RERANK_TRITON_MODEL"))
-        if findings[-1].severity != "error":
-            findings += asyncio.run(_try_model(address, rerank_model, 0, timeout_seconds))
+            findings += asyncio.run(_try_model(address, name, dimensions, timeout_seconds))
     if not address.is_grpc:
         findings.append(_check_grpc_port(address))
     return findings

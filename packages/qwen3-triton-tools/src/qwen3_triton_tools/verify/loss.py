@@ -91,10 +91,15 @@ def check_loss(probe: Probe) -> Finding:
     texts = corpus()
     loss = compare(embed_corpus(probe.reference, texts), embed_corpus(probe.client, texts))
     allowed = f"cosine >= {MIN_COSINE}, neighbors >= {MIN_OVERLAP:.0%}"
-    if loss.is_safe:
-        return passed(str(loss), allowed)
+    return judge(str(loss), allowed, is_safe=loss.is_safe)
+
+
+def judge(measured: str, allowed: str, *, is_safe: bool) -> Finding:
+    """Report a loss, and what to do if it is not safe."""
+    if is_safe:
+        return passed(measured, allowed)
     return failed(
-        str(loss),
+        measured,
         allowed,
         cause="The weights differ, or the precision is too low for this model.",
         remedy="Serve it in bfloat16 or float32 (EMBED_PRECISION), or not quantized.",

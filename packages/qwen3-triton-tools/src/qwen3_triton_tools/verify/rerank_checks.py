@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Sequence
 
+from qwen3_triton_gateway.container import memory_bytes
 from qwen3_triton_gateway.rerank_prompt import PREFIX, SUFFIX, render_pair
 
 from ..errors import RefusedError
@@ -248,8 +248,7 @@ def _runnable_tokens(graph: GraphScorer, tokens: Tokens) -> int:
     seconds = time.perf_counter() - began
     # Time grows with the square of the length at most.
     by_time = TIMED_TOKENS * math.sqrt(MAX_RUN_SECONDS / seconds)
-    memory_bytes = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
-    by_memory = math.sqrt(memory_bytes / ATTENTION_BYTES)
+    by_memory = math.sqrt(memory_bytes() / 2 / ATTENTION_BYTES)
     return max(MIN_RUN_TOKENS, int(min(by_time, by_memory)))
 
 

@@ -9,8 +9,7 @@ import numpy as np
 
 from ..findings import Finding
 from ..model.pairs import GraphScorer
-from .loss import corpus_documents
-from .probe import failed, passed
+from .loss import corpus_documents, judge
 from .rerank_probe import RerankCheck, RerankProbe
 
 # Documents per question: its own, and those that follow, which share its subject.
@@ -109,14 +108,7 @@ def check_loss(probe: RerankProbe) -> Finding:
         scores += probe.server.score(group[0][0], [document for _, document in group])
     loss = compare_scores(score_pairs(probe.graph, pairs), scores)
     allowed = f"scores within {MAX_DIFFERENCE}, the same order >= {MIN_SAME_ORDER:.0%}"
-    if loss.is_safe:
-        return passed(str(loss), allowed)
-    return failed(
-        str(loss),
-        allowed,
-        cause="The weights differ, or the precision is too low for this model.",
-        remedy="Serve it in bfloat16 or float32 (EMBED_PRECISION), or not quantized.",
-    )
+    return judge(str(loss), allowed, is_safe=loss.is_safe)
 
 
 CHECKS: dict[str, RerankCheck] = {"loss": check_loss}
