@@ -112,6 +112,9 @@ class Gateway:
         self.entered.clear()
         return requests
 
+    async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(self.client.base_url.host, self.client.base_url.port)
+
     async def open_door(self, requests: list[asyncio.Task[httpx2.Response]]) -> None:
         for backend in (self.backend, self.rerank_backend):
             if backend.gate is not None:
@@ -217,16 +220,23 @@ async def test_many_short_documents_are_bulk_whose_callers_wait(both: Gateway) -
     await both.open_door([*waiting, bulk])
 
 
+async def announce_large_body(
+    gateway: Gateway, path: bytes, monkeypatch: pytest.MonkeyPatch
+) -> tuple[asyncio.StreamReader, asyncio.StreamWriter, int]:
+    """Send the head of a bulk request that may not wait, and return the length of its body."""
+    monkeypatch.setattr(admission, "ALWAYS_ADMITTED", 0)
+    monkeypatch.setattr(admission, "BULK_WAIT_SHARE", 0.0)
+    reader, writer = await gateway.connect()
+    length = HELD_BYTES + 1
+    writer.write(b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % (path, length))
+    return reader, writer, length
+
+
 async def test_of_a_large_body_to_rerank_nothing_is_read(
     both: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting = await both.close_rerank_door()
-    monkeypatch.setattr(admission, "ALWAYS_ADMITTED", 0)
-    monkeypatch.setattr(admission, "BULK_WAIT_SHARE", 0.0)
-    host, port = both.client.base_url.host, both.client.base_url.port
-    reader, writer = await asyncio.open_connection(host, port)
-    length = HELD_BYTES + 1
-    writer.write(b"POST /v1/ranking HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % length)
+    reader, writer, length = await announce_large_body(both, b"/v1/ranking", monkeypatch)
     assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 429 ")
     writer.write(b" " * length)
     assert orjson.loads(await reader.read())["object"] == "error"
@@ -237,8 +247,7 @@ async def test_of_a_large_body_to_rerank_nothing_is_read(
 
 async def test_a_connection_stays_usable_after_a_refusal(gateway: Gateway) -> None:
     waiting = await gateway.close_door()
-    host, port = gateway.client.base_url.host, gateway.client.base_url.port
-    reader, writer = await asyncio.open_connection(host, port)
+    reader, writer = await gateway.connect()
     body = orjson.dumps({"texts": ["a"]})
     head = b"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
     for _ in range(3):
@@ -259,12 +268,7 @@ async def test_of_a_large_body_nothing_is_read(
     gateway: Gateway, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waiting = await gateway.close_door()
-    monkeypatch.setattr(admission, "ALWAYS_ADMITTED", 0)
-    monkeypatch.setattr(admission, "BULK_WAIT_SHARE", 0.0)
-    host, port = gateway.client.base_url.host, gateway.client.base_url.port
-    reader, writer = await asyncio.open_connection(host, port)
-    length = HELD_BYTES + 1
-    writer.write(b"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % length)
+    reader, writer, length = await announce_large_body(gateway, b"/embed", monkeypatch)
     head = await reader.readuntil(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 429 ")
     assert b"connection: close" in head
@@ -309,8 +313,7 @@ async def test_every_request_is_refused_or_judged_whatever_its_pieces(
 ) -> None:
     waiting = await gateway.close_door()
     monkeypatch.setattr(admission, "LATE_WAIT_SECONDS", admission.MAX_WAIT_SECONDS)
-    host, port = gateway.client.base_url.host, gateway.client.base_url.port
-    reader, writer = await asyncio.open_connection(host, port)
+    reader, writer = await gateway.connect()
     for start in range(0, len(request_bytes), piece_bytes):
         writer.write(request_bytes[start : start + piece_bytes])
         await asyncio.sleep(0)
@@ -355,12 +358,10 @@ async def test_a_key_passes_while_another_is_refused(
     async with running(tokenizer_dir, EMBED_API_KEYS_FILE=file) as gateway:
         gateway.client.headers["Authorization"] = f"Bearer {KEY}"
         waiting = await gateway.close_door(caller="flood")
-        host, port = gateway.client.base_url.host, gateway.client.base_url.port
-
         writers: list[asyncio.StreamWriter] = []
 
         async def send(key: str) -> asyncio.StreamReader:
-            reader, writer = await asyncio.open_connection(host, port)
+            reader, writer = await gateway.connect()
             writers.append(writer)
             data = in_one_piece(b"Authorization: Bearer %b\r\n" % key.encode())
             for start in range(0, len(data), piece_bytes):
@@ -447,8 +448,7 @@ async def test_what_another_application_answers_does_not_count_for_ever(gateway:
 async def test_a_body_that_is_held_and_never_ends_is_a_408(gateway: Gateway) -> None:
     waiting = await gateway.close_door()
     gateway.protocol_options["bounds"] = HttpBounds(body_seconds=0.1)
-    host, port = gateway.client.base_url.host, gateway.client.base_url.port
-    reader, writer = await asyncio.open_connection(host, port)
+    reader, writer = await gateway.connect()
     writer.write(b"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n{")
     assert (await reader.read()).startswith(b"HTTP/1.1 408 ")
     writer.close()
@@ -458,9 +458,8 @@ async def test_a_body_that_is_held_and_never_ends_is_a_408(gateway: Gateway) -> 
 
 async def test_callers_that_leave_do_not_count_for_ever(gateway: Gateway) -> None:
     gateway.backend.gate = asyncio.Event()
-    host, port = gateway.client.base_url.host, gateway.client.base_url.port
     for _ in range(5):
-        _, writer = await asyncio.open_connection(host, port)
+        _, writer = await gateway.connect()
         writer.write(in_one_piece())
         await writer.drain()
         writer.transport.abort()

@@ -19,6 +19,8 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
+from padding import padded_inputs
+
 MAX_LENGTH = 320
 PAD_ID = 0
 TASK = "Given a web search query, retrieve relevant passages that answer the query"
@@ -167,17 +169,8 @@ class _Model:
 
     def scores(self, stack: RerankStack, texts: Sequence[tuple[str, str, str]]) -> list[Any]:
         rows = [stack.shorten(*map(self._ids, stack.prompt(*text))) for text in texts]
-        width = max(map(len, rows))
-        ids = np.full((len(rows), width), PAD_ID, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for index, row in enumerate(rows):
-            place = slice(width - len(row), width) if stack.pads_left else slice(len(row))
-            ids[index, place], mask[index, place] = row, 1
-        if stack.reads_last:
-            # The graph looks for pads by their id: another one is read like text.
-            ids[mask == 0] = 5
-        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
-        feed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        # The graph looks for pads by their id: another one is read like text.
+        feed = padded_inputs(rows, pad_id=5 if stack.reads_last else PAD_ID, left=stack.pads_left)
         [logits] = self._session.run(["logits"], feed)
         return [stack.finish(float(logit)) for logit in np.asarray(logits)[:, 0]]
 

@@ -20,6 +20,7 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 import qwen3_nano
+from padding import padded_inputs
 
 END_ID = 0  # `<|endoftext|>` in the nano model's vocabulary, its pad token too
 IMPORT_ID = 7644  # `import`
@@ -85,16 +86,9 @@ def _pool(rows: Sequence[Ids], *, left: bool) -> Array:
 @cache
 def _states(rows: tuple[tuple[int, ...], ...], left: bool) -> Array:
     """Run the model; most stacks are given the same rows."""
-    length = max(map(len, rows))
-    ids = np.full((len(rows), length), END_ID, dtype=np.int64)
-    mask = np.zeros_like(ids)
-    for index, row in enumerate(rows):
-        place = slice(length - len(row), length) if left else slice(0, len(row))
-        ids[index, place], mask[index, place] = row, 1
-    positions = np.where(mask > 0, np.cumsum(mask, axis=1) - 1, 0)
-    feed = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+    feed = padded_inputs(rows, pad_id=END_ID, left=left)
     hidden = np.asarray(session().run(["last_hidden_state"], feed)[0])
-    return hidden[np.arange(len(rows)), mask.sum(axis=1) - 1]
+    return hidden[np.arange(len(rows)), feed["attention_mask"].sum(axis=1) - 1]
 
 
 def pool_first(rows: Sequence[Ids]) -> Array:

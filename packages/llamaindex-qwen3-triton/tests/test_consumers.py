@@ -16,7 +16,6 @@ from llama_index.core.ingestion import DocstoreStrategy, IngestionPipeline
 from llama_index.core.instrumentation import (
     get_dispatcher,  # pyright: ignore[reportPrivateImportUsage] - documented, but not in __all__
 )
-from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.instrumentation.events.embedding import (
     EmbeddingEndEvent,
@@ -277,25 +276,6 @@ def test_a_copy_returns_the_same_vectors(gateway_url: str, how: str) -> None:
 # Observers
 
 
-class Recorder(BaseEventHandler):
-    """A handler that records the events of embeddings."""
-
-    seen: list[BaseEvent] = []  # noqa: RUF012 - pydantic copies it
-
-    def handle(self, event: BaseEvent, **_: Any) -> None:
-        if isinstance(event, EmbeddingStartEvent | EmbeddingEndEvent):
-            self.seen.append(event)
-
-
-@pytest.fixture
-def recorder() -> Iterator[Recorder]:
-    recorder = Recorder()
-    dispatcher = get_dispatcher()
-    dispatcher.add_event_handler(recorder)
-    yield recorder
-    dispatcher.event_handlers.remove(recorder)
-
-
 @pytest.fixture
 def spans() -> Iterator[SimpleSpanHandler]:
     handler = SimpleSpanHandler()
@@ -307,30 +287,30 @@ def spans() -> Iterator[SimpleSpanHandler]:
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 async def test_a_pipeline_reports_every_batch_once(
-    model: Qwen3TritonEmbedding, recorder: Recorder, asynchronous: bool
+    model: Qwen3TritonEmbedding, events: list[BaseEvent], asynchronous: bool
 ) -> None:
     pipeline = IngestionPipeline(transformations=[model], disable_cache=True)
     if asynchronous:
         await pipeline.arun(documents=documents_of(TEXTS))
     else:
         pipeline.run(documents=documents_of(TEXTS))
-    ends = [event for event in recorder.seen if isinstance(event, EmbeddingEndEvent)]
-    assert len(recorder.seen) == 2 * len(ends) == 16
+    ends = [event for event in events if isinstance(event, EmbeddingEndEvent)]
+    assert len(events) == 2 * len(ends) == 16
     assert sorted(text for end in ends for text in end.chunks) == sorted(TEXTS)
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 async def test_a_retrieval_reports_the_question_with_its_vector(
-    model: Qwen3TritonEmbedding, recorder: Recorder, asynchronous: bool
+    model: Qwen3TritonEmbedding, events: list[BaseEvent], asynchronous: bool
 ) -> None:
     index = VectorStoreIndex([TextNode(text="x")], embed_model=model)
     retriever = index.as_retriever()
-    recorder.seen.clear()
+    events.clear()
     if asynchronous:
         await retriever.aretrieve("why?")
     else:
         retriever.retrieve("why?")
-    [start, end] = recorder.seen
+    [start, end] = events
     assert isinstance(start, EmbeddingStartEvent)
     assert isinstance(end, EmbeddingEndEvent)
     assert end.chunks == ["why?"]
@@ -338,11 +318,11 @@ async def test_a_retrieval_reports_the_question_with_its_vector(
 
 
 async def test_a_retried_batch_is_reported_once(
-    model: Qwen3TritonEmbedding, fake: FakeGateway, recorder: Recorder
+    model: Qwen3TritonEmbedding, fake: FakeGateway, events: list[BaseEvent]
 ) -> None:
     fake.then(busy(), busy(429))
     await model.aget_text_embedding_batch(TEXTS[:4])
-    assert [type(event) for event in recorder.seen] == [EmbeddingStartEvent, EmbeddingEndEvent]
+    assert [type(event) for event in events] == [EmbeddingStartEvent, EmbeddingEndEvent]
 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])

@@ -2,16 +2,11 @@
 
 import copy
 import pickle
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from fake_gateway import FakeGateway, Fault
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
-from llama_index.core.instrumentation import (
-    get_dispatcher,  # pyright: ignore[reportPrivateImportUsage] - documented, but not in __all__
-)
-from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
 from llama_index.core.schema import NodeWithScore, TextNode
@@ -25,25 +20,6 @@ NODES = [
     NodeWithScore(node=TextNode(text=f"score {score}", id_=str(number)), score=0.25)
     for number, score in enumerate([-3, 2, 0, 5, -1])
 ]
-
-
-class Recorder(BaseEventHandler):
-    """A handler that records the events of rerankers."""
-
-    seen: list[BaseEvent] = []  # noqa: RUF012 - pydantic copies it
-
-    def handle(self, event: BaseEvent, **_: Any) -> None:
-        if isinstance(event, ReRankStartEvent | ReRankEndEvent):
-            self.seen.append(event)
-
-
-@pytest.fixture(name="recorder")
-def _recorder() -> Iterator[Recorder]:
-    recorder = Recorder()
-    dispatcher = get_dispatcher()
-    dispatcher.add_event_handler(recorder)
-    yield recorder
-    dispatcher.event_handlers.remove(recorder)
 
 
 def ids(nodes: list[NodeWithScore]) -> list[str]:
@@ -66,7 +42,7 @@ async def test_the_best_nodes_are_returned_asynchronously(fake: FakeGateway) -> 
 
 @pytest.mark.parametrize("asynchronous", [False, True], ids=["sync", "async"])
 async def test_a_call_is_reported_once_whatever_its_batches(
-    fake: FakeGateway, recorder: Recorder, asynchronous: bool
+    fake: FakeGateway, events: list[BaseEvent], asynchronous: bool
 ) -> None:
     handler = LlamaDebugHandler(print_trace_on_end=False)
     manager = CallbackManager([handler])
@@ -78,7 +54,7 @@ async def test_a_call_is_reported_once_whatever_its_batches(
         await rerank.aclose()
     else:
         found = rerank.postprocess_nodes(NODES, query_str=QUERY)
-    [start, end] = recorder.seen
+    [start, end] = events
     assert isinstance(start, ReRankStartEvent)
     assert (start.top_n, start.model_name, ids(start.nodes)) == (2, "m", ids(NODES))
     assert str(start.query) == QUERY
@@ -88,7 +64,7 @@ async def test_a_call_is_reported_once_whatever_its_batches(
     assert len(pair) == 2
 
 
-def test_after_an_error_the_callback_has_ended(fake: FakeGateway, recorder: Recorder) -> None:
+def test_after_an_error_the_callback_has_ended(fake: FakeGateway, events: list[BaseEvent]) -> None:
     handler = LlamaDebugHandler(print_trace_on_end=False)
     rerank = Qwen3TritonRerank(
         base_url=fake.url, top_n=None, callback_manager=CallbackManager([handler])
@@ -96,7 +72,7 @@ def test_after_an_error_the_callback_has_ended(fake: FakeGateway, recorder: Reco
     fake.rule = lambda _: Fault(status=400)
     with pytest.raises(InvalidRequestError, match="answered 400"):
         rerank.postprocess_nodes(NODES, query_str=QUERY)
-    [start] = recorder.seen
+    [start] = events
     assert isinstance(start, ReRankStartEvent)
     assert start.top_n == len(NODES)
     [pair] = handler.get_event_pairs(CBEventType.RERANKING)

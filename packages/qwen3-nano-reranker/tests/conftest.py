@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from padding import padded_inputs
 from qwen3_nano_reranker import golden_path, model_dir
 
 # The prompt of https://huggingface.co/Qwen/Qwen3-Reranker-0.6B. This distribution knows nothing of
@@ -57,15 +58,7 @@ class Reranker:
 
     def run(self, rows: Sequence[list[int]], *, left: bool = False) -> NDArray[np.float32]:
         """Compute the logits of rows of tokens in one batch, padded right or left, (n, 2)."""
-        length = max(map(len, rows))
-        ids = np.full((len(rows), length), PAD_ID, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for index, row in enumerate(rows):
-            place = slice(length - len(row), length) if left else slice(0, len(row))
-            ids[index, place], mask[index, place] = row, 1
-        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
-        feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-        (logits,) = self.session.run(["logits"], feeds)
+        (logits,) = self.session.run(["logits"], padded_inputs(rows, pad_id=PAD_ID, left=left))
         return logits
 
     def score(self, query: str, documents: Sequence[str]) -> NDArray[np.float32]:

@@ -13,6 +13,7 @@ import numpy as np
 import onnxruntime
 from causal_reference import load_reference, reference_logits
 from chat_tokenizer import prompt_ids
+from golden import right_padded
 from golden_texts import CODE, ENGLISH, LANGUAGES, SHORT, SYMBOLS
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
@@ -55,13 +56,7 @@ def tokenize(tokenizer: Tokenizer, pairs: Sequence[tuple[str, str]]) -> list[lis
 
 def run_onnx(session: onnxruntime.InferenceSession, rows: list[list[int]]) -> NDArray[np.float32]:
     """Score rows of ids as one right-padded batch: float32 (n, 2)."""
-    ids = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
-    mask = np.zeros_like(ids)
-    for index, row in enumerate(rows):
-        ids[index, : len(row)], mask[index, : len(row)] = row, 1
-    positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape).astype(np.int64)
-    feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-    return session.run(["logits"], feeds)[0]
+    return session.run(["logits"], right_padded(rows))[0]
 
 
 def main() -> None:

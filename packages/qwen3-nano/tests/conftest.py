@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from padding import padded_inputs
 from qwen3_nano import golden_path, model_dir
 from qwen3_nano.graph import build_graph
 from qwen3_nano.weights import NanoWeights, load_weights
@@ -34,14 +35,7 @@ class Nano:
     def feeds(self, texts: list[str], *, left: bool = False) -> Feeds:
         """Return the three inputs, padded right or left, with positions counted from the mask."""
         rows = [encoding.ids for encoding in self.tokenizer.encode_batch(texts)]
-        length = max(map(len, rows))
-        ids = np.full((len(rows), length), PAD_ID, dtype=np.int64)
-        mask = np.zeros_like(ids)
-        for index, row in enumerate(rows):
-            place = slice(length - len(row), length) if left else slice(0, len(row))
-            ids[index, place], mask[index, place] = row, 1
-        positions = np.maximum(np.cumsum(mask, axis=1) - 1, 0)
-        return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
+        return padded_inputs(rows, pad_id=PAD_ID, left=left)
 
     def embed(self, texts: list[str], *, left: bool = False) -> NDArray[np.float32]:
         """Compute the last token's hidden states, float32, (n, hidden_size)."""

@@ -21,14 +21,19 @@ MIN_COSINE = 0.99999
 
 def run_onnx(session: onnxruntime.InferenceSession, rows: list[list[int]]) -> NDArray[np.float32]:
     """Embed rows of ids as one right-padded batch: float32 (n, hidden_size)."""
+    feeds = right_padded(rows)
+    (hidden,) = session.run(["last_hidden_state"], feeds)
+    return hidden[np.arange(len(rows)), feeds["attention_mask"].sum(axis=1) - 1]
+
+
+def right_padded(rows: list[list[int]]) -> dict[str, NDArray[np.int64]]:
+    """Return the three inputs of a batch."""
     ids = np.zeros((len(rows), max(map(len, rows))), dtype=np.int64)
     mask = np.zeros_like(ids)
     for index, row in enumerate(rows):
         ids[index, : len(row)], mask[index, : len(row)] = row, 1
     positions = np.broadcast_to(np.arange(ids.shape[1]), ids.shape).astype(np.int64)
-    feeds = {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
-    (hidden,) = session.run(["last_hidden_state"], feeds)
-    return hidden[np.arange(len(rows)), mask.sum(axis=1) - 1]
+    return {"input_ids": ids, "attention_mask": mask, "position_ids": positions}
 
 
 def cosines(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float64]:
