@@ -6,7 +6,7 @@
 
 The demo's paragraphs are searched with their questions, which avoid the words of the answers and
 which neither nano model has seen. A search embeds the question, takes the candidates with the
-highest cosine (exactly; there is no database), and reranks them, one search at a time. Without
+highest cosine of all (no index, so none is missed), and reranks them, one search at a time. Without
 `--url`, the nano models run in the gateway's process.
 """
 

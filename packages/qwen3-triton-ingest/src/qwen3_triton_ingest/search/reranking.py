@@ -39,7 +39,7 @@ def rerank(
         context: What preceded the table's chunks when they were embedded.
 
     Raises:
-        EmbeddingError: There are no scores.
+        EmbeddingError: The gateway returns no scores.
     """
     hits = [replace(hit, search_rank=place) for place, hit in enumerate(hits, 1)]
     scored = [hit for hit in hits if hit.text.strip()]
