@@ -82,10 +82,11 @@ def test_embed_describes_the_answers_of_both_of_its_dialects() -> None:
 
 def test_a_call_for_a_model_that_is_not_served_is_described_wherever_it_can_be() -> None:
     # A gateway may serve an embedding model, a reranker, or both.
-    needs_model = {call for call, content in operations().items() if "requestBody" in content}
+    described = operations()
+    needs_model = {call for call, content in described.items() if "requestBody" in content}
     assert len(needs_model) > 10
     for call in (*needs_model, ("/tokenizer", "get"), ("/v1/models/{name}", "get")):
-        assert "404" in operations()[call]["responses"]
+        assert "404" in described[call]["responses"]
 
 
 def test_a_gateway_without_keys_describes_none(client: TestClient) -> None:
