@@ -149,6 +149,48 @@ async def test_a_model_that_reports_ready_but_hangs_is_noticed(
         await asyncio.sleep(0.01)
 
 
+async def test_a_model_at_work_on_a_long_text_is_not_hanging(
+    tokenizer_dir: Path,
+    backend: FakeBackend,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    monkeypatch.setattr(probe, "TIMEOUT_SECONDS", 0.01)
+    monkeypatch.setattr(canary, "INTERVAL_SECONDS", 0.0)
+    service = make_service(tokenizer_dir, backend)
+    await service.embedder.connect()
+    backend.gate = asyncio.Event()
+    call = service.embedder.embed(
+        EmbedCall(["long " * 100]), deadline=asyncio.get_running_loop().time() + 60
+    )
+    answer = asyncio.create_task(call)
+    while "The canary was not answered" not in caplog.text:
+        assert (await service.embedder.check()).ready
+        await asyncio.sleep(0.001)
+    backend.gate.set()
+    await answer
+    backend.gate = asyncio.Event()
+    while (await service.embedder.check()).ready:  # nothing is in flight any more
+        await asyncio.sleep(0.001)
+
+
+async def test_a_model_that_hangs_on_a_short_text_is_noticed_before_its_deadline(
+    tokenizer_dir: Path, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "TIMEOUT_SECONDS", 0.01)
+    monkeypatch.setattr(canary, "INTERVAL_SECONDS", 0.0)
+    service = make_service(tokenizer_dir, backend)
+    await service.embedder.connect()
+    deadline = asyncio.get_running_loop().time() + 3600
+    await service.embedder.embed(EmbedCall(["measured"]), deadline=deadline)
+    backend.gate = asyncio.Event()
+    answer = asyncio.create_task(service.embedder.embed(EmbedCall(["short"]), deadline=deadline))
+    while (await service.embedder.check()).ready:
+        await asyncio.sleep(0.001)
+    backend.gate.set()
+    await answer
+
+
 class BusyBackend(FakeBackend):
     """A backend that answers documents, but when it is busy no query in time."""
 

@@ -63,6 +63,10 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 # The model's speed is measured over this many batches.
 MEASURED_BATCHES = 16
+# How much longer a batch may take than its tokens do at the model's measured speed. That is the
+# best of the last batches, of short texts and without other load; attention grows with the square
+# of a text's length.
+MAX_SLOWDOWN = 64
 
 
 class Scheduler:
@@ -111,6 +115,8 @@ class Scheduler:
         self._serial = 0
         # Per lane: a single query is over before the model gets up to speed.
         self._speeds = {lane: deque[float](maxlen=MEASURED_BATCHES) for lane in Lane}
+        # When each batch in flight is overdue, by its first text's serial number.
+        self._overdue: dict[int, float] = {}
         self.last_answer: float = 0.0
 
     @property
@@ -124,6 +130,12 @@ class Scheduler:
     @property
     def requests_under_way(self) -> int:
         return self.admission.requests
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether the model may be silent because of a batch in flight, and its long texts."""
+        now = asyncio.get_running_loop().time()
+        return any(now < overdue for overdue in self._overdue.values())
 
     def lane_states(self) -> list[LaneState]:
         """Describe what is waiting in each lane."""
@@ -274,6 +286,7 @@ class Scheduler:
         loop = asyncio.get_running_loop()
         started = loop.time()
         timeout_seconds = max(entry.deadline for entry in batch) - started
+        self._overdue[batch[0].serial] = started + self._allowed_seconds(batch, timeout_seconds)
         try:
             vectors = await self._run(batch, max(timeout_seconds, 0.001))
         except EmbeddingServerError as error:
@@ -288,6 +301,7 @@ class Scheduler:
             self.last_answer = loop.time()
             self._settle(batch, vectors)
             self._measure(batch, loop.time() - started)
+        del self._overdue[batch[0].serial]
         self._documents_in_flight -= batch[0].lane is Lane.DOCUMENT
         for entry in batch:
             entry.started, entry.finished = started, loop.time()
@@ -326,6 +340,14 @@ class Scheduler:
             model_rate=max(map(self._speed, Lane)),
             has_more=len(self._tasks) > 1 or self.queued_tokens > 0,
         )
+
+    def _allowed_seconds(self, batch: Sequence[QueuedText], timeout_seconds: float) -> float:
+        """Return how long a batch may take before the model counts as hanging."""
+        speed = self._speed(batch[0].lane)
+        if not speed:
+            return timeout_seconds
+        tokens = sum(entry.text.length for entry in batch)
+        return min(timeout_seconds, MAX_SLOWDOWN * tokens / speed)
 
     def _speed(self, lane: Lane) -> float:
         """Return the model's tokens per second for a lane; 0 while unknown.

@@ -359,7 +359,12 @@ class ServedModel(ABC):
             max_queue_requests=self.settings.max_queue_requests,
             metrics=self._metrics,
         )
-        canary = Canary(self.backend, batch, last_answer=lambda: scheduler.last_answer)
+        canary = Canary(
+            self.backend,
+            batch,
+            last_answer=lambda: scheduler.last_answer,
+            is_at_work=lambda: scheduler.is_at_work,
+        )
         answer = self._stated_part(await canary.start())
         check_stated_canary(spec.stated_canary, batch, answer)
         self._scheduler, self._canary = scheduler, canary
