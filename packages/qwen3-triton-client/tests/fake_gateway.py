@@ -54,6 +54,7 @@ class Fault:
     status: int = 503
     message: str = "out of order"
     param: str | None = None
+    code: str = "fault"
     headers: dict[str, str] = field(default_factory=dict[str, str])
 
 
@@ -323,10 +324,15 @@ class _Handler(BaseHTTPRequestHandler):
             self.close_connection = True
             return
         if fault is not None and fault.kind == "status":
-            error = {"message": fault.message, "type": "t", "code": "c", "param": fault.param}
+            error = {
+                "message": fault.message,
+                "type": "t",
+                "code": fault.code,
+                "param": fault.param,
+            }
             content = {"error": error, "detail": fault.message}
             if recorded.path.endswith("/rerank"):
-                content = {"error": fault.message, "error_type": "t", "param": fault.param}
+                content = {**error, "error": fault.message, "error_type": "t"}
             body = json.dumps(content).encode()
             self._send(fault.status, body, fault.headers)
             return

@@ -1,7 +1,7 @@
 """Texts in, vectors out."""
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 from fake_gateway import DIMENSIONS, FakeGateway, expected_vector, expected_vectors
@@ -15,6 +15,22 @@ from qwen3_triton_client import (
 
 Embed = Callable[..., EmbeddingResult]
 TEXTS = [f"{'word ' * (7 * i % 23)}{i}" for i in range(50)]
+
+
+class Column:
+    """Texts with labels that are not their positions, as a sorted pandas Series has them."""
+
+    def __init__(self, by_label: dict[int, str]) -> None:
+        self._by_label = by_label
+
+    def __len__(self) -> int:
+        return len(self._by_label)
+
+    def __getitem__(self, label: int) -> str:
+        return self._by_label[label]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_label.values())
 
 
 def test_order_is_kept_across_batches(embed: Embed) -> None:
@@ -136,6 +152,11 @@ def test_an_unpaired_surrogate_is_refused_by_index(embed: Embed) -> None:
 def test_a_string_instead_of_a_list_is_refused(embed: Embed) -> None:
     with pytest.raises(TypeError, match="must be a list of strings, not a string"):
         embed("text")
+
+
+def test_labels_do_not_change_the_order_of_texts(embed: Embed, fake: FakeGateway) -> None:
+    embed(Column({2: "a", 1: "b", 0: "c"}))
+    assert fake.requests[0].texts == ["a", "b", "c"]
 
 
 def test_a_number_instead_of_a_text_is_refused(embed: Embed) -> None:

@@ -168,11 +168,29 @@ def test_a_refused_batch_is_named(rerank: Rerank, fake: FakeGateway) -> None:
     assert (caught.value.failed_indices, caught.value.argument) == ((0, 1), "documents")
 
 
-def test_a_gateway_without_a_reranker_says_how_to_serve_one(
+def test_a_message_numbers_its_document_over_the_whole_call(
     rerank: Rerank, fake: FakeGateway
 ) -> None:
-    fake.then(Fault(status=404, message="Set RERANK_MODEL_DIR."))
-    with pytest.raises(ModelNotFoundError, match="Set RERANK_MODEL_DIR"):
+    message = "Document 0 has 9000 tokens; the limit is 8192."
+    fake.rule = lambda request: (
+        Fault(status=400, param="texts[0]", message=message) if request.texts[0] == "bad" else None
+    )
+    with pytest.raises(InvalidRequestError, match="Document 31 has 9000 tokens") as caught:
+        rerank([*DOCUMENTS[:31], "bad", *DOCUMENTS[31:]], batch_size=1)
+    assert caught.value.server_message == message
+
+
+def test_a_gateway_without_a_reranker_says_all_that_there_is_to_say(
+    rerank: Rerank, fake: FakeGateway
+) -> None:
+    fake.then(Fault(status=404, code="model_not_found", message="Set RERANK_MODEL_DIR."))
+    with pytest.raises(ModelNotFoundError, match=r"Set RERANK_MODEL_DIR\. \(documents"):
+        rerank(["a"])
+
+
+def test_an_address_that_is_no_gateway_s_has_a_hint(rerank: Rerank, fake: FakeGateway) -> None:
+    fake.then(Fault(status=404, message="Not Found"))
+    with pytest.raises(ModelNotFoundError, match=r"Not Found\. Check `model`, and that `base_url`"):
         rerank(["a"])
 
 
@@ -226,7 +244,11 @@ def test_a_query_that_cannot_be_scored_is_refused(
 def test_arguments_of_other_types_are_refused(rerank: Rerank) -> None:
     with pytest.raises(TypeError, match="`documents` must be a list of strings, not a string"):
         rerank("a")
+    with pytest.raises(TypeError, match=r"not generator\. Pass list\(documents\)"):
+        rerank(text for text in ["a"])  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="`query` must be a string, not NoneType"):
         rerank(["a"], query=None)
+    with pytest.raises(TypeError, match="`top_n` must be an integer or None, not float"):
+        rerank(["a"], {"top_n": 2.5})
     with pytest.raises(ValueError, match="`top_n` must be at least 1, not 0"):
         rerank(["a"], {"top_n": 0})

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, TypeVar, cast
 
 from .errors import (
     AuthenticationError,
@@ -74,9 +75,11 @@ class Job(ABC, Generic[Item]):
         argument: str = "texts",
         shared_bytes: int = 0,
     ) -> None:
+        texts = _listed(texts, argument)
         self.settings = settings
         self.stopped: threading.Event = threading.Event()
         self._count = len(texts)
+        self._first = first
         self._isolate = on_error == "isolate"
         self._argument = argument
         self._guard = guard
@@ -89,7 +92,7 @@ class Job(ABC, Generic[Item]):
         self._truncated: list[int] = []
         self._prompt_tokens = 0
         self._last: BatchAnswer[Item] | None = None
-        self._queue = deque(self._plan(texts, first, shared_bytes))
+        self._queue = deque(self._plan(texts, shared_bytes))
 
     @abstractmethod
     def exchange(self, batch: Batch) -> Exchange[BatchAnswer[Item]]:
@@ -127,6 +130,10 @@ class Job(ABC, Generic[Item]):
                 return
             indices = [batch.indices[position] for position in error.positions] or batch.indices
             error.failed_indices, error.argument = tuple(sorted(indices)), self._argument
+            if len(error.positions) == 1:
+                error.message = renumber(
+                    error.message, error.positions[0], self._first + indices[0]
+                )
             isolated = self._isolate and not isinstance(error, _NOT_ABOUT_A_TEXT)
             if isolated:
                 self._failed[batch.indices[0]] = error
@@ -146,8 +153,8 @@ class Job(ABC, Generic[Item]):
         """Hand out no more batches, and wake threads that wait before a retry."""
         self.stopped.set()
 
-    def _plan(self, texts: Sequence[str], first: int, shared_bytes: int) -> list[Batch]:
-        sizes, refused = check_texts(texts, first=first, argument=self._argument)
+    def _plan(self, texts: Sequence[str], shared_bytes: int) -> list[Batch]:
+        sizes, refused = check_texts(texts, first=self._first, argument=self._argument)
         if refused and not self._isolate:
             error = next(iter(refused.values()))
             error.failed_indices = tuple(refused)
@@ -242,11 +249,8 @@ def check_texts(
     Messages number the texts from `first` and call them `argument`.
 
     Raises:
-        TypeError: `texts` is a string, or one of its items is not.
+        TypeError: One of them is not a string.
     """
-    if isinstance(texts, str):
-        msg = f"`{argument}` must be a list of strings, not a string. For one text, pass [text]."
-        raise TypeError(msg)
     sizes: list[int] = []
     refused: dict[int, InvalidRequestError] = {}
     for index, text in enumerate(texts):
@@ -263,6 +267,33 @@ def check_texts(
             error.failed_indices, error.argument = (index,), argument
             refused[index] = error
     return sizes, refused
+
+
+def _listed(texts: object, argument: str) -> Sequence[str]:
+    """Return texts that are numbered by their order, and not by labels as a pandas Series is.
+
+    Raises:
+        TypeError: `texts` is a string, a dict, a generator or the like.
+    """
+    if isinstance(texts, list | tuple):
+        return cast("Sequence[str]", texts)
+    if isinstance(texts, str | bytes):
+        kind = "a string" if isinstance(texts, str) else "bytes"
+        msg = f"`{argument}` must be a list of strings, not {kind}. For one text, pass [text]."
+        raise TypeError(msg)
+    is_iterable = isinstance(texts, Iterable)
+    has_order = hasattr(texts, "__len__") and hasattr(texts, "__getitem__")
+    if is_iterable and has_order and not isinstance(texts, Mapping):
+        return list(cast("Iterable[str]", texts))
+    msg = f"`{argument}` must be a list of strings, not {type(texts).__name__}."
+    if is_iterable:
+        msg += f" Pass list({argument})."
+    raise TypeError(msg)
+
+
+def renumber(message: str, position: int, index: int) -> str:
+    """Number a text in a message of the gateway by the call, no longer by its request."""
+    return re.sub(rf"\b(Text|Document) {position}\b", rf"\g<1> {index}", message, count=1)
 
 
 def measure_text(text: str) -> tuple[int, str | None]:

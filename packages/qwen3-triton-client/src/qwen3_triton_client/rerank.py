@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -63,7 +64,8 @@ class RerankJob(Job[float]):
     """The documents of one call to rerank; see `Job`. Its items are raw scores.
 
     Raises:
-        TypeError: `query` is not a string, or `documents` not a sequence of strings.
+        TypeError: `query` is not a string, `documents` not a sequence of strings, or `top_n` not an
+            integer.
         ValueError: `top_n` is below 1.
         InvalidRequestError: The query or a document is blank or not valid Unicode.
     """
@@ -79,10 +81,7 @@ class RerankJob(Job[float]):
         model: str | None,
         truncate: bool | None,
     ) -> None:
-        if top_n is not None and top_n < 1:
-            msg = f"`top_n` must be at least 1, not {top_n!r}."
-            raise ValueError(msg)
-        self._top_n = top_n
+        self._top_n: int | None = None if top_n is None else _checked_count(top_n)
         options = {
             "model": model,
             "instruction": instruction,
@@ -172,6 +171,19 @@ def _rank(rank: object) -> tuple[int, float]:
         msg = "A rank in the answer has no `index` and `score`. Check that `base_url` is right."
         raise BadAnswerError(msg)
     return index, float(score)
+
+
+def _checked_count(top_n: int) -> int:
+    """Return the number of documents to return; integers of numpy are accepted."""
+    try:
+        count = operator.index(top_n)
+    except TypeError:
+        msg = f"`top_n` must be an integer or None, not {type(top_n).__name__}."
+        raise TypeError(msg) from None
+    if count < 1:
+        msg = f"`top_n` must be at least 1, not {count}."
+        raise ValueError(msg)
+    return count
 
 
 def _checked_size(query: str) -> int:

@@ -56,6 +56,8 @@ _HINTS = {
     401: "Set `api_key` or QWEN3_TRITON_API_KEY to one of the gateway's keys.",
     404: "Check `model`, and that `base_url` is the gateway's address without `/embed`.",
 }
+# With this code, the gateway itself says which models it serves and how to serve others.
+_MODEL_NOT_FOUND = "model_not_found"
 _TEXT_POSITION = re.compile(r"^texts\W(\d+)")
 
 
@@ -162,11 +164,12 @@ def raise_for_status(response: WireResponse, settings: ClientSettings, *, texts:
     status = response.status
     if status == HTTPStatus.OK:
         return
-    server_message, where = _server_message(response.content)
+    server_message, where, code = _server_message(response.content)
     server_message = settings.redact(server_message)
     message = f"The gateway at {settings.base_url} answered {status}"
     message += f": {_sentence(server_message)}" if server_message else "."
-    message += f" {_HINTS[status]}" if status in _HINTS else ""
+    if status in _HINTS and code != _MODEL_NOT_FOUND:
+        message += f" {_HINTS[status]}"
     raise _ERROR_OF_STATUS.get(status, GatewayError)(
         message,
         status=status,
@@ -211,20 +214,22 @@ def _sentence(text: str) -> str:
     return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
-def _server_message(content: bytes) -> tuple[str, str]:
-    """Return what the gateway or a proxy in front of it said, and which parameter it named."""
+def _server_message(content: bytes) -> tuple[str, str, str]:
+    """Return what the gateway or a proxy said, the parameter that it named, and its code."""
     try:
         body: object = json.loads(content)
     except ValueError:
-        return " ".join(content.decode("utf-8", "replace").split())[:MAX_SHOWN_CHARACTERS], ""
+        return " ".join(content.decode("utf-8", "replace").split())[:MAX_SHOWN_CHARACTERS], "", ""
     if not isinstance(body, dict):
-        return "", ""
+        return "", "", ""
     fields = cast("dict[str, Any]", body)
     error = fields.get("error")
     if isinstance(error, dict):
-        inner = cast("dict[str, Any]", error)
-        return str(inner.get("message", "")), str(inner.get("param") or "")
-    return str(fields.get("detail") or error or ""), str(fields.get("param") or "")
+        fields = cast("dict[str, Any]", error)
+        message = fields.get("message")
+    else:
+        message = fields.get("detail") or error
+    return str(message or ""), str(fields.get("param") or ""), str(fields.get("code") or "")
 
 
 def _named_positions(where: str, texts: int) -> tuple[int, ...]:
