@@ -1,8 +1,9 @@
 """What may be between the gateway and a Triton: proxies, headers, TLS, the wrong port."""
 
+import asyncio
 import gzip
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from ssl import PROTOCOL_TLS_SERVER, SSLContext
@@ -16,7 +17,7 @@ from pydantic import ValidationError
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
-from qwen3_triton_gateway.backends import choose_backend
+from qwen3_triton_gateway.backends import choose_backend, triton
 from qwen3_triton_gateway.backends.address import TritonAddress
 from qwen3_triton_gateway.backends.refusals import translate
 from qwen3_triton_gateway.backends.triton import MARGIN_BYTES, TritonBackend
@@ -40,6 +41,20 @@ PROXY_STATUSES = [401, 403, 404, 405, 407, 408, 413, 429, 500, 502, 503, 504, 52
 
 
 @asynccontextmanager
+async def serving(
+    answer: Callable[[web.Request], Awaitable[web.StreamResponse]], ssl: SSLContext | None = None
+) -> AsyncGenerator[str]:
+    """Serve whatever is requested with a function."""
+    app = web.Application()
+    app.router.add_route("*", "/{path:.*}", answer)
+    runner = web.AppRunner(app, handler_cancellation=True)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=ssl).start()
+    yield f"127.0.0.1:{runner.addresses[0][1]}"
+    await runner.cleanup()
+
+
+@asynccontextmanager
 async def http_server(
     seen: list[web.Request],
     status: int = 502,
@@ -54,13 +69,8 @@ async def http_server(
         content = body.encode() if isinstance(body, str) else body
         return web.Response(status=status, body=content, content_type="text/html", headers=headers)
 
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", handle)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=ssl).start()
-    yield f"127.0.0.1:{runner.addresses[0][1]}"
-    await runner.cleanup()
+    async with serving(handle, ssl) as netloc:
+        yield netloc
 
 
 INPUTS = ("input_ids", "attention_mask")
@@ -92,13 +102,8 @@ async def endless_server(
                 sent[request.path] += len(PART)
         return response
 
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", handle)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    yield f"127.0.0.1:{runner.addresses[0][1]}"
-    await runner.cleanup()
+    async with serving(handle) as netloc:
+        yield netloc
 
 
 @asynccontextmanager
@@ -214,6 +219,34 @@ async def test_requests_go_below_the_path_of_the_address(url: str, prefix: str) 
         "/v2/models/m",
         "/v2/models/m/ready",
     }
+
+
+async def test_one_probe_without_an_answer_is_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triton, "PROBE_SECONDS", 0.5)
+    probes: list[str] = []
+
+    async def answer(request: web.Request) -> web.Response:
+        if request.path.endswith("/ready"):
+            probes.append(request.path)
+            if len(probes) == 1:
+                monkeypatch.setattr(triton, "PROBE_SECONDS", 60.0)  # for the next one
+                await asyncio.Event().wait()
+        return web.Response()
+
+    async with serving(answer) as netloc:
+        backend = TritonBackend(f"http://{netloc}", "m")
+        assert await backend.is_ready()
+        await backend.close()
+    assert len(probes) == 2
+
+
+async def test_one_probe_that_is_refused_is_enough() -> None:
+    seen: list[web.Request] = []
+    async with http_server(seen, 503) as netloc:
+        backend = TritonBackend(f"http://{netloc}", "m")
+        assert not await backend.is_ready()
+        await backend.close()
+    assert sum(request.path.endswith("/ready") for request in seen) == 1
 
 
 @pytest.mark.parametrize(

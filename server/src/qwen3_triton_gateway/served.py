@@ -39,7 +39,7 @@ NO_ALIAS = ModelAlias()
 
 CONNECT_INTERVAL_SECONDS = 0.5
 WAITING_LOG_SECONDS = 5.0
-# A probe may take a second, so readiness follows the model within two.
+# A model that answers nothing is probed for two seconds, so readiness follows it within three.
 WATCH_INTERVAL_SECONDS = 0.5
 # While it is unknown whether the model is the one of startup: one short batch decides.
 PENDING_INTERVAL_SECONDS = 0.1
@@ -98,7 +98,7 @@ class ServedModel(ABC):
         tokenizer: The model's tokenizer.
         settings: The gateway's settings.
         model_id: The model's name in answers.
-        readiness: The result of the last check, less than two seconds ago.
+        readiness: The result of the last check, less than three seconds ago.
     """
 
     def __init__(

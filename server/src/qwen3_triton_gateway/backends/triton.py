@@ -56,6 +56,7 @@ TRITON_NAMES = {np.dtype(numpy): triton for triton, numpy in DTYPES.items()}
 # A model whose config has no batch dimension accepts any number of rows; this bounds them.
 UNBATCHED_MAX_BATCH_SIZE = 32
 PROBE_SECONDS = 1.0
+PROBES = 2
 LATE_SECONDS = 0.25
 # What an answer to a batch may have in addition to its output: names, shapes, parameters.
 MARGIN_BYTES = 1 << 20
@@ -167,6 +168,22 @@ class TritonBackend(Backend):
                 await client.close()
 
     async def _probe(self) -> bool:
+        """Return whether Triton says that the model is ready.
+
+        A refusal counts at once. Silence counts twice: a server that gets no CPU for a second, or a
+        lost packet, is no reason to refuse requests that it would answer.
+        """
+        began = time.monotonic()
+        for _ in range(PROBES):
+            answer = await self._ask()
+            if answer is not None:
+                return answer
+            if self._last_answer > began:
+                return True  # too busy to answer a probe, but not to run batches
+        return False
+
+    async def _ask(self) -> bool | None:
+        """Ask once whether the model is ready; None if there is no answer in time."""
         began = time.monotonic()
         try:
             async with asyncio.timeout(PROBE_SECONDS):
@@ -174,11 +191,9 @@ class TritonBackend(Backend):
                     await self._open().is_model_ready(self._model, headers=self.address.headers)
                 )
         except TimeoutError:
-            if time.monotonic() - began > PROBE_SECONDS + LATE_SECONDS:
-                # The event loop was late for its own timer, so the answer may be waiting too.
-                return self._answered
-            # Too busy to answer a probe, but not to run batches.
-            return self._last_answer > began
+            # If the event loop was late for its own timer, the answer may be waiting too.
+            is_late = time.monotonic() - began > PROBE_SECONDS + LATE_SECONDS
+            return self._answered if is_late else None
         except Exception:  # for any reason, the model would not answer
             return False
 
