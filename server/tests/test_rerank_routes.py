@@ -191,7 +191,7 @@ def test_the_path_of_nvidia_s_hosted_models_is_that_of_nim(client: TestClient) -
 
 def test_any_number_of_documents_may_be_asked_for(client: TestClient) -> None:
     """vLLM's 0 returns all, and so does a number that is larger than what there is."""
-    counts: dict[Any, int] = {0: 4, 1: 1, "2": 2, 3.0: 3, 9: 4, None: 4}
+    counts: dict[Any, int] = {0: 4, "0": 4, 1: 1, "2": 2, 3.0: 3, 9: 4, None: 4}
     for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
         for top_n, count in counts.items():
             body = CALLS["/v1/rerank"] | {"top_n": top_n}
@@ -217,14 +217,47 @@ def test_cohere_s_rank_fields_are_read_in_their_order(client: TestClient) -> Non
     assert "`documents[0]`" in client.post("/v2/rerank", json=number).json()["message"]
 
 
-def test_the_text_of_a_document_may_be_in_parts(client: TestClient) -> None:
+def test_a_document_comes_back_with_the_texts_that_it_was_sent_with(client: TestClient) -> None:
+    sent = [{"text": text, "title": "T", "page": 1, "broken": "\\ud83d"} for text in TEXTS]
+    body = {"query": QUERY, "documents": sent, "return_documents": True}
+    answer = client.post("/v1/rerank", content=json.dumps(body).replace("\\\\", "\\"))
+    results = answer.json()["results"]
+    assert [result["document"] for result in results] == [
+        {"text": TEXTS[result["index"]], "title": "T"} for result in results
+    ]
+    named = [{"body": text} for text in TEXTS]
+    answer = client.post("/v1/rerank", json={**body, "documents": named, "rank_fields": ["body"]})
+    [first, *_] = answer.json()["results"]
+    assert first["document"] == dict.fromkeys(("text", "body"), TEXTS[first["index"]])
+
+
+def test_a_document_without_text_is_named_with_what_it_needs(client: TestClient) -> None:
+    answer = client.post("/v1/rerank", json={"query": QUERY, "documents": ["a", {"title": "b"}]})
+    assert answer.status_code == 400
+    assert "`documents[1]`: An object needs the field `text`" in answer.json()["message"]
+    nim = {"query": {"image": "data:"}, "passages": [{}]}
+    assert "text only" in client.post("/v1/ranking", json=nim).json()["message"]
+    nim["query"] = {"text": "q"}
+    assert client.post("/v1/ranking", json=nim).json()["message"] == "`passages[0]` has no `text`."
+    text = client.post("/v1/ranking", json=nim | {"query": "q"}).json()["message"]
+    assert text == "`query` should be an object (got a string)."
+
+
+def test_texts_may_be_objects_and_their_parts(client: TestClient) -> None:
     """As in vLLM, whose models may read images, too."""
     parts = [{"type": "text", "text": "Rivers"}, {"type": "text", "text": "carry sand."}]
+    forms: list[Any] = [{"content": parts}, "Rivers\ncarry sand.", {"text": "Rivers\ncarry sand."}]
     answers = [
-        client.post("/rerank", json={"query": QUERY, "documents": [document]}).json()
-        for document in ({"content": parts}, "Rivers\ncarry sand.")
+        *(client.post("/rerank", json={"query": QUERY, "documents": [form]}) for form in forms),
+        *(client.post("/rerank", json={"query": QUERY, "documents": form}) for form in forms),
+        *(client.post("/score", json={"text_1": QUERY, "text_2": form}) for form in forms),
     ]
-    assert answers[0]["results"] == answers[1]["results"]
+    scores = [[*scores_of(str(each.url.path), each.json()).values()] for each in answers[6:]]
+    scores += [[each.json()["results"][0]["relevance_score"]] for each in answers[:6]]
+    assert scores == [scores[0]] * 9
+    plain = client.post("/v1/rerank", json={"query": "a", "documents": "b"}).json()
+    objects = {"query": {"text": "a"}, "documents": {"content": [{"type": "text", "text": "b"}]}}
+    assert client.post("/v1/rerank", json=objects).json()["results"] == plain["results"]
     for wrong in ({"content": [{"type": "text"}]}, {"content": "text"}, {"content": [1]}):
         assert (
             client.post("/rerank", json={"query": QUERY, "documents": [wrong]}).status_code == 400
@@ -251,6 +284,42 @@ def test_vllm_s_rerank_returns_logits_without_activation(client: TestClient) -> 
     results = client.post("/rerank", json=body | {"use_activation": False}).json()["results"]
     ranks = client.post("/rerank", json=CALLS["/rerank"] | {"raw_scores": True}).json()
     assert [result["relevance_score"] for result in results] == [rank["score"] for rank in ranks]
+    infinity = client.post("/rerank", json=body | {"raw_scores": True}).json()["results"]
+    assert infinity == results
+
+
+def test_null_is_the_default(client: TestClient) -> None:
+    options: dict[str, list[str]] = {
+        "/rerank": ["raw_scores", "return_text", "truncate", "model", "instruction"],
+        "/v1/rerank": ["top_n", "return_documents", "truncate", "truncate_prompt_tokens"],
+        "/v1/ranking": ["truncate"],
+        "/score": ["truncate", "use_activation", "truncate_prompt_tokens"],
+    }
+    for path, names in options.items():
+        plain = scores_of(path, client.post(path, json=CALLS[path]).json())
+        unset = client.post(path, json=CALLS[path] | dict.fromkeys(names))
+        assert scores_of(path, unset.json()) == plain
+
+
+def test_a_limit_of_tokens_that_is_not_allowed_is_refused_as_for_embeddings(
+    client: TestClient,
+) -> None:
+    paths = client.get("/openapi.json").json()["paths"]
+    for path, limit in {"/v1/rerank": 8192, "/score": 8192, "/v1/embeddings": 1024}.items():
+        body = CALLS.get(path, {"input": "a"})
+        for wrong in (0, 1, -2, limit + 1, 10**30):
+            answer = client.post(path, json=body | {"truncate_prompt_tokens": wrong})
+            assert answer.status_code == 400
+            assert f"this gateway allows 2 to {limit}, or -1 for all of them." in answer.text
+        content = paths[path]["post"]["requestBody"]["content"]["application/json"]
+        described = content["schema"]["properties"]["truncate_prompt_tokens"]["anyOf"]
+        assert {"type": "integer", "minimum": 2, "maximum": limit} in described
+
+
+def test_a_limit_that_leaves_no_room_for_documents_is_named(client: TestClient) -> None:
+    answer = client.post("/rerank", json=CALLS["/v1/rerank"] | {"truncate_prompt_tokens": 2})
+    assert answer.status_code == 400
+    assert "the limit of a pair is 2 (`truncate_prompt_tokens`)" in answer.json()["message"]
 
 
 def test_vllm_s_rerank_truncates_pairs_to_a_number_of_tokens(client: TestClient) -> None:
@@ -374,6 +443,22 @@ def test_a_blank_document_is_named(client: TestClient) -> None:
     assert nim.json()["detail"] == {"code": "blank_text", "param": "passages[0]"}
     cohere = client.post("/v2/rerank", json={"query": QUERY, "documents": ["a", " "]})
     assert "Document 1 is blank" in cohere.json()["message"]
+
+
+def test_vllm_s_errors_name_the_fields_that_were_sent(client: TestClient) -> None:
+    calls: list[tuple[dict[str, Any], str, str]] = [
+        ({"queries": ["a", " "], "items": ["b", "c"]}, "queries[1]", "Query 1 is blank"),
+        ({"data_1": [" "], "data_2": ["b", "c"]}, "data_1", "The query is blank"),
+        ({"queries": ["a", "w" * 99999], "items": ["b", "c"]}, "queries[1]", "Query 1 has"),
+        ({"queries": "a"}, "documents", "`documents` is missing"),
+        ({"query": "a", "documents": ["b"]}, "queries", "`queries` is missing"),
+        ({"data_1": [1], "data_2": ["b"]}, "data_1[0]", "`data_1[0]` should be"),
+        ({}, "text_1", "`text_1` is missing"),
+    ]
+    for body, param, words in calls:
+        error = client.post("/score", json=body).json()["error"]
+        assert error["param"] == param
+        assert words in error["message"]
 
 
 def test_vllm_needs_as_many_texts_on_both_sides(client: TestClient) -> None:

@@ -41,7 +41,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
             _describe_key(operation, is_required=needs_key and not is_open(method.upper(), path))
             if needs_key and is_open(method.upper(), path):
                 operation["security"] = []
-            _limit_numbers(operation.get("requestBody"), service)
+            _limit_numbers(operation, service)
     return schema
 
 
@@ -53,9 +53,12 @@ def _describe_key(operation: dict[str, Any], *, is_required: bool) -> None:
         operation["responses"].pop("401", None)
 
 
-def _limit_numbers(body: object, service: EmbeddingService) -> None:
+def _limit_numbers(operation: dict[str, Any], service: EmbeddingService) -> None:
     """State the maxima that settings and, once it is known, the model set."""
-    limits = {"truncate_prompt_tokens": service.settings.max_length}
+    body, settings = operation.get("requestBody"), service.settings
+    reranks = "rerank" in operation.get("tags", ())
+    max_length = settings.rerank_max_length if reranks else settings.max_length
+    limits = {"truncate_prompt_tokens": max_length}
     spec = service.served_embedder.spec if service.served_embedder else None
     if spec is not None:
         limits |= dict.fromkeys(("dimensions", "output_dimension"), spec.hidden_size)

@@ -70,8 +70,6 @@ logger: logging.Logger = logging.getLogger(__name__)
 # What happens to a text beyond `max_length`: it is refused, or its end or start is cut off.
 Truncation: TypeAlias = Literal["refuse", "end", "start"]
 
-# A token of the text, and the end token.
-MIN_TOKENS = 2
 # Below this, digests take less than a millisecond.
 HASH_INLINE_CHARACTERS = 1 << 18
 BLOCK_ROWS = 256

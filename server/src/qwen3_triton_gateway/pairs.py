@@ -35,6 +35,8 @@ class PairTokenization:
         *,
         instruction: str,
         limit: int,
+        limit_name: str = "RERANK_MAX_LENGTH",
+        queries_field: str = "query",
         max_document_tokens: int | None = None,
         text_tokenizer: TextTokenizer | None = None,
     ) -> None:
@@ -46,6 +48,8 @@ class PairTokenization:
             documents: The documents.
             instruction: What makes a document relevant.
             limit: Maximum tokens of a pair, prompt included.
+            limit_name: What sets it, for errors.
+            queries_field: What the caller calls the query or queries, for errors.
             max_document_tokens: Maximum tokens of a document, if there is room for more.
             text_tokenizer: For what is within the prompt, if not the same.
         """
@@ -54,6 +58,8 @@ class PairTokenization:
         self._documents = documents
         self._instruction = instruction
         self._limit = limit
+        self._limit_name = limit_name
+        self._queries_field = queries_field
         self._max_document_tokens = max_document_tokens
         self._prefix, self._suffix = prompt_tokens(tokenizer)
         self._room = limit - len(self._prefix) - len(self._suffix)
@@ -80,8 +86,9 @@ class PairTokenization:
         try:
             self._heads.step()
         except InvalidRequestError as error:
-            msg = error.message.replace(f"Text {error.index}", "The query", 1)
-            raise InvalidRequestError(msg, param="query", code=error.code) from None
+            subject, param = self._name(self._distinct[error.index or 0])
+            msg = error.message.replace(f"Text {error.index}", subject, 1)
+            raise InvalidRequestError(msg, param=param, code=error.code) from None
         if self._heads.is_done:
             self._head_tokens = dict(zip(self._distinct, self._heads.tokenized(), strict=True))
             self._check_heads()
@@ -113,16 +120,20 @@ class PairTokenization:
         return render_pair(query, "", self._instruction).removesuffix(SEPARATOR)
 
     def _check_heads(self) -> None:
-        for head in self._head_tokens.values():
+        for query, head in self._head_tokens.items():
             if head.count.total < self._room:
                 continue
             total = head.count.total + self._limit - self._room
+            subject, param = self._name(query)
             msg = (
-                f"The query has {'' if head.count.exact else 'more than '}{total} tokens with its "
+                f"{subject} has {'' if head.count.exact else 'more than '}{total} tokens with its "
                 f"instruction and the prompt; the limit of a pair is {self._limit} "
-                "(RERANK_MAX_LENGTH), and queries are never cut. Shorten it."
+                f"({self._limit_name}), and queries are never cut. Shorten it."
             )
-            raise InvalidRequestError(msg, param="query", code="query_too_long")
+            raise InvalidRequestError(msg, param=param, code="query_too_long")
+
+    def _name(self, query: str) -> tuple[str, str]:
+        return name_query(self._queries, query, self._queries_field)
 
     def _begin_documents(self) -> Tokenization:
         if self._shares_heads:
@@ -151,6 +162,14 @@ class PairTokenization:
         input_ids = np.concatenate([self._prefix, *middle, self._suffix])
         count = TokenCount(len(input_ids), fixed + text.count.total, exact=text.count.exact)
         return TokenizedText(input_ids, count)
+
+
+def name_query(queries: Sequence[str], query: str, field: str) -> tuple[str, str]:
+    """Return what an error calls a query, and its field: by its index, unless all are the same."""
+    index = queries.index(query)
+    if queries.count(query) == len(queries):
+        return "The query", field
+    return f"Query {index}", f"{field}[{index}]"
 
 
 def prompt_tokens(tokenizer: TextTokenizer) -> tuple[Int64Vector, Int64Vector]:

@@ -26,7 +26,7 @@ from .fingerprint import EmbeddingSpace
 from .memory import REQUEST_BYTES, Reservation
 from .metrics import RerankMetrics
 from .model_files import tokenizer_of
-from .pairs import PairTokenization
+from .pairs import PairTokenization, name_query
 from .pooling import Float64Vector, last_token_logits, raw_scores
 from .rerank_prompt import ANSWERS
 from .served import (
@@ -77,7 +77,8 @@ class RerankCall:
         truncate: Whether a document that is too long is truncated; if not, it is refused.
         max_tokens: Maximum tokens of a pair, if the request allows fewer than the gateway.
         max_document_tokens: Maximum tokens of a document, if there is room for more.
-        documents_field: What this dialect calls the documents, for errors.
+        queries_field: What this dialect calls the query or queries, for errors.
+        documents_field: What it calls the documents.
         truncate_hint: How a caller of this dialect asks for truncation.
     """
 
@@ -87,6 +88,7 @@ class RerankCall:
     truncate: bool = True
     max_tokens: int | None = None
     max_document_tokens: int | None = None
+    queries_field: str = "query"
     documents_field: str = "texts"
     truncate_hint: str = "send `truncate: true`"
 
@@ -169,8 +171,13 @@ class Reranker(ServedModel):
         assert self._space is not None, "connect() comes first"
         return self._space.fingerprint(1)
 
+    @property
+    def max_length(self) -> int:
+        """Maximum tokens of a pair, prompt included."""
+        return self.settings.rerank_max_length
+
     def canary_batch(self) -> TokenBatch:
-        return rerank_canary_batch(self.tokenizer, self.settings.rerank_max_length)
+        return rerank_canary_batch(self.tokenizer, self.max_length)
 
     def _stated_part(self, canary: Float32Vector) -> Float32Vector:
         return canary_scores(canary, self._answer_ids)
@@ -290,6 +297,8 @@ class Reranker(ServedModel):
             call.documents,
             instruction=self._instruction_of(call),
             limit=self._limit_of(call),
+            limit_name="`truncate_prompt_tokens`" if call.max_tokens else "RERANK_MAX_LENGTH",
+            queries_field=call.queries_field,
             max_document_tokens=call.max_document_tokens,
             text_tokenizer=self._text_tokenizer,
         )
@@ -300,8 +309,7 @@ class Reranker(ServedModel):
         return call.instruction
 
     def _limit_of(self, call: RerankCall) -> int:
-        limit = self.settings.rerank_max_length
-        return min(limit, call.max_tokens or limit)
+        return min(self.max_length, call.max_tokens or self.max_length)
 
     def _refuse_long(self, call: RerankCall, tokenized: Sequence[TokenizedText]) -> None:
         long = [index for index, text in enumerate(tokenized) if text.count.truncated]
@@ -375,7 +383,7 @@ class Reranker(ServedModel):
             StartupError: Padding changes a score, or the model fails on a single pair.
             BackendUnavailableError: There is no answer.
         """
-        texts = canary_pairs(self.tokenizer, self.settings.rerank_max_length)
+        texts = canary_pairs(self.tokenizer, self.max_length)
         width = max(text.length for text in texts)
         try:
             rows = [await self._score([text], text.length) for text in texts]
@@ -441,9 +449,11 @@ def _served_name(settings: Settings) -> str:
 
 
 def _check_call(call: RerankCall) -> None:
-    if any(not query or query.isspace() for query in call.queries):
-        msg = "The query is blank, so nothing was scored. Send a question or keywords."
-        raise InvalidRequestError(msg, param="query", code="blank_text")
+    for query in dict.fromkeys(call.queries):
+        if not query or query.isspace():
+            subject, param = name_query(call.queries, query, call.queries_field)
+            msg = f"{subject} is blank, so nothing was scored. Send a question or keywords."
+            raise InvalidRequestError(msg, param=param, code="blank_text")
     for index, document in enumerate(call.documents):
         if not document or document.isspace():
             msg = f"Document {index} is blank, so nothing was scored. Remove it or give it content."

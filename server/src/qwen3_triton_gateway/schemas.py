@@ -5,6 +5,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias, TypeVar, cast
 
@@ -36,7 +37,11 @@ NOT_UNICODE = re.compile("[\ud800-\udfff]")
 ESCAPED_BYTES = range(0xDC80, 0xDD00)  # what `surrogateescape` makes of bytes that are not UTF-8
 
 
-WHOLE_NUMBER = re.compile("[1-9][0-9]{0,5}")
+WHOLE_NUMBER = re.compile("0|[1-9][0-9]{0,5}")
+# Where a request limits tokens: a token of the text and the end token, and vLLM's way to say
+# "whatever the model allows".
+MIN_TOKENS = 2
+MODEL_LIMIT = -1
 
 
 class TokenIdsError(ValueError):
@@ -121,6 +126,20 @@ LenientDimensions: TypeAlias = Annotated[
     ),
 ]
 
+# `limit_tokens` says what is allowed. The OpenAPI document gets a maximum with the model.
+TokenLimit: TypeAlias = Annotated[
+    int,
+    BeforeValidator(integral),
+    WithJsonSchema(
+        {
+            "anyOf": [
+                {"type": "integer", "const": MODEL_LIMIT},
+                {"type": "integer", "minimum": MIN_TOKENS},
+            ]
+        }
+    ),
+]
+
 # The instruction is part of a query's prompt; a document has none.
 INSTRUCTION_NEEDS_QUERY: dict[str, Any] = {
     "if": {"required": ["instruction"], "properties": {"instruction": {"type": "string"}}},
@@ -141,6 +160,27 @@ def never_together(optional: dict[str, Any] | None = None, **fields: Any) -> dic
 class Usage(BaseModel):
     prompt_tokens: int
     total_tokens: int
+
+
+def limit_tokens(sent: int | None, maximum: int) -> int | None:
+    """Return the limit that vLLM's `truncate_prompt_tokens` sets, or None if it sets none.
+
+    Args:
+        sent: Its value.
+        maximum: What the gateway allows.
+
+    Raises:
+        InvalidRequestError: It is not allowed.
+    """
+    if sent is None or sent == MODEL_LIMIT:
+        return None
+    if not MIN_TOKENS <= sent <= maximum:
+        msg = (
+            f"`truncate_prompt_tokens` is {_shown(sent)}; this gateway allows {MIN_TOKENS} to "
+            f"{maximum}, or {MODEL_LIMIT} for all of them."
+        )
+        raise InvalidRequestError(msg, param="truncate_prompt_tokens")
+    return sent
 
 
 def parse_json(body: bytes | bytearray) -> dict[str, Any]:
@@ -257,8 +297,15 @@ def _resolved(node: Any, definitions: dict[str, Any]) -> Any:
     return _resolved(definitions[name], definitions) | fields if name else fields
 
 
-def validate(schema: type[Body], value: dict[str, Any]) -> Body:
+def validate(
+    schema: type[Body], value: dict[str, Any], names: Mapping[str, str] | None = None
+) -> Body:
     """Validate a JSON object against a schema.
+
+    Args:
+        schema: The schema.
+        value: The object.
+        names: What the caller called fields that have another name in the schema.
 
     Raises:
         InvalidRequestError: A field is unknown, missing or invalid; the message names it and says
@@ -270,19 +317,25 @@ def validate(schema: type[Body], value: dict[str, Any]) -> Body:
         problems: list[dict[str, Any]] = [dict(item) for item in error.errors(include_url=False)]
         # A misspelled field is reported as unknown and as missing; its own name helps more.
         problems.sort(key=lambda item: item["type"] != "extra_forbidden")
-        raise _invalid(schema, problems[0]) from None
+        raise _invalid(schema, problems[0], names or {}) from None
 
 
-def _invalid(schema: type[BaseModel], error: dict[str, Any]) -> InvalidRequestError:
-    param = _path(schema, error["loc"])
+def _invalid(
+    schema: type[BaseModel], error: dict[str, Any], names: Mapping[str, str]
+) -> InvalidRequestError:
+    param = _path(schema, error["loc"], names)
     context: dict[str, Any] = error.get("ctx", {})
     code: str | None = None
     match error["type"]:
         case "extra_forbidden":
             allowed = ", ".join(f"`{name}`" for name in schema.model_fields)
             msg, code = f"Unknown field `{param}`. Allowed fields: {allowed}.", "unknown_field"
+        case "missing" if len(error["loc"]) > 1:
+            msg = f"`{param}` has no `{error['loc'][-1]}`."
         case "missing":
             msg = f"`{param}` is missing."
+        case "model_type":
+            msg = f"`{param}` should be an object (got {_shown(error['input'])})."
         case "too_long":
             # Pydantic stops counting at the first item too many.
             limit, code = context["max_length"], "too_many_texts"
@@ -306,12 +359,16 @@ def _invalid(schema: type[BaseModel], error: dict[str, Any]) -> InvalidRequestEr
     return InvalidRequestError(msg, param=param, code=code)
 
 
-def _path(schema: type[BaseModel], location: tuple[int | str, ...]) -> str:
+def _path(
+    schema: type[BaseModel], location: tuple[int | str, ...], names: Mapping[str, str]
+) -> str:
     """Write a location the way callers do: `texts[3]`, without the names of a union's members."""
     field, *rest = location
     if str(field) not in schema.model_fields:
         return str(field)
-    return str(field) + "".join(f"[{part}]" for part in rest if isinstance(part, int))
+    return names.get(str(field), str(field)) + "".join(
+        f"[{part}]" for part in rest if isinstance(part, int)
+    )
 
 
 def _shown(value: object, *, is_choice: bool = False) -> str:

@@ -8,10 +8,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
-from ..embedder import MIN_TOKENS, EmbedCall, Truncation
+from ..embedder import EmbedCall, Truncation
 from ..errors import InvalidRequestError
 from ..responses import VECTORS, CohereErrorResponse, VectorForm
-from ..schemas import LenientDimensions, Texts, integral, never_together, validate
+from ..schemas import MIN_TOKENS, LenientDimensions, Texts, integral, never_together, validate
 from .exchange import EmbedAnswer, ServiceDep, ServiceRoute, describe_call, open_exchange
 from .openai import resolve_model
 

@@ -6,9 +6,9 @@ import time
 from typing import Annotated, Any, ClassVar, Literal, cast
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict
 
-from ..embedder import MIN_TOKENS, EmbedCall, Truncation
+from ..embedder import EmbedCall, Truncation
 from ..errors import InvalidRequestError
 from ..responses import VECTORS, EncodingFormat, JsonResponse, OpenAIErrorResponse
 from ..schemas import (
@@ -16,8 +16,10 @@ from ..schemas import (
     BrokenText,
     LenientDimensions,
     OneOrMoreTexts,
+    TokenLimit,
     Usage,
     integral,
+    limit_tokens,
     never_together,
     validate,
 )
@@ -45,8 +47,6 @@ TRUNCATIONS: dict[bool | str, Truncation] = {
     "END": "end",
     "START": "start",
 }
-# vLLM's way to say "whatever the model allows".
-MODEL_LIMIT = -1
 TRUNCATE_HINT = (
     "send `truncate: true`. If the client cannot send it, start the gateway with "
     "EMBED_OPENAI_TRUNCATE=true"
@@ -90,9 +90,7 @@ class OpenAIEmbedRequest(BaseModel):
     instruction: str | None = None
     truncate: bool | Literal["NONE", "END", "START"] | None = None
     truncation: bool | None = None
-    truncate_prompt_tokens: (
-        Literal[-1] | Annotated[int, Field(ge=MIN_TOKENS), BeforeValidator(integral)] | None
-    ) = None
+    truncate_prompt_tokens: TokenLimit | None = None
     truncation_side: Literal["left", "right"] | None = None
     priority: Annotated[int, BeforeValidator(integral)] | None = None
 
@@ -191,20 +189,13 @@ def _embed_call(body: OpenAIEmbedRequest, service: EmbeddingService) -> EmbedCal
     if body.truncate is not None and body.truncation is not None:
         msg = "`truncate` and `truncation` mean the same. Send one of them."
         raise InvalidRequestError(msg, param="truncation")
-    limit = body.truncate_prompt_tokens
-    if limit is not None and limit > service.settings.max_length:
-        msg = (
-            f"`truncate_prompt_tokens` is {limit}; this gateway allows {MIN_TOKENS} to "
-            f"{service.settings.max_length}, or {MODEL_LIMIT} for all of them."
-        )
-        raise InvalidRequestError(msg, param="truncate_prompt_tokens")
     return EmbedCall(
         body.input,
         input_type=input_type,
         instruction=choose_instruction(body.instruction, alias, input_type),
         dimensions=body.output_dimension if body.dimensions is None else body.dimensions,
         truncation=_truncation(body, service),
-        max_tokens=None if limit == MODEL_LIMIT else limit,
+        max_tokens=limit_tokens(body.truncate_prompt_tokens, service.settings.max_length),
         priority=body.priority or 0,
         truncate_hint=TRUNCATE_HINT,
     )

@@ -27,7 +27,7 @@ from ..responses import (
     OpenAIErrorResponse,
     RerankErrorResponse,
 )
-from ..schemas import validate
+from ..schemas import limit_tokens, validate
 from .exchange import (
     Exchange,
     RerankAnswer,
@@ -52,8 +52,6 @@ router: APIRouter = APIRouter(tags=["rerank"], route_class=ServiceRoute)
 
 # Cohere counts a query with so many documents as one search.
 DOCUMENTS_PER_SEARCH = 100
-# vLLM's way to say "whatever the model allows".
-MODEL_LIMIT = -1
 # What vLLM calls the queries and the documents of a request.
 SCORE_FIELDS = (
     ("text_1", "text_2"),
@@ -102,9 +100,8 @@ async def rerank(request: Request, service: ServiceDep) -> Response:
                 truncate=body.truncate is not False,
             )
         )
-        scores = answer.scores
-        values = (scores.raw if body.raw_scores else scores.probabilities).tolist()
-        ranks = [{"index": index, "score": values[index]} for index in _ranked(scores)]
+        values = _values_of(answer.scores, is_raw=body.raw_scores is True)
+        ranks = [{"index": index, "score": values[index]} for index in _ranked(answer.scores)]
         if body.return_text:
             ranks = [rank | {"text": body.texts[rank["index"]]} for rank in ranks]
         return answer.respond(ranks)
@@ -134,27 +131,30 @@ async def cohere_rerank(request: Request, service: ServiceDep) -> Response:
 
 async def _rerank_documents(exchange: Exchange, *, version: str) -> Response:
     reranker = exchange.service.reranker
-    body = validate(CohereRerankRequest, _with_ranked_fields(exchange.body))
+    sent = _as_list(exchange.body.get("documents"))
+    body = validate(CohereRerankRequest, _with_ranked_fields(exchange.body, sent))
     reranker.alias_of(body.model)
     answer = await exchange.rerank(
         RerankCall(
             [body.query] * len(body.documents),
             body.documents,
             instruction=body.instruction,
-            truncate=body.truncate and body.truncation is not False,
-            max_tokens=_limit_of(body.truncate_prompt_tokens),
+            truncate=body.truncate is not False and body.truncation is not False,
+            max_tokens=limit_tokens(body.truncate_prompt_tokens, reranker.max_length),
             max_document_tokens=body.max_tokens_per_doc,
             documents_field="documents",
         )
     )
-    values = _values_of(answer.scores, use_activation=body.use_activation)
+    is_raw = body.use_activation is False or body.raw_scores is True
+    values = _values_of(answer.scores, is_raw=is_raw)
     results: list[dict[str, Any]] = [
         {"index": index, "relevance_score": values[index]}
         for index in _ranked(answer.scores)[: body.limit]
     ]
     if body.return_documents:
         for result in results:
-            result["document"] = {"text": body.documents[result["index"]]}
+            index = result["index"]
+            result["document"] = {"text": body.documents[index]} | _texts_in(sent[index])
     content = {
         "id": str(uuid.uuid4()),
         "results": results,
@@ -218,7 +218,7 @@ async def score(request: Request, service: ServiceDep) -> Response:
     """
     async with open_rerank_exchange(request, service) as exchange:
         sent, (left, right) = _with_usual_names(exchange.body)
-        body = validate(ScoreRequest, sent)
+        body = validate(ScoreRequest, sent, {"text_1": left, "text_2": right})
         service.reranker.alias_of(body.model)
         queries, documents = body.text_1, body.text_2
         if len(queries) not in (1, len(documents)):
@@ -235,11 +235,12 @@ async def score(request: Request, service: ServiceDep) -> Response:
                 truncate=body.truncate_prompt_tokens is not None
                 if body.truncate is None
                 else body.truncate,
-                max_tokens=_limit_of(body.truncate_prompt_tokens),
+                max_tokens=limit_tokens(body.truncate_prompt_tokens, service.reranker.max_length),
+                queries_field=left,
                 documents_field=right,
             )
         )
-        values = _values_of(answer.scores, use_activation=body.use_activation)
+        values = _values_of(answer.scores, is_raw=body.use_activation is False)
         return answer.respond(
             {
                 "id": f"score-{uuid.uuid4().hex}",
@@ -263,14 +264,24 @@ def _with_usual_names(body: dict[str, Any]) -> tuple[dict[str, Any], tuple[str, 
     return body | renamed, names
 
 
-def _with_ranked_fields(body: dict[str, Any]) -> dict[str, Any]:
+def _as_list(documents: object) -> list[object]:
+    return cast("list[object]", documents) if isinstance(documents, list) else [documents]
+
+
+def _texts_in(document: object) -> dict[str, str]:
+    """Return the fields that are text of a document that was sent as an object, as Cohere does."""
+    fields = cast("dict[str, object]", document) if isinstance(document, dict) else {}
+    return {name: value for name, value in fields.items() if isinstance(value, str)}
+
+
+def _with_ranked_fields(body: dict[str, Any], documents: list[object]) -> dict[str, Any]:
     """Make the text of documents that are objects of the fields in Cohere's `rank_fields`.
 
     Raises:
         InvalidRequestError: A document has none of them.
     """
-    sent, documents = body.get("rank_fields"), body.get("documents")
-    if not (isinstance(sent, list) and sent and isinstance(documents, list)):
+    sent = body.get("rank_fields")
+    if not (isinstance(sent, list) and sent):
         return body
     names = [name for name in cast("list[object]", sent) if isinstance(name, str)]
 
@@ -284,17 +295,11 @@ def _with_ranked_fields(body: dict[str, Any]) -> dict[str, Any]:
             raise InvalidRequestError(msg, index=index, param=f"documents[{index}]")
         return fields | {"text": joined(texts)}
 
-    found = cast("list[object]", documents)
-    return body | {"documents": [ranked(index, item) for index, item in enumerate(found)]}
+    return body | {"documents": [ranked(index, item) for index, item in enumerate(documents)]}
 
 
-def _limit_of(truncate_prompt_tokens: int | None) -> int | None:
-    return None if truncate_prompt_tokens == MODEL_LIMIT else truncate_prompt_tokens
-
-
-def _values_of(scores: Scores, *, use_activation: bool | None) -> list[float]:
-    """Return the scores that vLLM's `use_activation` asks for: by default, probabilities."""
-    values: list[float] = (scores.raw if use_activation is False else scores.probabilities).tolist()
+def _values_of(scores: Scores, *, is_raw: bool) -> list[float]:
+    values: list[float] = (scores.raw if is_raw else scores.probabilities).tolist()
     return values
 
 

@@ -8,22 +8,29 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.json_schema import WithJsonSchema
 
-from ..schemas import NOT_BLANK, OneOrMoreTexts, Text, Texts, Usage, integral, number
+from ..schemas import NOT_BLANK, BrokenText, Text, Texts, TokenLimit, Usage, number
 from ..settings import MAX_TEXTS
 
-NO_IMAGES = "The reranker reads text only. Send documents without images."
+NO_IMAGES = "The reranker reads text only. Send queries and documents without images."
+NO_TEXT = (
+    "An object needs the field `text`, or `rank_fields` that say which of a document's fields to "
+    "read."
+)
 
 
-def _count(minimum: int) -> WithJsonSchema:
+def _count(minimum: int, pattern: str) -> WithJsonSchema:
     """Describe what `number` accepts."""
-    text = {"type": "string", "pattern": "^[1-9][0-9]{0,5}$"}
+    text = {"type": "string", "pattern": pattern}
     return WithJsonSchema({"anyOf": [{"type": "integer", "minimum": minimum}, text]})
 
 
-Count: TypeAlias = Annotated[int, Field(ge=1), BeforeValidator(number), _count(1)]
+Count: TypeAlias = Annotated[
+    int, Field(ge=1), BeforeValidator(number), _count(1, "^[1-9][0-9]{0,5}$")
+]
 # 0 returns all, as in vLLM.
-TopN: TypeAlias = Annotated[int, Field(ge=0), BeforeValidator(number), _count(0)]
-TokenLimit: TypeAlias = Literal[-1] | Annotated[int, Field(ge=1), BeforeValidator(integral)]
+TopN: TypeAlias = Annotated[
+    int, Field(ge=0), BeforeValidator(number), _count(0, "^(0|[1-9][0-9]{0,5})$")
+]
 
 
 class TeiRerankRequest(BaseModel):
@@ -35,8 +42,8 @@ class TeiRerankRequest(BaseModel):
     texts: Texts
     model: str | None = None
     instruction: str | None = None
-    raw_scores: bool = False
-    return_text: bool = False
+    raw_scores: bool | None = None
+    return_text: bool | None = None
     truncate: bool | None = None
     # Only a document's end is truncated.
     truncation_direction: Literal["right", "Right"] | None = None
@@ -72,21 +79,38 @@ def _without_image(value: object) -> object:
     return value
 
 
-class DocumentText(BaseModel):
-    """A document as an object."""
+class NimFields(BaseModel):
+    """A query or a passage, which are objects in NIM."""
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
 
     text: Text
 
 
+NimText: TypeAlias = Annotated[NimFields, BeforeValidator(_without_image)]
+
+
 def _text_of(value: object) -> object:
-    """Return the text of a document that is an object; of vLLM's, it may be in parts."""
-    fields = _fields_of(value)
+    """Return the text of what is an object; of vLLM's, it may be in parts.
+
+    Raises:
+        ValueError: It has no text, or an image.
+    """
+    if not isinstance(value, dict):
+        return value
+    fields = _fields_of(cast("object", value))
+    if "text" in fields:
+        return fields["text"]
     parts = fields.get("content")
-    if "text" in fields or not isinstance(parts, list):
-        return fields.get("text", value)
+    if not isinstance(parts, list):
+        raise ValueError(NO_TEXT)
     return joined([_fields_of(part).get("text") for part in cast("list[object]", parts)])
+
+
+def _one_or_more(value: object) -> object:
+    """Turn a text into a list of one, as vLLM does."""
+    is_one = isinstance(value, (str, dict, BrokenText))
+    return [cast("object", value)] if is_one else value
 
 
 def joined(texts: Sequence[object]) -> object:
@@ -95,20 +119,25 @@ def joined(texts: Sequence[object]) -> object:
     return wrong[0] if wrong else "\n".join(map(str, texts))
 
 
-Document: TypeAlias = Annotated[
-    str,
-    BeforeValidator(_text_of),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                NOT_BLANK,
-                {"type": "object", "properties": {"text": NOT_BLANK}, "required": ["text"]},
-            ]
-        }
-    ),
+TEXT_OR_OBJECT: dict[str, Any] = {
+    "anyOf": [
+        NOT_BLANK,
+        {"type": "object", "properties": {"text": NOT_BLANK}, "required": ["text"]},
+    ]
+}
+SEVERAL: dict[str, Any] = {
+    "type": "array",
+    "items": TEXT_OR_OBJECT,
+    "minItems": 1,
+    "maxItems": MAX_TEXTS,
+}
+TextOrObject: TypeAlias = Annotated[str, BeforeValidator(_text_of), WithJsonSchema(TEXT_OR_OBJECT)]
+OneOrMore: TypeAlias = Annotated[
+    list[TextOrObject],
+    Field(min_length=1, max_length=MAX_TEXTS),
+    BeforeValidator(_one_or_more),
+    WithJsonSchema({"anyOf": [*TEXT_OR_OBJECT["anyOf"], SEVERAL]}),
 ]
-Documents: TypeAlias = Annotated[list[Document], Field(min_length=1, max_length=MAX_TEXTS)]
-
 
 Flag: TypeAlias = Annotated[
     bool,
@@ -120,27 +149,29 @@ Flag: TypeAlias = Annotated[
 class CohereRerankRequest(BaseModel):
     """The body of `POST /v1/rerank` and `/v2/rerank`, as Cohere and Jina have it.
 
-    `use_activation`, `truncate_prompt_tokens` and `truncation_side` are vLLM's, `top_k` and
-    `truncation` Voyage's, `instruction` and `truncate` our own. Unknown fields are ignored.
+    `use_activation`, `truncate_prompt_tokens` and `truncation_side` are vLLM's, `raw_scores`
+    Infinity's, `top_k` and `truncation` Voyage's, `instruction` and `truncate` our own. Unknown
+    fields are ignored.
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
 
-    query: Text
-    documents: Documents
+    query: TextOrObject
+    documents: OneOrMore
     model: str | None = None
     top_n: TopN | None = None
     return_documents: Flag | None = None
     rank_fields: list[str] | None = None
     max_tokens_per_doc: Count | None = None
     use_activation: bool | None = None
+    raw_scores: bool | None = None
     truncate_prompt_tokens: TokenLimit | None = None
     # Only a document's end is truncated.
     truncation_side: Literal["right"] | None = None
     top_k: TopN | None = None
     truncation: bool | None = None
     instruction: str | None = None
-    truncate: bool = True
+    truncate: bool | None = None
 
     @property
     def limit(self) -> int | None:
@@ -153,10 +184,18 @@ class CohereRerankRequest(BaseModel):
         return not self.model_fields_set.isdisjoint(("top_k", "truncation"))
 
 
+class RankedDocument(BaseModel):
+    """A returned document. One that was sent as an object has the other texts in it, too."""
+
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="allow")
+
+    text: str
+
+
 class RerankResult(BaseModel):
     index: int
     relevance_score: float
-    document: DocumentText | None = None
+    document: RankedDocument | None = None
 
 
 class VoyageResult(BaseModel):
@@ -186,13 +225,10 @@ class NimRankingRequest(BaseModel):
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
 
-    query: DocumentText
-    passages: Annotated[
-        list[Annotated[DocumentText, BeforeValidator(_without_image)]],
-        Field(min_length=1, max_length=MAX_TEXTS),
-    ]
+    query: NimText
+    passages: Annotated[list[NimText], Field(min_length=1, max_length=MAX_TEXTS)]
     model: str | None = None
-    truncate: Literal["NONE", "END"] = "NONE"
+    truncate: Literal["NONE", "END"] | None = None
     instruction: str | None = None
 
 
@@ -217,8 +253,8 @@ class ScoreRequest(BaseModel):
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
 
-    text_1: OneOrMoreTexts
-    text_2: OneOrMoreTexts
+    text_1: OneOrMore
+    text_2: OneOrMore
     model: str | None = None
     use_activation: bool | None = None
     truncate_prompt_tokens: TokenLimit | None = None
