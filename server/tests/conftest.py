@@ -11,7 +11,7 @@ from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
 
 import qwen3_nano
-from fake_backend import FakeBackend
+from fake_backend import FakeBackend, FakeReranker
 from qwen3_triton_gateway.app import create_app
 from qwen3_triton_gateway.service import EmbeddingService
 from qwen3_triton_gateway.settings import Settings
@@ -66,7 +66,7 @@ def _start_gateway(tokenizer_dir: Path, backend: FakeBackend) -> Iterator[StartG
             service = EmbeddingService(
                 Settings(**values | settings),
                 backend if embed else None,
-                FakeBackend(pooled=True, width=2) if reranker else None,
+                FakeReranker() if reranker else None,
             )
             app = create_app(service, on_fatal=pytest.fail)
             client = stack.enter_context(TestClient(app, raise_server_exceptions=False))

@@ -16,6 +16,7 @@ from qwen3_triton_gateway.backends.base import (
     wrap_output,
 )
 from qwen3_triton_gateway.errors import DeadlineExceededError
+from qwen3_triton_gateway.settings import Task
 from qwen3_triton_gateway.tensors import HiddenStates, PooledStates, TokenBatch
 
 HIDDEN_SIZE = 1280
@@ -49,6 +50,7 @@ class FakeBackend:
         pooled: bool = False,
         stated_canary: str = "",
         width: int = HIDDEN_SIZE,
+        task: Task = "embed",
     ) -> None:
         rows = VOCABULARY_SIZE if width <= 2 * HIDDEN_SIZE else 1
         self._table = _states(rows, width)
@@ -66,6 +68,7 @@ class FakeBackend:
             instance_count=1,
             weights_digest="fake",
             stated_canary=stated_canary,
+            task=task,
         )
         self.calls: list[tuple[int, int]] = []
         self.priorities: list[int] = []
@@ -122,3 +125,16 @@ class FakeBackend:
         rows = self._table[batch.input_ids % VOCABULARY_SIZE] * batch.attention_mask[..., None]
         weights = 1.0 + np.arange(batch.input_ids.shape[1])[None, :, None] % 7
         return np.cumsum(rows * weights, axis=1).astype(np.float32)
+
+
+class FakeReranker(FakeBackend):
+    """A backend that returns the logits of "no" and "yes", or as many as its width says."""
+
+    def __init__(self, *, width: int = 2, max_batch_size: int = 8, stated_canary: str = "") -> None:
+        super().__init__(
+            pooled=True,
+            width=width,
+            max_batch_size=max_batch_size,
+            stated_canary=stated_canary,
+            task="rerank",
+        )

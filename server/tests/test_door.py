@@ -15,7 +15,7 @@ import pytest_asyncio
 import uvicorn
 from uvicorn.server import ServerState
 
-from fake_backend import FakeBackend
+from fake_backend import FakeBackend, FakeReranker
 from qwen3_triton_gateway import admission
 from qwen3_triton_gateway.admission import ALWAYS_ADMITTED, Admission, Limit
 from qwen3_triton_gateway.app import create_app
@@ -124,7 +124,7 @@ class Gateway:
 
 @asynccontextmanager
 async def running(tokenizer_dir: Path, **values: Any) -> AsyncGenerator[Gateway]:
-    backend, rerank_backend = FakeBackend(), FakeBackend(pooled=True, width=2)
+    backend, rerank_backend = FakeBackend(), FakeReranker()
     values = {"TOKENIZER_PATH": tokenizer_dir, "EMBED_MODEL_ID": "fake-embedding"} | values
     settings = Settings(**values)
     has_reranker = settings.rerank_tokenizer_path is not None

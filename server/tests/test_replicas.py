@@ -202,7 +202,7 @@ async def test_replicas_that_disagree_without_a_majority_refuse_to_start(
     left: NamedFake, right: NamedFake
 ) -> None:
     swap_weights(left)
-    with pytest.raises(StartupError, match="left, right return different vectors"):
+    with pytest.raises(StartupError, match="left, right return different answers"):
         await start(left, right)
 
 

@@ -14,10 +14,10 @@ import pytest
 import pytest_asyncio
 
 import qwen3_nano
-from fake_backend import FakeBackend
+from fake_backend import FakeBackend, FakeReranker
 from qwen3_triton_gateway.backends import choose_backend
 from qwen3_triton_gateway.backends.onnx import OnnxBackend
-from qwen3_triton_gateway.backends.probe import embed_probe
+from qwen3_triton_gateway.backends.probe import run_probe
 from qwen3_triton_gateway.backends.replicas import ReplicatedBackend
 from qwen3_triton_gateway.canary import canary_scores, state_canary
 from qwen3_triton_gateway.errors import (
@@ -147,7 +147,7 @@ async def test_an_embedding_model_is_not_served_as_a_reranker() -> None:
 
 
 async def test_pairs_run_one_by_one_if_a_batch_changes_them() -> None:
-    backend = FakeBackend(pooled=True, width=2)
+    backend = FakeReranker()
     backend.corrupt = lambda batch, values: values * np.float32(len(batch.input_ids))
     reranker = await connected(backend)
     assert not reranker.shares_batches
@@ -156,7 +156,7 @@ async def test_pairs_run_one_by_one_if_a_batch_changes_them() -> None:
 
 
 async def test_a_pair_without_a_finite_score_is_named_and_the_others_are_not_lost() -> None:
-    backend = FakeBackend(pooled=True, width=2)
+    backend = FakeReranker()
     reranker = await connected(backend)
     widest = max([text.length for text in await _tokenized(reranker)])
 
@@ -178,7 +178,7 @@ async def _tokenized(reranker: Reranker) -> list[Any]:
 
 
 async def test_a_pair_that_the_model_refuses_is_named() -> None:
-    backend = FakeBackend(pooled=True, width=2)
+    backend = FakeReranker()
     reranker = await connected(backend)
 
     def refuse(batch: Any, values: Any) -> Any:
@@ -195,7 +195,7 @@ async def test_a_pair_that_the_model_refuses_is_named() -> None:
 async def test_under_faults_every_pair_has_its_score_or_its_request_one_typed_error(
     seed: int,
 ) -> None:
-    backend = FakeBackend(pooled=True, width=2)
+    backend = FakeReranker()
     reranker = await connected(backend)
     numbers = random.Random(seed)
     documents = [f"{'word ' * numbers.randrange(20)}{number}" for number in range(60)]
@@ -237,7 +237,7 @@ async def test_under_faults_every_pair_has_its_score_or_its_request_one_typed_er
 
 
 async def test_pairs_with_a_long_query_are_charged_before_they_exist() -> None:
-    service = fake_service(FakeBackend(pooled=True, width=2), EMBED_MAX_MEMORY_BYTES=8 << 20)
+    service = fake_service(FakeReranker(), EMBED_MAX_MEMORY_BYTES=8 << 20)
     await service.reranker.connect()
     call = RerankCall(["word " * 2000] * 1000, [f"{number}" for number in range(1000)])
     with service.memory.reserve(0), service.memory.reserve(0) as memory:
@@ -250,7 +250,7 @@ async def test_pairs_with_a_long_query_are_charged_before_they_exist() -> None:
 
 
 async def test_the_canary_notices_another_reranker() -> None:
-    backend = FakeBackend(pooled=True, width=2)
+    backend = FakeReranker()
     reranker = await connected(backend)
     backend.generation += 1
     backend.corrupt = lambda _, values: values[:, ::-1]
@@ -260,7 +260,7 @@ async def test_the_canary_notices_another_reranker() -> None:
 
 
 async def test_the_size_of_the_logits_counts_in_the_canary() -> None:
-    backend = FakeBackend(pooled=True, width=2)
+    backend = FakeReranker()
     reranker = await connected(backend)
     backend.generation += 1
     backend.corrupt = lambda _, values: values * 1.2
@@ -273,11 +273,11 @@ async def test_the_size_of_the_logits_counts_in_the_canary() -> None:
 async def test_scores_other_than_those_that_the_configuration_states_refuse_to_start(
     width: int,
 ) -> None:
-    reranker = await connected(FakeBackend(pooled=True, width=width))
+    reranker = await connected(FakeReranker(width=width))
     batch = reranker.canary_batch()
-    logits = await embed_probe(reranker.backend, batch)
+    logits = await run_probe(reranker.backend, batch)
     stated = state_canary(batch, canary_scores(logits, None))
-    stating = FakeBackend(pooled=True, width=width, stated_canary=stated)
+    stating = FakeReranker(width=width, stated_canary=stated)
     stating.corrupt = lambda _, values: values * 1.05  # another engine may do that
     await connected(stating)
     stating.corrupt = lambda _, values: values**3 / 1000
@@ -286,15 +286,15 @@ async def test_scores_other_than_those_that_the_configuration_states_refuse_to_s
 
 
 async def test_replicas_with_different_rerankers_are_noticed() -> None:
-    backends = [FakeBackend(pooled=True, width=2) for _ in range(2)]
+    backends = [FakeReranker() for _ in range(2)]
     backends[1].corrupt = lambda _, values: values[:, ::-1]
     service = EmbeddingService(settings_for(), None, ReplicatedBackend(backends))
-    with pytest.raises(StartupError, match="different vectors for the same sentence"):
+    with pytest.raises(StartupError, match="different answers to the same canary"):
         await service.reranker.connect()
 
 
 async def test_the_canary_fits_a_model_that_takes_single_pairs() -> None:
-    reranker = await connected(FakeBackend(pooled=True, width=2, max_batch_size=1))
+    reranker = await connected(FakeReranker(max_batch_size=1))
     assert (await reranker.check()).ready
 
 
@@ -303,22 +303,22 @@ async def test_the_canary_fits_a_model_that_takes_single_pairs() -> None:
     [("  ", "a", "The query is blank"), ("a", "\n", "Document 0 is blank")],
 )
 async def test_a_blank_text_is_refused(query: str, document: str, message: str) -> None:
-    reranker = await connected(FakeBackend(pooled=True, width=2))
+    reranker = await connected(FakeReranker())
     with pytest.raises(InvalidRequestError, match=message):
         await reranker.score(RerankCall([query], [document]), deadline=1e9)
 
 
 async def test_the_instruction_of_the_settings_is_that_of_a_request_without_one() -> None:
-    plain = await connected(FakeBackend(pooled=True, width=2))
-    told = await connected(FakeBackend(pooled=True, width=2), RERANK_INSTRUCTION="Find recipes.")
+    plain = await connected(FakeReranker())
+    told = await connected(FakeReranker(), RERANK_INSTRUCTION="Find recipes.")
     expected = await score(plain, "tea", instruction="Find recipes.")
     assert (await score(told, "tea")).raw == expected.raw
     assert (await score(told, "tea", instruction="Other")).raw != expected.raw
 
 
 async def test_control_tokens_in_documents_are_split_on_request() -> None:
-    plain = await connected(FakeBackend(pooled=True, width=2))
-    split = await connected(FakeBackend(pooled=True, width=2), RERANK_SPLIT_SPECIAL_TOKENS=True)
+    plain = await connected(FakeReranker())
+    split = await connected(FakeReranker(), RERANK_SPLIT_SPECIAL_TOKENS=True)
     texts = ("tea", "tea<|im_end|>")
     same, moved = (await score(plain, *texts)).raw - (await score(split, *texts)).raw
     assert same == 0
@@ -330,7 +330,7 @@ async def test_control_tokens_in_documents_are_split_on_request() -> None:
 async def test_a_model_that_fails_leaves_the_other_one_in_service(
     tokenizer_dir: Path, broken: int
 ) -> None:
-    backends = FakeBackend(), FakeBackend(pooled=True, width=2)
+    backends = FakeBackend(), FakeReranker()
     settings = settings_for(TOKENIZER_PATH=tokenizer_dir)
     service = EmbeddingService(settings, *backends)
     failing, other = service.models[broken], service.models[1 - broken]
@@ -355,7 +355,7 @@ async def test_a_model_that_fails_leaves_the_other_one_in_service(
 
 
 async def test_closing_drains_both_models(tokenizer_dir: Path) -> None:
-    embedding, reranking = FakeBackend(), FakeBackend(pooled=True, width=2)
+    embedding, reranking = FakeBackend(), FakeReranker()
     settings = settings_for(TOKENIZER_PATH=tokenizer_dir)
     service = EmbeddingService(settings, embedding, reranking)
     for model in service.models:
@@ -374,7 +374,7 @@ async def test_closing_drains_both_models(tokenizer_dir: Path) -> None:
 
 async def test_each_model_has_metrics_of_its_own(tokenizer_dir: Path) -> None:
     settings = settings_for(TOKENIZER_PATH=tokenizer_dir)
-    service = EmbeddingService(settings, FakeBackend(), FakeBackend(pooled=True, width=2))
+    service = EmbeddingService(settings, FakeBackend(), FakeReranker())
     for model in service.models:
         await model.connect()
     await score(service.reranker, "tea", "coffee")
@@ -432,11 +432,11 @@ def test_settings_that_contradict_each_other_are_refused(
 
 def test_a_tokenizer_without_the_tokens_of_the_prompt_is_refused(tokenizer_dir: Path) -> None:
     with pytest.raises(StartupError, match=r"no token '<\|im_start\|>'"):
-        fake_service(FakeBackend(pooled=True, width=2), RERANK_TOKENIZER_PATH=tokenizer_dir)
+        fake_service(FakeReranker(), RERANK_TOKENIZER_PATH=tokenizer_dir)
 
 
 def test_the_model_that_is_not_served_says_how_to_serve_it(tokenizer_dir: Path) -> None:
-    alone = fake_service(FakeBackend(pooled=True, width=2))
+    alone = fake_service(FakeReranker())
     with pytest.raises(ModelNotFoundError, match="only a reranker"):
         _ = alone.embedder
     service = EmbeddingService(settings_for(TOKENIZER_PATH=tokenizer_dir), FakeBackend())

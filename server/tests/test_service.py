@@ -345,7 +345,7 @@ async def test_a_model_that_cannot_embed_a_sentence_refuses_to_start(
 async def stated_by(backend: FakeBackend, tokenizer_dir: Path) -> str:
     """State the canary's vector as `model repository` does."""
     batch = canary.canary_batch(make_service(tokenizer_dir, backend).embedder.tokenizer)
-    return canary.state_canary(batch, await probe.embed_probe(backend, batch))
+    return canary.state_canary(batch, await probe.run_probe(backend, batch))
 
 
 async def test_weights_other_than_those_that_the_configuration_states_refuse_to_start(

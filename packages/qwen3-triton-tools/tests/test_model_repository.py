@@ -31,7 +31,7 @@ from onnx_exports import (
 )
 from qwen3_triton_gateway.backends.base import CANARY_PARAMETER
 from qwen3_triton_gateway.backends.onnx import OnnxBackend
-from qwen3_triton_gateway.backends.probe import embed_probe
+from qwen3_triton_gateway.backends.probe import run_probe
 from qwen3_triton_gateway.backends.triton import TritonBackend
 from qwen3_triton_gateway.canary import canary_batch, check_stated_canary
 from qwen3_triton_gateway.cli import main
@@ -204,7 +204,7 @@ async def embed_canary(model_dir: Path) -> tuple[TokenBatch, Float32Vector]:
     backend = OnnxBackend(model_dir)
     await backend.connect()
     try:
-        return batch, await embed_probe(backend, batch)
+        return batch, await run_probe(backend, batch)
     finally:
         await backend.close()
 
@@ -212,18 +212,18 @@ async def embed_canary(model_dir: Path) -> tuple[TokenBatch, Float32Vector]:
 def test_the_configuration_states_the_canary_of_its_weights(tmp_path: Path) -> None:
     folder = write(qwen3_nano.model_dir() / "model.onnx", tmp_path / "r", gpu="cpu")
     stated = parse(folder).parameters[CANARY_PARAMETER].string_value
-    check_stated_canary(stated, *asyncio.run(embed_canary(qwen3_nano.model_dir())))
+    check_stated_canary(stated, *asyncio.run(embed_canary(qwen3_nano.model_dir())), task="embed")
     (tmp_path / "other").mkdir()
     write_other_weights(tmp_path / "other" / "model.onnx")
     with pytest.raises(StartupError, match="the weights were replaced"):
-        check_stated_canary(stated, *asyncio.run(embed_canary(tmp_path / "other")))
+        check_stated_canary(stated, *asyncio.run(embed_canary(tmp_path / "other")), task="embed")
 
 
 def test_the_local_tritons_configuration_states_it_too(tmp_path: Path) -> None:
     arguments = ["-o", str(tmp_path / "r"), *LOCAL]
     assert run(str(qwen3_nano.model_dir()), *arguments)[0] == 0
     stated = parse(tmp_path / "r" / "m").parameters[CANARY_PARAMETER].string_value
-    check_stated_canary(stated, *asyncio.run(embed_canary(qwen3_nano.model_dir())))
+    check_stated_canary(stated, *asyncio.run(embed_canary(qwen3_nano.model_dir())), task="embed")
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "python"])

@@ -21,7 +21,7 @@ import qwen3_nano
 from onnx_exports import feed, masks
 from qwen3_triton_gateway.backends.base import CANARY_PARAMETER
 from qwen3_triton_gateway.backends.onnx import OnnxBackend
-from qwen3_triton_gateway.backends.probe import embed_probe
+from qwen3_triton_gateway.backends.probe import run_probe
 from qwen3_triton_gateway.canary import (
     canary_scores,
     check_stated_canary,
@@ -80,7 +80,9 @@ def test_the_configuration_has_the_logits_and_a_canary(
     config = parse(tmp_path / "r" / "ranker")
     [logits] = config.output
     assert (logits.name, list(logits.dims)) == ("logits", dims)
-    check_stated_canary(config.parameters[CANARY_PARAMETER].string_value, *canary_scores_of(path))
+    check_stated_canary(
+        config.parameters[CANARY_PARAMETER].string_value, *canary_scores_of(path), task="rerank"
+    )
     assert "weights_digest" in config.parameters
     assert (tmp_path / "r" / "ranker" / "1" / "model.onnx").read_bytes() == path.read_bytes()
     assert (tmp_path / "ranker-tokenizer" / "tokenizer.json").exists()
@@ -98,7 +100,7 @@ async def probe(path: Path, batch: TokenBatch) -> Float32Vector:
     backend = OnnxBackend(path, task="rerank")
     await backend.connect()
     try:
-        return await embed_probe(backend, batch)
+        return await run_probe(backend, batch)
     finally:
         await backend.close()
 
@@ -112,7 +114,7 @@ def test_other_weights_do_not_have_the_scores_that_are_stated(tmp_path: Path) ->
     other = Path(shutil.copytree(path.parent, tmp_path / "other"), path.name)
     onnx.save(shuffled(onnx.load(other)), other)
     with pytest.raises(StartupError, match=r"the weights were replaced.* with these weights\."):
-        check_stated_canary(stated, *canary_scores_of(other))
+        check_stated_canary(stated, *canary_scores_of(other), task="rerank")
 
 
 def shuffled(model: onnx.ModelProto) -> onnx.ModelProto:
@@ -137,7 +139,9 @@ def test_a_vocabulary_head_is_cut_on_the_way_to_triton(tmp_path: Path, backend: 
     assert (logits.name, list(logits.dims)) == ("logits", [2])
     # Scores and digest are those of the export.
     assert config.parameters["weights_digest"].string_value == weights_digest(source)
-    check_stated_canary(config.parameters[CANARY_PARAMETER].string_value, *canary_scores_of(source))
+    check_stated_canary(
+        config.parameters[CANARY_PARAMETER].string_value, *canary_scores_of(source), task="rerank"
+    )
     folder = tmp_path / ("r/ranker/1" if backend == "onnxruntime" else "ranker-pooled")
     cut, whole = logits_of(folder / "model.onnx"), logits_of(source)
     last = masks()["right"].sum(axis=1) - 1
@@ -171,7 +175,9 @@ def test_the_local_triton_gets_the_logits(tmp_path: Path) -> None:
     config = parse(tmp_path / "r" / "ranker")
     [logits] = config.output
     assert (logits.name, list(logits.dims)) == ("logits", [2])
-    check_stated_canary(config.parameters[CANARY_PARAMETER].string_value, *canary_scores_of(path))
+    check_stated_canary(
+        config.parameters[CANARY_PARAMETER].string_value, *canary_scores_of(path), task="rerank"
+    )
 
 
 def test_logits_of_a_vocabulary_count_in_the_memory_of_a_token() -> None:

@@ -17,7 +17,7 @@ import numpy as np
 
 from .backends import probe
 from .backends.base import CANARY_PARAMETER, Backend
-from .backends.probe import MIN_AGREEMENT, agreement, embed_probe
+from .backends.probe import MIN_AGREEMENT, agreement, run_probe, startup_failure
 from .batching import pad_batch
 from .errors import (
     BackendError,
@@ -30,6 +30,7 @@ from .errors import (
 from .pairs import PairTokenization
 from .pooling import l2_normalize, raw_scores
 from .rerank_prompt import DEFAULT_INSTRUCTION
+from .settings import Task
 from .tensors import Float32Vector, TokenBatch, TokenizedText
 from .tokenization import InputType, TextTokenizer, format_inputs
 
@@ -121,7 +122,9 @@ def state_canary(batch: TokenBatch, answer: Float32Vector) -> str:
     return f"{_tokens_digest(batch)}:{encoded}"
 
 
-def check_stated_canary(stated: str, batch: TokenBatch, answer: Float32Vector) -> None:
+def check_stated_canary(
+    stated: str, batch: TokenBatch, answer: Float32Vector, *, task: Task
+) -> None:
     """Compare the canary's answer with the one that the model's configuration states.
 
     One of other tokens, from another release or tokenizer, says nothing about the weights.
@@ -143,9 +146,9 @@ def check_stated_canary(stated: str, batch: TokenBatch, answer: Float32Vector) -
             "the model's config.pbtxt: the weights were replaced since it was written. Run "
             "`qwen3-triton model repository --force` with these weights"
         )
-        is_sentence = len(batch.input_ids) == 1
+        is_stored = task == "embed"
         raise StartupError(
-            f"{msg}, and embed again what the old ones embedded." if is_sentence else f"{msg}."
+            f"{msg}, and embed again what the old ones embedded." if is_stored else f"{msg}."
         )
 
 
@@ -200,18 +203,16 @@ class Canary:
         self.has_changed: bool = False
 
     async def start(self) -> Float32Vector:
-        """Run the batch for the first time, and return its answer; see `embed_probe`.
+        """Run the batch for the first time, and return its answer; see `run_probe`.
 
         Raises:
             BackendUnavailableError: The model is unavailable or too busy.
             StartupError: The model cannot answer it.
         """
         try:
-            self._first = await embed_probe(self._backend, self._batch)
+            self._first = await run_probe(self._backend, self._batch)
         except (BadVectorError, BackendError) as error:
-            what = "embed a plain sentence" if len(self._batch.input_ids) == 1 else "score pairs"
-            msg = f"The model cannot {what}: {error.message}"
-            raise StartupError(msg) from error
+            raise startup_failure(self._backend.spec.task, error) from error
         except DeadlineExceededError as error:
             raise BackendUnavailableError(error.message) from error
         self._due = asyncio.get_running_loop().time() + INTERVAL_SECONDS
@@ -268,7 +269,7 @@ class Canary:
     async def _compare(self) -> str:
         began = asyncio.get_running_loop().time()
         try:
-            vector = await embed_probe(self._backend, self._batch)
+            vector = await run_probe(self._backend, self._batch)
         except (BadVectorError, BackendError, BackendUnavailableError) as error:
             return error.message.removesuffix(".")
         except DeadlineExceededError as error:

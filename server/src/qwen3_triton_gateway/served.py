@@ -366,7 +366,7 @@ class ServedModel(ABC):
             is_at_work=lambda: scheduler.is_at_work,
         )
         answer = self._stated_part(await canary.start())
-        check_stated_canary(spec.stated_canary, batch, answer)
+        check_stated_canary(spec.stated_canary, batch, answer, task=spec.task)
         self._scheduler, self._canary = scheduler, canary
         self._backend_checks_itself = checks_itself
         self._generation, self._doubts = self.backend.generation, self.backend.doubts

@@ -58,6 +58,8 @@ class ModelSpec:
     """The interface of the served model.
 
     Attributes:
+        task: What it is served for, which says what its output is: of `embed`, states to make a
+            text's vector of; of `rerank`, logits.
         inputs: The names of its token inputs.
         past_inputs: Past keys and values, which are fed with zero-length tensors.
         output: The output that is used.
@@ -72,6 +74,7 @@ class ModelSpec:
     """
 
     name: str
+    task: Task
     inputs: tuple[str, ...]
     past_inputs: tuple[TensorSpec, ...]
     output: TensorSpec
@@ -141,14 +144,14 @@ class Backend(Protocol):
         ...
 
     async def adopt_canary(self, canary: TokenBatch) -> bool:
-        """Expect this batch to keep its vector.
+        """Expect this batch to keep its answer.
 
         Returns:
             Whether the backend checks every place by itself from now on: before it gets work, and
             regularly. Otherwise, the caller does.
 
         Raises:
-            StartupError: Its places return different vectors.
+            StartupError: Its places return different answers.
             BackendUnavailableError: There is no answer.
         """
         del canary
@@ -204,6 +207,7 @@ def describe_model(
     output = _choose_output(name, outputs, task)
     return ModelSpec(
         name=name,
+        task=task,
         inputs=tuple(spec.name for spec in inputs if spec.name in TOKEN_INPUTS),
         past_inputs=tuple(spec for spec in inputs if is_past(spec)),
         output=output,

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..errors import BadVectorError
+from ..errors import BadVectorError, EmbeddingServerError, StartupError
 from ..pooling import l2_normalize, unusable_rows, vectors_of
+from ..settings import Task
 from ..tensors import Float32Matrix, Float32Vector, TokenBatch
 from .base import Backend
 
@@ -16,16 +17,17 @@ from .base import Backend
 MIN_AGREEMENT = 0.999
 TIMEOUT_SECONDS = 10.0
 QUERY_PRIORITY = 1
+WORK: dict[Task, str] = {"embed": "embed a plain sentence", "rerank": "score plain pairs"}
 
 
-async def embed_probe(backend: Backend, batch: TokenBatch) -> Float32Vector:
-    """Compute a vector of a batch, without waiting behind other requests.
+async def run_probe(backend: Backend, batch: TokenBatch) -> Float32Vector:
+    """Return a model's answer to a batch as one vector, without waiting behind other requests.
 
     That of an embedding model is the unit vector of one sentence. That of a reranker holds the
     logits of several pairs as they are, since their size counts in the scores.
 
     Raises:
-        BadVectorError: The vector is not finite, or zero.
+        BadVectorError: The answer is not finite, or zero.
         EmbeddingServerError: See `Backend.infer`.
     """
     size = max(1, backend.spec.max_batch_size)
@@ -35,11 +37,15 @@ async def embed_probe(backend: Backend, batch: TokenBatch) -> Float32Vector:
         few = TokenBatch(batch.input_ids[part], batch.attention_mask[part])
         states = await backend.infer(few, timeout_seconds=TIMEOUT_SECONDS, priority=QUERY_PRIORITY)
         rows.append(vectors_of(states, few.attention_mask))
-    vector = np.concatenate(rows).reshape(1, -1)
-    if unusable_rows(vector):
-        msg = "The vector of the canary sentence is not finite, or zero."
-        raise BadVectorError(msg)
-    return (l2_normalize(vector) if len(batch.input_ids) == 1 else vector)[0]
+    answer = np.concatenate(rows).reshape(1, -1)
+    if unusable_rows(answer):
+        raise BadVectorError("The answer to the canary is not finite, or zero.")
+    return (l2_normalize(answer) if backend.spec.task == "embed" else answer)[0]
+
+
+def startup_failure(task: Task, error: EmbeddingServerError) -> StartupError:
+    """Wrap what a model answered to its first probe."""
+    return StartupError(f"The model cannot {WORK[task]}: {error.message}")
 
 
 def agreement(left: Float32Vector, right: Float32Vector) -> float:

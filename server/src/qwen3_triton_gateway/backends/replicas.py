@@ -1,6 +1,6 @@
 """Several Tritons that serve the same model: the least busy live one runs the batch.
 
-A replica takes work only after its own answer to the canary sentence equals the answer of the
+A replica takes work only after its own answer to the canary equals the answer of the
 others: when the gateway starts, after every absence, after every reload that Triton tells, and at
 intervals afterwards. One whose answer differs is excluded, and the others keep serving.
 """
@@ -20,9 +20,16 @@ from ..errors import (
     EmbeddingServerError,
     StartupError,
 )
+from ..settings import Task
 from ..tensors import Float32Vector, HiddenStates, PooledStates, TokenBatch
 from .base import Backend, ModelSpec
-from .probe import MIN_AGREEMENT, agreement, embed_probe, largest_agreement
+from .probe import (
+    MIN_AGREEMENT,
+    agreement,
+    largest_agreement,
+    run_probe,
+    startup_failure,
+)
 
 Answer: TypeAlias = HiddenStates | PooledStates
 
@@ -138,7 +145,7 @@ class ReplicatedBackend:
         """
         connected = [replica for replica in self._replicas if replica.alive]
         outcomes = await asyncio.gather(
-            *(embed_probe(replica.backend, canary) for replica in connected),
+            *(run_probe(replica.backend, canary) for replica in connected),
             return_exceptions=True,
         )
         vectors: dict[Replica, Float32Vector] = {}
@@ -150,13 +157,14 @@ class ReplicatedBackend:
             else:
                 vectors[replica] = outcome
         if not vectors:
-            raise _startup_failure([o for o in outcomes if isinstance(o, EmbeddingServerError)])
+            errors = [error for error in outcomes if isinstance(error, EmbeddingServerError)]
+            raise _choose_error(self.spec.task, errors)
         answers = list(vectors.values())
         chosen, is_majority = largest_agreement(answers)
         if not is_majority:
             names = ", ".join(replica.backend.description for replica in vectors)
             msg = (
-                f"{names} return different vectors for the same sentence, and neither side is in "
+                f"{names} return different answers to the same canary, and neither side is in "
                 "the majority. They have different weights: serve the same model at every address "
                 "in TRITON_URL."
             )
@@ -249,7 +257,7 @@ class ReplicatedBackend:
             if self._canary is None:
                 self._include(replica)
             else:
-                self._judge(replica, await embed_probe(replica.backend, self._canary))
+                self._judge(replica, await run_probe(replica.backend, self._canary))
         except DeadlineExceededError as error:
             # Busy, as long as it returns other batches.
             if not replica.alive or replica.last_answer < began:
@@ -320,13 +328,12 @@ class ReplicatedBackend:
         replica.lost.set()
 
 
-def _startup_failure(errors: Sequence[EmbeddingServerError]) -> EmbeddingServerError:
-    """Choose the error to raise when no replica embeds the canary: one that waiting may fix."""
+def _choose_error(task: Task, errors: Sequence[EmbeddingServerError]) -> EmbeddingServerError:
+    """Choose the error to raise when no replica answers the canary: one that waiting may fix."""
     for error in errors:
         if isinstance(error, (BackendUnavailableError, DeadlineExceededError)):
             return BackendUnavailableError(error.message)
-    msg = f"The model cannot embed a plain sentence: {errors[0].message}"
-    return StartupError(msg)
+    return startup_failure(task, errors[0])
 
 
 async def _first_of(checks: Sequence[asyncio.Task[None]], timeout_seconds: float) -> bool:

@@ -22,7 +22,7 @@ from qwen3_triton_gateway.backends.behavior import (
     probe_behavior,
 )
 from qwen3_triton_gateway.backends.onnx import OnnxBackend
-from qwen3_triton_gateway.backends.probe import embed_probe
+from qwen3_triton_gateway.backends.probe import run_probe
 from qwen3_triton_gateway.batching import pad_batch
 from qwen3_triton_gateway.canary import (
     canary_batch,
@@ -208,7 +208,7 @@ async def _embed(model_path: Path, batches: tuple[TokenBatch, ...]) -> Float32Ma
 
 async def _answer(model_path: Path, batch: TokenBatch, task: Task) -> Float32Vector:
     async with _loaded(model_path, task) as backend:
-        return await embed_probe(backend, batch)
+        return await run_probe(backend, batch)
 
 
 async def _probe(model_path: Path, tokenizer: TextTokenizer) -> Behavior:
