@@ -486,7 +486,10 @@ def test_a_reranker_alone_answers_and_says_that_nothing_embeds(
         answer = client.post(path, json=body)
         assert answer.status_code == 404
         assert "EMBED_MODEL_DIR" in answer.text
-    assert client.get("/health").json()["model"] == "fake-reranker"
+    health = client.get("/health").json()
+    assert health["model"] == "fake-reranker"
+    unknown = client.get("/v1/models/another").json()["error"]["message"]
+    assert unknown == "Model 'another' is not served here. GET /v1/models lists those that are."
     assert client.get("/info").json()["model_type"]["reranker"]
     assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["fake-reranker"]
     assert client.get("/api/tags").json() == {"models": []}

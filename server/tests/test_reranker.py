@@ -442,3 +442,18 @@ def test_the_model_that_is_not_served_says_how_to_serve_it(tokenizer_dir: Path) 
     service = EmbeddingService(settings_for(TOKENIZER_PATH=tokenizer_dir), FakeBackend())
     with pytest.raises(ModelNotFoundError, match="RERANK_TRITON_MODEL"):
         _ = service.reranker
+
+
+async def test_two_models_with_one_name_are_refused(tokenizer_dir: Path) -> None:
+    settings = settings_for(
+        TOKENIZER_PATH=tokenizer_dir, EMBED_MODEL_ALIASES="search", RERANK_MODEL_ID="search"
+    )
+    service = EmbeddingService(settings, FakeBackend(), FakeBackend(pooled=True, width=2))
+    with pytest.raises(StartupError, match="both called 'search'"):
+        await service.run()
+    await service.close()
+
+
+def test_two_folders_with_one_name_are_two_models() -> None:
+    service = fake_service(FakeBackend(pooled=True, width=2), EMBED_MODEL_DIR=NANO)
+    assert service.reranker.model_id == f"{NANO.name}-reranker"

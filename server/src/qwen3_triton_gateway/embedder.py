@@ -113,7 +113,7 @@ class Embedder(ServedModel):
     """
 
     def __init__(self, backend: Backend, settings: Settings, metrics: Metrics) -> None:
-        """Load the tokenizer; `run` reaches the model.
+        """Load the tokenizer; `connect` reaches the model.
 
         Raises:
             StartupError: The tokenizer is missing or invalid.

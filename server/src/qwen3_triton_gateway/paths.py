@@ -28,10 +28,13 @@ ALIASES = {
     "/v2/v2/embed": "/v2/embed",
     "/v1/v2/rerank": "/v2/rerank",
     "/v2/v2/rerank": "/v2/rerank",
-    "/rerank/rerank": "/rerank",
+    "/api/v1/rerank": "/v1/rerank",
     "/ranking": "/v1/ranking",
 }
-SERVED = "Embeddings: POST /embed, /v1/embeddings, /api/embed or /v2/embed. All paths: GET /docs."
+SERVED = (
+    "Embeddings: POST /embed, /v1/embeddings, /api/embed or /v2/embed. Reranking: POST /rerank, "
+    "/v1/rerank, /v2/rerank, /v1/ranking or /score. All paths: GET /docs."
+)
 AZURE = (
     "Azure's paths are not served. Use the plain OpenAI client with a `base_url` that ends in "
     "/v1, which calls POST /v1/embeddings."
@@ -41,7 +44,7 @@ ELSEWHERE: tuple[tuple[str, str], ...] = (
     (r"/openai/(deployments|v1)/.*", AZURE),
     (
         r"/(v1/)?(chat/completions|completions|responses|messages|generate)|/api/(chat|generate)",
-        f"The model makes embeddings, and no text. {SERVED}",
+        f"The gateway embeds and reranks; it generates no text. {SERVED}",
     ),
     (
         r"/v2/(models|repository)(/.*)?|/v2(/health/.*)?",
@@ -54,6 +57,8 @@ ELSEWHERE: tuple[tuple[str, str], ...] = (
 )
 # NVIDIA's hosted rerankers have a path for each model.
 HOSTED_RERANKER = re.compile(r"^/v1/retrieval/.+/reranking$")
+# A base URL that already names the call to which an SDK appends it, with or without its version.
+REPEATED_CALL = re.compile(r"^((?:/v[12])?/(rerank|ranking|score))((?:/v[12])?)/\2$")
 REPEATED_VERSION = re.compile(r"^(/v1){2,}(?=/)")
 
 # Links of `/docs/` with its slash, where the page's relative links lead below it.
@@ -89,6 +94,9 @@ def canonical_path(path: str, root_path: str = "") -> str:
     if root_path and f"{path}/".startswith(f"{root_path}/"):
         path = path.removeprefix(root_path)
     path = PAGE_FILE.sub("/", REPEATED_VERSION.sub("/v1", path.rstrip("/") or "/"))
+    if repeated := REPEATED_CALL.match(path):
+        call, name, version = repeated.groups()
+        path = f"{version}/{name}" if version else call
     return "/v1/ranking" if HOSTED_RERANKER.match(path) else ALIASES.get(path, path)
 
 

@@ -122,7 +122,7 @@ class Reranker(ServedModel):
     """A reranker, and the stages from pairs to scores."""
 
     def __init__(self, backend: Backend, settings: Settings, metrics: RerankMetrics) -> None:
-        """Load the tokenizer; `run` reaches the model.
+        """Load the tokenizer; `connect` reaches the model.
 
         Raises:
             StartupError: The tokenizer is missing, invalid, or not one of the family.
@@ -150,7 +150,7 @@ class Reranker(ServedModel):
             tokenizer,
             settings,
             metrics,
-            model_id=settings.rerank_model_id or _served_name(settings),
+            model_id=settings.rerank_model_id or _default_id(settings, _served_name(settings)),
             aliases={},
             names_setting="RERANK_MODEL_ID",
         )
@@ -183,7 +183,7 @@ class Reranker(ServedModel):
         return canary_scores(canary, self._answer_ids)
 
     async def _accept(self, spec: ModelSpec) -> BatchLimits:
-        self.model_id: str = self.settings.rerank_model_id or spec.name
+        self.model_id: str = self.settings.rerank_model_id or _default_id(self.settings, spec.name)
         self._answer_ids = self._find_answers(spec)
         self.shares_batches = await self._shares_batches(spec)
         self._space = EmbeddingSpace(
@@ -446,6 +446,12 @@ def _served_name(settings: Settings) -> str:
     """Return what the model is called until it has been reached."""
     folder = settings.rerank_model_dir
     return folder.name if folder else settings.rerank_triton_model or "reranker"
+
+
+def _default_id(settings: Settings, name: str) -> str:
+    """Return the reranker's ID, which is not that of an embedding model in a folder named alike."""
+    other = settings.model_dir
+    return f"{name}-reranker" if other is not None and other.name == name else name
 
 
 def _check_call(call: RerankCall) -> None:

@@ -112,7 +112,7 @@ class ServedModel(ABC):
         aliases: Mapping[str, ModelAlias],
         names_setting: str,
     ) -> None:
-        """Prepare to serve; `run` reaches the model.
+        """Prepare to serve; `connect` reaches the model.
 
         Args:
             backend: What runs it.
@@ -222,13 +222,8 @@ class ServedModel(ABC):
         )
         raise ModelNotFoundError(msg, param="model")
 
-    async def run(self) -> None:
-        """Connect, and keep `readiness` current until cancelled.
-
-        Raises:
-            StartupError: The model and the settings do not match.
-        """
-        await self.connect()
+    async def watch(self) -> None:
+        """Keep `readiness` current until cancelled."""
         while True:
             await self.check()
             is_pending = self._canary is not None and self._canary.is_pending

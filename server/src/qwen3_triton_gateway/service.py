@@ -7,7 +7,7 @@ import asyncio
 from .admission import Admission
 from .backends.base import Backend
 from .embedder import Embedder
-from .errors import ModelNotFoundError, shorten
+from .errors import ModelNotFoundError, StartupError, shorten
 from .memory import MemoryBudget
 from .metrics import GatewayState, Metrics, ModelState, RerankMetrics
 from .reranker import Reranker
@@ -119,8 +119,12 @@ class EmbeddingService:
         for model in self.models:
             if name in model.names:
                 return model
+        raise self.unknown_model(name)
+
+    def unknown_model(self, name: str) -> ModelNotFoundError:
+        """Build the error for a name that no served model has."""
         msg = f"Model {shorten(name)!r} is not served here. GET /v1/models lists those that are."
-        raise ModelNotFoundError(msg, param="model")
+        return ModelNotFoundError(msg, param="model")
 
     @property
     def admission(self) -> Admission | None:
@@ -138,11 +142,31 @@ class EmbeddingService:
         Raises:
             StartupError: A model and the settings do not match.
         """
-        await asyncio.gather(*(model.run() for model in self.models))
+        await asyncio.gather(*map(self._run, self.models))
 
     async def close(self) -> None:
         """Finish the batches in flight, then release the backends."""
         await asyncio.gather(*(model.close() for model in self.models))
+
+    async def _run(self, model: ServedModel) -> None:
+        await model.connect()
+        self._check_names()
+        await model.watch()
+
+    def _check_names(self) -> None:
+        """Check that requests, metrics and health checks can tell the connected models apart.
+
+        Raises:
+            StartupError: Two have the same name.
+        """
+        names = [name for model in self.models if model.spec for name in model.names]
+        for name in names:
+            if names.count(name) > 1:
+                msg = (
+                    f"The embedding model and the reranker are both called {name!r}. Give them "
+                    "different names with EMBED_MODEL_ID, EMBED_MODEL_ALIASES and RERANK_MODEL_ID."
+                )
+                raise StartupError(msg)
 
     def _admission_of(self, model: ServedModel | None) -> Admission | None:
         return None if self.stopping or model is None else model.admission

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict
 
 from ..embedder import EmbedCall, Truncation
-from ..errors import InvalidRequestError
+from ..errors import InvalidRequestError, ModelNotFoundError
 from ..responses import VECTORS, EncodingFormat, JsonResponse, OpenAIErrorResponse
 from ..schemas import (
     INSTRUCTION_NEEDS_QUERY,
@@ -268,7 +268,10 @@ def _model(name: str, service: EmbeddingService) -> dict[str, Any]:
             "max_model_len": service.settings.rerank_max_length,
             "instruction": service.settings.rerank_instruction,
         }
-    alias, embedder = resolve_model(name, service), service.embedder
+    try:
+        alias, embedder = resolve_model(name, service), service.embedder
+    except ModelNotFoundError:
+        raise service.unknown_model(name) from None
     described |= {
         "root": embedder.model_id,
         "task": "embed",

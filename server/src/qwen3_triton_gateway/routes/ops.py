@@ -49,12 +49,13 @@ async def health(request: Request, service: ServiceDep) -> JsonResponse:
     a caller without one gets `status` only.
     """
     first = service.models[0]
-    embedder, spec = service.served_embedder, first.spec
+    embedder, spec, settings = service.served_embedder, first.spec, service.settings
+    named = settings.triton_model if embedder else settings.rerank_triton_model
     details = {
         "triton_status": OK if first.readiness.backend_ready else UNAVAILABLE,
-        "triton_model": spec.name if spec else service.settings.triton_model,
+        "triton_model": spec.name if spec else named or first.model_id,
         "tokenizer_path": str(first.tokenizer.path),
-        "embed_output_dim": service.settings.output_dim if embedder else 0,
+        "embed_output_dim": settings.output_dim if embedder else 0,
         "model_hidden_dim": spec.hidden_size if spec and embedder else 0,
         "requires_past_kv": bool(spec and spec.past_inputs),
         **_describe_state(first),
@@ -62,7 +63,7 @@ async def health(request: Request, service: ServiceDep) -> JsonResponse:
     }
     reranker = service.served_reranker
     if embedder and reranker:
-        name = reranker.spec.name if reranker.spec else service.settings.rerank_triton_model
+        name = reranker.spec.name if reranker.spec else settings.rerank_triton_model
         details["reranker"] = {"triton_model": name, **_describe_state(reranker)}
     return _health(request, details, is_ready=service.readiness.ready, is_ok=service.is_complete)
 
