@@ -29,7 +29,7 @@ def text(length: int, marker: int = 0) -> TokenizedText:
 
 
 def marker_of(result: QueuedText) -> int:
-    vector = result.done.result()
+    vector = result.result
     assert isinstance(vector, np.ndarray)
     return int(vector[0])
 
@@ -263,7 +263,7 @@ async def test_a_bad_vector_is_computed_again_alone_and_then_refused() -> None:
         [text(9, i) for i in range(4)], lane=Lane.DOCUMENT, deadline=deadline()
     )
     assert model.batches == [(Lane.DOCUMENT, [0, 1, 2, 3]), (Lane.DOCUMENT, [2])]
-    assert isinstance(results[2].done.result(), BadVectorError)
+    assert isinstance(results[2].result, BadVectorError)
     assert [marker_of(results[i]) for i in (0, 1, 3)] == [1, 2, 4]
 
 
@@ -273,7 +273,7 @@ async def test_a_text_that_breaks_its_batch_does_not_break_its_neighbors() -> No
     results = await make(model).submit(
         [text(9, i) for i in range(5)], lane=Lane.DOCUMENT, deadline=deadline()
     )
-    outcomes = [isinstance(result.done.result(), BackendError) for result in results]
+    outcomes = [isinstance(result.result, BackendError) for result in results]
     assert outcomes == [False, False, False, True, False]
 
 
@@ -283,7 +283,7 @@ async def test_an_unavailable_model_fails_the_batch_without_a_retry() -> None:
     results = await make(model).submit(
         [text(9, i) for i in range(4)], lane=Lane.DOCUMENT, deadline=deadline()
     )
-    assert all(isinstance(result.done.result(), BackendUnavailableError) for result in results)
+    assert all(isinstance(result.result, BackendUnavailableError) for result in results)
     assert len(model.batches) == 1
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
 
 import numpy as np
 import pytest
@@ -56,9 +55,7 @@ class Queue:
         self._arrived += 1
         text = TokenizedText(np.zeros(length, dtype=np.int64), TokenCount(length, length))
         key = Lane.DOCUMENT, str(self._arrived).encode()
-        # Nothing waits for it, so there need be no event loop.
-        done: Any = None
-        return QueuedText(text, Lane.DOCUMENT, key, self._arrived, 0.0, 0.0, done, caller=caller)
+        return QueuedText(text, Lane.DOCUMENT, key, self._arrived, 0.0, 0.0, caller=caller)
 
 
 def batches_until(queue: Queue, entries: Sequence[QueuedText]) -> int:
@@ -182,6 +179,19 @@ def test_a_key_that_was_away_catches_up_on_a_bounded_number_of_batches() -> None
     lone = [tokens_of(batch, "lone") for batch in batches]
     ahead = sum(lone) - sum(tokens_of(batch, "busy") for batch in batches)
     assert lone[0] > 0
+    assert abs(ahead) <= (CREDIT_BATCHES + 1) * LIMITS.max_batch_tokens
+
+
+def test_a_new_key_gets_no_more_than_one_whose_texts_were_each_alone_in_the_queue() -> None:
+    queue = Queue()
+    for _ in range(500):
+        queue.add([100], "first")
+        queue.take()
+    for caller in ("first", "second"):
+        queue.add([100] * 300, caller)
+    batches = [queue.take() for _ in range(12)]
+    second = sum(tokens_of(batch, "second") for batch in batches)
+    ahead = second - sum(tokens_of(batch, "first") for batch in batches)
     assert abs(ahead) <= (CREDIT_BATCHES + 1) * LIMITS.max_batch_tokens
 
 

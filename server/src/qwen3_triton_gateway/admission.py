@@ -159,7 +159,7 @@ class Admission:
 
     @property
     def queued_tokens(self) -> int:
-        return sum(lane.total for lane in self.queued.values())
+        return self.queued[Lane.QUERY].total + self.queued[Lane.DOCUMENT].total
 
     @property
     def is_calm(self) -> bool:

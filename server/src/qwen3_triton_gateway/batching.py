@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 
 import numpy as np
 
@@ -40,7 +41,7 @@ class Lane(IntEnum):
     QUERY = 1
     DOCUMENT = 2
 
-    @property
+    @cached_property
     def label(self) -> str:
         return self.name.lower()
 
@@ -58,6 +59,10 @@ class BatchLimits:
     max_batch_size: int
     max_batch_tokens: int
     max_length: int
+
+    def with_tokens(self, max_batch_tokens: int) -> BatchLimits:
+        """Return the same bounds with other maximum tokens."""
+        return BatchLimits(self.max_batch_size, max_batch_tokens, self.max_length)
 
 
 def choose_lane(queries: int, documents: int, age: int) -> Lane:

@@ -126,11 +126,8 @@ class Door:
     @property
     def is_calm(self) -> bool:
         """Whether no request would be refused, whoever sends it, and for whichever model."""
-        service = self._service
-        return all(
-            admission is None or admission.is_calm
-            for admission in (service.admission, service.rerank_admission)
-        )
+        embeds, reranks = self._service.admission, self._service.rerank_admission
+        return (embeds is None or embeds.is_calm) and (reranks is None or reranks.is_calm)
 
     def admission_of(self, path: str) -> Admission | None:
         """Return the bounds of the queue behind a path, while requests are answered."""

@@ -391,7 +391,7 @@ class Embedder(ServedModel):
         """Collect the vectors of finished entries, or raise the first error with its text."""
         vectors: list[Float32Vector] = []
         for index, entry in zip(indices, entries, strict=True):
-            result = entry.done.result()
+            result = entry.result
             if isinstance(result, BadVectorError):
                 self._metrics.refused_vectors.inc()
                 msg = (

@@ -331,7 +331,7 @@ class Reranker(ServedModel):
         """Collect the logits of finished pairs, or raise the first error with its document."""
         rows: list[Float32Vector] = []
         for index, entry in enumerate(entries):
-            result = entry.done.result()
+            result = entry.result
             if isinstance(result, BadVectorError):
                 self.metrics.refused_scores.inc()
                 msg = (

@@ -29,7 +29,6 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from functools import partial
 from typing import TypeAlias
 
@@ -54,7 +53,7 @@ from .errors import (
 from .metrics import LaneState, ModelMetrics
 from .pooling import unusable_rows
 from .tensors import Float32Matrix, TokenizedText
-from .turns import LaneQueue, QueuedText, TextKey
+from .turns import LaneQueue, QueuedText, TextKey, Waiter
 
 # Runs texts of one lane within a number of seconds; returns one row per text, in their order.
 RunBatch: TypeAlias = Callable[[Sequence[QueuedText], float], Awaitable[Float32Matrix]]
@@ -67,6 +66,28 @@ MEASURED_BATCHES = 16
 # best of the last batches, of short texts and without other load; attention grows with the square
 # of a text's length.
 MAX_SLOWDOWN = 64
+
+
+class ModelSpeed:
+    """How fast the model was at the last batches.
+
+    The upper eighth of them counts, and not what slows down the others. Under a CPU limit, most
+    batches contain a pause, and less of the model's time is left the more requests are refused;
+    smaller batches would cost even more.
+
+    Attributes:
+        tokens_per_second: 0 while unknown.
+    """
+
+    def __init__(self) -> None:
+        self.tokens_per_second: float = 0.0
+        self._last: deque[float] = deque(maxlen=MEASURED_BATCHES)
+
+    def record(self, tokens_per_second: float) -> None:
+        """Add a batch."""
+        self._last.append(tokens_per_second)
+        ordered = sorted(self._last)
+        self.tokens_per_second = ordered[len(ordered) * 7 // 8]
 
 
 class Scheduler:
@@ -114,7 +135,7 @@ class Scheduler:
         self._last_query = -math.inf
         self._serial = 0
         # Per lane: a single query is over before the model gets up to speed.
-        self._speeds = {lane: deque[float](maxlen=MEASURED_BATCHES) for lane in Lane}
+        self._speeds = {lane: ModelSpeed() for lane in Lane}
         # When each batch in flight is overdue, by its first text's serial number.
         self._overdue: dict[int, float] = {}
         self.last_answer: float = 0.0
@@ -179,11 +200,8 @@ class Scheduler:
             entries = [new(text) for text in texts]
             queue = self._lanes[lane]
             turn = queue.join(dict.fromkeys(entries), caller=caller, priority=priority)
-            for entry in entries:
-                entry.waiters += 1
             try:
-                self._dispatch()
-                await self._wait(entries, deadline)
+                await self._run_all(entries, deadline)
             finally:
                 queue.leave(turn)
             return entries
@@ -193,14 +211,24 @@ class Scheduler:
         while self._tasks:
             await asyncio.wait(set(self._tasks))
 
-    async def _wait(self, entries: Sequence[QueuedText], deadline: float) -> None:
-        seconds = deadline - asyncio.get_running_loop().time()
+    async def _run_all(self, entries: Sequence[QueuedText], deadline: float) -> None:
+        """Run what is next in the queue, and wait until all entries are done.
+
+        It waits for one future, since each takes time of the event loop.
+        """
+        loop = asyncio.get_running_loop()
+        waiter = Waiter(loop.create_future(), missing=len(entries))
+        for entry in entries:
+            entry.waiters.append(waiter)
+        timer = loop.call_at(deadline, waiter.give_up)
         try:
-            _, pending = await asyncio.wait({entry.done for entry in entries}, timeout=seconds)
+            self._dispatch()
+            all_done = await waiter.all_done
         finally:
+            timer.cancel()
             for entry in entries:
-                self._release(entry)
-        if pending:
+                self._release(entry, waiter)
+        if not all_done:
             raise DeadlineExceededError(DEADLINE_PASSED)
 
     def _enqueue(
@@ -225,7 +253,6 @@ class Scheduler:
                 self._serial,
                 loop.time(),
                 deadline,
-                loop.create_future(),
                 caller=caller,
                 is_bulk=is_bulk,
                 origin=origin,
@@ -235,9 +262,9 @@ class Scheduler:
         entry.deadline = max(entry.deadline, deadline)
         return entry
 
-    def _release(self, entry: QueuedText) -> None:
-        entry.waiters -= 1
-        if entry.waiters == 0 and self._waiting.get(entry.key) is entry:
+    def _release(self, entry: QueuedText, waiter: Waiter) -> None:
+        entry.waiters.remove(waiter)
+        if not entry.waiters and self._waiting.get(entry.key) is entry:
             self._forget(entry)
             self._lanes[entry.lane].discard(entry)
             self._metrics.abandoned_texts.inc()
@@ -254,20 +281,26 @@ class Scheduler:
             if not batch:
                 return
             self._documents_in_flight += batch[0].lane is Lane.DOCUMENT
-            task = asyncio.get_running_loop().create_task(self._run_batch(batch))
-            self._tasks.add(task)
-            task.add_done_callback(self._finish)
+            self._tasks.add(asyncio.create_task(self._run_in_slot(batch)))
 
-    def _finish(self, task: asyncio.Task[None]) -> None:
-        self._tasks.discard(task)
-        self._dispatch()
+    async def _run_in_slot(self, batch: list[QueuedText]) -> None:
+        """Run a batch, and give its slot to the next before the requests get their answers."""
+        task = asyncio.current_task()
+        assert task is not None, "it is one"
+        try:
+            await self._run_batch(batch)
+        finally:
+            self._tasks.discard(task)
+            self._dispatch()
 
     def _next_batch(self) -> list[QueuedText]:
         while self._alone:
             entry = self._alone.popleft()
             if entry.waiters:
                 return [entry]
-        queries, documents = (self._lanes[lane] for lane in Lane)
+        if not self._waiting:
+            return []
+        queries, documents = self._lanes[Lane.QUERY], self._lanes[Lane.DOCUMENT]
         silence = asyncio.get_running_loop().time() - self._last_query
         has_slot = self._documents_in_flight < document_window(self._window, silence)
         startable = len(documents) if has_slot else 0
@@ -276,8 +309,8 @@ class Scheduler:
             return []
         overtakes = lane is Lane.QUERY and len(documents) > 0
         self._documents_age = self._documents_age + 1 if overtakes else 0
-        budget = token_budget(self._limits.max_batch_tokens, self._speed(lane))
-        batch = self._lanes[lane].take_batch(replace(self._limits, max_batch_tokens=budget))
+        budget = token_budget(self._limits.max_batch_tokens, self._speeds[lane].tokens_per_second)
+        batch = self._lanes[lane].take_batch(self._limits.with_tokens(budget))
         for entry in batch:
             self._forget(entry)
         return batch
@@ -310,7 +343,7 @@ class Scheduler:
         unusable = set(self._unusable(vectors))
         for row, entry in enumerate(batch):
             if row not in unusable:
-                entry.done.set_result(vectors[row])
+                entry.finish(vectors[row])
                 continue
             norm = float(np.linalg.norm(vectors[row].astype(np.float64)))
             self._fail(entry, BadVectorError(f"The model returned a vector of norm {norm:g}."))
@@ -322,7 +355,7 @@ class Scheduler:
             self._alone.append(entry)
             self._metrics.recomputed_texts.inc()
         else:
-            entry.done.set_result(error)
+            entry.finish(error)
 
     def _measure(self, batch: Sequence[QueuedText], seconds: float) -> None:
         """Update the rates from a batch.
@@ -333,31 +366,21 @@ class Scheduler:
         tokens = sum(entry.text.length for entry in batch)
         # Without it, batches in flight share the model: together they were that many times as fast.
         model_seconds = batch[0].model_seconds or seconds / len(self._tasks)
-        self._speeds[batch[0].lane].append(tokens / max(model_seconds, 1e-6))
+        self._speeds[batch[0].lane].record(tokens / max(model_seconds, 1e-6))
         self.admission.record_batch(
             tokens,
             asyncio.get_running_loop().time(),
-            model_rate=max(map(self._speed, Lane)),
-            has_more=len(self._tasks) > 1 or self.queued_tokens > 0,
+            model_rate=max(speed.tokens_per_second for speed in self._speeds.values()),
+            has_more=len(self._tasks) > 1 or bool(self._waiting),
         )
 
     def _allowed_seconds(self, batch: Sequence[QueuedText], timeout_seconds: float) -> float:
         """Return how long a batch may take before the model counts as hanging."""
-        speed = self._speed(batch[0].lane)
+        speed = self._speeds[batch[0].lane].tokens_per_second
         if not speed:
             return timeout_seconds
         tokens = sum(entry.text.length for entry in batch)
         return min(timeout_seconds, MAX_SLOWDOWN * tokens / speed)
-
-    def _speed(self, lane: Lane) -> float:
-        """Return the model's tokens per second for a lane; 0 while unknown.
-
-        The upper eighth of the last batches: what slows down the others does not count. Under a CPU
-        limit, most batches contain a pause, and less of the model's time is left the more requests
-        are refused; smaller batches would cost even more.
-        """
-        speeds = sorted(self._speeds[lane])
-        return speeds[len(speeds) * 7 // 8] if speeds else 0.0
 
 
 def _lane_state(lane: Lane, waiting: Sequence[QueuedText], now: float) -> LaneState:

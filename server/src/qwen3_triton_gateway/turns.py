@@ -42,6 +42,33 @@ TextKey: TypeAlias = tuple[Lane, bytes]
 
 
 @dataclass(eq=False, slots=True)
+class Waiter:
+    """A request that waits until all of its texts are done.
+
+    Attributes:
+        all_done: Whether they are; False once its deadline has passed.
+        missing: How many are not.
+    """
+
+    all_done: asyncio.Future[bool]
+    missing: int
+
+    def give_up(self) -> None:
+        """Wait no longer, if it still does."""
+        self._wake(all_done=False)
+
+    def count_done(self) -> None:
+        """Note that one more text is done."""
+        self.missing -= 1
+        if not self.missing:
+            self._wake(all_done=True)
+
+    def _wake(self, *, all_done: bool) -> None:
+        if not self.all_done.done():
+            self.all_done.set_result(all_done)
+
+
+@dataclass(eq=False, slots=True)
 class QueuedText:
     """A text in the queue, shared by every request that waits for its vector.
 
@@ -49,11 +76,11 @@ class QueuedText:
         serial: Counts texts in their order of arrival.
         arrived: When the text was queued, in the event loop's time; so are the other times.
         deadline: The latest deadline of the requests that wait for it.
-        done: The vector, or the reason why there is none.
         caller: The API key of the first request that waits for it.
         is_bulk: Whether that request is a bulk request.
         origin: What that request passed to `submit`, for tracing.
-        waiters: Number of requests that wait for it.
+        waiters: The requests that wait for it, once for each place where they have it.
+        result: The vector, or the reason why there is none; unset until it is done.
         alone: Whether it has to run in a batch of its own.
         model_seconds: What the model took for its batch; 0 where that is not measured.
         turn: The request that its tokens count for; None once it has left the queue.
@@ -67,11 +94,11 @@ class QueuedText:
     serial: int
     arrived: float
     deadline: float
-    done: asyncio.Future[Float32Vector | EmbeddingServerError]
     caller: str = ""
     is_bulk: bool = False
     origin: object = None
-    waiters: int = 0
+    waiters: list[Waiter] = field(default_factory=list[Waiter])
+    result: Float32Vector | EmbeddingServerError = field(init=False)
     alone: bool = False
     started: float = 0.0
     finished: float = 0.0
@@ -81,6 +108,12 @@ class QueuedText:
 
     def __post_init__(self) -> None:
         self.rank = padded_length(self.text.length), self.serial
+
+    def finish(self, result: Float32Vector | EmbeddingServerError) -> None:
+        """Set the result, and wake up requests that waited for nothing else."""
+        self.result = result
+        for waiter in self.waiters:
+            waiter.count_done()
 
 
 _rank = attrgetter("rank")
@@ -273,6 +306,8 @@ class LaneQueue:
     def take_batch(self, limits: BatchLimits) -> list[QueuedText]:
         """Remove the texts of the next batch; the lane must not be empty."""
         self.credit = CREDIT_BATCHES * limits.max_batch_tokens
+        if len(self.by_length) == 1:
+            return self._take_only_text()
         waiting = [turns for caller in self.callers.values() if (turns := caller.waiting())]
         near = near_texts(waiting, HORIZON_BATCHES * limits.max_batch_tokens)
         anchor = self._choose_anchor(min(waiting, key=lambda turns: turns[0].caller.served)[0])
@@ -291,11 +326,25 @@ class LaneQueue:
             self.arrivals.clear()
         return batch
 
-    def _choose_anchor(self, turn: Turn) -> QueuedText:
-        """Choose the text that the batch begins with: of the request in turn, or the oldest."""
+    def _take_only_text(self) -> list[QueuedText]:
+        """Remove the text of a lane that has no other: choosing it would take most of the time."""
+        (entry,) = self.by_length
+        assert entry.turn is not None, "it is waiting"
+        self._begin_turn(entry.turn)
+        self.age = 0
+        self._take(entry)
+        self.arrivals.clear()
+        return [entry]
+
+    def _begin_turn(self, turn: Turn) -> None:
+        """Note what those have had whose turn it is: others that come begin level with them."""
         self.level = max(self.level, turn.caller.served)
         levels = turn.caller.levels
         levels[turn.priority] = max(levels[turn.priority], turn.served)
+
+    def _choose_anchor(self, turn: Turn) -> QueuedText:
+        """Choose the text that the batch begins with: of the request in turn, or the oldest."""
+        self._begin_turn(turn)
         while self.arrivals[0].turn is None:
             self.arrivals.popleft()
         anchor = self.arrivals[0] if self.age >= OLD_AGE else turn.texts[-1]
