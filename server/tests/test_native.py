@@ -7,6 +7,7 @@ from starlette.testclient import TestClient
 from tokenizers.pre_tokenizers import ByteLevel
 
 from fake_backend import HIDDEN_SIZE, FakeBackend
+from qwen3_triton_gateway.errors import BackendError
 from qwen3_triton_gateway.tensors import TokenBatch
 from tolerances import FLOAT32_COSINE, UNIT_NORM
 
@@ -192,6 +193,18 @@ def test_a_vector_that_is_not_finite_is_refused_by_index(
     problem = error(client, 502, texts=["fine", "~bad", "fine too"])
     assert (problem["code"], problem["param"]) == ("bad_vector", "texts[1]")
     assert len(embed(client, texts=["fine", "fine too"])["embeddings"]) == 2
+
+
+def test_a_text_that_the_model_refuses_is_named(client: TestClient, backend: FakeBackend) -> None:
+    def refuse(batch: TokenBatch, values: Any) -> Any:
+        if POISON in batch.input_ids[:, 0]:
+            raise BackendError("no")
+        return values
+
+    backend.corrupt = refuse
+    problem = error(client, 502, texts=["fine", "~bad", "fine too"])
+    assert problem["param"] == "texts[1]"
+    assert problem["message"] == "Text 1 could not be embedded, even alone. no"
 
 
 def test_an_answer_of_the_wrong_shape_is_a_502(client: TestClient, backend: FakeBackend) -> None:

@@ -17,6 +17,7 @@ from .batching import BatchLimits, Lane
 from .cache import VectorCache
 from .canary import canary_batch
 from .errors import (
+    BackendError,
     BadVectorError,
     EmbeddingServerError,
     InvalidRequestError,
@@ -400,6 +401,9 @@ class Embedder(ServedModel):
                     "bfloat16 export, or change the text."
                 )
                 raise BadVectorError(msg, index=index)
+            if isinstance(result, BackendError):
+                msg = f"Text {index} could not be embedded, even alone. {result.message}"
+                raise BackendError(msg, index=index, code=result.code)
             if isinstance(result, EmbeddingServerError):
                 raise result
             vectors.append(result)
