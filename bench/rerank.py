@@ -35,6 +35,7 @@ from rich.progress import track
 import qwen3_nano
 from gateway_process import GatewayProcess, running_gateway, triton_flags
 from load_generator import RERANK_QUERY, run_load, start_load
+from qwen3_nano.weights import load_weights
 from qwen3_triton_gateway.tokenization import TextTokenizer
 from qwen3_triton_tools.local_triton import LocalTriton, write_repository
 from qwen3_triton_tools.tune.texts import mixed_texts
@@ -284,7 +285,7 @@ def main(
         trunk = qwen3_nano.model_dir()
         if model == "heavy":
             trunk = write_heavy_model(folder / EMBEDDER, layers=layers, quantized=False)
-        reranker = write_reranker(folder / RERANKER, trunk=trunk)
+        reranker = write_reranker(folder / RERANKER, trunk=load_weights(trunk / "model.onnx"))
         gateway = start(stack, trunk, reranker, triton=triton)
         rows = rate_rows(gateway, rounds, triton=triton)
         if seconds:

@@ -18,95 +18,116 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx2
-import numpy as np
 import pytest
 
 import qwen3_nano
-from embed_call import cosines, embed, post
+from embed_call import embed, post
 from gateway_process import TOKENIZER, GatewayProcess, running_gateway, triton_flags
 from polling import wait_for
 from qwen3_triton_tools.local_triton import LocalTriton
-from tolerances import FLOAT32_COSINE
+from traffic import (
+    TEXTS,
+    UNAVAILABLE,
+    Embedding,
+    Reranking,
+    Traffic,
+    flags_of_both,
+    traffic_of_both,
+    triton_of_both,
+)
 
 pytestmark = pytest.mark.stack
 
-TEXTS = [f"{'filler ' * (index % 9)}text {index}" for index in range(24)]
-ALLOWED_WHILE_TRITON_IS_AWAY = {200, 503, 504}
 SCHEMES = ("http", "grpc")
 
 
+@pytest.fixture(
+    name="kind", params=[Embedding, pytest.param(Reranking, marks=pytest.mark.campaign)]
+)
+def _kind(request: pytest.FixtureRequest) -> type[Traffic]:
+    """What the gateway serves, and is asked for."""
+    return request.param
+
+
+@pytest.fixture(name="reranking_triton", scope="module")
+def _reranking_triton() -> Generator[LocalTriton]:
+    with Reranking.triton() as triton:
+        yield triton
+
+
+@pytest.fixture(name="healthy_triton")
+def _healthy_triton(request: pytest.FixtureRequest, kind: type[Traffic]) -> LocalTriton:
+    """A Triton that no test breaks."""
+    return request.getfixturevalue("triton" if kind is Embedding else "reranking_triton")
+
+
 @pytest.fixture(name="own_triton")
-def _own_triton() -> Generator[LocalTriton]:
-    with LocalTriton(
-        model_dir=qwen3_nano.model_dir(), model_name=qwen3_nano.MODEL_ID, max_batch_size=8
-    ) as triton:
+def _own_triton(kind: type[Traffic]) -> Generator[LocalTriton]:
+    with kind.triton() as triton:
+        yield triton
+
+
+@pytest.fixture(name="own_triton_of_both")
+def _own_triton_of_both() -> Generator[LocalTriton]:
+    with triton_of_both() as triton:
         yield triton
 
 
 @pytest.fixture(name="own_gateway", params=SCHEMES)
 def _own_gateway(
-    request: pytest.FixtureRequest, own_triton: LocalTriton
+    request: pytest.FixtureRequest, own_triton_of_both: LocalTriton
 ) -> Generator[GatewayProcess]:
-    url = own_triton.http_url if request.param == "http" else own_triton.grpc_url
-    with running_gateway(*triton_flags(url), "--timeout-s", "10") as gateway:
+    triton = own_triton_of_both
+    url = triton.http_url if request.param == "http" else triton.grpc_url
+    with running_gateway(*flags_of_both(url), "--timeout-s", "10") as gateway:
         yield gateway
 
 
-def test_a_triton_killed_under_load_costs_no_wrong_vector_and_service_resumes(
-    own_triton: LocalTriton, own_gateway: GatewayProcess
+def test_a_triton_killed_under_load_costs_no_wrong_answer_and_service_resumes(
+    own_triton_of_both: LocalTriton, own_gateway: GatewayProcess
 ) -> None:
-    expected = embed(own_gateway.url, TEXTS)
-
-    def request(_: int) -> int:
-        response = post(own_gateway.url, texts=TEXTS)
-        if response.status_code == 200:
-            vectors = np.array(response.json()["embeddings"], dtype=np.float32)
-            assert cosines(vectors, expected).min() >= FLOAT32_COSINE
-        elif response.status_code == 503:
-            assert int(response.headers["Retry-After"]) >= 1
-        return response.status_code
-
+    triton = own_triton_of_both
+    both = traffic_of_both(own_gateway.url)
     with ThreadPoolExecutor(4) as pool:
-        pending = [pool.submit(request, number) for number in range(24)]
+        pending = [pool.submit(traffic.ask) for _ in range(12) for traffic in both]
         wait_for(lambda: any(future.done() for future in pending), "a first answer")
-        os.kill(own_triton.pid, signal.SIGKILL)
+        os.kill(triton.pid, signal.SIGKILL)
         statuses = {future.result() for future in pending}
-    assert statuses <= ALLOWED_WHILE_TRITON_IS_AWAY
+    assert statuses <= {200, *UNAVAILABLE}
     wait_for(lambda: not own_gateway.is_ready(), "not ready without Triton")
     assert httpx2.get(f"{own_gateway.url}/health/live", timeout=60).status_code == 200
-    assert post(own_gateway.url, texts=["a"]).status_code == 503
+    assert [traffic.ask() for traffic in both] == [503, 503]
 
-    wait_for(lambda: own_triton.poll() is not None, "Triton's end")
-    own_triton.start()
-    own_triton.wait_ready()
-    wait_for(own_gateway.is_ready, "ready again")
-    assert cosines(embed(own_gateway.url, TEXTS), expected).min() >= FLOAT32_COSINE
+    wait_for(lambda: triton.poll() is not None, "Triton's end")
+    triton.start()
+    triton.wait_ready()
+    wait_for(own_gateway.is_complete, "both models are ready again")
+    assert [traffic.ask() for traffic in both] == [200, 200]
 
 
 def test_a_paused_triton_is_a_503_or_504_and_service_resumes(
-    own_triton: LocalTriton, own_gateway: GatewayProcess
+    own_triton_of_both: LocalTriton, own_gateway: GatewayProcess
 ) -> None:
-    expected = embed(own_gateway.url, TEXTS)
-    os.kill(own_triton.pid, signal.SIGSTOP)
+    both = traffic_of_both(own_gateway.url)
+    os.kill(own_triton_of_both.pid, signal.SIGSTOP)
     try:
-        response = post(own_gateway.url, texts=TEXTS)
-        assert response.status_code in {503, 504}
+        with ThreadPoolExecutor() as pool:
+            assert set(pool.map(lambda traffic: traffic.ask(), both)) <= UNAVAILABLE
         wait_for(lambda: not own_gateway.is_ready(), "not ready while Triton is paused")
     finally:
-        os.kill(own_triton.pid, signal.SIGCONT)
-    wait_for(own_gateway.is_ready, "ready again")
-    assert cosines(embed(own_gateway.url, TEXTS), expected).min() >= FLOAT32_COSINE
+        os.kill(own_triton_of_both.pid, signal.SIGCONT)
+    wait_for(own_gateway.is_complete, "both models are ready again")
+    assert [traffic.ask() for traffic in both] == [200, 200]
 
 
 def test_a_dead_triton_of_two_is_excluded_and_comes_back(
-    triton: LocalTriton, own_triton: LocalTriton
+    kind: type[Traffic], healthy_triton: LocalTriton, own_triton: LocalTriton
 ) -> None:
-    urls = f"{own_triton.grpc_url},{triton.http_url}"
-    with running_gateway(*triton_flags(urls)) as gateway:
-        expected = embed(gateway.url, TEXTS)
+    urls = f"{own_triton.grpc_url},{healthy_triton.http_url}"
+    with running_gateway("--triton-url", urls, *kind.flags) as gateway:
+        traffic = kind(gateway.url)
         os.kill(own_triton.pid, signal.SIGKILL)
-        for _ in range(10):
-            assert cosines(embed(gateway.url, TEXTS), expected).min() >= FLOAT32_COSINE
+        assert [traffic.ask() for _ in range(10)] == [200] * 10
         wait_for(lambda: "is excluded" in gateway.log, "the dead one is excluded")
         wait_for(lambda: own_triton.poll() is not None, "Triton's end")
         own_triton.start()
@@ -114,7 +135,7 @@ def test_a_dead_triton_of_two_is_excluded_and_comes_back(
         before = _inferences(own_triton)
 
         def both_work() -> bool:
-            embed(gateway.url, TEXTS)
+            assert traffic.ask() == 200
             return _inferences(own_triton) > before
 
         wait_for(both_work, "the restarted Triton computes")
@@ -174,60 +195,65 @@ def flaky_proxy(url: str, statuses: Sequence[int]) -> Generator[tuple[str, Calla
             server.shutdown()
 
 
-def test_a_proxy_that_answers_for_one_triton_reaches_no_caller(triton: LocalTriton) -> None:
+def test_a_proxy_that_answers_for_one_triton_reaches_no_caller(
+    kind: type[Traffic], healthy_triton: LocalTriton
+) -> None:
     statuses = (502, 504, 429, 403)
-    with flaky_proxy(triton.http_url, statuses) as (proxy, start):
-        urls = f"{proxy},{triton.grpc_url}"
-        with running_gateway(*triton_flags(urls)) as gateway, ThreadPoolExecutor(4) as pool:
+    with flaky_proxy(healthy_triton.http_url, statuses) as (proxy, start):
+        flags = ("--triton-url", f"{proxy},{healthy_triton.grpc_url}", *kind.flags)
+        with running_gateway(*flags) as gateway, ThreadPoolExecutor(4) as pool:
+            traffic = kind(gateway.url)
             start()
-            answers = list(pool.map(lambda _: post(gateway.url, texts=TEXTS), range(40)))
-            assert [answer.status_code for answer in answers] == [200] * 40
+            assert list(pool.map(lambda _: traffic.ask(), range(40))) == [200] * 40
             wait_for(lambda: "A proxy in front of Triton" in gateway.log, "the proxy is named")
 
 
-def test_a_proxy_that_answers_for_the_only_triton_is_a_503(triton: LocalTriton) -> None:
+def test_a_proxy_that_answers_for_the_only_triton_is_a_503(
+    kind: type[Traffic], healthy_triton: LocalTriton
+) -> None:
     with (
-        flaky_proxy(triton.http_url, (502,)) as (proxy, start),
-        running_gateway(*triton_flags(proxy)) as gateway,
+        flaky_proxy(healthy_triton.http_url, (502,)) as (proxy, start),
+        running_gateway("--triton-url", proxy, *kind.flags) as gateway,
     ):
+        traffic = kind(gateway.url)
         start()
-        refused = [post(gateway.url, texts=["a"]) for _ in range(6)]
-    assert {answer.status_code for answer in refused} == {200, 503}
-    assert all("Retry-After" in answer.headers for answer in refused if answer.status_code == 503)
+        assert {traffic.ask(texts=1) for _ in range(6)} == {200, 503}
 
 
 def test_batches_on_a_paused_triton_of_two_are_run_on_the_other(
-    triton: LocalTriton, own_triton: LocalTriton
+    kind: type[Traffic], healthy_triton: LocalTriton, own_triton: LocalTriton
 ) -> None:
-    urls = f"{own_triton.grpc_url},{triton.grpc_url}"
-    with running_gateway(*triton_flags(urls), "--timeout-s", "60") as gateway:
-        expected = embed(gateway.url, TEXTS)
+    urls = f"{own_triton.grpc_url},{healthy_triton.grpc_url}"
+    with running_gateway("--triton-url", urls, *kind.flags, "--timeout-s", "60") as gateway:
+        traffic = kind(gateway.url)
         os.kill(own_triton.pid, signal.SIGSTOP)
         try:
             with ThreadPoolExecutor(8) as pool:
-                answers = list(pool.map(lambda _: embed(gateway.url, TEXTS), range(24)))
+                assert list(pool.map(lambda _: traffic.ask(), range(24))) == [200] * 24
         finally:
             os.kill(own_triton.pid, signal.SIGCONT)
-        assert all(cosines(vectors, expected).min() >= FLOAT32_COSINE for vectors in answers)
         assert "is excluded" in gateway.log
-        assert gateway.metric("qwen3_triton_backend_up") in {1, 2}
+        assert gateway.metric(f"{kind.metrics}_backend_up") in {1, 2}
 
 
-def test_the_texts_of_a_caller_that_disconnects_leave_the_queue(own_triton: LocalTriton) -> None:
+def test_the_texts_of_a_caller_that_disconnects_leave_the_queue(
+    kind: type[Traffic], own_triton: LocalTriton
+) -> None:
     # Triton has two batches of eight, or one if a slot is reserved for queries.
     left = {len(TEXTS) - 16, len(TEXTS) - 8}
-    body = json.dumps({"texts": TEXTS}).encode()
-    head = b"POST /embed HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(body)
-    with running_gateway(*triton_flags(own_triton.grpc_url)) as gateway:
+    body = json.dumps(kind.body(TEXTS)).encode()
+    head = f"POST {kind.path} HTTP/1.1\r\nHost: a\r\nContent-Length: {len(body)}\r\n\r\n"
+    with running_gateway("--triton-url", own_triton.grpc_url, *kind.flags) as gateway:
         address = urlsplit(gateway.url)
+        traffic = kind(gateway.url)
 
         def is_queued() -> bool:
-            return gateway.metric("qwen3_triton_queue_texts") in left
+            return gateway.metric(f"{kind.metrics}_queue_texts") in left
 
         def disconnect_while_queued() -> bool:
             os.kill(own_triton.pid, signal.SIGSTOP)
             with socket.create_connection((address.hostname or "", address.port or 0)) as caller:
-                caller.sendall(head + body)
+                caller.sendall(head.encode() + body)
                 wait_for(lambda: is_queued() or not gateway.is_ready(), "a queue")
                 if is_queued():
                     return True
@@ -238,35 +264,29 @@ def test_the_texts_of_a_caller_that_disconnects_leave_the_queue(own_triton: Loca
 
         try:
             wait_for(disconnect_while_queued, "a caller disconnects")
-            wait_for(lambda: gateway.metric("qwen3_triton_queue_texts") == 0, "an empty queue")
-            wait_for(lambda: gateway.metric("qwen3_triton_requests_under_way") == 0, "its end")
-            assert gateway.metric("qwen3_triton_abandoned_texts_total") in left
+            wait_for(lambda: gateway.metric(f"{kind.metrics}_queue_texts") == 0, "an empty queue")
+            wait_for(lambda: gateway.metric(f"{kind.metrics}_requests_under_way") == 0, "its end")
+            assert gateway.metric(f"{kind.metrics}_abandoned_texts_total") in left
             wait_for(lambda: "status=499" in gateway.log, "a line in the log")
         finally:
             os.kill(own_triton.pid, signal.SIGCONT)
         wait_for(gateway.is_ready, "ready again")
-        assert embed(gateway.url, TEXTS).shape == (len(TEXTS), 1024)
+        assert traffic.ask() == 200
 
 
 def test_an_overloaded_gateway_refuses_whole_requests_and_answers_the_others(
-    triton: LocalTriton,
+    kind: type[Traffic], healthy_triton: LocalTriton
 ) -> None:
     # Of 24 callers, more than three ask at once even if this process gets little CPU.
-    flags = ("--max-queue-tokens", "2000", "--max-queue-requests", "3")
-    with running_gateway(*triton_flags(triton.grpc_url), *flags) as gateway:
-        expected = embed(gateway.url, TEXTS)
+    bounds = ("--max-queue-tokens", "2000", "--max-queue-requests", "3")
+    flags = ("--triton-url", healthy_triton.grpc_url, *kind.flags, *bounds)
+    with running_gateway(*flags) as gateway:
+        traffic = kind(gateway.url)
         with ThreadPoolExecutor(24) as pool:
-            answers = list(pool.map(lambda _: post(gateway.url, texts=TEXTS), range(96)))
-        refused = [answer for answer in answers if answer.status_code == 429]
-        served = [answer for answer in answers if answer.status_code == 200]
-        assert len(refused) + len(served) == 96
-        assert refused
-        assert served
-        assert all(int(answer.headers["Retry-After"]) >= 1 for answer in refused)
-        for answer in served:
-            vectors = np.array(answer.json()["embeddings"], dtype=np.float32)
-            assert cosines(vectors, expected).min() >= FLOAT32_COSINE
-        assert gateway.metric("qwen3_triton_rejected_requests_total") == len(refused)
+            statuses = list(pool.map(lambda _: traffic.ask(), range(96)))
+        assert set(statuses) == {200, 429}
+        refused = gateway.metric(f"{kind.metrics}_rejected_requests_total")
+        assert refused == statuses.count(429)
 
 
 def _inferences(triton: LocalTriton) -> int:
@@ -294,24 +314,15 @@ def test_a_gateway_started_before_triton_waits_and_names_it() -> None:
         gateway.stop()
 
 
-def test_sigterm_finishes_what_is_in_flight_and_ends_with_0(triton: LocalTriton) -> None:
-    with running_gateway(*triton_flags(triton.http_url)) as gateway:
-        with ThreadPoolExecutor(1) as pool:
-            # Distinct texts: identical ones are computed once, which would take no time.
-            texts = [f"{text} of {round_}" for round_ in range(40) for text in TEXTS]
-            pending = pool.submit(post, gateway.url, texts=texts)
-            wait_for(lambda: pending.done() or _is_busy(gateway), "a request in flight")
-            gateway.process.send_signal(signal.SIGTERM)
-            assert pending.result().status_code == 200
-        assert gateway.stop() == 0
-
-
-def test_no_request_is_dropped_by_a_gateway_that_stops(triton: LocalTriton) -> None:
+def test_no_request_is_dropped_by_a_gateway_that_stops(
+    kind: type[Traffic], healthy_triton: LocalTriton
+) -> None:
     """Callers that respect readiness, as load balancers do, get every response."""
-    flags = (*triton_flags(triton.grpc_url), "--shutdown-delay-s", "100")
+    flags = ("--triton-url", healthy_triton.grpc_url, *kind.flags, "--shutdown-delay-s", "100")
     with running_gateway(*flags) as gateway, ThreadPoolExecutor(4) as pool:
-        callers = [pool.submit(_call_while_ready, gateway.url) for _ in range(4)]
-        wait_for(lambda: gateway.metric("qwen3_triton_texts_total") > 100, "load")
+        callers = [pool.submit(_call_while_ready, gateway.url, kind) for _ in range(4)]
+        route = {"route": kind.path, "status": "200"}
+        wait_for(lambda: gateway.metric("qwen3_triton_requests_total", **route) > 4, "load")
         gateway.process.send_signal(signal.SIGTERM)
         statuses = [status for caller in callers for status in caller.result()]
         assert set(statuses) == {200}
@@ -319,17 +330,13 @@ def test_no_request_is_dropped_by_a_gateway_that_stops(triton: LocalTriton) -> N
         assert gateway.process.wait(timeout=60) == 0
 
 
-def _call_while_ready(url: str) -> list[int]:
+def _call_while_ready(url: str, kind: type[Traffic]) -> list[int]:
     """Send requests on kept-alive connections until the gateway is no longer ready."""
     statuses: list[int] = []
     with httpx2.Client(base_url=url, timeout=60) as client:
         while client.get("/health/ready").status_code == 200:
-            statuses.append(client.post("/embed", json={"texts": TEXTS}).status_code)
+            statuses.append(client.post(kind.path, json=kind.body(TEXTS)).status_code)
     return statuses
-
-
-def _is_busy(gateway: GatewayProcess) -> bool:
-    return httpx2.get(f"{gateway.url}/health", timeout=60).json()["batches_in_flight"] > 0
 
 
 def test_more_dimensions_than_the_model_has_end_the_start_with_a_message(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,41 +14,56 @@ from langchain_core.documents import Document
 from langchain_nvidia_ai_endpoints import NVIDIARerank
 
 import qwen3_nano
-from gateway_process import GatewayProcess, running_gateway, triton_flags
+from gateway_process import TOKENIZER, GatewayProcess, running_gateway, triton_flags
+from poisonable_model import FAILING_WORD, NAN_WORD, copy_poisonable, make_poisonable
+from polling import wait_for
 from qwen3_triton_client import AsyncEmbeddingClient, EmbeddingClient
 from qwen3_triton_tools.local_triton import LocalTriton, write_repository
+from reranker_exports import random_weights
 from reranker_graph import reference_logits, write_reranker
+from swapped_weights import allow_reloads
+from tolerances import FLOAT32_SCORE as TOLERANCE
+from traffic import QUERY, TEXTS, Embedding, Reranking, Traffic, traffic_of_both
 
 pytestmark = pytest.mark.stack
 
 RERANKER = "nano_reranker"
-QUERY = "How do rivers carry sand?"
 DOCUMENTS = [
     "tea",
     "Rivers carry sand towards the sea, grain after grain.",
     "日本語の文 😀",
     "word " * 120,
 ]
-# Of float32 in batches of other shapes.
-TOLERANCE = 1e-4
 
 
 @pytest.fixture(name="folder", scope="module")
 def _folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_reranker(tmp_path_factory.mktemp(RERANKER))
+    folder = tmp_path_factory.mktemp(RERANKER)
+    return make_poisonable(write_reranker(folder, trunk=random_weights()))
+
+
+@pytest.fixture(name="triton_of_both", scope="module")
+def _triton_of_both(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Generator[LocalTriton]:
+    root = tmp_path_factory.mktemp("models")
+    embedder = copy_poisonable(qwen3_nano.model_dir(), root / "embedder")
+    for name, source in ((qwen3_nano.MODEL_ID, embedder), (RERANKER, folder)):
+        write_repository(source, root / "repository", model_name=name, max_batch_size=8)
+    with pytest.MonkeyPatch.context() as patch:
+        allow_reloads(patch)
+        with LocalTriton(model_repository=root / "repository") as triton:
+            yield triton
 
 
 @pytest.fixture(name="both_models", scope="module")
-def _both_models(
-    folder: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Generator[GatewayProcess]:
-    repository = tmp_path_factory.mktemp("repository")
-    for name, source in ((qwen3_nano.MODEL_ID, qwen3_nano.model_dir()), (RERANKER, folder)):
-        write_repository(source, repository, model_name=name, max_batch_size=8)
-    with LocalTriton(model_repository=repository) as triton:
-        flags = ("--rerank-triton-model", RERANKER)
-        with running_gateway(*triton_flags(triton.grpc_url), *flags) as gateway:
-            yield gateway
+def _both_models(triton_of_both: LocalTriton) -> Generator[GatewayProcess]:
+    with running_gateway(*flags_of_both(triton_of_both)) as gateway:
+        yield gateway
+
+
+def flags_of_both(triton: LocalTriton) -> tuple[str, ...]:
+    return (*triton_flags(triton.grpc_url), "--rerank-triton-model", RERANKER)
 
 
 def test_scores_through_triton_are_those_of_the_graph(
@@ -80,18 +97,128 @@ async def test_the_client_ranks_documents_in_several_requests(
     assert [document.score for document in first] == pytest.approx([ranked[0].score], abs=TOLERANCE)
 
 
-def test_both_models_answer_and_are_measured(both_models: GatewayProcess) -> None:
+def test_a_thousand_documents_are_answered_in_order_with_the_score_of_each_alone(
+    both_models: GatewayProcess, folder: Path
+) -> None:
+    documents = [f"{'word ' * (7 * index % 41)}number {index}" for index in range(1000)]
+    scores = Reranking.rows(Reranking(both_models.url).send(documents))
+    assert len(scores) == len(documents)
+    no, yes = reference_logits(folder, QUERY, documents[::9]).T
+    assert scores[::9, 0] == pytest.approx(yes - no, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("word", [NAN_WORD, FAILING_WORD])
+@pytest.mark.parametrize("kind", [Embedding, Reranking])
+def test_a_poisonous_text_is_named_and_its_neighbors_get_their_results(
+    both_models: GatewayProcess, kind: type[Traffic], word: str
+) -> None:
+    traffic = kind(both_models.url)
+    with ThreadPoolExecutor() as pool:
+        others = [pool.submit(traffic.ask, count) for count in range(20, 24)]
+        refused = traffic.send([*TEXTS[:5], f"a {word}", *TEXTS[5:]])
+        assert {other.result() for other in others} == {200}
+    assert refused.status_code == 502
+    assert kind.param(refused) == "texts[5]"
+
+
+def test_each_model_is_measured_by_itself(both_models: GatewayProcess) -> None:
+    names = ("qwen3_triton_texts_total", "qwen3_triton_rerank_pairs_total")
+    ready = ("qwen3_triton_ready", "qwen3_triton_rerank_ready")
+
+    def read() -> list[float]:
+        return [both_models.metric(name) for name in (*names, *ready)]
+
+    texts, pairs, *_ = read()
+    for count, traffic in enumerate(traffic_of_both(both_models.url), start=1):
+        assert traffic.ask(count) == 200
+    assert read() == [texts + len(TEXTS) + 1, pairs + len(TEXTS) + 2, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "model", "other"),
+    [(Embedding, qwen3_nano.MODEL_ID, RERANKER), (Reranking, RERANKER, qwen3_nano.MODEL_ID)],
+)
+def test_a_model_that_leaves_triton_takes_only_its_own_requests_out_of_service(
+    triton_of_both: LocalTriton,
+    both_models: GatewayProcess,
+    kind: type[Traffic],
+    model: str,
+    other: str,
+) -> None:
     url = both_models.url
-    assert httpx2.post(f"{url}/embed", json={"texts": ["tea"]}, timeout=60).status_code == 200
-    assert (
-        httpx2.post(f"{url}/rerank", json={"query": "a", "texts": ["b"]}, timeout=60).status_code
-        == 200
-    )
-    ready = httpx2.get(f"{url}/health/ready", timeout=60).json()
-    assert ready["models"][RERANKER]["ready"]
-    assert both_models.metric("qwen3_triton_ready") == 1
-    assert both_models.metric("qwen3_triton_rerank_ready") == 1
-    assert both_models.metric("qwen3_triton_rerank_pairs_total") > 0
+    both = traffic_of_both(url)
+    change_repository(triton_of_both, model, "unload")
+    try:
+        wait_for(lambda: not both_models.is_complete(), "one model less")
+        expected = {kind: 503}
+        assert [each.ask() for each in both] == [expected.get(type(each), 200) for each in both]
+        assert both_models.is_ready()
+        answers = [
+            httpx2.get(f"{url}/health/ready", params={"model": name}, timeout=60)
+            for name in (model, other)
+        ]
+        assert [answer.status_code for answer in answers] == [503, 200]
+        assert both_models.metric("qwen3_triton_model_ready", model=model) == 0
+        assert both_models.metric("qwen3_triton_model_ready", model=other) == 1
+    finally:
+        change_repository(triton_of_both, model, "load")
+    wait_for(both_models.is_complete, "both models")
+    assert [each.ask() for each in both] == [200, 200]
+
+
+def change_repository(triton: LocalTriton, model: str, verb: str) -> None:
+    url = f"{triton.http_url}/v2/repository/models/{model}/{verb}"
+    httpx2.post(url, json={}, timeout=60).raise_for_status()
+
+
+def test_a_model_has_the_fingerprint_that_it_has_alone(
+    triton_of_both: LocalTriton, both_models: GatewayProcess
+) -> None:
+    reranker = ("--rerank-triton-model", RERANKER, "--rerank-tokenizer-path", TOKENIZER[1])
+    with (
+        running_gateway(*triton_flags(triton_of_both.http_url)) as embedding,
+        running_gateway("--triton-url", triton_of_both.http_url, *reranker) as reranking,
+    ):
+        alone, reranker_alone = info(embedding), info(reranking)
+    both = info(both_models)
+    assert both["fingerprint"] == alone["fingerprint"]
+    assert both["reranker"]["fingerprint"] == reranker_alone["fingerprint"]
+    assert both["fingerprint"] != both["reranker"]["fingerprint"]
+
+
+def info(gateway: GatewayProcess) -> dict[str, Any]:
+    return httpx2.get(f"{gateway.url}/info", timeout=60).json()
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        pytest.param([Embedding], id="embed", marks=pytest.mark.campaign),
+        pytest.param([Reranking], id="rerank", marks=pytest.mark.campaign),
+        pytest.param([Embedding, Reranking], id="both"),
+    ],
+)
+def test_sigterm_finishes_what_is_in_flight_and_ends_with_0(
+    triton_of_both: LocalTriton, kinds: list[type[Traffic]]
+) -> None:
+    # Distinct texts: identical ones are computed once, which would take no time.
+    texts = [f"{text} of {round_}" for round_ in range(40) for text in TEXTS]
+    with running_gateway(*flags_of_both(triton_of_both)) as gateway:
+        traffic = [kind(gateway.url) for kind in kinds]
+
+        def are_busy() -> bool:
+            return all(gateway.metric(f"{kind.metrics}_batches_in_flight") for kind in kinds)
+
+        with ThreadPoolExecutor() as pool:
+            pending = [pool.submit(each.send, texts) for each in traffic]
+            wait_for(
+                lambda: any(call.done() for call in pending) or are_busy(), "requests in flight"
+            )
+            gateway.process.send_signal(signal.SIGTERM)
+            answers = [call.result() for call in pending]
+        assert gateway.stop() == 0
+    rows = [kind.rows(answer) for kind, answer in zip(kinds, answers, strict=True)]
+    assert list(map(len, rows)) == [len(texts)] * len(kinds)
 
 
 def test_langchain_s_client_of_nvidia_nim_reranks(both_models: GatewayProcess) -> None:

@@ -76,6 +76,10 @@ class GatewayProcess:
         except httpx2.TransportError:
             return False
 
+    def is_complete(self) -> bool:
+        """Return whether requests for every model are answered."""
+        return self._get("/health").json()["status"] == "ok"
+
     def metric(self, name: str, **labels: str) -> float:
         """Read a metric, summed over the labels that are not given."""
         text = self._get("/metrics").text

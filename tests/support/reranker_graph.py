@@ -16,7 +16,8 @@ from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer
 
 import qwen3_nano
-from qwen3_nano.graph import build_graph, load_weights
+from qwen3_nano.graph import build_graph
+from qwen3_nano.weights import NanoWeights, load_weights
 from qwen3_triton_gateway.rerank_prompt import ANSWERS, PREFIX, SUFFIX, render_pair
 
 # `causal` has logits for the vocabulary at every token, `pooled` those of "no" and "yes" at the
@@ -28,7 +29,9 @@ SEED = 17
 RANK = 8
 
 
-def write_reranker(folder: Path, form: Form = "pooled", *, trunk: Path | None = None) -> Path:
+def write_reranker(
+    folder: Path, form: Form = "pooled", *, trunk: NanoWeights | None = None
+) -> Path:
     """Write `model.onnx` and the nano model's tokenizer, and return the folder.
 
     The weights are the same in every form, so that the scores are.
@@ -36,10 +39,10 @@ def write_reranker(folder: Path, form: Form = "pooled", *, trunk: Path | None = 
     Args:
         folder: Where they are written.
         form: The form of the export.
-        trunk: The folder of the embedding model that gets another head, by default the nano model.
+        trunk: The embedding model that gets another head, by default the nano model.
     """
     nano_dir = qwen3_nano.model_dir()
-    weights = load_weights((trunk or nano_dir) / "model.onnx")
+    weights = trunk or load_weights(nano_dir / "model.onnx")
     tokenizer = nano_tokenizer()
     random = np.random.default_rng(SEED)
     # Scores of an ordinary size: about 1 in either direction.

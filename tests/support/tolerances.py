@@ -3,6 +3,8 @@
 # With equal float32 weights, only the order of summation differs between kernels of different
 # shapes: about 1e-7 per component.
 FLOAT32_COSINE = 0.99999
+# Raw scores are about 1 in either direction: measured 2e-6.
+FLOAT32_SCORE = 1e-4
 # A float16 output rounds each component to 11 bits, about 5e-4 of it.
 FLOAT16_COSINE = 0.999
 # Products of numbers with 8 significant bits, summed in float32: measured 0.99999 with the nano
