@@ -41,6 +41,7 @@ class FakeBackend:
         gate: If set, answers wait until it opens.
         generation: To be incremented as if a reload was noticed.
         doubts: To be incremented as if one might have happened.
+        max_output_bytes: The largest output that is transferred, if there is a bound.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class FakeBackend:
         self.generation = 0
         self.doubts = 0
         self.problems: dict[str, str] = {}
+        self.max_output_bytes: int | None = None
 
     @property
     def spec(self) -> ModelSpec:

@@ -19,6 +19,7 @@ from qwen3_triton_gateway.backends import choose_backend
 from qwen3_triton_gateway.backends.onnx import OnnxBackend
 from qwen3_triton_gateway.backends.probe import run_probe
 from qwen3_triton_gateway.backends.replicas import ReplicatedBackend
+from qwen3_triton_gateway.backends.triton import TritonBackend
 from qwen3_triton_gateway.canary import canary_scores, state_canary
 from qwen3_triton_gateway.errors import (
     BackendError,
@@ -34,7 +35,8 @@ from qwen3_triton_gateway.pooling import last_token_logits
 from qwen3_triton_gateway.reranker import RerankCall, Reranker, Scores
 from qwen3_triton_gateway.service import EmbeddingService
 from qwen3_triton_gateway.settings import Settings
-from reranker_graph import Form, reference_logits, write_reranker
+from qwen3_triton_gateway.tensors import HiddenStates, PooledStates, TokenBatch
+from reranker_graph import Form, nano_tokenizer, reference_logits, write_reranker
 
 FORMS: tuple[Form, ...] = ("causal", "pooled", "seq-cls")
 NANO = qwen3_nano.model_dir()
@@ -47,6 +49,7 @@ DOCUMENTS = [
     "Überraschung",
     "tea",
 ]
+VOCABULARY = nano_tokenizer().get_vocab_size()
 # Of float32 in batches of other shapes.
 TOLERANCE = 1e-4
 
@@ -130,6 +133,41 @@ def test_logits_are_selected_at_the_last_token_for_either_padding() -> None:
 def test_extreme_logits_give_probabilities() -> None:
     scores = Scores(np.array([-1e6, -800.0, 0.0, 800.0]), 0, ())
     assert scores.probabilities.tolist() == [0, 0, 0.5, 1]
+
+
+class NarrowChannel(OnnxBackend):
+    """ONNX Runtime behind a channel that carries the logits of 600 tokens."""
+
+    @property
+    def max_output_bytes(self) -> int:
+        return 600 * VOCABULARY * 4
+
+    async def infer(
+        self, batch: TokenBatch, *, timeout_seconds: float, priority: int
+    ) -> HiddenStates | PooledStates:
+        states = await super().infer(batch, timeout_seconds=timeout_seconds, priority=priority)
+        assert states.values.nbytes <= self.max_output_bytes
+        return states
+
+
+async def test_a_pair_has_no_more_tokens_than_logits_that_can_be_sent(
+    folders: dict[Form, Path], caplog: pytest.LogCaptureFixture
+) -> None:
+    backend = NarrowChannel(folders["causal"], task="rerank")
+    service = EmbeddingService(settings_for(folders["causal"]), None, backend)
+    await service.reranker.connect()
+    scores = await score(service.reranker, "word " * 800)
+    await service.close()
+    assert (scores.truncated, scores.prompt_tokens) == ((0,), 600)
+    assert "at most 600 tokens here instead of RERANK_MAX_LENGTH (8,192)" in caplog.text
+
+
+def test_only_grpc_bounds_what_triton_sends() -> None:
+    backends = [TritonBackend(url, "model") for url in ("http://t:8000", "grpc://t:8001")]
+    bound = ReplicatedBackend(backends).max_output_bytes
+    assert [backend.max_output_bytes for backend in backends] == [None, bound]
+    assert bound is not None
+    assert bound < 1 << 31
 
 
 async def test_a_graph_that_takes_the_last_column_is_refused(folders: dict[Form, Path]) -> None:

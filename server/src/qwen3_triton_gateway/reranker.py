@@ -173,8 +173,8 @@ class Reranker(ServedModel):
 
     @property
     def max_length(self) -> int:
-        """Maximum tokens of a pair, prompt included."""
-        return self.settings.rerank_max_length
+        """Maximum tokens of a pair: RERANK_MAX_LENGTH, unless their logits are too large."""
+        return self.tokenizer.max_length
 
     def canary_batch(self) -> TokenBatch:
         return rerank_canary_batch(self.tokenizer, self.max_length)
@@ -185,6 +185,7 @@ class Reranker(ServedModel):
     async def _accept(self, spec: ModelSpec) -> BatchLimits:
         self.model_id: str = self.settings.rerank_model_id or _default_id(self.settings, spec.name)
         self._answer_ids = self._find_answers(spec)
+        self.tokenizer.max_length = self._longest_pair(spec)
         self.shares_batches = await self._shares_batches(spec)
         self._space = EmbeddingSpace(
             model_id=self.model_id,
@@ -197,10 +198,9 @@ class Reranker(ServedModel):
         )
         tokens = self.settings.max_batch_tokens
         if spec.pooling != "in_graph":
-            bytes_per_token = spec.hidden_size * spec.output.dtype.itemsize
-            tokens = min(tokens, max(1, MAX_LOGITS_BYTES // bytes_per_token))
+            tokens = min(tokens, max(1, MAX_LOGITS_BYTES // _bytes_per_token(spec)))
         return BatchLimits(
-            spec.max_batch_size if self.shares_batches else 1, tokens, self.tokenizer.max_length
+            spec.max_batch_size if self.shares_batches else 1, tokens, self.max_length
         )
 
     def _describe(self, spec: ModelSpec) -> str:
@@ -376,6 +376,21 @@ class Reranker(ServedModel):
         )
         raise StartupError(msg)
 
+    def _longest_pair(self, spec: ModelSpec) -> int:
+        """Return the maximum tokens of a pair whose logits get here."""
+        wanted, bound = self.settings.rerank_max_length, self.backend.max_output_bytes
+        if spec.pooling == "in_graph" or bound is None:
+            return wanted
+        longest = min(wanted, bound // _bytes_per_token(spec))
+        if longest < wanted:
+            logger.warning(
+                "Pairs have at most %s tokens here instead of RERANK_MAX_LENGTH (%s): the logits "
+                "of more exceed what gRPC can send. After `qwen3-triton model pool`, any fit.",
+                f"{longest:,}",
+                f"{wanted:,}",
+            )
+        return longest
+
     async def _shares_batches(self, spec: ModelSpec) -> bool:
         """Score the examples alone, with padding and together, and compare.
 
@@ -437,9 +452,13 @@ class Reranker(ServedModel):
         return pad_batch(
             texts,
             pad_token_id=self.tokenizer.end_token_id,
-            max_length=self.tokenizer.max_length,
+            max_length=self.max_length,
             width=width,
         )
+
+
+def _bytes_per_token(spec: ModelSpec) -> int:
+    return spec.hidden_size * spec.output.dtype.itemsize
 
 
 def _served_name(settings: Settings) -> str:

@@ -134,6 +134,11 @@ class Backend(Protocol):
         """Why a place that answers gets no work, by its name in `states`."""
         return {}
 
+    @property
+    def max_output_bytes(self) -> int | None:
+        """The largest output of a batch that gets here; None if only memory bounds it."""
+        return None
+
     async def connect(self) -> ModelSpec:
         """Connect, and read the model's interface.
 

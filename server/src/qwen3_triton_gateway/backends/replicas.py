@@ -118,6 +118,11 @@ class ReplicatedBackend:
             for name in replica.backend.states
         }
 
+    @property
+    def max_output_bytes(self) -> int | None:
+        bounds = [replica.backend.max_output_bytes for replica in self._replicas]
+        return min((bound for bound in bounds if bound is not None), default=None)
+
     async def connect(self) -> ModelSpec:
         """Connect to every replica that answers; one is enough.
 

@@ -110,6 +110,10 @@ class TritonBackend(Backend):
     def doubts(self) -> int:
         return self._doubts
 
+    @property
+    def max_output_bytes(self) -> int | None:
+        return MAX_MESSAGE_BYTES - MARGIN_BYTES if self.address.is_grpc else None
+
     async def connect(self) -> ModelSpec:
         client = self._open()
         try:

@@ -265,7 +265,7 @@ def _model(name: str, service: EmbeddingService) -> dict[str, Any]:
         return described | {
             "root": reranker.model_id,
             "task": "rerank",
-            "max_model_len": service.settings.rerank_max_length,
+            "max_model_len": reranker.max_length,
             "instruction": service.settings.rerank_instruction,
         }
     try:
