@@ -358,30 +358,45 @@ def raw_head(response: Response) -> bytes:
 
 
 def _error_body(error: EmbeddingServerError, dialect: Dialect) -> dict[str, Any]:
-    if dialect in (Dialect.TEI, Dialect.RERANK):
-        kind = TEI_ERROR_TYPES.get(error.status, "validation")
-        body = {"error": error.message, "error_type": kind}
-        is_ours = dialect is Dialect.RERANK
-        return body | {"code": error.code, "param": error.param} if is_ours else body
-    if dialect is Dialect.NIM:
-        detail = {"code": error.code, "param": error.param}
-        body = {"object": "error", "message": error.message, "type": error.error_type}
-        return body | {"detail": detail}
-    if dialect is Dialect.OLLAMA:
-        return {"error": error.message}
-    if dialect in (Dialect.COHERE, Dialect.JINA):
-        body = {"message": error.message}
-        return body | {"detail": error.message} if dialect is Dialect.JINA else body
+    message = error.message
+    detail = {"code": error.code, "param": error.param}
+    body: dict[str, Any]
+    match dialect:
+        case Dialect.TEI:
+            body = _tei_error(error)
+        case Dialect.RERANK:
+            body = _tei_error(error) | detail
+        case Dialect.JINA:
+            # Cohere's clients read `message`, Jina's and Voyage's `detail`. They call the same
+            # paths, and a request that failed may not tell them apart.
+            body = {"message": message, "detail": message}
+        case Dialect.COHERE:
+            body = {"message": message}
+        case Dialect.NIM:
+            kind = error.error_type
+            body = {"object": "error", "message": message, "type": kind, "detail": detail}
+        case Dialect.OLLAMA:
+            body = {"error": message}
+        case Dialect.OPENAI:
+            body = {"error": _openai_error(error, dialect)}
+        case Dialect.NATIVE:
+            # The runbook's callers read `detail`.
+            body = {"error": _openai_error(error, dialect), "detail": message}
+    return body
+
+
+def _tei_error(error: EmbeddingServerError) -> dict[str, Any]:
+    kind = TEI_ERROR_TYPES.get(error.status, "validation")
+    return {"error": error.message, "error_type": kind}
+
+
+def _openai_error(error: EmbeddingServerError, dialect: Dialect) -> dict[str, Any]:
     param = error.param
     if error.index is not None and param is None:
         param = f"{TEXTS_FIELDS[dialect]}[{error.index}]"
-    envelope = {
+    return {
         "message": error.message,
         "type": error.error_type,
         "code": error.code,
         "param": param,
     }
-    if dialect is Dialect.OPENAI:
-        return {"error": envelope}
-    # The runbook's callers read `detail`.
-    return {"error": envelope, "detail": error.message}
