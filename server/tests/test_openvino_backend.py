@@ -19,6 +19,7 @@ from qwen3_triton_gateway.backends.engines import Machine
 from qwen3_triton_gateway.backends.openvino import OpenVinoBackend
 from qwen3_triton_gateway.batching import pad_batch
 from qwen3_triton_gateway.errors import BackendError, StartupError
+from qwen3_triton_gateway.openvino_model import OpenVinoModel, has_int8_weights
 from qwen3_triton_gateway.pooling import l2_normalize, vectors_of
 from qwen3_triton_gateway.settings import Precision
 from qwen3_triton_gateway.tensors import Float32Matrix, TokenBatch
@@ -74,22 +75,31 @@ async def test_vectors_match_the_reference_implementation_in_any_batch(
     assert cosines(together, alone).min() >= TOLERANCES[precision]
 
 
-def write_table(folder: Path, *, quantized: bool = False) -> Path:
-    """Write a graph that looks tokens up in a table of 100."""
-    table = np.random.default_rng(1).normal(size=(100, 64)).astype(np.float32)
+def write_graph(
+    folder: Path,
+    *,
+    table: type[np.generic] = np.float32,
+    matrix: type[np.generic] = np.float32,
+) -> Path:
+    """Write a graph that looks tokens up in a table of 100, and multiplies by a matrix."""
+    random = np.random.default_rng(1)
+    weights = {
+        "table": (40 * random.normal(size=(100, 64))).astype(table),
+        "matrix": (40 * random.normal(size=(64, 64))).astype(matrix),
+    }
     tokens = [
         helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", "length"])
         for name in ("input_ids", "attention_mask")
     ]
-    weights = (table * 40).astype(np.int8) if quantized else table
     nodes = [
         helper.make_node("Gather", ["table", "input_ids"], ["rows"]),
-        helper.make_node("Cast", ["rows"], ["last_hidden_state"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["rows"], ["floats"], to=TensorProto.FLOAT),
+        helper.make_node("Cast", ["matrix"], ["factor"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["floats", "factor"], ["last_hidden_state"]),
     ]
     states = helper.make_tensor_value_info("last_hidden_state", TensorProto.FLOAT, ["b", "l", 64])
-    graph = helper.make_graph(
-        nodes, "g", tokens, [states], [numpy_helper.from_array(weights, "table")]
-    )
+    tensors = [numpy_helper.from_array(array, name) for name, array in weights.items()]
+    graph = helper.make_graph(nodes, "g", tokens, [states], tensors)
     opset = [helper.make_opsetid("", 17)]
     onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=8), folder / "model.onnx")
     return folder
@@ -97,16 +107,25 @@ def write_table(folder: Path, *, quantized: bool = False) -> Path:
 
 async def test_int8_needs_weights_in_int8(tmp_path: Path) -> None:
     needs("int8")
-    write_table(tmp_path)
+    write_graph(tmp_path)
     with pytest.raises(StartupError, match=r"are not int8\..*qwen3-triton model quantize"):
         await OpenVinoBackend(tmp_path, precision="int8").connect()
-    write_table(tmp_path, quantized=True)
+    write_graph(tmp_path, matrix=np.int8)
     await OpenVinoBackend(tmp_path, precision="int8").connect()
+
+
+@pytest.mark.parametrize("table", [np.float32, np.int8])
+@pytest.mark.parametrize(("matrix", "expected"), [(np.float32, False), (np.int8, True)])
+def test_a_table_of_tokens_in_int8_does_not_make_a_quantized_model(
+    tmp_path: Path, table: type[np.generic], matrix: type[np.generic], expected: bool
+) -> None:
+    path = write_graph(tmp_path, table=table, matrix=matrix) / "model.onnx"
+    assert has_int8_weights(OpenVinoModel(path).model) == expected
 
 
 @pytest.mark.parametrize("token", [100, 10**7, -101])
 async def test_a_token_that_the_model_lacks_is_refused(tmp_path: Path, token: int) -> None:
-    backend = OpenVinoBackend(write_table(tmp_path))
+    backend = OpenVinoBackend(write_graph(tmp_path))
     await backend.connect()
     batch = TokenBatch(np.array([[1, token]]), np.array([[1, 1]]))
     with pytest.raises(BackendError, match=f"token ID {token} is outside of its 100 tokens"):
@@ -128,8 +147,8 @@ async def test_a_compiled_model_is_kept_by_the_digest_of_its_weights(tmp_path: P
     model_dir, cache = tmp_path / "model", tmp_path / "cache"
     model_dir.mkdir()
     digests: list[str] = []
-    for quantized in (False, True):
-        backend = OpenVinoBackend(write_table(model_dir, quantized=quantized), cache_dir=cache)
+    for table in (np.float32, np.int8):
+        backend = OpenVinoBackend(write_graph(model_dir, table=table), cache_dir=cache)
         digests.append((await backend.connect()).weights_digest)
     assert {folder.name for folder in cache.iterdir()} == {digest[:16] for digest in digests}
     assert all(list(folder.iterdir()) for folder in cache.iterdir())
@@ -182,7 +201,7 @@ def test_nothing_is_sent_or_written_when_openvino_is_imported(tmp_path: Path) ->
 
 
 async def test_a_closed_model_is_not_run(tmp_path: Path) -> None:
-    backend = OpenVinoBackend(write_table(tmp_path))
+    backend = OpenVinoBackend(write_graph(tmp_path))
     await backend.connect()
     assert await backend.is_ready()
     await backend.close()

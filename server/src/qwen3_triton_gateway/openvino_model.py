@@ -162,13 +162,19 @@ def forget_mapped_files(folder: Path) -> None:
 
 
 def has_int8_weights(model: Any) -> bool:
-    """Return whether a model of OpenVINO has a matrix of 8-bit integers."""
-    return any(
-        operator.get_element_type().get_type_name() in INT8_TYPES
-        and prod(operator.get_output_shape(0)) >= MIN_MATRIX_VALUES
-        for operator in model.get_ops()
-        if operator.get_type_name() == "Constant"
-    )
+    """Return whether most weights of a model of OpenVINO are 8-bit integers.
+
+    The table of tokens does not count: it is looked up, not multiplied.
+    """
+    table = _source_of(lookup.input(0)) if (lookup := _token_lookup(model)) else None
+    sizes = {True: 0, False: 0}
+    for operator in model.get_ops():
+        if operator.get_type_name() != "Constant" or operator.get_friendly_name() == table:
+            continue
+        size = prod(operator.get_output_shape(0))
+        if size >= MIN_MATRIX_VALUES:
+            sizes[operator.get_element_type().get_type_name() in INT8_TYPES] += size
+    return sizes[True] > sizes[False]
 
 
 def core_count() -> int:
@@ -188,14 +194,28 @@ def _placement(threads: int) -> dict[str, Any]:
 
 
 def _vocabulary_size(model: Any) -> int | None:
-    """Find the rows of the table in which the model looks up tokens."""
+    """Return the rows of the table in which the model looks up tokens, if it is known."""
+    lookup = _token_lookup(model)
+    table = lookup.input(0).get_source_output().partial_shape if lookup else None
+    return table[0].get_length() if table is not None and table[0].is_static else None
+
+
+def _token_lookup(model: Any) -> Any:
+    """Find the operator that looks up tokens in a table; None if there is none."""
     found = [port for port in model.inputs if port.get_any_name() == "input_ids"]
     while found:
         for target in found.pop().get_target_inputs():
             operator = target.get_node()
             if operator.get_type_name() == "Gather" and target.get_index() == 1:
-                table = operator.input(0).get_source_output().partial_shape
-                return table[0].get_length() if table[0].is_static else None
+                return operator
             if operator.get_type_name() in ("Convert", "Reshape", "Unsqueeze", "Squeeze"):
                 found.append(operator.output(0))
     return None
+
+
+def _source_of(port: Any) -> str:
+    """Return the name of the constant that an input is computed from, scales aside."""
+    operator = port.get_source_output().get_node()
+    while operator.get_input_size():
+        operator = operator.input(0).get_source_output().get_node()
+    return operator.get_friendly_name()
