@@ -450,6 +450,7 @@ def test_vllm_s_errors_name_the_fields_that_were_sent(client: TestClient) -> Non
         ({"queries": ["a", " "], "items": ["b", "c"]}, "queries[1]", "Query 1 is blank"),
         ({"data_1": [" "], "data_2": ["b", "c"]}, "data_1", "The query is blank"),
         ({"queries": ["a", "w" * 99999], "items": ["b", "c"]}, "queries[1]", "Query 1 has"),
+        ({"data_1": "a", "data_2": ["b", "w" * 99999]}, "data_2[1]", "Document 1 has a word of"),
         ({"queries": "a"}, "documents", "`documents` is missing"),
         ({"query": "a", "documents": ["b"]}, "queries", "`queries` is missing"),
         ({"data_1": [1], "data_2": ["b"]}, "data_1[0]", "`data_1[0]` should be"),

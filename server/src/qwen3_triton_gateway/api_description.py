@@ -56,8 +56,10 @@ def _describe_key(operation: dict[str, Any], *, is_required: bool) -> None:
 def _limit_numbers(operation: dict[str, Any], service: EmbeddingService) -> None:
     """State the maxima that settings and, once it is known, the model set."""
     body, settings = operation.get("requestBody"), service.settings
-    reranks = "rerank" in operation.get("tags", ())
-    max_length = settings.rerank_max_length if reranks else settings.max_length
+    max_length = settings.max_length
+    if "rerank" in operation.get("tags", ()):
+        reranker = service.served_reranker
+        max_length = reranker.max_length if reranker else settings.rerank_max_length
     limits = {"truncate_prompt_tokens": max_length}
     spec = service.served_embedder.spec if service.served_embedder else None
     if spec is not None:

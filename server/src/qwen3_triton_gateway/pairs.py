@@ -81,7 +81,12 @@ class PairTokenization:
                 truncated at a cut; `index` names the document.
         """
         if self._rest is not None:
-            self._rest.step()
+            try:
+                self._rest.step()
+            except InvalidRequestError as error:
+                subject = f"Text {error.index}"
+                msg = error.message.replace(subject, f"Document {error.index}", 1)
+                raise InvalidRequestError(msg, index=error.index, code=error.code) from None
             return
         try:
             self._heads.step()

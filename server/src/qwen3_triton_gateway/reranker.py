@@ -284,7 +284,12 @@ class Reranker(ServedModel):
     ) -> list[TokenizedText]:
         pairs = self._pairs(call)
         texts = sum(map(len, call.documents)) + sum(map(len, set(call.queries)))
-        await self._finish(pairs, characters=texts, deadline=deadline)
+        try:
+            await self._finish(pairs, characters=texts, deadline=deadline)
+        except InvalidRequestError as error:
+            if error.index is not None:
+                error.param = _name_of(call, error.index)
+            raise
         if memory is not None:
             # Before they exist: a long query is repeated in each pair.
             memory.resize(memory.size_bytes + QUEUED_TOKEN_BYTES * pairs.tokens)
