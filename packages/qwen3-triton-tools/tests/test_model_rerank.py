@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
+import qwen3_nano
 from onnx_exports import feed, masks, peak_memory, write_tokenizer
 from qwen3_triton_gateway.cli import main
 from qwen3_triton_tools.errors import ModelError
@@ -201,6 +204,87 @@ def test_each_form_is_recognized_and_said(tmp_path: Path) -> None:
     assert f'"no" ({NO}) and "yes" ({YES})' in output
     assert "24,000 logits of every token cross the wire" in output
     assert "The gateway can serve it as a reranker." in output
+
+
+def with_output(nodes: list[onnx.NodeProto], shape: list[Any]) -> onnx.ModelProto:
+    """Let nodes compute the `logits` from those of all tokens at all positions, named `all`."""
+    model = causal_model()
+    for node in model.graph.node:
+        node.output[:] = ["all" if name == "logits" else name for name in node.output]
+    del model.graph.output[:]
+    indices = {"last": -1, "last_one": [-1], "answers": [NO, YES], "yes": [YES]}
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.array(value), name) for name, value in indices.items()
+    )
+    model.graph.node.extend(nodes)
+    model.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape))
+    return model
+
+
+def gather(indices: str, axis: int) -> list[onnx.NodeProto]:
+    return [helper.make_node("Gather", ["all", indices], ["logits"], axis=axis)]
+
+
+@pytest.mark.parametrize(
+    ("kept", "width", "form"), [("answers", 2, "causal"), ("yes", 1, "seq-cls")]
+)
+def test_a_head_cut_at_every_position_is_recognized_and_pooled(
+    tmp_path: Path, kept: str, width: int, form: str
+) -> None:
+    model = with_output(gather(kept, 2), ["batch", "sequence", width])
+    source = write_reranker(tmp_path / "any-name", model)
+    found = document("inspect", source)["reranker"]
+    assert found == {"form": form, "pooled": False, "width": width}
+    pooled = document("pool", source)
+    assert (pooled["width"], pooled["not_compared"]) == (width, "")
+
+
+def test_an_output_in_bfloat16_is_replaced_by_one_in_float32(tmp_path: Path) -> None:
+    # Only a GPU runs it.
+    source = write_reranker(tmp_path / "reranker", causal_model(dtype=TensorProto.BFLOAT16))
+    assert run("inspect", source)[0] == 1
+    pooled = document("pool", source, "-o", tmp_path / "pooled")
+    assert read_model(Path(pooled["path"])).outputs[0].dtype.name == "float32"
+
+
+@pytest.mark.parametrize(
+    ("index", "shape", "words"),
+    [
+        ("last", [], r"returns `logits` as float32 \(batch, 24000\)"),
+        ("last_one", [1], "logits of one position only, the last one, which is a pad"),
+        ("last_one", ["kept"], r"cannot score a pair: .* of shape \(1, 1, 24000\)"),
+    ],
+)
+def test_logits_of_the_last_position_only_are_an_error(
+    tmp_path: Path, index: str, shape: list[Any], words: str
+) -> None:
+    model = with_output(gather(index, 1), ["batch", *shape, VOCABULARY])
+    source = write_reranker(tmp_path / "reranker", model)
+    code, output = run("inspect", source)
+    assert code == 1
+    assert re.search(words, output)
+    assert run("pool", source)[0] == 1
+
+
+@pytest.mark.parametrize("command", ["inspect", "pool", "verify", "quantize"])
+def test_an_embedding_model_does_not_rerank_by_the_user_s_word(
+    tmp_path: Path, command: str
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(qwen3_nano.model_dir(), folder)
+    code, output = run(command, folder, "--rerank")
+    assert code == 1
+    assert "It is not a reranker: it returns `last_hidden_state`" in output
+
+
+def test_an_embedding_model_that_is_named_a_reranker_is_served_with_a_warning(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "Qwen3-Reranker-0.6B"
+    shutil.copytree(qwen3_nano.model_dir(), folder)
+    code, output = run("inspect", folder)
+    assert code == 0
+    assert "Export it again with the task text-generation" in output
 
 
 @pytest.mark.parametrize(

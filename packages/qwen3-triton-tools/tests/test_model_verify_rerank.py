@@ -15,6 +15,7 @@ from qwen3_triton_gateway.cli import main
 from qwen3_triton_tools.model.pool import pool_model
 from qwen3_triton_tools.model.quantize import quantize_model
 from qwen3_triton_tools.verify import rerank_checks
+from qwen3_triton_tools.verify.local_gateway import folder_settings, local_gateway
 from reranker_exports import causal_model, classifier_model, write_reranker
 from verify_call import names, outcome, verify
 from wrong_reranker import RIGHT, WRONG, serving
@@ -64,6 +65,13 @@ def test_a_folder_passes_served_by_the_gateway(tmp_path: Path, folder: Path, for
     code, report = verify(str(folder), *flags)
     assert (code, names(report, "fail")) == (0, set()), report
     assert {"prompt", "long document", "padding", "prompt parts"} <= names(report, "pass")
+
+
+def test_a_gateway_with_nothing_but_a_reranker_needs_no_flag(folder: Path) -> None:
+    with local_gateway(folder_settings(folder, task="rerank")) as url:
+        code, report = verify(url)
+    assert (code, names(report, "fail")) == (0, set()), report
+    assert "card examples" in names(report, "pass")
 
 
 def test_without_the_model_what_needs_it_is_skipped(folder: Path) -> None:
@@ -135,4 +143,4 @@ def test_an_embedding_model_has_no_scores_to_compare_with(folder: Path) -> None:
         arguments = ["model", "verify", url, "--rerank", "--reference", str(qwen3_nano.model_dir())]
         result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 1
-    assert "is not a reranker, so it has no scores" in result.output
+    assert "It is not a reranker: it returns `last_hidden_state`" in result.output

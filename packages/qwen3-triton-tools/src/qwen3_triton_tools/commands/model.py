@@ -200,7 +200,11 @@ def pool(
         shape = f"(batch, {pooled.width})"
         click.echo(f"Wrote {pooled.path} with the output `{pooled.output}`, float32 {shape}.")
         if pooled.is_reranker:
-            click.echo('They are those of "no" and "yes": the score is the softmax, of "yes".')
+            click.echo(
+                'They are those of "no" and "yes": the score is the softmax, of "yes".'
+                if pooled.width > 1
+                else "There is one for each pair: its sigmoid is the score."
+            )
             original, values = "the whole head", "logits"
         else:
             click.echo("Not normalized: the gateway cuts to `dimensions`, then normalizes.")

@@ -236,7 +236,7 @@ def _report_pooling(not_pooled: str, not_compared: str = "", *, reranks: bool) -
         click.echo(f"  The export is served as it is: {not_pooled}")
         return
     if reranks:
-        click.echo('  Triton returns the logits of "no" and "yes", cut from the vocabulary head.')
+        click.echo("  Triton returns the logits of the answer at the last token, and no others.")
     else:
         click.echo("  Triton returns vectors, pooled from the export's hidden states.")
     if not_compared:

@@ -70,7 +70,8 @@ def verify(
 
     Of a gateway's reranker, --rerank checks the scores that `POST /v1/rerank` returns. With the
     model itself (--reference), they are compared with those of the prompt of Qwen3-Reranker's card,
-    and of prompts as they are often written wrongly. A folder with a reranker needs neither.
+    and of prompts as they are often written wrongly. A folder with a reranker needs neither, and a
+    gateway with nothing else needs no --rerank.
 
     \b
     Examples:
@@ -87,7 +88,10 @@ def verify(
         inspection = None if _is_url(target) else _inspect(target, rerank=rerank)
         url = servers.enter_context(_served(inspection)) if inspection else target
         client = GatewayClient(url, api_key=api_key, timeout_seconds=timeout_seconds)
-        reranks = rerank if inspection is None else inspection.reranker is not None
+        if inspection is None:
+            reranks = rerank or client.only_reranks()
+        else:
+            reranks = inspection.reranker is not None
         if reranks:
             graph = _inspect(str(reference), rerank=True) if reference else inspection
             result = _verify_scores(
@@ -137,15 +141,12 @@ def _verify_scores(
     """Check a server's scores, and compare them with those of a graph in this process."""
     from qwen3_triton_gateway.backends.onnx import OnnxBackend
 
-    from ..errors import ModelError
     from ..model.pairs import GraphScorer
     from ..verify import RERANK_CHECKS, verify_reranker
 
     with ExitStack() as stack, _progress_bar(len(RERANK_CHECKS) + is_reference) as advance:
         graph = None
         if inspection is not None:
-            if inspection.reranker is None:
-                raise ModelError(f"{inspection.path} is not a reranker, so it has no scores.")
             backend = OnnxBackend(inspection.path, task="rerank")
             graph = stack.enter_context(GraphScorer(inspection, backend, max_length=PAIR_TOKENS))
         return verify_reranker(

@@ -151,22 +151,21 @@ def _reranker(
     from ..errors import ModelError
     from ..local_triton import LocalReranker
     from ..model.files import find_model
+    from ..model.graph import INTERFACE
     from ..model.inspection import check_servable, inspect_model
     from ..model.pool import pool_for_local_triton
 
     chosen = wanted.rerank_model_dir
     inspection = inspect_model(find_model(chosen or nano_reranker_dir()), rerank=True)
-    if inspection.reranker is None:
-        outputs = ", ".join(tensor.name for tensor in inspection.model.outputs)
-        msg = f"{inspection.path} is not a reranker, which returns `logits`; it returns {outputs}."
-        raise ModelError(msg)
-    check_servable(inspection)
+    # Of one that pooling is about to replace, the output may be what the gateway cannot read.
+    pools = wanted.pool and not inspection.is_pooled
+    check_servable(inspection, besides=INTERFACE if pools else "")
     name = wanted.rerank_model_name or (chosen.resolve().name if chosen else NANO_RERANKER_ID)
     if name == other_name:
         msg = f"Both models are called {name!r}. Set --model-name or --rerank-model-name."
         raise ModelError(msg)
     path, digest, reason = inspection.path, None, "`--no-pool` was passed."
-    if wanted.pool and not inspection.is_pooled:
+    if pools:
         temporary = tempfile.TemporaryDirectory(prefix="qwen3-triton-reranker-")
         folder = Path(stack.enter_context(temporary))
         # Not copied: gigabytes in the folder for temporary files may be memory.

@@ -30,6 +30,8 @@ from ..onnx_model import OnnxModel, TensorInfo, integer_attributes
 Positions: TypeAlias = Literal["input", "mask", "counted"]
 Padding: TypeAlias = Literal["either side", "right only"]
 
+# The name of findings about inputs and outputs.
+INTERFACE = "interface"
 _GROUPED_ATTENTION = "GroupQueryAttention"
 # If the graph leaves the batch open, the limit is that of whatever runs it.
 MAX_BATCH_SIZE = 32
@@ -103,12 +105,12 @@ def check_interface(
         remedy = ""
         if output and output.dtype.name == "bfloat16":
             remedy = "numpy has no bfloat16; `qwen3-triton model pool` adds a float32 output."
-        return None, [failure("interface", error.message, remedy)]
+        return None, [failure(INTERFACE, error.message, remedy)]
     if spec.max_batch_size > 1:
         return spec, []
     message = "The batch is fixed to 1, so the gateway sends texts one by one, which is slower."
     remedy = "Export the model again with dynamic axes, as optimum does by default."
-    return spec, [warning("interface", message, remedy)]
+    return spec, [warning(INTERFACE, message, remedy)]
 
 
 def choose_output(model: OnnxModel) -> TensorInfo | None:

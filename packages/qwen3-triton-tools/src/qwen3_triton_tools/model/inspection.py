@@ -39,6 +39,8 @@ from .reranker import (
     NAME_HINT,
     Reranker,
     check_answers,
+    check_form,
+    check_positions,
     has_vocabulary_head,
     recognize_reranker,
     says_reranker,
@@ -144,10 +146,13 @@ def inspect_graph(model: OnnxModel, *, rerank: bool = False) -> Inspection:
         hidden_size = _state_size(config, table)
         findings += check_answers(reranker, tokenizer) if tokenizer else []
         findings += check_precision(precision, None)
-        findings += _check_logits(reranker)
+        findings += check_positions(reranker) or _check_logits(reranker)
     else:
         hidden_size = spec.hidden_size if spec else _hidden_size(output)
-        findings += _check_width(spec, output, vocabulary_size) if spec else []
+        form = check_form(model, is_asked=rerank) if is_named else []
+        findings += form
+        if spec and not has_errors(form):
+            findings += _check_width(spec, output, vocabulary_size)
         findings += check_precision(precision, hidden_size)
         findings += _check_vectors(output, hidden_size)
     findings += check_config(model, config, hidden_size, rows)
@@ -176,14 +181,19 @@ def sort_findings(findings: list[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda finding: _SEVERITIES.index(finding.severity))
 
 
-def check_servable(inspection: Inspection) -> None:
+def check_servable(inspection: Inspection, *, besides: str = "") -> None:
     """Check that the gateway could serve a model.
+
+    Args:
+        inspection: The model.
+        besides: The name of findings that are about to be settled.
 
     Raises:
         ModelError: It could not; the message is that of the worst finding.
     """
-    if not inspection.is_servable:
-        worst = inspection.problems[0]
+    errors = (each for each in inspection.problems if each.severity == "error")
+    worst = next((each for each in errors if each.name != besides), None)
+    if worst is not None:
         msg = f"The gateway could not serve {inspection.path}: {worst.message} {worst.remedy}"
         raise ModelError(msg.strip())
 
@@ -255,7 +265,7 @@ def _check_width(
 
 
 def _check_logits(reranker: Reranker) -> list[Finding]:
-    if reranker.is_pooled:
+    if reranker.is_pooled or reranker.selects_answers:
         return []
     gigabytes = _EXAMPLE_TOKENS * reranker.width * 4 / 1e9
     return [

@@ -79,7 +79,7 @@ class GraphScorer:
 
     Attributes:
         pairs: Its tokenizer.
-        is_pooled: Whether it returns the logits of the answers only.
+        selects_answers: Whether it returns the logits of the answers only.
         is_single: Whether it takes one pair at a time.
         pads_right_only: Whether padding on the left is not for it.
     """
@@ -92,8 +92,8 @@ class GraphScorer:
         """
         reranker, tokenizer = inspection.reranker, tokenizer_of(inspection)
         assert reranker is not None, "the caller knows that it is one"
-        self.is_pooled: bool = reranker.is_pooled
-        self._columns = None if self.is_pooled else answer_ids(tokenizer.answer_ids)
+        self.selects_answers: bool = reranker.selects_answers
+        self._columns = None if self.selects_answers else answer_ids(tokenizer.answer_ids)
         self.is_single: bool = inspection.spec is not None and inspection.spec.max_batch_size == 1
         self.pads_right_only: bool = inspection.padding == "right only"
         self._backend = backend

@@ -26,7 +26,8 @@ from .files import (
     list_external_files,
     transfer_weights,
 )
-from .inspection import Inspection, inspect_model
+from .graph import INTERFACE
+from .inspection import Inspection, check_servable, inspect_model
 from .pooling_plan import PoolingPlan, plan_pooling
 from .probing import probe_model
 
@@ -98,6 +99,8 @@ def pool_model(
     """
     check_size(model_path)
     inspection = inspect_model(model_path, rerank=rerank)
+    if rerank:
+        check_servable(inspection, besides=INTERFACE)
     model = inspection.model
     pooled = _already_pooled(inspection)
     if pooled is not None:
@@ -165,10 +168,15 @@ def pool_for_local_triton(
 
 
 def _already_pooled(inspection: Inspection) -> PooledModel | None:
-    """Return the model as the result, if the gateway would choose a pooled output of it."""
+    """Return the model as the result, if the gateway would choose a pooled output of it.
+
+    Raises:
+        ModelError: That is no vector, and are no logits of answers.
+    """
     output = inspection.output
     if output is None or not inspection.is_pooled:
         return None
+    check_servable(inspection)
     width = (output.shape or (0,))[-1]
     hidden_size = (inspection.hidden_size or 0) if inspection.reranker else width
     return PooledModel(inspection.path, hidden_size, output.name, width, already_pooled=True)

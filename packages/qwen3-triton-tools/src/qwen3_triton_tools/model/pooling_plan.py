@@ -31,7 +31,7 @@ from qwen3_triton_gateway.settings import Pooling
 
 from ..errors import ModelError
 from ..onnx_model import OnnxModel, TensorInfo
-from .graph import choose_output, describe_interface, embedding_rows, read_config
+from .graph import INTERFACE, choose_output, describe_interface, embedding_rows, read_config
 from .inspection import Inspection, check_servable
 from .last_token import MIN_OPSET, PREFIX, last_token_nodes, node
 from .pairs import answer_ids
@@ -39,7 +39,7 @@ from .probing import check_pooling, sample_pooling
 from .rerank_probing import check_logits, sample_logits
 from .reranker import NAME_HINT, has_vocabulary_head
 from .tokenizer_file import read_tokenizer_file
-from .vocabulary_head import cut_head, find_head
+from .vocabulary_head import cut_head, find_head, select_last
 
 _FLOATS = {
     "float32": TensorProto.FLOAT,
@@ -139,22 +139,34 @@ def _plan_answers(inspection: Inspection, *, keep_hidden: bool) -> PoolingPlan:
     assert reranker is not None, "the caller knows that it is one"
     if keep_hidden:
         raise ModelError("A reranker returns logits, so there is no hidden state to keep.")
-    check_servable(inspection)
-    if inspection.tokenizer is None:
-        msg = (
-            f"There is no tokenizer.json next to {model.path}, which says which rows of the head "
-            f"are {' and '.join(map(repr, ANSWERS))}. Fetch the one of the model."
-        )
-        raise ModelError(msg)
+    # An output in bfloat16, which numpy does not have, is replaced.
+    check_servable(inspection, besides=INTERFACE)
     _check_graph(model)
-    head = find_head(model, reranker)
-    ids = answer_ids(inspection.tokenizer.answer_ids)
+    if reranker.selects_answers:
+        append = partial(select_last, model, reranker)
+    else:
+        append = partial(cut_head, model, reranker, find_head(model, reranker), _ids(inspection))
 
     def sample() -> Callable[[Path], None]:
         return partial(check_logits, inspection=inspection, sample=sample_logits(inspection))
 
-    append = partial(cut_head, model, reranker, head, ids)
-    return PoolingPlan(inspection.hidden_size or 0, LOGITS_OUTPUT, len(ANSWERS), append, sample)
+    size, width = inspection.hidden_size or 0, min(reranker.width, len(ANSWERS))
+    return PoolingPlan(size, LOGITS_OUTPUT, width, append, sample)
+
+
+def _ids(inspection: Inspection) -> list[int]:
+    """Return the rows of the head that are a reranker's answers.
+
+    Raises:
+        ModelError: There is no tokenizer, or it has no tokens for them.
+    """
+    if inspection.tokenizer is None:
+        msg = (
+            f"There is no tokenizer.json next to {inspection.path}, which says which rows of the "
+            f"head are {' and '.join(map(repr, ANSWERS))}. Fetch the one of the model."
+        )
+        raise ModelError(msg)
+    return answer_ids(inspection.tokenizer.answer_ids)
 
 
 def _find_hidden_state(model: OnnxModel) -> TensorInfo:

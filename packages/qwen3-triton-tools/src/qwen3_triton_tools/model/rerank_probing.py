@@ -14,7 +14,7 @@ from qwen3_triton_gateway.tensors import Float32Matrix, TokenBatch
 from ..errors import ModelError
 from ..findings import Finding, failure, note, ok, warning
 from .inspection import Inspection, check_runnable, inspect_model
-from .pairs import GraphScorer
+from .pairs import GraphScorer, Tokens
 
 _NAME = "behavior"
 _MAX_LENGTH = 512
@@ -41,7 +41,13 @@ def probe_reranker(inspection: Inspection) -> list[Finding]:
         return []
     try:
         with _scorer(inspection) as scorer:
-            return _judge(scorer)
+            rows = [scorer.pairs.encode(QUERY, document) for document in DOCUMENTS]
+            try:
+                alone = np.concatenate([scorer.logits(scorer.pairs.pad([row])) for row in rows])
+            except ModelError as error:
+                remedy = "Export it again, with dynamic axes and the logits of all positions."
+                return [failure(_NAME, f"It cannot score a pair: {error}", remedy)]
+            return _judge(scorer, rows, alone)
     except ModelError as error:
         return [note(_NAME, f"Not run: {error}", "The gateway runs it at its start.")]
 
@@ -94,9 +100,8 @@ def _scorer(inspection: Inspection) -> GraphScorer:
     )
 
 
-def _judge(scorer: GraphScorer) -> list[Finding]:
-    rows = [scorer.pairs.encode(QUERY, document) for document in DOCUMENTS]
-    alone = np.concatenate([scorer.logits(scorer.pairs.pad([row])) for row in rows])
+def _judge(scorer: GraphScorer, rows: list[Tokens], alone: Float32Matrix) -> list[Finding]:
+    """Judge the logits of pairs that were scored alone, and score them together."""
     if not np.isfinite(alone).all():
         message = "Its logits are not finite: the model overflows its float type."
         return [failure(_NAME, message, "Use a float32 or bfloat16 export.")]

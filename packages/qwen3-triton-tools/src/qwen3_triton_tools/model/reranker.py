@@ -5,7 +5,7 @@ Two forms are in use. Qwen3-Reranker itself is a causal language model that answ
 vocabulary at every position, (batch, length, vocabulary), or those of "no" and "yes" at the last
 one, (batch, 2), once it is pooled. As a model for sequence classification (`seq-cls`, such as
 https://huggingface.co/tomaarsen/Qwen3-Reranker-0.6B-seq-cls) it returns the difference of the two,
-(batch, 1).
+(batch, 1). Some exports have those one or two at every position.
 
 A causal language model looks the same whether it is a reranker, a chat model, or an embedding model
 that was exported for text generation. So it needs a name with "rerank", or the user's word.
@@ -22,7 +22,7 @@ from qwen3_triton_gateway.backends.base import HIDDEN_RANK, LOGITS_OUTPUT, POOLE
 from qwen3_triton_gateway.backends.behavior import VOCABULARY_PADDING, VOCABULARY_STEP
 from qwen3_triton_gateway.rerank_prompt import ANSWERS
 
-from ..findings import Finding, failure, note, ok
+from ..findings import Finding, failure, note, ok, warning
 from ..onnx_model import OnnxModel, TensorInfo
 from .tokenizer_file import NAME as TOKENIZER
 from .tokenizer_file import TokenizerFile
@@ -37,6 +37,10 @@ NAME_HINT = (
     "`rerank` in its name."
 )
 _NAME = re.compile("rerank", re.IGNORECASE)
+_NAME_OF_FORM = "reranker"
+_EXPORT = (
+    "Export it again with the task text-generation, or text-classification for a `seq-cls` model."
+)
 _FLOATS = ("float32", "float16", "bfloat16")
 
 
@@ -62,6 +66,11 @@ class Reranker:
         """The logits of a position: 2 for "no" and "yes", 1, or those of the vocabulary."""
         return (self.output.shape or (0,))[-1]
 
+    @property
+    def selects_answers(self) -> bool:
+        """Whether it returns the logits of its answers only, and not those of the vocabulary."""
+        return self.width <= len(ANSWERS)
+
 
 def recognize_reranker(
     model: OnnxModel, config: dict[str, Any], vocabulary_size: int | None, *, is_named: bool
@@ -78,14 +87,49 @@ def recognize_reranker(
     if output is None or output.shape is None or output.dtype.name not in _FLOATS:
         return None
     width = output.shape[-1] if output.shape else 0
-    if len(output.shape) == POOLED_RANK:
-        form: RerankerForm | None = {1: "seq-cls", len(ANSWERS): "causal"}.get(width)  # pyright: ignore[reportAssignmentType]
-        return Reranker(form, output) if form else None
-    if len(output.shape) != HIDDEN_RANK or not is_named:
+    if len(output.shape) not in (POOLED_RANK, HIDDEN_RANK):
+        return None
+    form: RerankerForm | None = {1: "seq-cls", len(ANSWERS): "causal"}.get(width)  # pyright: ignore[reportAssignmentType]
+    if form:
+        return Reranker(form, output)
+    if len(output.shape) == POOLED_RANK or not is_named:
         return None
     if width <= 0:
         width = int(config.get("vocab_size") or vocabulary_size or 0)
     return Reranker("causal", _with_width(output, width)) if width > len(ANSWERS) else None
+
+
+def check_form(model: OnnxModel, *, is_asked: bool) -> list[Finding]:
+    """Report a model that is named a reranker, but is none by what it returns.
+
+    Args:
+        model: The graph.
+        is_asked: Whether the user says so, and not only a name.
+    """
+    logits = next((t for t in model.outputs if t.name == LOGITS_OUTPUT), None)
+    if logits is None:
+        found = ", ".join(f"`{tensor.name}`" for tensor in model.outputs) or "nothing"
+    else:
+        found = f"`{LOGITS_OUTPUT}` as {logits.dtype.name} ({', '.join(logits.dimensions)})"
+    message = (
+        f"It is not a reranker: it returns {found}. A reranker returns `{LOGITS_OUTPUT}` of the "
+        'vocabulary at every position, or those of "no" and "yes", or the one of a classifier.'
+    )
+    if logits is None and not is_asked:
+        message += " It is taken for an embedding model, although its name says that it reranks."
+        return [warning(_NAME_OF_FORM, message, _EXPORT)]
+    return [failure(_NAME_OF_FORM, message, _EXPORT)]
+
+
+def check_positions(reranker: Reranker) -> list[Finding]:
+    """Report logits of one position only."""
+    if (reranker.output.shape or ())[1:2] != (1,) or reranker.is_pooled:
+        return []
+    message = (
+        "It returns the logits of one position only, the last one, which is a pad where a batch is "
+        "padded on the right."
+    )
+    return [failure(_NAME_OF_FORM, message, f"{_EXPORT} Those of all positions are needed.")]
 
 
 def has_vocabulary_head(output: TensorInfo | None, vocabulary_size: int | None) -> bool:
@@ -114,7 +158,7 @@ def is_reranker_name(name: str) -> bool:
 def check_answers(reranker: Reranker, tokenizer: TokenizerFile) -> list[Finding]:
     """Report a tokenizer that cannot write the prompt, or has no tokens for the answers."""
     findings: list[Finding] = []
-    if reranker.form == "causal" and not reranker.is_pooled:
+    if not reranker.selects_answers:
         findings += _check_ids(reranker, tokenizer)
     lost = [token for token in PROMPT_TOKENS if token not in tokenizer.special_tokens]
     if lost:
@@ -141,8 +185,10 @@ def check_answers(reranker: Reranker, tokenizer: TokenizerFile) -> list[Finding]
 
 def describe_form(reranker: Reranker, tokenizer: TokenizerFile | None) -> list[str]:
     """Say what was found, for `model inspect`."""
-    if reranker.form == "seq-cls":
+    if reranker.form == "seq-cls" and reranker.is_pooled:
         return ["seq-cls: one logit for each pair; its sigmoid is the score"]
+    if reranker.form == "seq-cls":
+        return ["seq-cls: one logit at every position; the sigmoid of the last one is the score"]
     ids = tokenizer.answer_ids if tokenizer else (None, None)
     answers = " and ".join(
         f'"{answer}" ({"not in the tokenizer" if token_id is None else token_id})'
@@ -150,6 +196,11 @@ def describe_form(reranker: Reranker, tokenizer: TokenizerFile | None) -> list[s
     )
     if reranker.is_pooled:
         return [f"causal, pooled: the logits of {answers} for each pair; their softmax scores it"]
+    if reranker.selects_answers:
+        return [
+            f"causal: the logits of {answers} at every position;",
+            "the softmax of the last ones is the score",
+        ]
     return [
         f"causal: logits of {reranker.width:,} tokens at every position; the score is the softmax",
         f"of those of {answers} at the last one",

@@ -10,7 +10,7 @@ float16 models lose nothing by the rounding of their logits, which are tens.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -58,12 +58,6 @@ def find_head(model: OnnxModel, reranker: Reranker) -> VocabularyHead:
     Raises:
         ModelError: It is quantized, or the graph ends in another way.
     """
-    if (reranker.output.shape or ())[1:2] == (1,):
-        msg = (
-            f"{model.path} has the logits of one position only, the last one, which is a pad where "
-            "a batch is padded on the right. Export it with all positions."
-        )
-        raise ModelError(msg)
     producers = _producers(model)
     end = _skip(producers, LOGITS_OUTPUT)
     if end is not None and end.op_type == "Reshape":  # Gemm takes matrices only
@@ -90,21 +84,41 @@ def cut_head(
     """Replace the head by the two rows, and the outputs by their logits: float32, (batch, 2)."""
     graph = model.proto.graph
     rows = _read_rows(model.path.parent, head, list(answer_ids))
-    batch = reranker.output.dimensions[0]
-    del graph.output[:]
-    graph.output.append(
-        helper.make_tensor_value_info(
-            LOGITS_OUTPUT, TensorProto.FLOAT, ["batch" if batch == "?" else batch, len(ANSWERS)]
-        )
-    )
     added = [
-        *last_token_nodes(
-            head.states, PREFIX + "gathered", opset=model.opset, with_past=bool(model.past_inputs)
-        ),
-        node("Cast", [PREFIX + "gathered"], PREFIX + "wide", to=TensorProto.FLOAT),
+        *_last_states(model, head.states, PREFIX + "wide"),
         node("Constant", [], _ROWS, value=numpy_helper.from_array(rows)),
         node("MatMul", [PREFIX + "wide", _ROWS], LOGITS_OUTPUT),
     ]
+    _replace_outputs(graph, added, reranker, len(ANSWERS))
+
+
+def select_last(model: OnnxModel, reranker: Reranker) -> None:
+    """Replace the outputs by the logits of the last token, where a head is cut already: float32."""
+    graph = model.proto.graph
+    everywhere = PREFIX + "logits"
+    for each in graph.node:
+        for names in (each.input, each.output):
+            names[:] = [everywhere if name == LOGITS_OUTPUT else name for name in names]
+    added = list(_last_states(model, everywhere, LOGITS_OUTPUT))
+    _replace_outputs(graph, added, reranker, reranker.width)
+
+
+def _last_states(model: OnnxModel, states: str, output: str) -> Iterator[onnx.NodeProto]:
+    """Yield the nodes for the last token's states, in float32."""
+    yield from last_token_nodes(
+        states, PREFIX + "gathered", opset=model.opset, with_past=bool(model.past_inputs)
+    )
+    yield node("Cast", [PREFIX + "gathered"], output, to=TensorProto.FLOAT)
+
+
+def _replace_outputs(
+    graph: onnx.GraphProto, added: list[onnx.NodeProto], reranker: Reranker, width: int
+) -> None:
+    """Add the nodes that compute the logits, and remove what only other outputs need."""
+    batch = reranker.output.dimensions[0]
+    shape = ["batch" if batch == "?" else batch, width]
+    del graph.output[:]
+    graph.output.append(helper.make_tensor_value_info(LOGITS_OUTPUT, TensorProto.FLOAT, shape))
     _remove_unused(graph, {name for new in added for name in new.input})
     graph.node.extend(added)
 

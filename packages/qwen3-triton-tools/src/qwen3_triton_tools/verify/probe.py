@@ -88,6 +88,14 @@ class GatewayClient:
         facts = self._facts()
         return _served_model(facts.get("reranker") or facts)
 
+    def only_reranks(self) -> bool:
+        """Return whether `/info` reports a reranker and no embedding model.
+
+        Raises:
+            HttpError: The server cannot be reached, rejects the key, or is not ready.
+        """
+        return "logits" in self._facts()
+
     def _facts(self) -> dict[str, Any]:
         for path in ("/info", "/health"):
             try:

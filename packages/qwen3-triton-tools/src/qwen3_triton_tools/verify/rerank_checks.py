@@ -241,7 +241,7 @@ def check_long_document(probe: RerankProbe) -> Finding:
 
 def _runnable_tokens(graph: GraphScorer, tokens: Tokens) -> int:
     """Return how long a pair the graph can run on this machine."""
-    if not graph.is_pooled:
+    if not graph.selects_answers:
         return MIN_RUN_TOKENS  # of a longer one, the whole vocabulary's logits are gigabytes
     began = time.perf_counter()
     graph.score([tokens[:TIMED_TOKENS]])
