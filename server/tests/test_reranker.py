@@ -15,7 +15,7 @@ import pytest_asyncio
 
 import qwen3_nano
 from fake_backend import FakeBackend, FakeReranker
-from qwen3_triton_gateway.backends import choose_backend
+from qwen3_triton_gateway.backends import choose_backend, with_stated_lengths
 from qwen3_triton_gateway.backends.onnx import OnnxBackend
 from qwen3_triton_gateway.backends.probe import run_probe
 from qwen3_triton_gateway.backends.replicas import ReplicatedBackend
@@ -466,6 +466,28 @@ def test_settings_that_contradict_each_other_are_refused(
 ) -> None:
     with pytest.raises(ValueError, match=message):
         Settings(**values)
+
+
+def test_a_pair_has_no_more_tokens_than_the_model_was_made_for() -> None:
+    assert with_stated_lengths(settings_for()).rerank_max_length == 2048
+
+
+def test_more_tokens_than_the_model_was_made_for_are_warned_of(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    settings = with_stated_lengths(settings_for(RERANK_MAX_LENGTH=4096))
+    assert settings.rerank_max_length == 4096
+    assert "RERANK_MAX_LENGTH is 4,096, but the model was made for up to 2,048" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "config",
+    ["", "[]", "{}", '{"max_position_embeddings": 2048, "rope_scaling": {"rope_type": "yarn"}}'],
+)
+def test_a_configuration_that_states_no_length_bounds_none(tmp_path: Path, config: str) -> None:
+    (tmp_path / "config.json").write_text(config)
+    settings = settings_for(RERANK_TOKENIZER_PATH=tmp_path)
+    assert with_stated_lengths(settings).rerank_max_length == 8192
 
 
 def test_a_tokenizer_without_the_tokens_of_the_prompt_is_refused(tokenizer_dir: Path) -> None:

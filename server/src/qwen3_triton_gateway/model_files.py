@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from pathlib import Path
+from typing import Any
 
 # Where exports keep the graph: optimum in the folder itself, the hub's onnx-community in `onnx`.
 USUAL_PLACES = ("model.onnx", "onnx/model.onnx")
@@ -62,6 +64,23 @@ def tokenizer_of(model_dir: Path) -> Path:
     except ModelFileError:  # reported where the model is loaded
         file = None
     return file.parent if file else model_dir
+
+
+def stated_max_length(tokenizer: Path) -> int | None:
+    """Return how many tokens a model was made for, by the `config.json` next to its tokenizer.
+
+    None if there is no such file, or if it says how positions are scaled beyond that.
+
+    Args:
+        tokenizer: The folder of `tokenizer.json`, or the file itself.
+    """
+    folder = tokenizer if os.path.isdir(tokenizer) else tokenizer.parent
+    try:
+        config: Any = json.loads((folder / "config.json").read_bytes())
+        length = None if config.get("rope_scaling") else config.get("max_position_embeddings")
+    except (OSError, ValueError, AttributeError):
+        return None  # the gateway does not need the file
+    return length if isinstance(length, int) and length > 0 else None
 
 
 def describe_os_error(error: OSError, path: Path | None = None) -> str:

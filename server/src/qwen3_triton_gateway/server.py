@@ -23,7 +23,7 @@ from pythonjsonlogger.orjson import OrjsonFormatter
 
 from .app import create_app
 from .auth import ApiKeys, read_api_keys, warn_about_keys
-from .backends import choose_backend, with_bundled_model
+from .backends import choose_backend, with_bundled_model, with_stated_lengths
 from .connections import (
     Connections,
     connection_limit,
@@ -127,6 +127,7 @@ async def serve(settings: Settings) -> None:
     keep_memory_flat()
     if settings.serves_embeddings:
         settings = with_bundled_model(settings)
+    settings = with_stated_lengths(settings)
     send_last_spans = configure_tracing(settings)
     service = EmbeddingService(
         settings,

@@ -193,7 +193,8 @@ class Settings(BaseSettings):
         validation_alias="RERANK_MAX_LENGTH",
         description=(
             "Maximum tokens of a query and a document with the prompt. Longer documents are "
-            "truncated or refused, depending on the request; a query is never truncated."
+            "truncated or refused, depending on the request; a query is never truncated. If it is "
+            "not set, less where the config.json next to the tokenizer says so."
         ),
     )
     rerank_split_special_tokens: bool = Field(
@@ -229,7 +230,8 @@ class Settings(BaseSettings):
         validation_alias="EMBED_MAX_LENGTH",
         description=(
             "Maximum tokens per text, including the end token. Longer texts are truncated or "
-            "refused, depending on the request."
+            "refused, depending on the request. If it is not set, less where the config.json next "
+            "to the tokenizer says so."
         ),
     )
     output_dim: int = Field(

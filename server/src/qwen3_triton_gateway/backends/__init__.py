@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StartupError
+from ..model_files import stated_max_length, tokenizer_of
 from ..settings import Settings, Task
 from .base import Backend
 
@@ -107,6 +108,34 @@ def with_nano_reranker(settings: Settings) -> Settings:
         "rerank_model_dir": nano_reranker_dir(),
         "rerank_model_id": settings.rerank_model_id or NANO_RERANKER_ID,
     }
+    return settings.model_copy(update=update)
+
+
+def with_stated_lengths(settings: Settings) -> Settings:
+    """Lower default maximum lengths to what the models were made for, and warn of longer ones."""
+    folders = {
+        "max_length": settings.tokenizer_path
+        or (tokenizer_of(settings.model_dir) if settings.model_dir else None),
+        "rerank_max_length": settings.rerank_tokenizer_path
+        or (tokenizer_of(settings.rerank_model_dir) if settings.rerank_model_dir else None),
+    }
+    update: dict[str, int] = {}
+    for field, folder in folders.items():
+        length: int = getattr(settings, field)
+        stated = stated_max_length(folder) if folder else None
+        if stated is None or length <= stated:
+            continue
+        if field not in settings.model_fields_set:
+            update[field] = stated
+            continue
+        logger.warning(
+            "%s is %s, but the model was made for up to %s tokens (`max_position_embeddings` in "
+            "%s): it may be wrong about longer texts.",
+            Settings.model_fields[field].validation_alias,
+            f"{length:,}",
+            f"{stated:,}",
+            folder,
+        )
     return settings.model_copy(update=update)
 
 
