@@ -27,7 +27,7 @@ from qwen3_triton_tools.local_triton import LocalTriton, ensure_runtime, write_r
 from qwen3_triton_tools.local_triton.launch import answers_ok
 from qwen3_triton_tools.local_triton.process import (
     Ports,
-    TritonProcess,
+    SupervisedProcess,
     choose_ports,
     free_ports,
     server_command,
@@ -117,7 +117,7 @@ def forgiving_triton(repository: Path, log_file: Path) -> Generator[str]:
         complete_config=True,
     )
     command.append(f"--http-restricted-api=metadata,inference,model-repository:{RESTRICTED}")
-    process = TritonProcess(
+    process = SupervisedProcess(
         ["--exit-on-error=false" if part == "--exit-on-error=true" else part for part in command],
         environment=runtime.environment(),
         log_file=log_file,

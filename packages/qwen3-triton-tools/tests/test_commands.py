@@ -108,7 +108,7 @@ def test_an_embedding_model_in_place_of_a_reranker_is_named() -> None:
     nano = str(qwen3_nano.model_dir())
     code, output = run("triton", "--rerank-model-dir", nano, "--http-port", "0")
     assert code == 1
-    assert "is not a reranker, which returns `logits`; it returns last_hidden_state" in output
+    assert "It is not a reranker: it returns `last_hidden_state`" in output
 
 
 def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:

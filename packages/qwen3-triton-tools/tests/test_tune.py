@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,6 +17,7 @@ from click.testing import CliRunner
 
 import qwen3_nano
 from onnx_exports import float_weights, write_export
+from polling import wait_for
 from qwen3_triton_gateway.backends.engines import INSTRUCTIONS, Machine
 from qwen3_triton_gateway.cli import main
 from qwen3_triton_tools.commands.tune import FIRST_LINE
@@ -332,3 +335,23 @@ def test_settings_are_written_for_a_shell_even_with_spaces_in_a_path(
     shown = subprocess.run(["sh", "-c", script], capture_output=True, text=True, check=True).stdout
     assert shown.splitlines() == ["openvino", str(folder)]
     assert "Vectors in bfloat16 are an embedding space of their own" in done.output
+
+
+@pytest.mark.slow
+def test_a_tune_that_is_killed_leaves_no_gateway_and_no_file(tmp_path: Path) -> None:
+    script = (
+        "import asyncio, time; from qwen3_triton_tools.tune.gateway import CandidateGateway; "
+        "gateway = CandidateGateway({}, lambda: None); asyncio.run(gateway.start()); "
+        "print(gateway.pid, flush=True); time.sleep(600)"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    ) as tune:
+        assert tune.stdout is not None
+        gateway = Path("/proc", tune.stdout.readline().decode().strip())
+        assert gateway.exists()
+        tune.kill()
+    wait_for(lambda: not gateway.exists(), "the gateway has ended")
+    wait_for(lambda: not any(tmp_path.iterdir()), "its log is removed")

@@ -17,7 +17,7 @@ from ..errors import LaunchError, ModelFolderError, UnreachableError
 from ..http import request
 from .process import (
     Ports,
-    TritonProcess,
+    SupervisedProcess,
     bracketed,
     choose_ports,
     is_port_clash,
@@ -95,7 +95,7 @@ class LocalTriton:
     # Zeros until the first server is ready: then its ports are kept for the later ones.
     _fixed_ports: Ports = field(init=False, repr=False)
     _ports: Ports | None = field(default=None, init=False, repr=False)
-    _process: TritonProcess | None = field(default=None, init=False, repr=False)
+    _process: SupervisedProcess | None = field(default=None, init=False, repr=False)
 
     def __post_init__(self) -> None:
         if (self.model_dir is None) == (self.model_repository is None):
@@ -222,7 +222,7 @@ class LocalTriton:
         return bracketed({"0.0.0.0": "127.0.0.1", "::": "::1"}.get(self.host, self.host))
 
     @property
-    def _started(self) -> TritonProcess:
+    def _started(self) -> SupervisedProcess:
         if self._process is None:
             raise LaunchError("Triton was not started.")
         return self._process
@@ -270,7 +270,7 @@ class LocalTriton:
             exit_timeout_seconds=self.grace_seconds,
             complete_config=self.model_repository is not None,
         )
-        self._process = TritonProcess(
+        self._process = SupervisedProcess(
             command,
             environment=runtime.environment(),
             log_file=self.log_file,

@@ -1,4 +1,7 @@
-"""One tritonserver process: its ports, its command line, and its supervisor."""
+"""One tritonserver process: its ports, its command line, and its supervisor.
+
+The supervisor stops any server that should not outlive this process.
+"""
 
 from __future__ import annotations
 
@@ -104,11 +107,11 @@ def server_command(
     return command
 
 
-class TritonProcess:
-    """A running (or ended) tritonserver, its status and its log.
+class SupervisedProcess:
+    """A running (or ended) server that its supervisor stops with this process.
 
     Attributes:
-        pid: The process id of tritonserver.
+        pid: The process id of the server, not of its supervisor.
         log_file: The file with its output.
     """
 
@@ -171,7 +174,7 @@ class TritonProcess:
         try:
             return self._supervisor.wait(timeout_seconds)
         except subprocess.TimeoutExpired as error:
-            raise TimeoutError(f"Triton still runs after {timeout_seconds} s.") from error
+            raise TimeoutError(f"The server still runs after {timeout_seconds} s.") from error
 
     def stop(self) -> None:
         """Stop it, with SIGTERM first, and wait until it and its children are gone."""

@@ -1,4 +1,4 @@
-"""Run tritonserver for as long as its owner process lives, and clean up after it.
+"""Run tritonserver, or a gateway that is measured, for as long as its owner process lives.
 
 Runs as a script, with the standard library alone. It is a process of its own because only a parent
 of Triton can do all of this when the owner is killed: stop Triton and the backend's stubs, and
@@ -65,8 +65,9 @@ def main(arguments: list[str]) -> int:
 
 
 def _die_with_parent() -> None:
-    """Have the kernel stop Triton if this supervisor is killed."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+    """Have the kernel stop the server if this supervisor is killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
 def _stop_with_parent(triton: int, parent: int, grace_seconds: float) -> None:

@@ -6,8 +6,9 @@ import asyncio
 import base64
 import os
 import re
+import shutil
+import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -24,6 +25,7 @@ import numpy as np
 from qwen3_triton_gateway.settings import Settings
 
 from ..errors import ToolError
+from ..local_triton.process import SupervisedProcess
 from ..verify.cards import Float64Matrix
 from .machine import resident_bytes
 from .texts import QUERY, chunks
@@ -32,6 +34,7 @@ CALLERS, TEXTS_PER_REQUEST = 8, 8
 # A model of many gigabytes from a cold disk; Ctrl-C ends it earlier.
 START_SECONDS = 900.0
 STOP_SECONDS = 10.0
+SIGNALED = 128  # exit statuses above are of processes that a signal ended
 POLL_SECONDS = 0.05
 # The slowest candidate has 64 texts of up to 600 tokens in the queue.
 REQUEST_SECONDS = 900.0
@@ -63,6 +66,8 @@ class Pass:
 class CandidateGateway:
     """`qwen3-triton serve` in a process of its own: its memory is counted, and freed at the end.
 
+    It ends with this process, even if that is killed.
+
     Attributes:
         start_seconds: From the start of the process until it answers.
     """
@@ -76,8 +81,7 @@ class CandidateGateway:
         """
         self._settings = settings
         self._on_progress = on_progress
-        self._process: subprocess.Popen[bytes] | None = None
-        self._log: Path | None = None
+        self._process: SupervisedProcess | None = None
         self._url = ""
         self._client: httpx2.AsyncClient | None = None
         self.start_seconds = 0.0
@@ -85,6 +89,10 @@ class CandidateGateway:
     @property
     def is_running(self) -> bool:
         return self._process is not None
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
 
     @property
     def memory_bytes(self) -> int | None:
@@ -111,7 +119,8 @@ class CandidateGateway:
     def terminate(self) -> None:
         """Ask the process to end; `stop` waits for it."""
         if self._process is not None:
-            self._process.terminate()
+            with suppress(ProcessLookupError):
+                os.kill(self._process.pid, signal.SIGTERM)
 
     async def stop(self) -> None:
         """End the process, by force if it does not end by itself."""
@@ -122,9 +131,8 @@ class CandidateGateway:
                 await client.aclose()
         finally:
             if process is not None:
-                _end(process)
-            if self._log is not None:
-                self._log.unlink(missing_ok=True)
+                process.stop()
+                shutil.rmtree(process.log_file.parent, ignore_errors=True)
 
     async def embed(self, texts: Sequence[str], *, passes: int = 1) -> Pass:
         """Embed all texts as several callers do, each with its next request after an answer.
@@ -185,20 +193,17 @@ class CandidateGateway:
             raise CandidateError(f"HTTP {answer.status_code}: {answer.text[:200]}")
         return answer.json()
 
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        handle, name = tempfile.mkstemp(prefix="tune-", suffix=".log")
-        self._log = Path(name)
+    def _spawn(self) -> SupervisedProcess:
+        folder = Path(tempfile.mkdtemp(prefix="qwen3-triton-tune-"))
         environment = {key: value for key, value in os.environ.items() if key not in SETTINGS}
-        with os.fdopen(handle, "wb") as log:
-            return subprocess.Popen(
-                [sys.executable, "-m", "qwen3_triton_gateway", "serve"],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                env=environment | dict(self._settings) | OWN_SETTINGS,
-                # Ctrl-C on a terminal reaches this process alone, which then stops the gateway.
-                start_new_session=True,
-            )
+        return SupervisedProcess(
+            [sys.executable, "-m", "qwen3_triton_gateway", "serve"],
+            environment=environment | dict(self._settings) | OWN_SETTINGS,
+            log_file=folder / "gateway.log",
+            shm_prefix=folder.name,
+            work_dir=folder,
+            grace_seconds=STOP_SECONDS,
+        )
 
     async def _is_ready(self) -> bool:
         assert self._client is not None
@@ -219,24 +224,14 @@ class CandidateGateway:
             return
         if reasons := ERROR_LINE.findall(self._read_log()):
             raise CandidateError(reasons[-1])
-        if status < 0:
-            raise CandidateError(f"It was killed by signal {-status}; was there enough memory?")
+        if status > SIGNALED:
+            number = status - SIGNALED
+            raise CandidateError(f"It was killed by signal {number}; was there enough memory?")
         raise CandidateError(f"It ended with status {status}: {self._read_log().strip()[-200:]}")
 
     def _read_log(self) -> str:
-        return self._log.read_text(errors="replace") if self._log else ""
+        return self._process.log().decode(errors="replace") if self._process else ""
 
 
 def _decode(text: str) -> np.ndarray[Any, np.dtype[np.float32]]:
     return np.frombuffer(base64.b64decode(text), dtype="<f4")
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    process.terminate()
-    try:
-        process.wait(STOP_SECONDS)
-    except BaseException as error:  # also a second Ctrl-C: the process must not stay
-        process.kill()
-        process.wait()
-        if not isinstance(error, subprocess.TimeoutExpired):
-            raise
