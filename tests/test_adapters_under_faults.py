@@ -1,6 +1,7 @@
 """The client and both adapters, with a proxy that injects faults in front of the real gateway.
 
-Every text gets its own vector, or the call ends with one error that lists the texts without one.
+Every text gets its own vector or score, or the call ends with one error that lists the texts
+without one.
 """
 
 from __future__ import annotations
@@ -11,15 +12,16 @@ import pickle
 import signal
 import threading
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 import pytest
 
 from embed_call import cosines, embed
-from embedding_faces import FACES, Face
+from faces import FACES, RERANK_FACES, EmbeddingFace, Face
 from fault_proxy import (
     BEARABLE,
     PASSING,
@@ -31,7 +33,7 @@ from fault_proxy import (
     first_tries,
     poison,
 )
-from gateway_process import running_gateway, triton_flags
+from gateway_process import MortalGateway, running_gateway, triton_flags
 from polling import wait_for
 from qwen3_triton_client import (
     AsyncEmbeddingClient,
@@ -45,7 +47,10 @@ from qwen3_triton_client import (
     OverloadedError,
 )
 from qwen3_triton_tools.local_triton import LocalTriton
+from reranker_exports import random_weights
+from reranker_graph import write_reranker
 from tolerances import FLOAT32_COSINE
+from traffic import Embedding, Reranking, Traffic
 
 # Distinct and of many lengths, so that batches do not follow the order of the texts.
 TEXTS = [f"{'filler ' * (7 * index % 19)}text number {index}" for index in range(240)]
@@ -67,10 +72,11 @@ def _no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(name="gateway_url", scope="module")
-def _gateway_url(triton: LocalTriton) -> Generator[str]:
+def _gateway_url(triton: LocalTriton, tmp_path_factory: pytest.TempPathFactory) -> Generator[str]:
     """A gateway with a cache: the tests embed the same texts many hundreds of times."""
-    flags = (*triton_flags(triton.http_url), "--cache-bytes", str(CACHE_BYTES))
-    with running_gateway(*flags) as gateway:
+    reranker = write_reranker(tmp_path_factory.mktemp("reranker"), trunk=random_weights())
+    flags = (*triton_flags(triton.http_url), "--rerank-model-dir", str(reranker))
+    with running_gateway(*flags, "--cache-bytes", str(CACHE_BYTES)) as gateway:
         yield gateway.url
 
 
@@ -83,23 +89,38 @@ def _proxy(gateway_url: str) -> Generator[FaultProxy]:
 @pytest.fixture(name="right", scope="module")
 def _right(gateway_url: str) -> Right:
     """Compare with what the gateway returns without the proxy."""
-    known = dict(zip(TEXTS, embed(gateway_url, TEXTS), strict=True))
 
-    def right(texts: Sequence[str], vectors: Iterable[Any]) -> bool:
-        rows = np.array(list(vectors), dtype=np.float32)
-        expected = np.stack([known[text] for text in texts])
-        return rows.shape == expected.shape and cosines(rows, expected).min() >= FLOAT32_COSINE
+    @cache
+    def known(kind: type[Traffic]) -> dict[str, Any]:
+        return dict(zip(TEXTS, kind.rows(kind(gateway_url).send(TEXTS)), strict=True))
+
+    def right(texts: Sequence[str], rows: Iterable[Any]) -> bool:
+        found = np.array(list(rows), dtype=np.float32)
+        if not texts:
+            return not found.size
+        kind = Reranking if found.shape[1] == 1 else Embedding
+        expected = np.stack([known(kind)[text] for text in texts])
+        return found.shape == expected.shape and kind.agree(found, expected)
 
     return right
 
 
-@pytest.fixture(name="make", params=FACES)
-def _make(request: pytest.FixtureRequest, proxy: FaultProxy) -> MakeFace:
-    """Create the client or one of the adapters, with the options that they share."""
+@pytest.fixture(
+    name="face",
+    params=[*FACES, *(pytest.param(name, marks=pytest.mark.campaign) for name in RERANK_FACES)],
+)
+def _face(request: pytest.FixtureRequest) -> str:
+    """The name of the client or of one of the adapters."""
+    return request.param
+
+
+@pytest.fixture(name="make")
+def _make(face: str, proxy: FaultProxy) -> MakeFace:
+    """Create one, with the options that they share."""
 
     def make(**options: Any) -> Face:
         defaults = {"batch_size": BATCH_SIZE, "max_concurrency": BOUND, "max_retries": 3}
-        return FACES[request.param](proxy.url, **{**defaults, **options})
+        return (FACES | RERANK_FACES)[face](proxy.url, **{**defaults, **options})
 
     return make
 
@@ -142,12 +163,14 @@ def test_a_slow_answer_is_waited_for(
     assert set(proxy.tries.values()) == {1}
 
 
+@pytest.mark.parametrize("face", FACES)
 def test_a_query_is_retried_too(
     make: MakeFace, asynchronous: bool, proxy: FaultProxy, gateway_url: str
 ) -> None:
     proxy.rule = first_tries(SOME_TEXT, busy(), busy(429))
-    face = make()
-    vector = asyncio.run(face.aquery(SOME_TEXT)) if asynchronous else face.query(SOME_TEXT)
+    model = make()
+    assert isinstance(model, EmbeddingFace)
+    vector = asyncio.run(model.aquery(SOME_TEXT)) if asynchronous else model.query(SOME_TEXT)
     expected = embed(gateway_url, [SOME_TEXT], input_type="query")
     assert cosines(np.array([vector]), expected).min() >= FLOAT32_COSINE
     assert proxy.tries == {(SOME_TEXT,): 3}
@@ -192,7 +215,7 @@ LASTING = {
     "500": Lasting(busy(500), GatewayError, 500, 3),
     "504": Lasting(busy(504), EmbeddingTimeoutError, 504, 3),
     "400": Lasting(busy(400), InvalidRequestError, 400, 1),
-    "one-vector-short": Lasting(Fault("drop_vector"), BadAnswerError, 200, 1),
+    "one-result-short": Lasting(Fault("drop_result"), BadAnswerError, 200, 1),
 }
 BROKEN = ["reset", "reset_in_body", "cut_body", "cut_json"]
 
@@ -202,14 +225,16 @@ def test_a_permanent_fault_is_one_typed_error_with_every_detail(
     make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right, lasting: Lasting
 ) -> None:
     proxy.rule = poison([SOME_TEXT], lasting.fault)
-    with pytest.raises(lasting.kind, match="texts: ") as caught:
+    with pytest.raises(lasting.kind, match=r"(texts|documents): ") as caught:
         make(max_concurrency=1, max_retries=2).run(FEW, asynchronous=asynchronous)
     error, last = caught.value, proxy.requests[-1]
     assert type(error) is lasting.kind
     assert (error.status, error.request_id) == (lasting.status, last.request_id)
     assert proxy.tries[last.texts] == error.tries == lasting.tries
     assert {FEW[index] for index in error.failed_indices} == set(last.texts)
-    assert {FEW[index] for index in error.completed} == proxy.answered()
+    # Scores are for a ranking, which some of them do not make.
+    kept = proxy.answered() if error.argument == "texts" else set[str]()
+    assert {FEW[index] for index in error.completed} == kept
     assert right([FEW[index] for index in error.completed], error.completed.values())
 
 
@@ -226,11 +251,11 @@ def test_a_response_that_never_arrives_completely_is_a_connection_error(
     assert right([FEW[index] for index in error.completed], error.completed.values())
 
 
-def test_a_vector_with_nan_fails_its_own_text_and_no_other(
-    make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right
+def test_a_result_of_nan_fails_its_own_text_and_no_other(
+    make: MakeFace, asynchronous: bool, proxy: FaultProxy
 ) -> None:
     proxy.rule = poison([SOME_TEXT], Fault("nan"))
-    with pytest.raises(BadAnswerError, match="holds NaN") as caught:
+    with pytest.raises(BadAnswerError, match="NaN") as caught:
         make(max_concurrency=1).run(FEW, asynchronous=asynchronous)
     error, last = caught.value, proxy.requests[-1]
     assert [FEW[index] for index in error.failed_indices] == [last.texts[-1]]
@@ -269,7 +294,7 @@ async def test_the_first_error_cancels_what_is_in_flight(make: MakeFace, proxy: 
     proxy.hold(lambda request: texts[0] not in request.texts or proxy.in_flight < BOUND)
     before = asyncio.all_tasks()
     with pytest.raises(InvalidRequestError, match="answered 400"):
-        await make().aembed(texts)
+        await make().arows(texts)
     assert asyncio.all_tasks() == before
     await asyncio.to_thread(wait_for, lambda: quiet(proxy), "no request in flight")
     assert len(proxy.requests) == BOUND
@@ -283,7 +308,7 @@ def test_after_the_first_error_no_thread_and_no_request_is_left(
     # Slow, so that the error comes long before the last batch.
     proxy.rule = lambda request: Fault(status=400) if longest in request.texts else Fault("slow")
     with pytest.raises(InvalidRequestError, match="answered 400"):
-        make().embed([longest, *TEXTS])
+        make().rows([longest, *TEXTS])
     sent = len(proxy.requests)
     assert client_threads() == []
     wait_for(lambda: quiet(proxy), "no request in flight")
@@ -296,7 +321,7 @@ async def test_a_cancelled_call_disconnects_and_the_next_one_works(
     proxy.hold(lambda _: True)
     face = make()
     before = asyncio.all_tasks()
-    call = asyncio.create_task(face.aembed(TEXTS))
+    call = asyncio.create_task(face.arows(TEXTS))
     await asyncio.to_thread(wait_for, lambda: proxy.in_flight == BOUND, "requests in flight")
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -305,7 +330,7 @@ async def test_a_cancelled_call_disconnects_and_the_next_one_works(
     await asyncio.to_thread(wait_for, lambda: quiet(proxy), "no request in flight")
     assert [request.hung_up for request in proxy.requests] == [True] * BOUND
     proxy.release()
-    assert right(FEW, await face.aembed(FEW))
+    assert right(FEW, await face.arows(FEW))
 
 
 async def test_a_call_cancelled_during_its_backoff_sends_nothing_more(
@@ -313,7 +338,7 @@ async def test_a_call_cancelled_during_its_backoff_sends_nothing_more(
 ) -> None:
     proxy.rule = lambda _: Fault(headers={"Retry-After": "60"})
     before = asyncio.all_tasks()
-    call = asyncio.create_task(make().aembed(FEW))
+    call = asyncio.create_task(make().arows(FEW))
     await asyncio.to_thread(
         wait_for, lambda: len(proxy.requests) == BOUND and quiet(proxy), "refusals"
     )
@@ -330,7 +355,7 @@ async def test_cancelling_some_of_several_calls_leaves_the_others_correct(
     parts = [TEXTS[start::4] for start in range(4)]
     proxy.hold(lambda _: True)
     face = make()
-    calls = [asyncio.create_task(face.aembed(part)) for part in parts]
+    calls = [asyncio.create_task(face.arows(part)) for part in parts]
     await asyncio.to_thread(wait_for, lambda: proxy.in_flight == BOUND, "requests in flight")
     calls[0].cancel()
     calls[2].cancel()
@@ -362,7 +387,7 @@ def test_an_interrupt_ends_a_call_after_what_is_in_flight(
         with ThreadPoolExecutor(1) as pool:
             pending = pool.submit(interrupt)
             with pytest.raises(KeyboardInterrupt):
-                make().embed(TEXTS)
+                make().rows(TEXTS)
             pending.result()
     finally:
         signal.signal(signal.SIGINT, former)
@@ -392,7 +417,7 @@ def test_threads_share_one_limit_and_each_gets_its_vectors(
     proxy.answer_in_reverse(BOUND)
     face = make(max_retries=plan.most_tries - 1)
     with ThreadPoolExecutor(6) as pool:
-        results = list(pool.map(face.embed, parts))
+        results = list(pool.map(face.rows, parts))
     assert all(right(part, vectors) for part, vectors in zip(parts, results, strict=True))
     assert proxy.tries == {batch: plan.tries(batch) for batch in proxy.tries}
     assert proxy.most_in_flight == BOUND
@@ -405,7 +430,7 @@ async def test_gathered_calls_share_one_limit_and_each_gets_its_vectors(
     proxy.rule = plan = RandomPlan(0, [busy(), busy(429), Fault("slow")])
     proxy.answer_in_reverse(BOUND)
     face = make(max_retries=plan.most_tries - 1)
-    results = await asyncio.gather(*(face.aembed(part) for part in parts))
+    results = await asyncio.gather(*(face.arows(part) for part in parts))
     assert all(right(part, vectors) for part, vectors in zip(parts, results, strict=True))
     assert proxy.tries == {batch: plan.tries(batch) for batch in proxy.tries}
     assert proxy.most_in_flight == BOUND
@@ -416,7 +441,7 @@ async def test_a_gathered_call_that_fails_leaves_the_others_correct(
 ) -> None:
     parts = [TEXTS[start::6] for start in range(6)]
     proxy.rule = poison([parts[3][0]], busy(500))
-    calls = [make().aembed(part) for part in parts]
+    calls = [make().arows(part) for part in parts]
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert isinstance(results.pop(3), GatewayError)
     del parts[3]
@@ -429,7 +454,7 @@ def test_a_second_event_loop_is_served_after_faults_in_the_first(
     face = make()
     for part in (FEW[:20], FEW[20:]):
         proxy.rule = first_tries(part[3], Fault("reset_in_body"), busy())
-        assert right(part, asyncio.run(face.aembed(part)))
+        assert right(part, asyncio.run(face.arows(part)))
 
 
 def test_event_loops_in_several_threads_share_one_adapter(
@@ -439,7 +464,7 @@ def test_event_loops_in_several_threads_share_one_adapter(
     proxy.rule = RandomPlan(0, [busy(), busy(429), Fault("slow")])
     face = make()
     with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda part: asyncio.run(face.aembed(part)), parts))
+        results = list(pool.map(lambda part: asyncio.run(face.arows(part)), parts))
     assert all(right(part, vectors) for part, vectors in zip(parts, results, strict=True))
 
 
@@ -493,3 +518,73 @@ def test_nothing_is_isolated_while_the_gateway_is_unavailable(proxy: FaultProxy)
         client.embed(FEW, on_error="isolate")
     assert set(proxy.tries.values()) == {2}
     assert len(proxy.tries) == 1
+
+
+# Triton and the gateway end in the middle of calls
+
+
+@pytest.mark.campaign
+def test_calls_to_rerank_are_right_or_end_with_a_typed_error_while_servers_are_killed() -> None:
+    with Reranking.triton() as triton:
+        gateway = MortalGateway("--triton-url", triton.grpc_url, *Reranking.flags)
+        try:
+            gateway.wait_ready()
+            rerank_through_kills(triton, gateway)
+        finally:
+            gateway.stop()
+
+
+def rerank_through_kills(triton: LocalTriton, gateway: MortalGateway) -> None:
+    traffic = Reranking(gateway.url)
+    expected = Reranking.rows(traffic.send(FEW))
+    outcomes: list[list[type[EmbeddingError] | None]] = []
+    over = threading.Event()
+
+    def call(face: Face, asynchronous: bool, outcomes: list[type[EmbeddingError] | None]) -> None:
+        while not over.is_set():
+            try:
+                found = face.run(FEW, asynchronous=asynchronous)
+            except EmbeddingError as error:
+                outcomes.append(type(error))
+            else:
+                assert Reranking.agree(np.array(found, dtype=np.float32), expected)
+                outcomes.append(None)
+
+    with ThreadPoolExecutor() as pool:
+        options = {"batch_size": BATCH_SIZE, "max_concurrency": 2, "max_retries": 1}
+        calls: list[Future[None]] = []
+        for make in RERANK_FACES.values():
+            for asynchronous in (False, True):
+                outcomes.append([])
+                face = make(gateway.url, **options)
+                calls.append(pool.submit(call, face, asynchronous, outcomes[-1]))
+
+        def wait_for_right_answers() -> None:
+            counts = [len(each) for each in outcomes]
+            wait_for(
+                lambda: (
+                    any(each.done() for each in calls)
+                    or all(
+                        None in each[count:] for each, count in zip(outcomes, counts, strict=True)
+                    )
+                ),
+                "a right answer to everyone",
+            )
+
+        try:
+            wait_for_right_answers()
+            os.kill(triton.pid, signal.SIGKILL)
+            wait_for(lambda: not gateway.process.is_ready(), "not ready without Triton")
+            triton.start()
+            triton.wait_ready()
+            wait_for_right_answers()
+            gateway.kill()
+            gateway.restart()
+            wait_for_right_answers()
+        finally:
+            over.set()
+        for each in calls:
+            each.result()
+    assert {outcome for each in outcomes for outcome in each} <= {
+        *(None, OverloadedError, EmbeddingConnectionError, EmbeddingTimeoutError)
+    }

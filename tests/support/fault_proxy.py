@@ -35,8 +35,8 @@ Kind = Literal[
     "reset_in_body",  # RST after half of the body
     "cut_body",  # FIN after half of the body that content-length announces
     "cut_json",  # half of the body, under a content-length that agrees with it
-    "drop_vector",  # one vector fewer than texts
-    "nan",  # the last vector holds NaN
+    "drop_result",  # a vector or score fewer than texts
+    "nan",  # the vector or score of the last text is not a number
     "slow",  # the whole answer, late
     "drip",  # the whole answer, in small pieces
     "trickle",  # so few bytes at a time that it never ends, but is never silent for long
@@ -399,16 +399,21 @@ def _reset(writer: asyncio.StreamWriter) -> None:
 
 
 def _spoiled(reply: httpx2.Response, fault: Fault | None) -> httpx2.Response:
-    """Remove a vector from a response, or put NaN into one."""
-    if fault is None or fault.kind not in {"drop_vector", "nan"}:
+    """Remove the result of the last text from a response, or put NaN into it."""
+    if fault is None or fault.kind not in {"drop_result", "nan"}:
         return reply
     answer = reply.json()
-    last = base64.b64decode(answer["embeddings"].pop())
-    if fault.kind == "nan":
-        spoiled = struct.pack("<f", math.nan) + last[4:]
-        answer["embeddings"].append(base64.b64encode(spoiled).decode())
+    if isinstance(answer, list):
+        last = answer.pop(max(range(len(answer)), key=lambda rank: answer[rank]["index"]))
+        if fault.kind == "nan":
+            answer.append(last | {"score": math.nan})
+    else:
+        last = base64.b64decode(answer["embeddings"].pop())
+        if fault.kind == "nan":
+            spoiled = struct.pack("<f", math.nan) + last[4:]
+            answer["embeddings"].append(base64.b64encode(spoiled).decode())
     headers = {"X-Request-ID": reply.headers["x-request-id"]}
-    return httpx2.Response(reply.status_code, headers=headers, json=answer)
+    return httpx2.Response(reply.status_code, headers=headers, content=json.dumps(answer))
 
 
 @contextmanager
