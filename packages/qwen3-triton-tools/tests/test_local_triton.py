@@ -153,6 +153,13 @@ def is_running(pid: int) -> bool:
         return False
 
 
+def stub_of(server: LocalTriton) -> int:
+    """Return the process that runs the server's only model."""
+    tasks = Path(f"/proc/{server.pid}/task").glob("*/children")
+    [stub] = [int(child) for children in tasks for child in children.read_text().split()]
+    return stub
+
+
 both_protocols = pytest.mark.parametrize(
     "protocol",
     [pytest.param(tritonclient.http, id="http"), pytest.param(tritonclient.grpc, id="grpc")],
@@ -200,6 +207,11 @@ def test_metadata_has_the_graphs_names_types_and_shapes(
     with client_of(tritonclient.http, triton) as client:
         metadata = client.get_model_metadata(variant)
         config = client.get_model_config(variant)
+    assert metadata["outputs"].pop() == {
+        "name": "answer_checksum",
+        "datatype": "INT64",
+        "shape": [-1, 1],
+    }
     for role, entries in (("inputs", model.get_inputs()), ("outputs", model.get_outputs())):
         expected = [
             (e.name, types[e.type], [d if isinstance(d, int) else -1 for d in e.shape])
@@ -284,16 +296,15 @@ def test_two_servers_answer_at_once_and_a_killed_one_comes_back_on_its_ports(
         assert other.pid != pid
         answer = infer(tritonclient.grpc, other, "plain", arrays)
         np.testing.assert_allclose(answer, expected, rtol=1e-5, atol=1e-5)
-        [stub] = [
-            child
-            for children in Path(f"/proc/{other.pid}/task").glob("*/children")
-            for child in children.read_text().split()
-        ]
-        # Triton alone would go on calling itself ready without the process that runs the model.
-        os.kill(int(stub), signal.SIGKILL)
-        assert isinstance(other.wait(60), int)
-        other.start()
-        other.wait_ready(60)
+        # Triton alone would go on calling itself ready without the process that runs the model, and
+        # mix up the answers of one that was paused.
+        for fault, reason in ((signal.SIGKILL, "process died"), (signal.SIGSTOP, "got no CPU")):
+            os.kill(stub_of(other), fault)
+            assert other.wait(60) == 128 + signal.SIGKILL
+            assert reason in other.end_reason
+            other.start()
+            other.wait_ready(60)
+            assert not other.end_reason
         os.kill(other.pid, signal.SIGSTOP)
     # A stopped server, too, is gone when the block ends.
     with pytest.raises(LaunchError, match="not started"):

@@ -30,7 +30,11 @@ from qwen3_triton_gateway.cli import main
 from qwen3_triton_gateway.openvino_model import core_count, import_openvino
 from qwen3_triton_tools.errors import ModelError
 from qwen3_triton_tools.local_triton import LocalTriton
-from qwen3_triton_tools.local_triton.repository import MODEL_SOURCE, OPENVINO_SOURCE
+from qwen3_triton_tools.local_triton.repository import (
+    CHECKSUM_SOURCE,
+    MODEL_SOURCE,
+    OPENVINO_SOURCE,
+)
 from qwen3_triton_tools.model.openvino_plan import plan_openvino
 from tolerances import BFLOAT16_COSINE, FLOAT32_COSINE
 
@@ -237,6 +241,7 @@ def _triton(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         config += f'parameters {{ key: "openvino_options" value {{ string_value: {options} }} }}\n'
         (folder / "config.pbtxt").write_text(config)
         shutil.copyfile(MODEL_SOURCE, folder / "1" / "model.py")
+        shutil.copyfile(CHECKSUM_SOURCE, folder / "1" / CHECKSUM_SOURCE.name)
         shutil.copyfile(OPENVINO_SOURCE, folder / "1" / OPENVINO_SOURCE.name)
     with LocalTriton(model_repository=served) as server:
         yield server

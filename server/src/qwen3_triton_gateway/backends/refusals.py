@@ -35,6 +35,9 @@ NOT_TRITON = "an exception occurred in the client while decoding"
 # gRPC's words for an HTTP response that is not gRPC (checked on grpcio 1.85).
 NOT_GRPC = re.compile(r"http2 header with status: (\d+)")
 HTTP_1 = "http1.x server"
+# Words of Triton's Python backend whose own process for the model was paused or has ended
+# (checked on 24.10).
+PROCESS_LOST = re.compile(r"Stub process .*is not healthy|Failed to obtain the health mutex")
 # gRPC's words for an answer beyond `grpc.max_receive_message_length` (checked on grpcio 1.85).
 TOO_LARGE = re.compile(r"larger than max \(\d+ vs\. (\d+)\)")
 
@@ -64,6 +67,9 @@ def _translate_reply(status: str, message: str, address: TritonAddress) -> Embed
     is_foreign = bool(foreign) or message.startswith(NOT_TRITON)
     if status in AWAY or is_foreign:
         return BackendUnavailableError(_describe_away(status, message, address, is_foreign))
+    if PROCESS_LOST.search(message):
+        msg = f"Triton at {address} has lost the process that runs the model: {message}"
+        return BackendUnavailableError(msg)
     if "not at ready state" in message or "unknown model" in message:
         return BackendUnavailableError(f"Triton at {address} is not ready: {message}")
     return BackendError(f"Triton refused the batch: {message}")

@@ -6,11 +6,13 @@ import asyncio
 import hashlib
 import logging
 import time
+from contextlib import suppress
 from typing import Any
 
 import aiohttp
 import numpy as np
 
+from ..answer_checksum import CHECKSUM_OUTPUT, row_checksums
 from ..errors import (
     BackendError,
     BackendUnavailableError,
@@ -62,6 +64,8 @@ LATE_SECONDS = 0.25
 MARGIN_BYTES = 1 << 20
 # The largest message of gRPC, as Triton has it.
 MAX_MESSAGE_BYTES = 2**31 - 1
+# Answers of up to this size are checked on the event loop, in a millisecond at most.
+CHECK_INLINE_BYTES = 1 << 20
 
 
 class TritonBackend(Backend):
@@ -78,6 +82,8 @@ class TritonBackend(Backend):
         self._accepted_bytes = METADATA_BYTES
         self._outgrown: list[Any] = []
         self._spec: ModelSpec | None = None
+        # Whether the model offers a checksum of its answers.
+        self._has_checksum = False
         self._answered = False
         self._last_answer = 0.0
         self._history = LoadHistory()
@@ -126,6 +132,7 @@ class TritonBackend(Backend):
         except Exception as error:
             raise translate_at_start(error, self.address) from error
         self._spec = _describe(metadata, config.get("config", config), self._task)
+        self._has_checksum = _offers_checksum(metadata)
         await self._notice_reload()  # the first reading is from before the first batch
         return self._spec
 
@@ -221,7 +228,19 @@ class TritonBackend(Backend):
             return
         self._observed_at = time.monotonic()
         self._model_time.read(reading.runs)
-        self._draw_conclusions(self._history.judge(reading))
+        verdict = self._history.judge(reading)
+        if verdict in (Verdict.RELOADED, Verdict.DOUBTFUL):
+            await self._renew_outputs()
+        self._draw_conclusions(verdict)
+
+    async def _renew_outputs(self) -> None:
+        """Learn whether a model that was reloaded, maybe by another release, has a checksum."""
+        with suppress(Exception):  # unavailable is the probe's finding
+            async with asyncio.timeout(PROBE_SECONDS):
+                method = self._open().get_model_metadata
+                self._has_checksum = _offers_checksum(
+                    await self._call(method, **self._json_arguments)
+                )
 
     def _draw_conclusions(self, verdict: Verdict) -> None:
         if verdict is Verdict.RELOADED:
@@ -270,7 +289,9 @@ class TritonBackend(Backend):
         client = self._open_for(min(needed, MAX_MESSAGE_BYTES))
         protocol: Any = _protocol(grpc=self.address.is_grpc)
         inputs = [_infer_input(protocol, name, array) for name, array in feed.items()]
-        outputs = [protocol.InferRequestedOutput(self.spec.output.name)]
+        has_checksum = self._has_checksum
+        names = [self.spec.output.name, *([CHECKSUM_OUTPUT] if has_checksum else [])]
+        outputs = [protocol.InferRequestedOutput(name) for name in names]
         # If its queue policy allows it, Triton drops a request that has waited this long.
         options: dict[str, Any] = {"priority": priority, "timeout": int(timeout_seconds * 1e6)}
         options["headers"] = self.address.headers | trace_headers()
@@ -283,7 +304,27 @@ class TritonBackend(Backend):
         if values is None:
             msg = f"Triton's response has no output `{self.spec.output.name}`."
             raise BackendError(msg)
+        if has_checksum:
+            await self._check_answer(feed, values, result.as_numpy(CHECKSUM_OUTPUT))
         return values
+
+    async def _check_answer(self, feed: Feed, values: AnyArray, checksums: AnyArray | None) -> None:
+        """Check that an answer is the one to this batch.
+
+        Raises:
+            BackendUnavailableError: It is the answer to another batch, or was damaged on its way.
+        """
+        if values.nbytes <= CHECK_INLINE_BYTES:
+            expected = row_checksums(feed, [values])
+        else:
+            expected = await asyncio.to_thread(row_checksums, feed, [values])
+        if checksums is None or checksums.ravel().tolist() != expected:
+            msg = (
+                f"Triton at {self.address} returned the answer to another batch, which was "
+                "discarded: the process that runs the model had been paused."
+            )
+            logger.warning(msg)
+            raise BackendUnavailableError(msg)
 
 
 def _output_bytes(spec: ModelSpec, rows: int, length: int) -> int:
@@ -315,7 +356,11 @@ def _describe(metadata: dict[str, Any], config: dict[str, Any], task: Task) -> M
     stated_precision = parameters.get(PRECISION_PARAMETER, {}).get("string_value", "")
     name, versions = metadata["name"], metadata.get("versions", [])
     inputs = [_tensor_spec(tensor) for tensor in metadata.get("inputs", [])]
-    outputs = [_tensor_spec(tensor) for tensor in metadata.get("outputs", [])]
+    outputs = [
+        _tensor_spec(tensor)
+        for tensor in metadata.get("outputs", [])
+        if tensor["name"] != CHECKSUM_OUTPUT
+    ]
     interface = repr((name, versions, inputs, outputs)).encode()
     return describe_model(
         name=name,
@@ -333,6 +378,10 @@ def _describe(metadata: dict[str, Any], config: dict[str, Any], task: Task) -> M
         precision=PRECISIONS.get(stated_precision, "graph"),
         task=task,
     )
+
+
+def _offers_checksum(metadata: dict[str, Any]) -> bool:
+    return any(tensor["name"] == CHECKSUM_OUTPUT for tensor in metadata.get("outputs", []))
 
 
 def _count_instances(groups: list[dict[str, Any]]) -> int:

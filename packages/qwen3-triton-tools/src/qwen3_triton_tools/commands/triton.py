@@ -261,7 +261,8 @@ async def _keep_running(triton: LocalTriton) -> None:
         status = triton.poll()
         if status is None:
             continue
-        logger.warning("Triton ended with status %d; restarting it.", status)
+        reason = triton.end_reason or f"Triton ended with status {status}."
+        logger.warning("%s Restarting it.", reason)
         try:
             await asyncio.to_thread(triton.start)
         except LocalTritonError as error:

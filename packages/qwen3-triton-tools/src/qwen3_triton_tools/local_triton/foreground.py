@@ -50,7 +50,8 @@ def run_foreground(
             triton.wait_ready()
             on_ready(triton)
             status = triton.wait()
-        sink.write(f"Triton ended on its own with status {status}.\n".encode())
+        if not triton.end_reason:  # which the log states
+            sink.write(f"Triton ended on its own with status {status}.\n".encode())
         return 1
     except _StopRequestedError:
         return 0

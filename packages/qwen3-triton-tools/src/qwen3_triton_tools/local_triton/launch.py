@@ -176,6 +176,11 @@ class LocalTriton:
         """Return None before and while the server runs, else its exit status."""
         return self._process.poll() if self._process else None
 
+    @property
+    def end_reason(self) -> str:
+        """Why it was killed, in a sentence; empty if it still runs, or ended on its own."""
+        return self._process.end_reason() if self._process else ""
+
     def wait(self, timeout_seconds: float | None = None) -> int:
         """Wait for its end and return the status: 128 + n for signal n.
 

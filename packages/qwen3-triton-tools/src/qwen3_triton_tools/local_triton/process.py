@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import LaunchError, PortInUseError
+from . import supervisor
 from .runtime import TritonRuntime
 
-_SUPERVISOR = Path(__file__).with_name("supervisor.py")
+_SUPERVISOR = Path(supervisor.__file__)
 _TAIL_LINES = 20
 _MAX_LINE_CHARACTERS = 400
 # A stub must have loaded its model within this time; gigabytes from a cold disk take a while.
@@ -188,6 +189,12 @@ class SupervisedProcess:
         with self.log_file.open("rb") as file:
             file.seek(self._log_start)
             return file.read()
+
+    def end_reason(self) -> str:
+        """Return why the supervisor killed it, in a sentence; empty if it did not."""
+        lines = self.log().decode(errors="replace").splitlines()
+        reasons = [line for line in lines if line.startswith(supervisor.PREFIX)]
+        return reasons[-1].removeprefix(supervisor.PREFIX) if reasons else ""
 
     def log_tail(self) -> str:
         """Return the last lines of the log, under a heading."""

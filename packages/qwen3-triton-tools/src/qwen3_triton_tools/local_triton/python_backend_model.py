@@ -2,7 +2,8 @@
 """Run one ONNX file with ONNX Runtime or OpenVINO inside Triton's Python backend.
 
 This file is copied into a model repository as `1/model.py`. Of this project, it imports nothing but
-the copy of the gateway's `openvino_model.py` next to it, where OpenVINO runs the model.
+copies of the gateway's `answer_checksum.py` and, where OpenVINO runs the model, `openvino_model.py`
+next to it.
 Tensors are exchanged by DLPack: the backend's own numpy conversion reads array headers with the
 layout of numpy 1, and returns empty arrays with numpy 2.
 """
@@ -14,6 +15,10 @@ from typing import Any
 
 import numpy as np
 import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingImports]
+from answer_checksum import (  # pyright: ignore[reportMissingImports]
+    CHECKSUM_OUTPUT,
+    row_checksums,
+)
 
 
 class _Exporter:
@@ -75,7 +80,8 @@ class TritonPythonModel:
             (entry["name"], pb_utils.triton_string_to_numpy(entry["data_type"]), len(entry["dims"]))
             for entry in config["input"]
         ]
-        self._outputs = [entry["name"] for entry in config["output"]]
+        names = [entry["name"] for entry in config["output"]]
+        self._outputs = [name for name in names if name != CHECKSUM_OUTPUT]
         # An output with hidden states, of which only the last token's leaves Triton.
         self._states = parameters.get("pooled_output")
         self._merges = config["max_batch_size"] > 0
@@ -92,7 +98,7 @@ class TritonPythonModel:
         for members in groups.values():
             answers = self._run_group([feeds[index] for index in members])
             for index, answer in zip(members, answers, strict=True):
-                responses[index] = self._response(requests[index], answer)
+                responses[index] = self._response(requests[index], feeds[index], answer)
         return responses
 
     def _feed(self, request):
@@ -103,7 +109,9 @@ class TritonPythonModel:
 
     @staticmethod
     def _array(tensor):
-        return np.from_dlpack(_Exporter(tensor))
+        # A copy, so that the run and the checksum are of the same values: the backend may reuse the
+        # memory of a batch that it has given up on.
+        return np.array(np.from_dlpack(_Exporter(tensor)), order="C")
 
     def _run_group(self, feeds):
         if len(feeds) == 1 or not self._merges:
@@ -127,18 +135,21 @@ class TritonPythonModel:
         except Exception as error:
             return error
 
-    def _response(self, request, answer):
+    def _response(self, request, feed, answer):
         if isinstance(answer, Exception):
             message = f"{self._engine.title} could not run the model: {answer}"
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(message))
         wanted = set(request.requested_output_names())
-        return pb_utils.InferenceResponse(
-            output_tensors=[
-                pb_utils.Tensor.from_dlpack(name, np.ascontiguousarray(array))
-                for name, array in zip(self._outputs, answer, strict=True)
-                if name in wanted
-            ]
-        )
+        outputs = {
+            name: np.ascontiguousarray(array)
+            for name, array in zip(self._outputs, answer, strict=True)
+            if name in wanted
+        }
+        if CHECKSUM_OUTPUT in wanted:
+            checksums = row_checksums(feed, list(outputs.values()))
+            outputs[CHECKSUM_OUTPUT] = np.array(checksums, dtype=np.int64)[:, None]
+        tensors = [pb_utils.Tensor.from_dlpack(name, array) for name, array in outputs.items()]
+        return pb_utils.InferenceResponse(output_tensors=tensors)
 
 
 def _pool_last_token(states, mask):

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qwen3_triton_gateway import openvino_model
+from qwen3_triton_gateway import answer_checksum, openvino_model
+from qwen3_triton_gateway.answer_checksum import CHECKSUM_OUTPUT
 from qwen3_triton_gateway.fingerprint import weights_digest
 from qwen3_triton_gateway.model_files import ModelFileError, find_model
 
@@ -24,6 +25,7 @@ _BATCHING = """\
 dynamic_batching { }"""
 _NO_BATCHING = "# The graph takes one text at a time, so the batch is part of all dims."
 MODEL_SOURCE = Path(__file__).with_name("python_backend_model.py")
+CHECKSUM_SOURCE = Path(answer_checksum.__file__)
 OPENVINO_SOURCE = Path(openvino_model.__file__)
 # Where this is among a model's parameters, OpenVINO runs it.
 _OPENVINO_PARAMETER = "openvino_options"
@@ -125,6 +127,7 @@ def write_repository(
         (unfinished / "1").mkdir()
         (unfinished / "config.pbtxt").write_text(config, encoding="utf-8")
         shutil.copyfile(MODEL_SOURCE, unfinished / "1" / "model.py")
+        shutil.copyfile(CHECKSUM_SOURCE, unfinished / "1" / CHECKSUM_SOURCE.name)
         if openvino:
             shutil.copyfile(OPENVINO_SOURCE, unfinished / "1" / OPENVINO_SOURCE.name)
     return folder
@@ -171,6 +174,10 @@ def _tensors(model: OnnxModel, pooled_output: str | None, *, is_batched: bool) -
     if pooled_output is not None:
         outputs = (_pooled(model, pooled_output),)
     lines += [_tensor(model.path, "output", tensor, is_batched=is_batched) for tensor in outputs]
+    dims = "1" if is_batched else "1, 1"
+    lines.append(
+        f"output [ {{ name: {_quote(CHECKSUM_OUTPUT)} data_type: TYPE_INT64 dims: [ {dims} ] }} ]"
+    )
     return "\n".join(lines)
 
 

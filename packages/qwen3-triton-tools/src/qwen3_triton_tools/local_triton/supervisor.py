@@ -2,8 +2,13 @@
 
 Runs as a script, with the standard library alone. It is a process of its own because only a parent
 of Triton can do all of this when the owner is killed: stop Triton and the backend's stubs, and
-remove what they leave in /dev/shm. It also stops a Triton whose stub died, which would keep
-reporting that it is ready and fail every request.
+remove what they leave in /dev/shm.
+
+It also kills a Triton that has lost one of its stubs, the processes that run the models for the
+Python backend. If a stub dies, Triton would keep reporting that it is ready and fail every request.
+If a stub gets no CPU for a second, the backend gives up on its batch and reuses the memory; the
+stub then answers the next request with the late answer, until one of both hangs or crashes
+(python_backend 24.10, `ReceiveMessageFromStub`).
 
 Arguments: the owner's process id, the log file, the prefix in /dev/shm, the folder to remove if the
 owner is gone ("" for none), seconds of grace before SIGKILL, then the command. Prints Triton's
@@ -27,7 +32,12 @@ from pathlib import Path
 from types import FrameType
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_POLL_SECONDS = 0.5
+_POLL_SECONDS = 0.1
+_SCAN_SECONDS = 0.5
+# A stub tells the backend every 0.3 s that it lives, and the backend gives up after 1 s.
+_MAX_SILENCE_SECONDS = 0.8
+# What its own lines in the log begin with.
+PREFIX = "qwen3-triton: "
 
 
 def main(arguments: list[str]) -> int:
@@ -49,13 +59,14 @@ def main(arguments: list[str]) -> int:
 
     signal.signal(signal.SIGTERM, pass_on)
     watcher = threading.Thread(
-        target=_stop_with_parent, args=(process.pid, int(parent), float(grace)), daemon=True
+        target=_watch,
+        args=(process.pid, int(parent), float(grace), Path(log_path)),
+        daemon=True,
     )
     watcher.start()
     # Not reaped yet, so that the process group's id cannot be reused.
     os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    _kill(process.pid)
     status = process.wait()
     for leftover in Path("/dev/shm").glob(f"{shm_prefix}*"):
         leftover.unlink(missing_ok=True)
@@ -70,33 +81,112 @@ def _die_with_parent() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
 
-def _stop_with_parent(triton: int, parent: int, grace_seconds: float) -> None:
-    dead_before = False
+def _watch(triton: int, parent: int, grace_seconds: float, log_path: Path) -> None:
+    """Stop Triton with its owner, or kill it when it has lost a stub."""
+    stubs = _Stubs(triton)
     # The pipe alone is not enough: a forked child of the owner may keep its other end open.
     while os.getppid() == parent:
         readable, _, _ = select.select([sys.stdin], [], [], _POLL_SECONDS)
         if readable and not os.read(sys.stdin.fileno(), 1):
             break
-        # Twice in a row: Triton briefly leaves a stub unreaped when it unloads a model.
-        dead = _has_dead_stub(triton)
-        if dead and dead_before:
-            break
-        dead_before = dead
+        problem = stubs.find_problem()
+        if problem:
+            with suppress(OSError), log_path.open("a") as log:
+                log.write(f"{PREFIX}{problem}\n")
+            # With time for a clean end, it would go on answering.
+            _kill(triton)
+            return
     _terminate(triton)
     time.sleep(grace_seconds)
+    _kill(triton)
+
+
+class _Stubs:
+    """The stubs of one Triton."""
+
+    def __init__(self, triton: int) -> None:
+        self._triton = triton
+        self._heartbeats: dict[int, _Heartbeat] = {}
+        self._scanned = 0.0
+        self._had_dead = False
+
+    def find_problem(self) -> str:
+        """Return a sentence about a stub that is lost, empty if there is none."""
+        if _now() - self._scanned >= _SCAN_SECONDS and self._scan():
+            return "A model's process died. Triton cannot answer without it, so it was killed."
+        if any(heartbeat.is_silent() for heartbeat in self._heartbeats.values()):
+            return (
+                "A model's process got no CPU for almost a second. Triton's Python backend may "
+                "mix up answers after that, so Triton was killed."
+            )
+        return ""
+
+    def _scan(self) -> bool:
+        """Find the stubs, and return whether one is dead."""
+        states = _children(self._triton)
+        self._scanned = _now()
+        known = self._heartbeats
+        self._heartbeats = {pid: known.get(pid) or _Heartbeat(pid) for pid in states}
+        # Twice in a row: Triton briefly leaves a stub unreaped when it unloads a model. Otherwise,
+        # it does not reap its children while it runs.
+        has_dead = "Z" in states.values()
+        is_dead, self._had_dead = has_dead and self._had_dead, has_dead
+        return is_dead
+
+
+class _Heartbeat:
+    """The thread of a stub that tells the backend that it lives.
+
+    It sleeps in between, so its voluntary context switches count what it told.
+    """
+
+    def __init__(self, stub: int) -> None:
+        self._tasks = Path(f"/proc/{stub}/task")
+        self._thread = ""
+        self._count = 0
+        self._read_at = self._heard_at = _now()
+
+    def is_silent(self) -> bool:
+        """Return whether the backend may have given up on the stub."""
+        count, now = self._read(), _now()
+        steps, seconds = count - self._count, now - self._read_at
+        # If this process was paused too, a single step may be from before or after the pause.
+        if not count or steps > 1 or (steps == 1 and seconds < _MAX_SILENCE_SECONDS):
+            self._heard_at = now
+        self._count, self._read_at = count, now
+        return now - self._heard_at >= _MAX_SILENCE_SECONDS
+
+    def _read(self) -> int:
+        """Return the count, 0 while the thread does not exist or if the kernel does not tell."""
+        try:
+            if not self._thread:
+                # Listed in the order of their creation; the stub starts this one first.
+                self._thread = os.listdir(self._tasks)[1]
+            status = (self._tasks / self._thread / "status").read_text()
+            return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
+        except (OSError, IndexError, ValueError):
+            return 0
+
+
+def _children(process: int) -> dict[int, str]:
+    """Return the state of each child, by its id."""
+    states: dict[int, str] = {}
+    for children in Path(f"/proc/{process}/task").glob("*/children"):
+        with suppress(OSError):
+            for child in children.read_text().split():
+                stat = Path(f"/proc/{child}/stat").read_text()
+                states[int(child)] = stat.rpartition(")")[2].split()[0]
+    return states
+
+
+def _now() -> float:
+    """Return a time that only moves forward, also while the machine is suspended."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
+def _kill(triton: int) -> None:
     with suppress(ProcessLookupError):
         os.killpg(triton, signal.SIGKILL)
-
-
-def _has_dead_stub(triton: int) -> bool:
-    """Return whether a child of Triton ended; Triton does not reap its children while it runs."""
-    with suppress(OSError):
-        for children in Path(f"/proc/{triton}/task").glob("*/children"):
-            for child in children.read_text().split():
-                state = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0]
-                if state == "Z":
-                    return True
-    return False
 
 
 def _terminate(triton: int) -> None:
