@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from onnx_exports import write_export
+from qwen3_triton_tools.writing import temporary_folder
 
 # Root may read and write everything, unless it gives up that capability.
 UNPRIVILEGED = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
@@ -101,3 +102,31 @@ def test_a_full_disk_leaves_no_pieces(
     assert "File too large. Free some space, or choose another disk." in output
     assert "Traceback" not in output
     assert [path.name for path in tmp_path.rglob("*")] == ["existing", "file"]
+
+
+def test_a_temporary_folder_goes_at_the_end(tmp_path: Path) -> None:
+    with temporary_folder(tmp_path, "pooled-") as folder:
+        (folder / "model.onnx").touch()
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_folder_left_by_a_killed_process_goes_at_the_next_start(tmp_path: Path) -> None:
+    script = (
+        "import os, sys; from pathlib import Path; "
+        "from qwen3_triton_tools.writing import temporary_folder; "
+        "block = temporary_folder(Path(sys.argv[1]), 'pooled-'); block.__enter__(); "
+        "os.kill(os.getpid(), 9)"
+    )
+    subprocess.run([sys.executable, "-c", script, tmp_path], check=False)
+    [left] = tmp_path.iterdir()
+    with temporary_folder(tmp_path, "pooled-"):
+        assert not left.exists()
+
+
+def test_neither_a_folder_in_use_nor_what_a_link_leads_to_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "pooled-link").symlink_to("elsewhere")
+    with temporary_folder(tmp_path, "pooled-") as first:
+        with temporary_folder(tmp_path, "pooled-"):
+            assert first.exists()
+        assert (tmp_path / "elsewhere").exists()

@@ -40,6 +40,61 @@ def replacing_file(target: Path, mode: int = 0o644) -> Generator[Path]:
 
 
 @contextmanager
+def temporary_folder(parent: Path, prefix: str) -> Generator[Path]:
+    """Yield a folder that is removed at the end of the block, or by a later call after a kill.
+
+    A process has a lock on its folders, which ends with it however it ends.
+
+    Args:
+        parent: Where it is created.
+        prefix: The beginning of its name. Folders of that name are removed if nothing has a lock.
+
+    Raises:
+        ModelError: It cannot be created.
+    """
+    for left in parent.glob(f"{prefix}*"):
+        if (descriptor := _lock(left)) is not None:
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(descriptor)
+    folder, descriptor = _create_locked(parent, prefix)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _create_locked(parent: Path, prefix: str) -> tuple[Path, int]:
+    while True:
+        try:
+            folder = Path(mkdtemp(dir=parent, prefix=prefix))
+        except OSError as error:
+            raise ModelError(describe_os_error(error, parent)) from error
+        if (descriptor := _lock(folder)) is not None:
+            return folder, descriptor
+        # Another process took it for one that was left, before it had the lock.
+
+
+def _lock(folder: Path) -> int | None:
+    """Lock a folder of this user; return a descriptor to close, None if that is not possible."""
+    import fcntl  # not on Windows, where no local Triton runs
+
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        found = os.fstat(descriptor)
+        if found.st_uid == os.geteuid() and os.path.samestat(found, folder.lstat()):
+            return descriptor
+    except OSError:  # locked by its owner, or removed since
+        pass
+    os.close(descriptor)
+    return None
+
+
+@contextmanager
 def replacing_folder(folder: Path) -> Generator[Path]:
     """Yield a folder to write to that replaces `folder` at the end of the block.
 

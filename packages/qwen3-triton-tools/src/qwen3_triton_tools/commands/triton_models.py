@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -153,7 +152,8 @@ def _reranker(
     from ..model.files import find_model
     from ..model.graph import INTERFACE
     from ..model.inspection import check_servable, inspect_model
-    from ..model.pool import pool_for_local_triton
+    from ..model.pool import place_to_link, pool_for_local_triton
+    from ..writing import temporary_folder
 
     chosen = wanted.rerank_model_dir
     inspection = inspect_model(find_model(chosen or nano_reranker_dir()), rerank=True)
@@ -166,8 +166,7 @@ def _reranker(
         raise ModelError(msg)
     path, digest, reason = inspection.path, None, "`--no-pool` was passed."
     if pools:
-        temporary = tempfile.TemporaryDirectory(prefix="qwen3-triton-reranker-")
-        folder = Path(stack.enter_context(temporary))
+        folder = stack.enter_context(temporary_folder(place_to_link(inspection), ".qwen3-pooled-"))
         # Not copied: gigabytes in the folder for temporary files may be memory.
         path, reason = pool_for_local_triton(inspection, folder, probe=False, transfer="link")
         digest = None if reason else weights_digest(inspection.path)

@@ -5,9 +5,11 @@ External weights are linked or copied, and read only to compare the result with 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Literal
 
 import onnx
@@ -134,6 +136,19 @@ def pool_model(
         checked_by=checked_by,
         not_compared=not_compared,
     )
+
+
+def place_to_link(inspection: Inspection) -> Path:
+    """Return where a temporary folder may have hard links to the weights.
+
+    That is the usual place, or the model's own folder if they are on another disk.
+    """
+    usual, own = Path(gettempdir()), inspection.path.parent
+    locations = [own / name for name in inspection.model.external_locations]
+    devices = {path.stat().st_dev for path in locations if path.exists()}
+    if devices <= {usual.stat().st_dev} or devices != {own.stat().st_dev}:
+        return usual
+    return own if os.access(own, os.W_OK) else usual
 
 
 def pool_for_local_triton(
