@@ -170,6 +170,42 @@ async def test_weights_of_a_compiled_model_are_resident_once(
     np.testing.assert_array_equal(await embed(backend, tokenizer, TEXTS[:8]), before)
 
 
+def write_with_weights(folder: Path) -> Path:
+    """Write the nano model with its weights in a file of their own, and return that."""
+    folder.mkdir()
+    onnx.save_model(
+        onnx.load(NANO / "model.onnx"),
+        folder / "model.onnx",
+        save_as_external_data=True,
+        location="weights",
+    )
+    return folder / "weights"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+async def test_weights_next_to_the_graph_are_resident_once(
+    tokenizer: TextTokenizer, tmp_path: Path
+) -> None:
+    folder = write_with_weights(tmp_path / "model").parent
+    backend = OpenVinoBackend(folder)
+    await backend.connect()
+    before = await embed(backend, tokenizer, TEXTS[:8])
+    file_bytes = mapped_bytes(folder, "Size")
+    assert file_bytes > 0
+    assert mapped_bytes(folder, "Rss") < file_bytes / 2
+    np.testing.assert_array_equal(await embed(backend, tokenizer, TEXTS[:8]), before)
+
+
+async def test_weights_behind_a_link_out_of_the_folder_are_refused_with_a_remedy(
+    tmp_path: Path,
+) -> None:
+    weights = write_with_weights(tmp_path / "snapshot")
+    weights.rename(tmp_path / "blob")
+    weights.symlink_to(tmp_path / "blob")
+    with pytest.raises(StartupError, match="Copy the folder with `cp -rL`"):
+        await OpenVinoBackend(weights.parent).connect()
+
+
 def mapped_bytes(folder: Path, field: str) -> int:
     """Add up a field of this process's mappings of the files in a folder."""
     total, is_counted = 0, False

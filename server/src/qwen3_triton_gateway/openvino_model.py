@@ -19,6 +19,8 @@ from typing import Any, cast
 # shapes of up to 512 tokens. Compiling again costs a tenth of a small model's time, if at all.
 # Not a documented property; checked with 2026.4.1, and a version that lacks it refuses it by name.
 KEPT_SHAPES = {"CPU_RUNTIME_CACHE_CAPACITY": "200"}
+# What OpenVINO says of weights that it finds behind a link (checked on 2026.4.1).
+LINKED_OUT = "outside the base directory"
 INT8_TYPES = ("i8", "u8")
 # Larger than tables of shapes and axes, smaller than any matrix.
 MIN_MATRIX_VALUES = 4096
@@ -47,10 +49,17 @@ class OpenVinoModel:
             self._core = self._openvino.Core()
             self.model: Any = self._core.read_model(path)
         except Exception as error:
-            raise OpenVinoError(f"OpenVINO cannot load {path}: {error}") from error
+            msg = f"OpenVINO cannot load {path}: {error}"
+            if LINKED_OUT in msg:
+                msg += (
+                    "\nIt reads no weights through a link out of the model's folder, such as those "
+                    "in the cache of a model hub. Copy the folder with `cp -rL`, or set "
+                    "EMBED_ENGINE to onnxruntime."
+                )
+            raise OpenVinoError(msg) from error
         self._vocabulary_size = _vocabulary_size(self.model)
         self._request: Any = None  # an InferRequest
-        self._stored: Path | None = None  # the compiled model, until it has run
+        self._stored: list[Path] = []  # where the weights are stored, until it has run
 
     def compile(
         self,
@@ -96,7 +105,7 @@ class OpenVinoModel:
             self._request = compiled.create_infer_request()
         except Exception as error:
             raise OpenVinoError(f"OpenVINO cannot compile {self._path}: {error}") from error
-        self._stored = cache_dir
+        self._stored = [self._path.parent] + ([cache_dir] if cache_dir else [])
 
     def run(self, names: Sequence[str], feed: Mapping[str, Any]) -> list[Any]:
         """Compute the outputs with these names, as arrays.
@@ -106,10 +115,10 @@ class OpenVinoModel:
         """
         self._check_ids(feed["input_ids"])
         self._request.infer(dict(feed), share_inputs=True, share_outputs=True)
-        if self._stored is not None:
+        if self._stored:
             # The first run has copied the weights for its products.
             forget_mapped_files(self._stored)
-            self._stored = None
+            self._stored = []
         # The next run writes to the same memory.
         return [self._request.get_tensor(name).data.copy() for name in names]
 
@@ -142,8 +151,8 @@ def import_openvino() -> Any:
         raise OpenVinoError(msg) from error
 
 
-def forget_mapped_files(folder: Path) -> None:
-    """Drop this process's pages of the files that it has mapped from a folder, on Linux.
+def forget_mapped_files(folders: Sequence[Path]) -> None:
+    """Drop this process's pages of the files that it has mapped from folders, on Linux.
 
     Pages that are needed again are read again.
     """
@@ -152,11 +161,11 @@ def forget_mapped_files(folder: Path) -> None:
         return
     madvise = ctypes.CDLL(None).madvise
     madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    prefix = f"{folder.resolve()}{os.sep}"
+    prefixes = tuple(f"{folder.resolve()}{os.sep}" for folder in folders)
     for line in maps.read_text().splitlines():
         addresses, permissions, *_, path = line.split(maxsplit=5)
         # In shared mappings nothing can be lost.
-        if path.startswith(prefix) and permissions.endswith("s"):
+        if path.startswith(prefixes) and permissions.endswith("s"):
             start, stop = (int(address, 16) for address in addresses.split("-"))
             madvise(start, stop - start, mmap.MADV_DONTNEED)
 
