@@ -33,6 +33,7 @@ StartGateway = Callable[..., TestClient]
         ("/rerank/v1/rerank", "/v1/rerank"),
         ("/v2/v2/rerank", "/v2/rerank"),
         ("/api/v1/rerank", "/v1/rerank"),
+        ("/v1/reranking", "/v1/rerank"),
         ("/v1/ranking/ranking", "/v1/ranking"),
         ("/ranking/ranking", "/v1/ranking"),
         ("/score/score", "/score"),

@@ -32,6 +32,7 @@ from qwen3_triton_gateway.errors import (
     StartupError,
 )
 from qwen3_triton_gateway.pooling import last_token_logits
+from qwen3_triton_gateway.rerank_prompt import PREFIX
 from qwen3_triton_gateway.reranker import RerankCall, Reranker, Scores
 from qwen3_triton_gateway.service import EmbeddingService
 from qwen3_triton_gateway.settings import Settings
@@ -517,3 +518,34 @@ async def test_two_models_with_one_name_are_refused(tokenizer_dir: Path) -> None
 def test_two_folders_with_one_name_are_two_models() -> None:
     service = fake_service(FakeBackend(pooled=True, width=2), EMBED_MODEL_DIR=NANO)
     assert service.reranker.model_id == f"{NANO.name}-reranker"
+
+
+async def test_a_request_of_a_lower_priority_is_scored_first() -> None:
+    backend = FakeBackend(pooled=True, width=2, max_batch_size=1)
+    reranker = await connected(backend)
+    backend.gate = asyncio.Event()
+    finished: list[str] = []
+
+    async def ask(document: str, priority: int) -> None:
+        await score(reranker, document, priority=priority)
+        finished.append(document)
+
+    async with asyncio.TaskGroup() as requests:
+        # As many batches are in flight as there are instances, and one more.
+        for document, priority in [("a", 0), ("b", 0), ("late", 1), ("normal", 0), ("soon", -1)]:
+            requests.create_task(ask(document, priority))
+        while len(backend.calls) < 2:
+            await asyncio.sleep(0)
+        backend.gate.set()
+    assert finished[2:] == ["soon", "normal", "late"]
+
+
+async def test_a_client_that_writes_the_prompt_is_told_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    reranker = await connected(FakeBackend(pooled=True, width=2))
+    for query in ("plain", f"{PREFIX}<Query>: a", f"{PREFIX}<Query>: b"):
+        call = RerankCall([query], ["a document"])
+        await reranker.score(call, deadline=asyncio.get_running_loop().time() + 60)
+    told = [record for record in caplog.records if "a prompt within the prompt" in record.message]
+    assert len(told) == 1

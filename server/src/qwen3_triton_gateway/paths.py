@@ -29,6 +29,9 @@ ALIASES = {
     "/v1/v2/rerank": "/v2/rerank",
     "/v2/v2/rerank": "/v2/rerank",
     "/api/v1/rerank": "/v1/rerank",
+    # As llama.cpp's server has them.
+    "/reranking": "/rerank",
+    "/v1/reranking": "/v1/rerank",
     "/ranking": "/v1/ranking",
 }
 SERVED = (

@@ -77,6 +77,7 @@ class RerankCall:
         truncate: Whether a document that is too long is truncated; if not, it is refused.
         max_tokens: Maximum tokens of a pair, if the request allows fewer than the gateway.
         max_document_tokens: Maximum tokens of a document, if there is room for more.
+        priority: Lower goes first among the requests of a key; only its sign counts.
         queries_field: What this dialect calls the query or queries, for errors.
         documents_field: What it calls the documents.
         truncate_hint: How a caller of this dialect asks for truncation.
@@ -88,6 +89,7 @@ class RerankCall:
     truncate: bool = True
     max_tokens: int | None = None
     max_document_tokens: int | None = None
+    priority: int = 0
     queries_field: str = "query"
     documents_field: str = "texts"
     truncate_hint: str = "send `truncate: true`"
@@ -163,6 +165,7 @@ class Reranker(ServedModel):
         self._space: EmbeddingSpace | None = None
         self._answer_ids: list[int] | None = None  # where the model has not chosen them itself
         self.shares_batches: bool = True
+        self._has_warned_of_prompts = False
         metrics.observe_state(self.state)
 
     @property
@@ -248,6 +251,7 @@ class Reranker(ServedModel):
         """
         scheduler = self.require_ready()
         _check_call(call)
+        self._warn_of_prompts(call)
         if memory is not None:
             memory.resize(_bytes_of(call))
         began = time.perf_counter()
@@ -262,6 +266,7 @@ class Reranker(ServedModel):
                 lane=Lane.QUERY,  # somebody waits for the answer to a question
                 deadline=deadline,
                 caller=caller,
+                priority=call.priority,
                 origin=current_origin(),
             )
         logits = np.stack(self._collect(call, entries))
@@ -315,6 +320,17 @@ class Reranker(ServedModel):
 
     def _limit_of(self, call: RerankCall) -> int:
         return min(self.max_length, call.max_tokens or self.max_length)
+
+    def _warn_of_prompts(self, call: RerankCall) -> None:
+        """Log, once, that a client writes the prompt, as those do that were made for vLLM."""
+        begins_alike = call.queries[0].lstrip().startswith(PROMPT_TOKENS[0])
+        if begins_alike and not self._has_warned_of_prompts:
+            self._has_warned_of_prompts = True
+            logger.warning(
+                "A query begins with the reranker's prompt, which the gateway adds by itself: its "
+                "scores are those of a prompt within the prompt. Let the client send queries and "
+                "documents as they are, and the instruction as `instruction`."
+            )
 
     def _refuse_long(self, call: RerankCall, tokenized: Sequence[TokenizedText]) -> None:
         long = [index for index, text in enumerate(tokenized) if text.count.truncated]

@@ -140,6 +140,9 @@ TokenLimit: TypeAlias = Annotated[
     ),
 ]
 
+# vLLM's: lower goes first.
+Priority: TypeAlias = Annotated[int, BeforeValidator(integral)]
+
 # The instruction is part of a query's prompt; a document has none.
 INSTRUCTION_NEEDS_QUERY: dict[str, Any] = {
     "if": {"required": ["instruction"], "properties": {"instruction": {"type": "string"}}},

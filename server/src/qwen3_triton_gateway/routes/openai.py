@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from typing import Annotated, Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel, BeforeValidator, ConfigDict
+from pydantic import BaseModel, ConfigDict
 
 from ..embedder import EmbedCall, Truncation
 from ..errors import InvalidRequestError, ModelNotFoundError
@@ -16,9 +16,9 @@ from ..schemas import (
     BrokenText,
     LenientDimensions,
     OneOrMoreTexts,
+    Priority,
     TokenLimit,
     Usage,
-    integral,
     limit_tokens,
     never_together,
     validate,
@@ -92,7 +92,7 @@ class OpenAIEmbedRequest(BaseModel):
     truncation: bool | None = None
     truncate_prompt_tokens: TokenLimit | None = None
     truncation_side: Literal["left", "right"] | None = None
-    priority: Annotated[int, BeforeValidator(integral)] | None = None
+    priority: Priority | None = None
 
 
 class OpenAIEmbedding(BaseModel):

@@ -142,6 +142,7 @@ async def _rerank_documents(exchange: Exchange, *, version: str) -> Response:
             truncate=body.truncate is not False and body.truncation is not False,
             max_tokens=limit_tokens(body.truncate_prompt_tokens, reranker.max_length),
             max_document_tokens=body.max_tokens_per_doc,
+            priority=body.priority or 0,
             documents_field="documents",
         )
     )
@@ -236,6 +237,7 @@ async def score(request: Request, service: ServiceDep) -> Response:
                 if body.truncate is None
                 else body.truncate,
                 max_tokens=limit_tokens(body.truncate_prompt_tokens, service.reranker.max_length),
+                priority=body.priority or 0,
                 queries_field=left,
                 documents_field=right,
             )

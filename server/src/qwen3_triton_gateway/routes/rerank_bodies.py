@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.json_schema import WithJsonSchema
 
-from ..schemas import NOT_BLANK, BrokenText, Text, Texts, TokenLimit, Usage, number
+from ..schemas import NOT_BLANK, BrokenText, Priority, Text, Texts, TokenLimit, Usage, number
 from ..settings import MAX_TEXTS
 
 NO_IMAGES = "The reranker reads text only. Send queries and documents without images."
@@ -149,9 +149,9 @@ Flag: TypeAlias = Annotated[
 class CohereRerankRequest(BaseModel):
     """The body of `POST /v1/rerank` and `/v2/rerank`, as Cohere and Jina have it.
 
-    `use_activation`, `truncate_prompt_tokens` and `truncation_side` are vLLM's, `raw_scores`
-    Infinity's, `top_k` and `truncation` Voyage's, `instruction` and `truncate` our own. Unknown
-    fields are ignored.
+    `priority` is vLLM's, too, as are `use_activation`, `truncate_prompt_tokens` and
+    `truncation_side`; `raw_scores` is Infinity's, `top_k` and `truncation` Voyage's, `instruction`
+    and `truncate` our own. Unknown fields are ignored.
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
@@ -168,6 +168,7 @@ class CohereRerankRequest(BaseModel):
     truncate_prompt_tokens: TokenLimit | None = None
     # Only a document's end is truncated.
     truncation_side: Literal["right"] | None = None
+    priority: Priority | None = None
     top_k: TopN | None = None
     truncation: bool | None = None
     instruction: str | None = None
@@ -258,6 +259,7 @@ class ScoreRequest(BaseModel):
     model: str | None = None
     use_activation: bool | None = None
     truncate_prompt_tokens: TokenLimit | None = None
+    priority: Priority | None = None
     truncate: bool | None = None
     instruction: str | None = None
 
