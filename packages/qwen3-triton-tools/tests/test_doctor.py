@@ -23,6 +23,7 @@ from qwen3_triton_gateway.settings import Settings
 from qwen3_triton_tools.doctor.database import check_index, check_pgvector
 from qwen3_triton_tools.doctor.error_patterns import ERROR_PATTERNS, find_known_error
 from qwen3_triton_tools.doctor.model_files import check_model_files, check_permissions
+from reranker_exports import causal_model, write_reranker
 
 Checks = dict[str, dict[str, str]]
 # The beginning of a command line -> exit code, standard output, standard error.
@@ -232,6 +233,25 @@ def test_section_15s_root_owned_files_are_a_warning() -> None:
     assert finding.severity == "warning"
     assert "belong to root" in finding.message
     assert finding.remedy.startswith('sudo chown -R "$USER":"$USER" /etc')
+
+
+def test_the_folder_of_a_reranker_is_checked_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RERANK_MODEL_DIR", str(qwen3_nano.model_dir()))
+    code, checks, _ = doctor()
+    assert code == 1
+    assert "It is not a reranker: it returns `last_hidden_state`" in checks["reranker"]["seen"]
+
+
+def test_a_reranker_in_the_repository_is_checked_by_its_name_in_triton(repository: Path) -> None:
+    write_reranker(repository / "scores" / "1", causal_model())
+    names = ("--triton-model", "embed", "--rerank-triton-model")
+    _, checks, _ = doctor("--model-repository", str(repository), *names, "scores")
+    assert checks["scores/config.pbtxt"]["outcome"] == "warning"
+    assert "output" not in checks
+    code, checks, _ = doctor("--model-repository", str(repository), *names, "absent")
+    assert code == 1
+    assert "has no model 'absent'" in checks["model repository"]["seen"]
+    assert "Set RERANK_TRITON_MODEL" in checks["model repository"]["remedy"]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can stand in for another user")

@@ -71,6 +71,12 @@ EXPLICIT_SOURCES = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
     help="Folder with model.onnx and tokenizer. [EMBED_MODEL_DIR]",
 )
 @click.option(
+    "--rerank-model-dir",
+    envvar="RERANK_MODEL_DIR",
+    type=ANY_PATH,
+    help="Folder with a reranker's model.onnx and tokenizer. [RERANK_MODEL_DIR]",
+)
+@click.option(
     "--tokenizer-path",
     envvar="TOKENIZER_PATH",
     type=ANY_PATH,

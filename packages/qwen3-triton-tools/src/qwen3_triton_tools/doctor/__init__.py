@@ -47,6 +47,7 @@ class Target:
     is_model_explicit: bool
     rerank_model: str | None
     model_dir: Path | None
+    rerank_model_dir: Path | None
     model_repository: Path | None
     tokenizer_path: Path | None
     output_dim: int
@@ -70,6 +71,8 @@ def run_checks(target: Target) -> list[Section]:
         model_name=target.triton_model,
         is_model_explicit=target.is_model_explicit,
         tokenizer_path=target.tokenizer_path,
+        rerank_model_dir=target.rerank_model_dir,
+        rerank_model=target.rerank_model,
     )
     sections = [
         Section("Machine", tuple(_check_machine(target, gateway, files))),

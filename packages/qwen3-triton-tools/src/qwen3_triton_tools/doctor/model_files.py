@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -48,14 +48,31 @@ def check_model_files(
     model_name: str,
     is_model_explicit: bool,
     tokenizer_path: Path | None,
+    rerank_model_dir: Path | None = None,
+    rerank_model: str | None = None,
 ) -> ModelFilesReport:
-    """Check folder, repository and tokenizer, as far as this user may read them."""
+    """Check folders, repository and tokenizer, as far as this user may read them.
+
+    Args:
+        model_dir: Folder of an embedding model.
+        repository: Triton's model repository.
+        model_name: Name of the embedding model there.
+        is_model_explicit: Whether the user chose it.
+        tokenizer_path: The embedding model's tokenizer, by default in `model_dir`.
+        rerank_model_dir: Folder of a reranker with its tokenizer.
+        rerank_model: Name of a reranker in the repository.
+    """
     report = ModelFilesReport()
     try:
         if model_dir:
             _check_model_dir(model_dir, report)
         if repository:
-            _check_repository(repository, model_name, report, is_model_explicit=is_model_explicit)
+            names = {model_name: is_model_explicit}
+            if rerank_model:
+                names[rerank_model] = True
+            _check_repository(repository, names, report, rerank_model=rerank_model)
+        if rerank_model_dir:
+            _check_model_dir(rerank_model_dir, report, rerank=True)
         if not report.findings:
             remedy = "Check one with --model-dir DIR or --model-repository DIR."
             report.findings.append(skipped("model", "no folder to check", remedy))
@@ -83,7 +100,7 @@ def check_permissions(files: Sequence[Path], user_id: int, *, is_served: bool) -
     return ok(name, f"readable for Triton's user (uid {TRITON_USER})")
 
 
-def _check_model_dir(model_dir: Path, report: ModelFilesReport) -> None:
+def _check_model_dir(model_dir: Path, report: ModelFilesReport, *, rerank: bool = False) -> None:
     if not model_dir.is_dir():
         remedy = "Correct the path of the folder."
         report.findings.append(failure("model folder", f"{model_dir} does not exist.", remedy))
@@ -93,22 +110,36 @@ def _check_model_dir(model_dir: Path, report: ModelFilesReport) -> None:
     except ModelError as error:
         report.findings.append(failure("model.onnx", str(error)))
         return
-    _check_model(model_path, report, is_served=False)
+    _check_model(model_path, report, is_served=False, rerank=rerank, has_tokenizer=rerank)
 
 
 def _check_model(
-    model_path: Path, report: ModelFilesReport, *, is_served: bool
+    model_path: Path,
+    report: ModelFilesReport,
+    *,
+    is_served: bool,
+    rerank: bool = False,
+    has_tokenizer: bool = False,
 ) -> Inspection | None:
-    """Add what `model inspect` finds; `is_served` means that Triton has to load these files."""
+    """Add what `model inspect` finds.
+
+    Args:
+        model_path: The ONNX file.
+        report: Where it is added.
+        is_served: Whether Triton has to load these files.
+        rerank: Whether it is a reranker, whatever its name says.
+        has_tokenizer: Whether its tokenizer is that of its folder.
+    """
     try:
-        inspection = inspect_model(model_path)
+        inspection = inspect_model(model_path, rerank=rerank)
     except ModelError as error:
         report.findings.append(failure(model_path.name, str(error)))
         return None
     report.inspections.append(inspection)
     for finding in inspection.findings:
         # The tokenizer is checked on its own: in a repository it is in another folder.
-        if finding.name == "tokenizer" or finding.severity == "note":
+        is_elsewhere = finding.name == "tokenizer" and not has_tokenizer
+        if is_elsewhere or finding.severity == "note":
             continue
         # A linked file works for some versions of ONNX Runtime only; Triton's may refuse it.
         is_fatal = (
@@ -129,7 +160,8 @@ def _check_tokenizer(path: Path | None, report: ModelFilesReport) -> list[Findin
     if not file.is_file():
         remedy = "Fetch the tokenizer.json of the model, and pass its folder."
         return [failure("tokenizer", f"No tokenizer at {file}.", remedy)]
-    rows = report.inspections[0].embedding_rows if report.inspections else None
+    embedders = [each for each in report.inspections if each.reranker is None]
+    rows = embedders[0].embedding_rows if embedders else None
     tokenizer, findings = inspect_tokenizer(file, rows)
     if tokenizer is not None:
         try:
@@ -140,9 +172,20 @@ def _check_tokenizer(path: Path | None, report: ModelFilesReport) -> list[Findin
 
 
 def _check_repository(
-    repository: Path, model_name: str, report: ModelFilesReport, *, is_model_explicit: bool
+    repository: Path,
+    wanted: Mapping[str, bool],
+    report: ModelFilesReport,
+    *,
+    rerank_model: str | None,
 ) -> None:
-    """Check one model of a repository, or all of them if it does not have that one."""
+    """Check the models of a repository that are wanted, or all if it does not have them.
+
+    Args:
+        repository: The folder.
+        wanted: Their names, and whether the user chose them.
+        report: Where the findings are added.
+        rerank_model: Which of them is a reranker, whatever its name says.
+    """
     name = "model repository"
     if not repository.is_dir():
         remedy = "Pass the folder with the model folders."
@@ -153,17 +196,20 @@ def _check_repository(
         remedy = "Write one with `qwen3-triton model repository`."
         report.findings.append(failure(name, f"{repository} has no model folder.", remedy))
         return
-    chosen = [folder for folder in folders if folder.name == model_name]
-    if not chosen and is_model_explicit:
-        names = ", ".join(folder.name for folder in folders)
-        message = f"{repository} has no model {model_name!r}. Its models: {names}."
-        remedy = "Set TRITON_MODEL to the name of a folder, or rename the folder and its config."
+    chosen = [folder for folder in folders if folder.name in wanted]
+    names = ", ".join(folder.name for folder in folders)
+    for model in wanted.keys() - {folder.name for folder in chosen}:
+        if not wanted[model]:
+            continue
+        setting = "RERANK_TRITON_MODEL" if model == rerank_model else "TRITON_MODEL"
+        message = f"{repository} has no model {model!r}. Its models: {names}."
+        remedy = f"Set {setting} to the name of a folder, or rename the folder and its config."
         report.findings.append(failure(name, message, remedy))
     for folder in chosen or folders:
-        _check_model_folder(folder, report)
+        _check_model_folder(folder, report, rerank=folder.name == rerank_model)
 
 
-def _check_model_folder(folder: Path, report: ModelFilesReport) -> None:
+def _check_model_folder(folder: Path, report: ModelFilesReport, *, rerank: bool) -> None:
     """Check `<repository>/<model>`: version folder, ONNX file and configuration."""
     versions = sorted(
         (path for path in folder.iterdir() if path.is_dir() and path.name.isdigit()),
@@ -183,7 +229,7 @@ def _check_model_folder(folder: Path, report: ModelFilesReport) -> None:
         return
     # The Python backend's model is loaded by the local Triton, which runs as its user.
     is_local = config is not None and config.backend == "python"
-    inspection = _check_model(model_path, report, is_served=not is_local)
+    inspection = _check_model(model_path, report, is_served=not is_local, rerank=rerank)
     report.findings += findings
     if inspection is not None and config is not None:
         report.findings += _compare_config(folder, config, inspection.model)
