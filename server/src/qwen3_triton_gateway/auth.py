@@ -20,6 +20,7 @@ from .settings import Settings
 logger: logging.Logger = logging.getLogger(__name__)
 
 HEALTH_PATHS = ("/health", "/v1/health")
+BELOW_HEALTH = tuple(f"{path}/" for path in HEALTH_PATHS)
 # Pages that a browser opens without headers. They contain no data.
 PAGES = ("/", "/docs", "/openapi.json")
 PAGE_FILES = "/swagger/"
@@ -88,7 +89,7 @@ class ApiKeys:
 
 def is_health_path(path: str) -> bool:
     """Return whether a path is a health check, or below one."""
-    return any(path == health or path.startswith(f"{health}/") for health in HEALTH_PATHS)
+    return path in HEALTH_PATHS or path.startswith(BELOW_HEALTH)
 
 
 def is_open(method: str, path: str) -> bool:

@@ -126,8 +126,11 @@ class Door:
     @property
     def is_calm(self) -> bool:
         """Whether no request would be refused, whoever sends it, and for whichever model."""
-        embeds, reranks = self._service.admission, self._service.rerank_admission
-        return (embeds is None or embeds.is_calm) and (reranks is None or reranks.is_calm)
+        for model in self._service.models:
+            admission = model.admission
+            if admission is not None and not admission.is_calm:
+                return False
+        return True
 
     def admission_of(self, path: str) -> Admission | None:
         """Return the bounds of the queue behind a path, while requests are answered."""
@@ -271,12 +274,15 @@ class DoorProtocol(HttpToolsProtocol):
         if self._door is None or not self._is_refusable(self._door):
             super().on_headers_complete()
             return
+        caller = self._caller = self._door.caller_of(self.headers)
+        if caller is None or self._door.is_calm:
+            super().on_headers_complete()
+            return
         length = self._announced_length()
         is_bulk = length > HELD_BYTES
-        caller = self._caller = self._door.caller_of(self.headers)
-        limit, lane = self._door.limit_of_any(self._path or "", caller or "", length)
+        limit, lane = self._door.limit_of_any(self._path or "", caller, length)
         is_judged_later = length < 0 or self._door.needs_framework(self.headers)
-        if caller is None or limit is None or is_judged_later:
+        if limit is None or is_judged_later:
             super().on_headers_complete()
         elif is_bulk:
             self._refuse(self._door, limit, lane, self._sent_id(), b"")

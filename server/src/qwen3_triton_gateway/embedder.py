@@ -351,7 +351,9 @@ class Embedder(ServedModel):
         return await in_worker(self.cache.keys, texts, *scope)
 
     def _look_up(self, distinct: Sequence[int], keys: Sequence[bytes]) -> dict[int, EmbeddedText]:
-        cached = {index: self.cache.get(key) for index, key in zip(distinct, keys, strict=False)}
+        if not keys:
+            return {}
+        cached = {index: self.cache.get(key) for index, key in zip(distinct, keys, strict=True)}
         embedded = {index: text for index, text in cached.items() if text is not None}
         self._metrics.cache_lookups.labels("hit").inc(len(embedded))
         self._metrics.cache_lookups.labels("miss").inc(len(keys) - len(embedded))
@@ -373,8 +375,10 @@ class Embedder(ServedModel):
 
     def _refuse_long(self, call: EmbedCall, counts: dict[int, TokenCount]) -> None:
         """Refuse texts that are too long if the call does; `counts` is keyed by their index."""
+        if call.truncation != "refuse":
+            return
         long = [index for index, count in counts.items() if count.truncated]
-        if call.truncation != "refuse" or not long:
+        if not long:
             return
         count = counts[long[0]]
         msg = (

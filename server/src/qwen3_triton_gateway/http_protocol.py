@@ -277,6 +277,7 @@ class GatewayProtocol(DoorProtocol):
         if self._offers_upgrade:
             return
         if self._early is not None:
+            self.scope.setdefault("state", {})["is_whole"] = True
             self._start_request()
         self._part = Part.START
         self._chunks = None

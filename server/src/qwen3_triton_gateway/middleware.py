@@ -10,7 +10,7 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import quote
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -56,11 +56,11 @@ class RequestLog:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers[REQUEST_ID_HEADER] = request_id
+                headers = [*message["headers"], (REQUEST_ID_HEADER.encode(), request_id.encode())]
                 if self._service.stopping:
                     # Callers that keep connections open reconnect, to another gateway.
-                    headers["connection"] = "close"
+                    headers.append((b"connection", b"close"))
+                message = {**message, "headers": headers}
             await send(message)
 
         try:
@@ -92,7 +92,7 @@ class RequestLog:
             **state.get("log", {}),
         }
         level = logging.DEBUG if is_health_path(scope["path"]) else logging.INFO
-        line = " ".join(f"{name}={value}" for name, value in fields.items())
+        line = " ".join([f"{name}={value}" for name, value in fields.items()])
         logger.log(level, line, extra=fields)
 
     def _find_route(self, scope: Scope) -> BaseRoute | None:
@@ -175,14 +175,19 @@ class Guard:
         # Servers other than the gateway's own do not tell when the first byte arrived.
         began = scope["state"].setdefault("began", asyncio.get_running_loop().time())
         end = began + self._read_timeout_seconds
+        # The gateway's own server waits for small bodies, within the same time.
+        is_whole: bool = scope["state"].get("is_whole", False)
 
         async def receive_bounded() -> Message:
             nonlocal received, is_complete
             if is_complete:  # what comes next is the end of the connection
                 return await receive()
             try:
-                async with asyncio.timeout_at(end):
+                if is_whole:
                     message = await receive()
+                else:
+                    async with asyncio.timeout_at(end):
+                        message = await receive()
             except TimeoutError:
                 msg = (
                     f"The body did not arrive within {self._read_timeout_seconds:g} s "

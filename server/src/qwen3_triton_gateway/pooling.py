@@ -117,4 +117,5 @@ def unusable_rows(vectors: Float32Matrix) -> list[int]:
     # In float64, because the squares of large but finite components overflow float32.
     # `einsum` converts as it goes, without a copy of all.
     norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
-    return np.flatnonzero(~np.isfinite(norms) | (norms < MIN_NORM)).tolist()
+    usable = (norms >= MIN_NORM) & (norms < np.inf)
+    return [] if usable.all() else np.flatnonzero(~usable).tolist()

@@ -22,6 +22,7 @@ from ..memory import REQUEST_BYTES, Reservation, in_worker, request_bytes
 from ..metrics import ModelMetrics
 from ..reranker import RerankCall, Reranker, Scores
 from ..responses import (
+    BYTES_PER_PART,
     Dialect,
     JsonResponse,
     PartsResponse,
@@ -153,7 +154,8 @@ class Exchange:
         if self.caller:
             self.service.metrics.key_texts.labels(self.caller).inc(len(call.texts))
             self.service.metrics.key_tokens.labels(self.caller).inc(embeddings.prompt_tokens)
-        answer = EmbedAnswer(self.service, self.memory, embeddings, timings)
+        fingerprint = self.service.embedder.fingerprint(embeddings.dimensions)
+        answer = EmbedAnswer(self.service, self.memory, embeddings, timings, fingerprint)
         describe_embeddings(
             requested=self.body.get("model"),
             served=self.service.embedder.model_id,
@@ -216,15 +218,12 @@ class EmbedAnswer:
     memory: Reservation
     embeddings: Embeddings
     timings: Timings
+    fingerprint: str
     encode_seconds: float = 0.0
 
     @property
     def dimensions(self) -> int:
         return self.embeddings.dimensions
-
-    @property
-    def fingerprint(self) -> str:
-        return self.service.embedder.fingerprint(self.dimensions)
 
     @property
     def usage(self) -> dict[str, int]:
@@ -236,7 +235,7 @@ class EmbedAnswer:
         content: object,
         *forms: VectorForm,
         wrap: Callable[[int, Any], Any] | None = None,
-    ) -> PartsResponse:
+    ) -> Response:
         """Build the response, with the headers that embeddings carry in every dialect.
 
         Args:
@@ -245,13 +244,18 @@ class EmbedAnswer:
             wrap: What each is wrapped in; see `answer_parts`.
         """
 
-        def parts() -> AsyncGenerator[bytes]:
-            return self._timed(answer_parts(content, self.embeddings, forms, wrap))
+        def parts() -> Iterator[bytes]:
+            return answer_parts(content, self.embeddings, forms, wrap)
 
         # The texts are no longer needed.
         encoded = encoded_bytes(len(self.embeddings.rows), self.dimensions)
         self.memory.resize(REQUEST_BYTES + self.embeddings.distinct.nbytes + encoded)
-        return PartsResponse(parts, late_headers=self._headers)
+        if encoded <= BYTES_PER_PART:
+            began = time.perf_counter()
+            body = b"".join(parts())
+            self.encode_seconds = time.perf_counter() - began
+            return Response(body, headers=self._headers(), media_type=JsonResponse.media_type)
+        return PartsResponse(lambda: self._timed(parts()), late_headers=self._headers)
 
     async def _timed(self, parts: Iterator[bytes]) -> AsyncGenerator[bytes]:
         began = time.perf_counter()
@@ -382,12 +386,18 @@ async def read_json(request: Request) -> dict[str, Any]:
         RequestTimeoutError: The body did not arrive in time.
         InvalidRequestError: The body is not a JSON object.
         QueueFullError: There is no memory left for the body.
+        ClientDisconnect: The caller is gone.
     """
     memory: Reservation = request.state.memory
-    body = bytearray()
-    async for chunk in request.stream():
+    body, more_body = bytearray(), True
+    while more_body:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk: bytes = message.get("body", b"")
         memory.resize(request_bytes(len(body) + len(chunk)))
         body += chunk
+        more_body = message.get("more_body", False)
     if len(body) <= PARSE_INLINE_BYTES:
         return parse_json(body)
     return await in_worker(parse_json, body)
