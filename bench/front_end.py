@@ -1,9 +1,9 @@
 """The gateway's own cost: its CPU time per request, with a model that costs nothing.
 
-    python bench/front_end.py                     # lone queries, and requests of 64 texts
+    python bench/front_end.py         # lone queries, requests of 64 texts, and 50 pairs to rerank
     python bench/front_end.py --rounds 9
 
-The gateway runs in a process of its own, complete but for the backend, which returns rows of a
+The gateway runs in a process of its own, complete but for the backends, which return rows of a
 table. What counts is that process's CPU time, kernel included, and not how long a request takes: so
 the machine may be busy otherwise.
 """
@@ -39,26 +39,31 @@ from qwen3_triton_tools.tune.texts import chunks, mixed_texts
 
 HIDDEN_SIZE, ROWS = 1024, 1024
 WORDS, TEXTS_PER_REQUEST = 40, 64
+QUERY_WORDS, PAIR_WORDS, PAIRS_PER_REQUEST = 10, 150, 50
 QUERIES, REQUESTS, WARM_UP = 500, 25, 0.2
 MAX_QUERY_MS, MAX_TEXT_US = 0.7, 100
 HEADER = ("", "CPU of the gateway", "")
 
 
 class TableBackend:
-    """A model whose vectors are rows of a table, chosen by all tokens of a text."""
+    """A model whose vectors are rows of a table, chosen by all tokens of a text.
 
-    def __init__(self) -> None:
+    A reranker's vectors have one dimension, its logit.
+    """
+
+    def __init__(self, hidden_size: int) -> None:
         self.generation = self.doubts = 0
         self.description = "rows of a table"
         self.states = {"table": True}
         self.problems: dict[str, str] = {}
-        self._table = np.random.default_rng(7).normal(size=(ROWS, HIDDEN_SIZE)).astype(np.float32)
+        self.max_output_bytes: int | None = None
+        self._table = np.random.default_rng(7).normal(size=(ROWS, hidden_size)).astype(np.float32)
         int64 = np.dtype(np.int64)
         names = ("input_ids", "attention_mask")
         self.spec = describe_model(
             name="table",
             inputs=[TensorSpec(name, int64, (-1, -1)) for name in names],
-            outputs=[TensorSpec("sentence_embedding", np.dtype(np.float32), (-1, HIDDEN_SIZE))],
+            outputs=[TensorSpec("sentence_embedding", np.dtype(np.float32), (-1, hidden_size))],
             max_batch_size=TEXTS_PER_REQUEST,
             instance_count=1,
             weights_digest="table",
@@ -93,13 +98,14 @@ class Connection:
         self._socket = socket.create_connection(("127.0.0.1", port))
 
     def send(self, body: dict[str, object]) -> None:
-        """Send one request, and read its response to the end.
+        """Send one request to embed texts or to rerank them, and read its response to the end.
 
         Raises:
             RuntimeError: The status is not 200.
         """
         content = json.dumps(body).encode()
-        head = f"POST /embed HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+        path = "/rerank" if "query" in body else "/embed"
+        head = f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
         self._socket.sendall(head.encode() + content)
         answer = b""
         while not _is_whole(answer):
@@ -121,9 +127,9 @@ def _is_whole(answer: bytes) -> bool:
 
 
 @contextmanager
-def gateway() -> Generator[tuple[int, int]]:
-    """Run the gateway on that backend, and yield its process id and its port."""
-    command = [sys.executable, __file__, "--serve"]
+def gateway(task: str = "embed") -> Generator[tuple[int, int]]:
+    """Run a gateway that embeds or reranks on that backend, and yield its process ID and port."""
+    command = [sys.executable, __file__, "--serve", task]
     # A file, since a pipe that is not read would block it: it logs every request.
     with (
         NamedTemporaryFile("w+") as log,
@@ -163,20 +169,20 @@ def measure(pid: int, port: int, bodies: list[dict[str, object]]) -> float:
     return spent / len(bodies)
 
 
-def plain_texts(count: int) -> list[str]:
+def plain_texts(count: int, length: int = WORDS) -> list[str]:
     """Cut texts of the same number of words from the bundled documents."""
     words = " ".join(mixed_texts(200)).split()
-    starts = np.random.default_rng(3).integers(0, len(words) - WORDS, count).tolist()
-    return [" ".join(words[at : at + WORDS]) for at in starts]
+    starts = np.random.default_rng(3).integers(0, len(words) - length, count).tolist()
+    return [" ".join(words[at : at + length]) for at in starts]
 
 
 @click.command(help=__doc__)
 @click.option("--rounds", type=int, default=5, show_default=True)
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write the table there, too.")
-@click.option("--serve", is_flag=True, hidden=True)
-def main(rounds: int, markdown: Path | None, *, serve: bool) -> None:
+@click.option("--serve", type=click.Choice(["embed", "rerank"]), hidden=True)
+def main(rounds: int, markdown: Path | None, serve: str | None) -> None:
     if serve:
-        _serve()
+        _serve(serve)
         return
     base64 = {"encoding_format": "base64"}
     queries: list[dict[str, object]] = [
@@ -186,10 +192,17 @@ def main(rounds: int, markdown: Path | None, *, serve: bool) -> None:
         {"texts": texts} | base64
         for texts in chunks(plain_texts(REQUESTS * TEXTS_PER_REQUEST), TEXTS_PER_REQUEST)
     ]
-    with gateway() as (pid, port):
-        pairs = [(measure(pid, port, queries), measure(pid, port, requests)) for _ in range(rounds)]
-    lone = [1000 * query for query, _ in pairs]
-    each = [1e6 * request / TEXTS_PER_REQUEST for _, request in pairs]
+    questions = plain_texts(REQUESTS, QUERY_WORDS)
+    documents = chunks(plain_texts(REQUESTS * PAIRS_PER_REQUEST, PAIR_WORDS), PAIRS_PER_REQUEST)
+    reranked: list[dict[str, object]] = [
+        {"query": query, "texts": texts} for query, texts in zip(questions, documents, strict=True)
+    ]
+    lone, each, pair = list[float](), list[float](), list[float]()
+    with gateway() as embeds, gateway("rerank") as reranks:
+        for _ in range(rounds):
+            lone.append(1000 * measure(*embeds, queries))
+            each.append(1e6 * measure(*embeds, requests) / TEXTS_PER_REQUEST)
+            pair.append(1e6 * measure(*reranks, reranked) / PAIRS_PER_REQUEST)
     rows = [
         Row(
             f"a lone query of {WORDS} words",
@@ -207,18 +220,29 @@ def main(rounds: int, markdown: Path | None, *, serve: bool) -> None:
             f"at most {MAX_TEXT_US} µs",
             statistics.median(each) <= MAX_TEXT_US,
         ),
+        Row(
+            f"a pair of {QUERY_WORDS} and {PAIR_WORDS} words in requests of {PAIRS_PER_REQUEST}",
+            f"{statistics.median(pair):.0f} µs",
+            "",
+            spread(pair, 0),
+        ),
     ]
     show(rows, Console(), HEADER)
     if markdown:
         write_markdown(rows, markdown, HEADER)
 
 
-def _serve() -> None:
-    settings = Settings.model_validate(
-        {"TOKENIZER_PATH": qwen3_nano.model_dir(), "TRITON_URL": "http://unused", "EMBED_PORT": 0}
+def _serve(task: str) -> None:
+    is_reranker = task == "rerank"
+    model = (
+        {"RERANK_TRITON_MODEL": "table", "RERANK_TOKENIZER_PATH": qwen3_nano.model_dir()}
+        if is_reranker
+        else {"TOKENIZER_PATH": qwen3_nano.model_dir()}
     )
+    settings = Settings.model_validate({"TRITON_URL": "http://unused", "EMBED_PORT": 0, **model})
     server.configure_logging(settings)
-    server.choose_backend = lambda _: TableBackend()  # all else is what `serve` runs
+    # All else is what `serve` runs.
+    server.choose_backend = lambda *_: TableBackend(1 if is_reranker else HIDDEN_SIZE)
     server.run_gateway(settings)
 
 
