@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -177,6 +178,7 @@ def name_query(queries: Sequence[str], query: str, field: str) -> tuple[str, str
     return f"Query {index}", f"{field}[{index}]"
 
 
+@lru_cache(maxsize=1)  # the library takes as long for them as for a request's own texts
 def prompt_tokens(tokenizer: TextTokenizer) -> tuple[Int64Vector, Int64Vector]:
     """Return the tokens of the prompt's prefix and suffix."""
     prefix, suffix = tokenizer.token_ids([PREFIX, SUFFIX])

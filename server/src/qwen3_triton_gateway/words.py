@@ -43,6 +43,10 @@ _INVISIBLE = [byte for byte in range(0x100) if byte not in _VISIBLE]
 _BYTES = {byte: 0x100 + place for place, byte in enumerate(_INVISIBLE)}
 
 
+class _LongWordError(Exception):
+    """A word is too long to be remembered."""
+
+
 class WordTokens(dict[str, bytes]):
     """The tokens of words, as int64; those of a new word are computed when they are read.
 
@@ -59,6 +63,8 @@ class WordTokens(dict[str, bytes]):
         self._whole_token = re.compile("|".join(map(re.escape, segmenter.whole_tokens)) or r"(?!)")
 
     def __missing__(self, word: str) -> bytes:
+        if len(word) > MAX_REMEMBERED_CHARACTERS:
+            raise _LongWordError
         if len(self) >= MAX_WORDS:
             self.clear()
         merged = self._merge(word.encode().decode("latin-1").translate(_BYTES))
@@ -67,21 +73,23 @@ class WordTokens(dict[str, bytes]):
 
     def encode(self, texts: Sequence[str]) -> list[Int64Vector]:
         """Tokenize texts, without an end token."""
-        words_of = [self._split(text) for text in texts]
-        others = [text for text, words in zip(texts, words_of, strict=True) if words is None]
+        tokens_of = [self._join(text) for text in texts]
+        others = [text for text, tokens in zip(texts, tokens_of, strict=True) if tokens is None]
         encodings = iter(
             self._tokenizer.encode_batch_fast(others, add_special_tokens=False) if others else ()
         )
         return [
             np.array(next(encodings).ids, dtype=np.int64)
-            if words is None
-            else np.frombuffer(b"".join(map(self.__getitem__, words)), dtype=np.int64)
-            for words in words_of
+            if tokens is None
+            else np.frombuffer(tokens, dtype=np.int64)
+            for tokens in tokens_of
         ]
 
-    def _split(self, text: str) -> list[str] | None:
-        """Split a text into words; None if it is left to the library."""
+    def _join(self, text: str) -> bytes | None:
+        """Join the tokens of a text's words; None if it is left to the library."""
         if not self._knows_words or NOT_PLAIN.search(text) or self._whole_token.search(text):
             return None
-        words = _WORD.findall(text)
-        return words if max(map(len, words), default=0) <= MAX_REMEMBERED_CHARACTERS else None
+        try:
+            return b"".join(map(self.__getitem__, _WORD.findall(text)))
+        except _LongWordError:
+            return None
