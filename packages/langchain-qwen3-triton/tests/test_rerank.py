@@ -88,6 +88,12 @@ def test_a_blank_document_is_named(fake: FakeGateway) -> None:
     assert caught.value.failed_indices == (5,)
 
 
+def test_it_has_a_json_schema_without_the_clients_of_a_process() -> None:
+    names = Qwen3TritonRerank.model_json_schema()["properties"].keys()
+    assert {"top_n", "api_key"} <= names
+    assert not names & {"http_client", "http_async_client"}
+
+
 def test_it_can_be_pickled_and_copied(fake: FakeGateway) -> None:
     rerank = Qwen3TritonRerank(base_url=fake.url, top_n=1)
     for twin in (pickle.loads(pickle.dumps(rerank)), copy.deepcopy(rerank)):

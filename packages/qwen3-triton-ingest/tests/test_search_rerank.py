@@ -255,6 +255,12 @@ def test_the_command_prints_both_scores(library: Library, both_models: GatewayPr
     assert all(1 <= hit["search_rank"] <= 6 and not hit["rerank_truncated"] for hit in hits)
 
 
+def test_an_option_of_reranking_alone_is_refused() -> None:
+    result = _run("postgresql://", "http://unused", QUESTION, "--table", "t", "--fetch-k", "6")
+    assert result.exit_code == 2
+    assert "--fetch-k is for reranking. Pass --rerank, too." in result.output
+
+
 def test_langchain_documents_have_both_scores_in_their_metadata(
     library: Library, both_models: GatewayProcess, searcher: Searcher
 ) -> None:

@@ -15,6 +15,7 @@ from pydantic import (
     SkipValidation,
     model_validator,
 )
+from pydantic.json_schema import SkipJsonSchema
 
 from qwen3_triton_client import (
     API_KEY_VARIABLE,
@@ -44,10 +45,10 @@ class GatewayComponent(BaseModel):
     max_concurrency: int = Field(default=ClientSettings.max_concurrency, ge=1)
     timeout: float = Field(default=ClientSettings.timeout, gt=0)
     max_retries: int = Field(default=ClientSettings.max_retries, ge=0)
-    http_client: SkipValidation[httpx2.Client | None] = Field(
+    http_client: SkipJsonSchema[SkipValidation[httpx2.Client | None]] = Field(
         default=None, exclude=True, repr=False
     )
-    http_async_client: SkipValidation[httpx2.AsyncClient | None] = Field(
+    http_async_client: SkipJsonSchema[SkipValidation[httpx2.AsyncClient | None]] = Field(
         default=None, exclude=True, repr=False
     )
 

@@ -92,6 +92,10 @@ def search(
     """
     from ..search import Searcher, parse_filters
 
+    for option in ("fetch_k", "rerank_instruction"):
+        if options[option] is not None and not options["rerank"]:
+            flag = f"--{option.replace('_', '-')}"
+            raise click.UsageError(f"{flag} is for reranking. Pass --rerank, too.")
     try:
         options["filter"] = parse_filters(filters)
     except FilterError as error:
