@@ -1,30 +1,28 @@
-"""Real Tritons get other weights under an unchanged `config.pbtxt`; no wrong vector is accepted."""
+"""Real Tritons get other weights under an unchanged `config.pbtxt`; no wrong answer is accepted."""
 
 from __future__ import annotations
 
 import os
 import signal
 import time
+from collections.abc import Generator
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import httpx2
-import numpy as np
 import pytest
 
-from embed_call import cosines, embed, post
-from gateway_process import GatewayProcess, running_gateway, triton_flags
+from gateway_process import GatewayProcess, running_gateway
 from polling import wait_for
 from qwen3_triton_gateway.backends.triton import PROBE_SECONDS
 from qwen3_triton_gateway.canary import INTERVAL_SECONDS
 from qwen3_triton_gateway.served import WATCH_INTERVAL_SECONDS
-from qwen3_triton_gateway.tensors import Float32Matrix
 from qwen3_triton_tools.local_triton import LocalTriton
 from swapped_weights import ServedModel, allow_reloads
-from tolerances import FLOAT32_COSINE
+from traffic import TEXTS, Embedding, Reranking, Traffic
 
 pytestmark = pytest.mark.stack
 
-TEXTS = [f"{'filler ' * (index % 9)}text {index}" for index in range(24)]
 # Two seconds on an idle machine: the next reading of the statistics, which may take PROBE_SECONDS,
 # and the canary. Ten times that on a busy one, but less than until the canary's next turn: only
 # what Triton tells can explain a refusal by then.
@@ -33,13 +31,36 @@ assert NOTICE_SECONDS < INTERVAL_SECONDS - 5
 CAMPAIGN_ROUNDS = 5
 
 
+@pytest.fixture(
+    name="kind", params=[Embedding, pytest.param(Reranking, marks=pytest.mark.campaign)]
+)
+def _kind(request: pytest.FixtureRequest) -> type[Traffic]:
+    return request.param
+
+
 @pytest.fixture(name="model")
-def _model(tmp_path: Path) -> ServedModel:
-    return ServedModel(tmp_path)
+def _model(tmp_path: Path, kind: type[Traffic]) -> ServedModel:
+    return ServedModel(tmp_path, kind)
+
+
+@pytest.fixture(name="healthy_triton")
+def _healthy_triton(
+    request: pytest.FixtureRequest, kind: type[Traffic], model: ServedModel
+) -> Generator[LocalTriton]:
+    """One that keeps the weights it has."""
+    if kind is Embedding:
+        yield request.getfixturevalue("triton")
+    else:
+        with model.triton() as triton:
+            yield triton
 
 
 def url_of(triton: LocalTriton, scheme: str) -> str:
     return triton.http_url if scheme == "http" else triton.grpc_url
+
+
+def serving(model: ServedModel, *urls: str) -> AbstractContextManager[GatewayProcess]:
+    return running_gateway("--triton-url", ",".join(urls), *model.flags)
 
 
 def health(gateway: GatewayProcess) -> dict[str, object]:
@@ -52,93 +73,86 @@ def restart(triton: LocalTriton) -> None:
     triton.start()
 
 
-def assert_no_wrong_vector(gateway: GatewayProcess, expected: Float32Matrix) -> None:
-    assert cosines(embed(gateway.url, TEXTS), expected).min() >= FLOAT32_COSINE
-
-
 @pytest.mark.parametrize("scheme", ["grpc", pytest.param("http", marks=pytest.mark.campaign)])
 def test_a_replica_that_returns_with_other_weights_is_left_out(
-    triton: LocalTriton, model: ServedModel, scheme: str
+    kind: type[Traffic], healthy_triton: LocalTriton, model: ServedModel, scheme: str
 ) -> None:
-    with model.triton() as other:
-        urls = f"{url_of(triton, scheme)},{url_of(other, scheme)}"
-        with running_gateway(*triton_flags(urls)) as gateway:
-            expected = embed(gateway.url, TEXTS)
-            model.swap_weights()
-            restart(other)
-            name = url_of(other, scheme)
-            while not health(gateway)["excluded"]:
-                assert_no_wrong_vector(gateway, expected)
-            assert "serves other weights" in gateway.log
-            assert gateway.metric("qwen3_triton_backend_excluded", backend=name) == 1
-            assert gateway.metric("qwen3_triton_backend_up", backend=name) == 0
-            for _ in range(10):
-                assert_no_wrong_vector(gateway, expected)
-            wait_for(gateway.is_ready, "ready")
+    with (
+        model.triton() as other,
+        serving(model, url_of(healthy_triton, scheme), url_of(other, scheme)) as gateway,
+    ):
+        traffic = kind(gateway.url)
+        model.swap_weights()
+        restart(other)
+        while not health(gateway)["excluded"]:
+            assert traffic.ask() == 200
+        assert "serves other weights" in gateway.log
+        name = {"backend": url_of(other, scheme)}
+        assert gateway.metric(f"{kind.metrics}_backend_excluded", **name) == 1
+        assert gateway.metric(f"{kind.metrics}_backend_up", **name) == 0
+        assert [traffic.ask() for _ in range(10)] == [200] * 10
+        wait_for(gateway.is_ready, "ready")
 
-            model.restore_weights()
-            restart(other)
-            wait_for(lambda: "is included" in gateway.log, "it is included again")
-            assert_no_wrong_vector(gateway, expected)
+        model.restore_weights()
+        restart(other)
+        wait_for(lambda: "is included" in gateway.log, "it is included again")
+        assert traffic.ask() == 200
 
 
 @pytest.mark.parametrize("scheme", ["http", pytest.param("grpc", marks=pytest.mark.campaign)])
 def test_a_model_reloaded_with_other_weights_is_noticed(
-    model: ServedModel, scheme: str, monkeypatch: pytest.MonkeyPatch
+    kind: type[Traffic], model: ServedModel, scheme: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allow_reloads(monkeypatch)
-    with (
-        model.triton() as triton,
-        running_gateway(*triton_flags(url_of(triton, scheme))) as gateway,
-    ):
-        expected = embed(gateway.url, TEXTS)
+    with model.triton() as triton, serving(model, url_of(triton, scheme)) as gateway:
+        traffic = kind(gateway.url)
         model.swap_weights()
         model.reload(triton)
-        assert_refused_in_time(gateway, expected)
+        assert_refused_in_time(traffic)
         reason = "the model behind the gateway has changed"
         wait_for(lambda: reason in str(health(gateway)["reason"]), "the reason in /health")
 
 
 def test_a_model_reloaded_with_the_same_weights_stays_in_service(
-    model: ServedModel, monkeypatch: pytest.MonkeyPatch
+    kind: type[Traffic], model: ServedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     allow_reloads(monkeypatch)
-    with model.triton() as triton, running_gateway(*triton_flags(triton.http_url)) as gateway:
-        expected = embed(gateway.url, TEXTS)
+    with model.triton() as triton, serving(model, triton.http_url) as gateway:
+        traffic = kind(gateway.url)
         model.reload(triton)
         wait_for(lambda: "was reloaded" in gateway.log, "the reload is noticed")
         wait_for(gateway.is_ready, "ready")
-        assert_no_wrong_vector(gateway, expected)
+        assert traffic.ask() == 200
         assert "has changed" not in gateway.log
 
 
 def test_a_replica_reloaded_with_other_weights_is_left_out(
-    triton: LocalTriton, model: ServedModel, monkeypatch: pytest.MonkeyPatch
+    kind: type[Traffic],
+    healthy_triton: LocalTriton,
+    model: ServedModel,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     allow_reloads(monkeypatch)
-    with model.triton() as other:
-        urls = f"{triton.http_url},{other.http_url}"
-        with running_gateway(*triton_flags(urls)) as gateway:
-            expected = embed(gateway.url, TEXTS)
-            model.swap_weights()
-            model.reload(other)
-            end = time.monotonic() + NOTICE_SECONDS
-            while not health(gateway)["excluded"]:
-                assert time.monotonic() < end
-            for _ in range(10):
-                assert_no_wrong_vector(gateway, expected)
+    with (
+        model.triton() as other,
+        serving(model, healthy_triton.http_url, other.http_url) as gateway,
+    ):
+        traffic = kind(gateway.url)
+        model.swap_weights()
+        model.reload(other)
+        end = time.monotonic() + NOTICE_SECONDS
+        while not health(gateway)["excluded"]:
+            assert time.monotonic() < end
+        assert [traffic.ask() for _ in range(10)] == [200] * 10
 
 
-def assert_refused_in_time(gateway: GatewayProcess, expected: Float32Matrix) -> None:
+def assert_refused_in_time(traffic: Traffic) -> None:
     """Send requests until one is refused, which is the last one that may be wrong."""
     end = time.monotonic() + NOTICE_SECONDS
-    while post(gateway.url, texts=TEXTS).status_code == 200:
-        assert time.monotonic() < end, "wrong vectors after the promised time"
+    while traffic.send(TEXTS).status_code == 200:
+        assert time.monotonic() < end, "wrong answers after the promised time"
     for _ in range(10):
-        response = post(gateway.url, texts=TEXTS)
-        if response.status_code == 200:
-            vectors = np.array(response.json()["embeddings"], dtype=np.float32)
-            assert cosines(vectors, expected).min() >= FLOAT32_COSINE
+        traffic.ask()
 
 
 def test_another_version_with_other_weights_has_another_fingerprint(model: ServedModel) -> None:
@@ -149,16 +163,17 @@ def test_another_version_with_other_weights_has_another_fingerprint(model: Serve
 
 
 def fingerprint_of(model: ServedModel) -> str:
-    with model.triton() as triton, running_gateway(*triton_flags(triton.http_url)) as gateway:
-        return post(gateway.url, texts=["a"]).headers["X-Embedding-Fingerprint"]
+    with model.triton() as triton, serving(model, triton.http_url) as gateway:
+        return httpx2.get(f"{gateway.url}/info", timeout=60).json()["fingerprint"]
 
 
+@pytest.mark.parametrize("kind", [Embedding])
 def test_weights_replaced_while_the_gateway_was_stopped_refuse_to_start(model: ServedModel) -> None:
     model.state_canary()
     fingerprint_of(model)
     model.swap_weights()
     with model.triton() as triton:
-        gateway = GatewayProcess(*triton_flags(triton.http_url))
+        gateway = GatewayProcess("--triton-url", triton.http_url, *model.flags)
         wait_for(lambda: gateway.process.poll() is not None, "the gateway ends")
         log = gateway.log
         assert gateway.stop() == 1
@@ -166,22 +181,23 @@ def test_weights_replaced_while_the_gateway_was_stopped_refuse_to_start(model: S
 
 
 @pytest.mark.campaign
-def test_a_replica_that_swaps_its_weights_over_and_over_returns_no_wrong_vector(
-    triton: LocalTriton, model: ServedModel
+def test_a_replica_that_swaps_its_weights_over_and_over_returns_no_wrong_answer(
+    kind: type[Traffic], healthy_triton: LocalTriton, model: ServedModel
 ) -> None:
-    with model.triton() as other:
-        urls = f"{triton.grpc_url},{other.grpc_url}"
-        with running_gateway(*triton_flags(urls)) as gateway:
-            expected = embed(gateway.url, TEXTS)
-            for number in range(CAMPAIGN_ROUNDS):
-                model.swap_weights() if number % 2 == 0 else model.restore_weights()
-                included = gateway.log.count("is included")
-                restart(other)
+    with (
+        model.triton() as other,
+        serving(model, healthy_triton.grpc_url, other.grpc_url) as gateway,
+    ):
+        traffic = kind(gateway.url)
+        for number in range(CAMPAIGN_ROUNDS):
+            model.swap_weights() if number % 2 == 0 else model.restore_weights()
+            included = gateway.log.count("is included")
+            restart(other)
 
-                def is_judged(is_wrong: bool = number % 2 == 0, included: int = included) -> bool:
-                    assert_no_wrong_vector(gateway, expected)
-                    if is_wrong:
-                        return bool(health(gateway)["excluded"])
-                    return gateway.log.count("is included") > included
+            def is_judged(is_wrong: bool = number % 2 == 0, included: int = included) -> bool:
+                assert traffic.ask() == 200
+                if is_wrong:
+                    return bool(health(gateway)["excluded"])
+                return gateway.log.count("is included") > included
 
-                wait_for(is_judged, "the restarted replica is excluded or included")
+            wait_for(is_judged, "the restarted replica is excluded or included")

@@ -18,59 +18,74 @@ from qwen3_triton_tools.local_triton import LocalTriton, launch, write_repositor
 from qwen3_triton_tools.local_triton.process import server_command
 from qwen3_triton_tools.model.inspection import inspect_model
 from qwen3_triton_tools.model.probing import canary_of
+from reranker_exports import random_weights
+from reranker_graph import write_reranker
+from traffic import Embedding, Traffic
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16)
 
 
 class ServedModel:
-    """The nano model in a model repository of its own.
+    """A model in a model repository of its own: the nano model, or a small reranker.
 
     Attributes:
         repository: The model repository; every Triton on it reads the same `path`.
         path: The ONNX file.
+        name: The model's name.
+        flags: What serves it, after `--triton-url`.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, kind: type[Traffic] = Embedding) -> None:
         self.repository = folder / "repository"
         self.path = folder / "model.onnx"
-        shutil.copy(qwen3_nano.model_dir() / "model.onnx", self.path)
-        write_repository(folder, self.repository, model_name=qwen3_nano.MODEL_ID, max_batch_size=8)
+        self._original = folder / "original" / "model.onnx"
+        if kind is Embedding:
+            self.name, self.flags = qwen3_nano.MODEL_ID, Embedding.flags
+            self._original.parent.mkdir()
+            shutil.copy(qwen3_nano.model_dir() / "model.onnx", self._original)
+        else:
+            self.name = "small_reranker"
+            tokenizer = ("--rerank-tokenizer-path", str(qwen3_nano.model_dir()))
+            self.flags = ("--rerank-triton-model", self.name, *tokenizer)
+            write_reranker(self._original.parent, trunk=random_weights())
+        self.restore_weights()
+        write_repository(folder, self.repository, model_name=self.name, max_batch_size=8)
 
     def triton(self) -> LocalTriton:
         return LocalTriton(model_repository=self.repository)
 
     def swap_weights(self) -> None:
         """Replace the weights; what is loaded keeps the ones it has."""
-        write_other_weights(self.path)
+        write_other_weights(self.path, self._original)
 
     def restore_weights(self) -> None:
-        shutil.copy(qwen3_nano.model_dir() / "model.onnx", self.path)
+        shutil.copy(self._original, self.path)
 
     def state_canary(self) -> None:
         """Write the vector of the present weights into `config.pbtxt`, as `model repository`."""
         nano = inspect_model(qwen3_nano.model_dir() / "model.onnx")
         stated = canary_of(nano, self.path, max_length=1024)
-        with (self.repository / qwen3_nano.MODEL_ID / "config.pbtxt").open("a") as config:
+        with (self.repository / self.name / "config.pbtxt").open("a") as config:
             config.write(
                 f'parameters {{ key: "{CANARY_PARAMETER}" value {{ string_value: "{stated}" }} }}'
             )
 
     def add_version(self) -> None:
         """Add version 2, which has the weights that `path` has from now on."""
-        folder = self.repository / qwen3_nano.MODEL_ID
+        folder = self.repository / self.name
         shutil.copytree(folder / "1", folder / "2")
 
     def reload(self, triton: LocalTriton) -> None:
         """Let Triton load the model again, while it keeps serving."""
         # Triton reloads a model only if a file in its folder is newer.
-        os.utime(self.repository / qwen3_nano.MODEL_ID / "1" / "model.py")
-        url = f"{triton.http_url}/v2/repository/models/{qwen3_nano.MODEL_ID}/load"
+        os.utime(self.repository / self.name / "1" / "model.py")
+        url = f"{triton.http_url}/v2/repository/models/{self.name}/load"
         httpx2.post(url, json={}, timeout=60).raise_for_status()
 
 
-def write_other_weights(path: Path) -> None:
-    """Shuffle the largest weights of the nano model, and write the result to `path`."""
-    model = onnx.load(qwen3_nano.model_dir() / "model.onnx")
+def write_other_weights(path: Path, original: Path | None = None) -> None:
+    """Shuffle the largest weights of a model, by default the nano model; write it to `path`."""
+    model = onnx.load(original or qwen3_nano.model_dir() / "model.onnx")
     floats = [tensor for tensor in model.graph.initializer if tensor.data_type in FLOATS]
     largest = max(floats, key=lambda tensor: int(np.prod(tensor.dims)))
     values = numpy_helper.to_array(largest).copy()
