@@ -17,7 +17,6 @@ from .batching import BatchLimits, Lane
 from .cache import VectorCache
 from .canary import canary_batch
 from .errors import (
-    BackendError,
     BadVectorError,
     EmbeddingServerError,
     InvalidRequestError,
@@ -55,6 +54,7 @@ from .tensors import (
     TokenCount,
     TokenizedText,
 )
+from .text_errors import TextErrors
 from .tokenization import (
     PROMPT_VERSION,
     CutSide,
@@ -71,6 +71,7 @@ logger: logging.Logger = logging.getLogger(__name__)
 # What happens to a text beyond `max_length`: it is refused, or its end or start is cut off.
 Truncation: TypeAlias = Literal["refuse", "end", "start"]
 
+TEXTS = TextErrors("text", "embedded", "vector")
 # Below this, digests take less than a millisecond.
 HASH_INLINE_CHARACTERS = 1 << 18
 BLOCK_ROWS = 256
@@ -375,20 +376,9 @@ class Embedder(ServedModel):
 
     def _refuse_long(self, call: EmbedCall, counts: dict[int, TokenCount]) -> None:
         """Refuse texts that are too long if the call does; `counts` is keyed by their index."""
-        if call.truncation != "refuse":
-            return
-        long = [index for index, count in counts.items() if count.truncated]
-        if not long:
-            return
-        count = counts[long[0]]
-        msg = (
-            f"Text {long[0]} has {'' if count.exact else 'more than '}{count.total} tokens; the "
-            f"limit is {call.max_tokens or self.tokenizer.max_length}. Shorten it, or "
-            f"{call.truncate_hint}."
-        )
-        if long[1:]:
-            msg += f" In all, {len(long)} texts are too long."
-        raise InvalidRequestError(msg, index=long[0], code="text_too_long")
+        if call.truncation == "refuse":
+            limit = call.max_tokens or self.tokenizer.max_length
+            TEXTS.refuse_long(counts.items(), limit=limit, hint=call.truncate_hint)
 
     def _collect(
         self, entries: Sequence[QueuedText], indices: Sequence[int]
@@ -399,17 +389,9 @@ class Embedder(ServedModel):
             result = entry.result
             if isinstance(result, BadVectorError):
                 self._metrics.refused_vectors.inc()
-                msg = (
-                    f"Text {index} has no usable vector, even when embedded alone. "
-                    f"{result.message} Float16 models overflow on some texts: serve a float32 or "
-                    "bfloat16 export, or change the text."
-                )
-                raise BadVectorError(msg, index=index)
-            if isinstance(result, BackendError):
-                msg = f"Text {index} could not be embedded, even alone. {result.message}"
-                raise BackendError(msg, index=index, code=result.code)
+                raise TEXTS.unusable(index, result.message)
             if isinstance(result, EmbeddingServerError):
-                raise result
+                raise TEXTS.failed(index, result)
             vectors.append(result)
         return vectors
 
@@ -442,10 +424,7 @@ def _check_call(call: EmbedCall) -> None:
             "shorten the query."
         )
         raise InvalidRequestError(msg, param="truncate")
-    for index, text in enumerate(call.texts):
-        if not text or text.isspace():
-            msg = f"Text {index} is blank, so nothing was embedded. Remove it or give it content."
-            raise InvalidRequestError(msg, index=index, code="blank_text")
+    TEXTS.refuse_blank(call.texts)
 
 
 def _distinct(texts: Sequence[str]) -> tuple[list[int], Int64Vector]:

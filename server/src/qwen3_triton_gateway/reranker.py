@@ -45,6 +45,7 @@ from .tensors import (
     TokenBatch,
     TokenizedText,
 )
+from .text_errors import TextErrors
 from .tokenization import TextTokenizer
 from .tracing import current_origin, stage_span
 from .turns import QueuedText
@@ -93,6 +94,11 @@ class RerankCall:
     queries_field: str = "query"
     documents_field: str = "texts"
     truncate_hint: str = "send `truncate: true`"
+
+    @property
+    def errors(self) -> TextErrors:
+        """How errors name the documents."""
+        return TextErrors("document", "scored", "score", self.documents_field)
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,20 +339,13 @@ class Reranker(ServedModel):
             )
 
     def _refuse_long(self, call: RerankCall, tokenized: Sequence[TokenizedText]) -> None:
-        long = [index for index, text in enumerate(tokenized) if text.count.truncated]
-        if call.truncate or not long:
-            return
-        index, count = long[0], tokenized[long[0]].count
-        msg = (
-            f"Document {index} has {'' if count.exact else 'more than '}{count.total} tokens with "
-            f"the query and the prompt; the limit is {self._limit_of(call)}. Shorten it, or "
-            f"{call.truncate_hint}."
-        )
-        if long[1:]:
-            msg += f" In all, {len(long)} documents are too long."
-        raise InvalidRequestError(
-            msg, index=index, param=_name_of(call, index), code="text_too_long"
-        )
+        if not call.truncate:
+            call.errors.refuse_long(
+                enumerate(text.count for text in tokenized),
+                limit=self._limit_of(call),
+                hint=call.truncate_hint,
+                counted_with=" with the query and the prompt",
+            )
 
     def _collect(self, call: RerankCall, entries: Sequence[QueuedText]) -> list[Float32Vector]:
         """Collect the logits of finished pairs, or raise the first error with its document."""
@@ -355,19 +354,9 @@ class Reranker(ServedModel):
             result = entry.result
             if isinstance(result, BadVectorError):
                 self.metrics.refused_scores.inc()
-                msg = (
-                    f"Document {index} has no usable score, even when scored alone: its logits are "
-                    "not finite, or zero. Float16 models overflow on some texts: serve a float32 "
-                    "or bfloat16 export, or change the text."
-                )
-                raise BadVectorError(
-                    msg, index=index, param=_name_of(call, index), code="bad_score"
-                )
-            if isinstance(result, BackendError):
-                msg = f"Document {index} could not be scored, even alone. {result.message}"
-                raise BackendError(msg, index=index, param=_name_of(call, index), code=result.code)
+                raise call.errors.unusable(index, "Its logits are not finite, or zero.")
             if isinstance(result, EmbeddingServerError):
-                raise result
+                raise call.errors.failed(index, result)
             rows.append(result)
         return rows
 
@@ -500,16 +489,7 @@ def _check_call(call: RerankCall) -> None:
             subject, param = name_query(call.queries, query, call.queries_field)
             msg = f"{subject} is blank, so nothing was scored. Send a question or keywords."
             raise InvalidRequestError(msg, param=param, code="blank_text")
-    for index, document in enumerate(call.documents):
-        if not document or document.isspace():
-            msg = f"Document {index} is blank, so nothing was scored. Remove it or give it content."
-            raise InvalidRequestError(
-                msg, index=index, param=_name_of(call, index), code="blank_text"
-            )
-
-
-def _name_of(call: RerankCall, index: int) -> str:
-    return f"{call.documents_field}[{index}]"
+    call.errors.refuse_blank(call.documents)
 
 
 def _bytes_of(call: RerankCall) -> int:
