@@ -11,13 +11,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from .backends.base import Backend, ModelSpec
-from .backends.probe import QUERY_PRIORITY
-from .batching import BatchLimits, Lane, pad_batch
-from .canary import canary_pairs, canary_scores, rerank_canary_batch
+from .batching import BatchLimits, Lane
+from .canary import canary_scores, rerank_canary_batch
 from .errors import (
-    BackendError,
     BadVectorError,
-    DeadlineExceededError,
     EmbeddingServerError,
     InvalidRequestError,
     StartupError,
@@ -27,8 +24,8 @@ from .memory import REQUEST_BYTES, Reservation
 from .metrics import RerankMetrics
 from .model_files import tokenizer_of
 from .pairs import PairTokenization, name_query
-from .pooling import Float64Vector, last_token_logits, raw_scores
-from .rerank_prompt import ANSWERS
+from .pooling import Float64Vector, raw_scores
+from .rerank_behavior import find_answers, logits_of, scores_batches
 from .served import (
     QUEUED_TEXT_BYTES,
     QUEUED_TOKEN_BYTES,
@@ -59,12 +56,6 @@ PROMPT_TOKENS = ("<|im_start|>", "<|im_end|>")
 # Without a cut head, a token has the logits of the whole vocabulary, 600 kB: a batch has at most
 # so many bytes of them, unless one pair alone has more.
 MAX_LOGITS_BYTES = 256 << 20
-# Padding of the probe, a few positions more than a batch would have.
-PROBE_PADDING = 8
-PROBE_SECONDS = 60.0
-# How far a score may be from that of the pair alone and without padding, of what scores typically
-# are: rounding and int8 scales stay far below, a padded position or another pair far above.
-MAX_DRIFT = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,9 +184,9 @@ class Reranker(ServedModel):
 
     async def _accept(self, spec: ModelSpec) -> BatchLimits:
         self.model_id: str = self.settings.rerank_model_id or _default_id(self.settings, spec.name)
-        self._answer_ids = self._find_answers(spec)
+        self._answer_ids = find_answers(spec, self.tokenizer)
         self.tokenizer.max_length = self._longest_pair(spec)
-        self.shares_batches = await self._shares_batches(spec)
+        self.shares_batches = await scores_batches(self.backend, self.tokenizer, self._answer_ids)
         self._space = EmbeddingSpace(
             model_id=self.model_id,
             weights_digest=spec.weights_digest,
@@ -219,10 +210,7 @@ class Reranker(ServedModel):
         )
 
     def _rows(self, states: HiddenStates | PooledStates, batch: TokenBatch) -> Float32Matrix:
-        """Return the logits of each pair: one, or those of "no" and "yes"."""
-        if isinstance(states, PooledStates):
-            return states.values.astype(np.float32)
-        return last_token_logits(states.values, batch.attention_mask, self._answer_ids)
+        return logits_of(states, batch, self._answer_ids)
 
     def _unusable(self, rows: Float32Matrix) -> list[int]:
         # Zeros are what some releases make of a row that overflows; see `pooling.MIN_NORM`.
@@ -299,7 +287,7 @@ class Reranker(ServedModel):
             await self._finish(pairs, characters=texts, deadline=deadline)
         except InvalidRequestError as error:
             if error.index is not None:
-                error.param = _name_of(call, error.index)
+                error.param = call.errors.param_of(error.index)
             raise
         if memory is not None:
             # Before they exist: a long query is repeated in each pair.
@@ -360,32 +348,6 @@ class Reranker(ServedModel):
             rows.append(result)
         return rows
 
-    def _find_answers(self, spec: ModelSpec) -> list[int] | None:
-        """Return the tokens whose logits the gateway selects; None if the model has done so.
-
-        Raises:
-            StartupError: The output is not that of a reranker.
-        """
-        width, is_pooled = spec.hidden_size, spec.pooling == "in_graph"
-        if width in (1, len(ANSWERS)):
-            return None
-        ids = [token for answer in ANSWERS if (token := self.tokenizer.id_of(answer)) is not None]
-        if not is_pooled and width >= self.tokenizer.vocabulary_size and len(ids) == len(ANSWERS):
-            logger.warning(
-                "The reranker returns %s logits for each token, of which two for each pair are "
-                "used. `qwen3-triton model pool` makes it return those two.",
-                f"{width:,}",
-            )
-            return ids
-        msg = (
-            f"Model {spec.name!r} returns `{spec.output.name}` of width {width:,}, but a reranker "
-            "returns two logits (no and yes), one (of a classifier), or those of its whole "
-            f"vocabulary for each token; {self.tokenizer.path} has "
-            f"{self.tokenizer.vocabulary_size:,} tokens. Check RERANK_TRITON_MODEL or "
-            "RERANK_MODEL_DIR, and RERANK_TOKENIZER_PATH."
-        )
-        raise StartupError(msg)
-
     def _longest_pair(self, spec: ModelSpec) -> int:
         """Return the maximum tokens of a pair whose logits get here."""
         wanted, bound = self.settings.rerank_max_length, self.backend.max_output_bytes
@@ -400,71 +362,6 @@ class Reranker(ServedModel):
                 f"{wanted:,}",
             )
         return longest
-
-    async def _shares_batches(self, spec: ModelSpec) -> bool:
-        """Score the examples alone, with padding and together, and compare.
-
-        Raises:
-            StartupError: Padding changes a score, or the model fails on a single pair.
-            BackendUnavailableError: There is no answer.
-        """
-        texts = canary_pairs(self.tokenizer, self.max_length)
-        width = max(text.length for text in texts)
-        try:
-            rows = [await self._score([text], text.length) for text in texts]
-            alone: Float64Vector = np.concatenate(rows)
-            padded = await self._score(texts[:1], width + PROBE_PADDING)
-            together = await self._together(spec, texts, width)
-        except DeadlineExceededError:
-            logger.warning("The reranker is too slow to be probed: it is taken on trust.")
-            return True
-        except BackendError as error:
-            raise StartupError(f"The model cannot score a plain pair: {error.message}") from error
-        if not np.isfinite(alone).all():
-            raise StartupError(f"Model {spec.name!r} returns logits that are not finite.")
-        allowed = MAX_DRIFT * float(np.sqrt(np.mean(alone**2)))
-        if not abs(float(padded[0] - alone[0])) <= allowed:
-            msg = (
-                f"Model {spec.name!r} scores a pair differently with padding: it takes the logits "
-                "of a padded position, or ignores the mask. Serve another export; "
-                "`qwen3-triton model pool` selects the last token in one without pooling."
-            )
-            raise StartupError(msg)
-        shares = together is not None and bool(np.abs(together - alone).max() <= allowed)
-        if not shares:
-            logger.warning("Pairs run one by one: in a batch, this model fails or is wrong.")
-        if alone[[0, 3]].sum() <= alone[[1, 2]].sum():
-            logger.warning(
-                "The reranker scores the relevant documents of its model card lower than the "
-                "others. Its logits of no and yes may be swapped: `qwen3-triton model verify`."
-            )
-        return shares
-
-    async def _together(
-        self, spec: ModelSpec, texts: Sequence[TokenizedText], width: int
-    ) -> Float64Vector | None:
-        """Score pairs in as large a batch as possible; None if the model refuses it."""
-        size = min(spec.max_batch_size, len(texts))
-        groups = [texts[start : start + size] for start in range(0, len(texts), size)]
-        try:
-            return np.concatenate([await self._score(group, width) for group in groups])
-        except BackendError:
-            return None
-
-    async def _score(self, texts: Sequence[TokenizedText], width: int) -> Float64Vector:
-        batch = self._batch(texts, width)
-        states = await self.backend.infer(
-            batch, timeout_seconds=PROBE_SECONDS, priority=QUERY_PRIORITY
-        )
-        return raw_scores(self._rows(states, batch))
-
-    def _batch(self, texts: Sequence[TokenizedText], width: int) -> TokenBatch:
-        return pad_batch(
-            texts,
-            pad_token_id=self.tokenizer.end_token_id,
-            max_length=self.max_length,
-            width=width,
-        )
 
 
 def _bytes_per_token(spec: ModelSpec) -> int:

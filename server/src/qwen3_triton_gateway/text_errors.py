@@ -43,7 +43,7 @@ class TextErrors:
                     "it content."
                 )
                 raise InvalidRequestError(
-                    msg, index=index, param=self._param(index), code="blank_text"
+                    msg, index=index, param=self.param_of(index), code="blank_text"
                 )
 
     def refuse_long(
@@ -73,7 +73,9 @@ class TextErrors:
         msg = f"{self._name(index)} has {total}; the limit is {limit}. Shorten it, or {hint}."
         if long[1:]:
             msg += f" In all, {len(long)} {self.noun}s are too long."
-        raise InvalidRequestError(msg, index=index, param=self._param(index), code="text_too_long")
+        raise InvalidRequestError(
+            msg, index=index, param=self.param_of(index), code="text_too_long"
+        )
 
     def unusable(self, index: int, reason: str) -> BadVectorError:
         """Build the error for a text of which the model returns numbers that are none."""
@@ -83,17 +85,18 @@ class TextErrors:
             "or change the text."
         )
         code = f"bad_{self.result}"
-        return BadVectorError(msg, index=index, param=self._param(index), code=code)
+        return BadVectorError(msg, index=index, param=self.param_of(index), code=code)
 
     def failed(self, index: int, error: EmbeddingServerError) -> EmbeddingServerError:
         """Name the text in an error that ended its batch, if it ran alone."""
         if not isinstance(error, BackendError):
             return error
         msg = f"{self._name(index)} could not be {self.done}, even alone. {error.message}"
-        return BackendError(msg, index=index, param=self._param(index), code=error.code)
+        return BackendError(msg, index=index, param=self.param_of(index), code=error.code)
+
+    def param_of(self, index: int) -> str | None:
+        """Return the field of a text, as errors name it."""
+        return f"{self.field}[{index}]" if self.field else None
 
     def _name(self, index: int) -> str:
         return f"{self.noun.capitalize()} {index}"
-
-    def _param(self, index: int) -> str | None:
-        return f"{self.field}[{index}]" if self.field else None

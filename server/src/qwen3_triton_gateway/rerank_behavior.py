@@ -1,0 +1,149 @@
+"""What a reranker returns, judged by its output's width and by how it scores a few pairs.
+
+At start, the examples of the model card run alone, with padding and together. Scores that padding
+changes are refused; those that a batch changes are computed one by one.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from .backends.base import Backend, ModelSpec
+from .backends.probe import QUERY_PRIORITY
+from .batching import pad_batch
+from .canary import canary_pairs
+from .errors import BackendError, DeadlineExceededError, StartupError
+from .pooling import Float64Vector, last_token_logits, raw_scores
+from .rerank_prompt import ANSWERS
+from .tensors import Float32Matrix, HiddenStates, PooledStates, TokenBatch, TokenizedText
+from .tokenization import TextTokenizer
+
+logger: logging.Logger = logging.getLogger(__name__)
+
+# Positions of padding, a few more than a batch would have.
+PADDING = 8
+TIMEOUT_SECONDS = 60.0
+# How far a score may be from that of the pair alone and without padding, of what scores typically
+# are: rounding and int8 scales stay far below, a padded position or another pair far above.
+MAX_DRIFT = 0.25
+
+
+def find_answers(spec: ModelSpec, tokenizer: TextTokenizer) -> list[int] | None:
+    """Return the tokens whose logits the gateway selects; None if the model has done so.
+
+    Raises:
+        StartupError: The output is not that of a reranker.
+    """
+    width, is_pooled = spec.hidden_size, spec.pooling == "in_graph"
+    if width in (1, len(ANSWERS)):
+        return None
+    ids = [token for answer in ANSWERS if (token := tokenizer.id_of(answer)) is not None]
+    if not is_pooled and width >= tokenizer.vocabulary_size and len(ids) == len(ANSWERS):
+        logger.warning(
+            "The reranker returns %s logits for each token, of which two for each pair are "
+            "used. `qwen3-triton model pool` makes it return those two.",
+            f"{width:,}",
+        )
+        return ids
+    msg = (
+        f"Model {spec.name!r} returns `{spec.output.name}` of width {width:,}, but a reranker "
+        "returns two logits (no and yes), one (of a classifier), or those of its whole "
+        f"vocabulary for each token; {tokenizer.path} has {tokenizer.vocabulary_size:,} tokens. "
+        "Check RERANK_TRITON_MODEL or RERANK_MODEL_DIR, and RERANK_TOKENIZER_PATH."
+    )
+    raise StartupError(msg)
+
+
+def logits_of(
+    states: HiddenStates | PooledStates, batch: TokenBatch, answer_ids: Sequence[int] | None
+) -> Float32Matrix:
+    """Return the logits of each pair: one, or those of "no" and "yes".
+
+    Args:
+        states: What the model returned.
+        batch: The pairs.
+        answer_ids: What `find_answers` has found.
+    """
+    if isinstance(states, PooledStates):
+        return states.values.astype(np.float32)
+    return last_token_logits(states.values, batch.attention_mask, answer_ids)
+
+
+async def scores_batches(
+    backend: Backend, tokenizer: TextTokenizer, answer_ids: Sequence[int] | None
+) -> bool:
+    """Return whether a model scores the pairs of a batch as it scores them alone.
+
+    Raises:
+        StartupError: Padding changes a score, or the model fails on a single pair.
+        BackendUnavailableError: There is no answer.
+    """
+    name = backend.spec.name
+    probe = _Probe(backend, tokenizer, answer_ids)
+    texts = canary_pairs(tokenizer, tokenizer.max_length)
+    width = max(text.length for text in texts)
+    try:
+        rows = [await probe.score([text], text.length) for text in texts]
+        alone: Float64Vector = np.concatenate(rows)
+        padded = await probe.score(texts[:1], width + PADDING)
+        together = await probe.score_together(texts, width)
+    except DeadlineExceededError:
+        logger.warning("The reranker is too slow to be probed: it is taken on trust.")
+        return True
+    except BackendError as error:
+        raise StartupError(f"The model cannot score a plain pair: {error.message}") from error
+    if not np.isfinite(alone).all():
+        raise StartupError(f"Model {name!r} returns logits that are not finite.")
+    allowed = MAX_DRIFT * float(np.sqrt(np.mean(alone**2)))
+    if not abs(float(padded[0] - alone[0])) <= allowed:
+        msg = (
+            f"Model {name!r} scores a pair differently with padding: it takes the logits of a "
+            "padded position, or ignores the mask. Serve another export; `qwen3-triton model "
+            "pool` selects the last token in one without pooling."
+        )
+        raise StartupError(msg)
+    is_same = together is not None and bool(np.abs(together - alone).max() <= allowed)
+    if not is_same:
+        logger.warning("Pairs run one by one: in a batch, this model fails or is wrong.")
+    if alone[[0, 3]].sum() <= alone[[1, 2]].sum():
+        logger.warning(
+            "The reranker scores the relevant documents of its model card lower than the others. "
+            "Its logits of no and yes may be swapped: `qwen3-triton model verify`."
+        )
+    return is_same
+
+
+@dataclass(frozen=True, slots=True)
+class _Probe:
+    """Pairs that are scored without the queue."""
+
+    backend: Backend
+    tokenizer: TextTokenizer
+    answer_ids: Sequence[int] | None
+
+    async def score(self, texts: Sequence[TokenizedText], width: int) -> Float64Vector:
+        batch = pad_batch(
+            texts,
+            pad_token_id=self.tokenizer.end_token_id,
+            max_length=self.tokenizer.max_length,
+            width=width,
+        )
+        states = await self.backend.infer(
+            batch, timeout_seconds=TIMEOUT_SECONDS, priority=QUERY_PRIORITY
+        )
+        return raw_scores(logits_of(states, batch, self.answer_ids))
+
+    async def score_together(
+        self, texts: Sequence[TokenizedText], width: int
+    ) -> Float64Vector | None:
+        """Score pairs in as large a batch as possible; None if the model refuses it."""
+        size = min(self.backend.spec.max_batch_size, len(texts))
+        groups = [texts[start : start + size] for start in range(0, len(texts), size)]
+        try:
+            return np.concatenate([await self.score(group, width) for group in groups])
+        except BackendError:
+            return None
