@@ -411,6 +411,7 @@ def test_a_head_that_cannot_be_cut_is_refused_with_the_reason(
     with pytest.raises(ModelError, match=words):
         pool_model(source)
     assert not (source.parent / "model_pooled.onnx").exists()
+    assert re.search(words, run("inspect", source, "--no-probe")[1])
 
 
 def test_our_own_int8_weights_are_refused_with_the_order_of_the_two_steps(tmp_path: Path) -> None:

@@ -47,6 +47,7 @@ from .reranker import (
 )
 from .tokenizer_file import NAME as TOKENIZER
 from .tokenizer_file import TokenizerFile, check_tokenizer_file, read_tokenizer_file
+from .vocabulary_head import find_head
 
 # A batch of eight pairs of 1,024 tokens.
 _EXAMPLE_TOKENS = 8192
@@ -146,7 +147,7 @@ def inspect_graph(model: OnnxModel, *, rerank: bool = False) -> Inspection:
         hidden_size = _state_size(config, table)
         findings += check_answers(reranker, tokenizer) if tokenizer else []
         findings += check_precision(precision, None)
-        findings += check_positions(reranker) or _check_logits(reranker)
+        findings += check_positions(reranker) or _check_logits(model, reranker)
     else:
         hidden_size = spec.hidden_size if spec else _hidden_size(output)
         form = check_form(model, is_asked=rerank) if is_named else []
@@ -264,9 +265,17 @@ def _check_width(
     return []
 
 
-def _check_logits(reranker: Reranker) -> list[Finding]:
+def _check_logits(model: OnnxModel, reranker: Reranker) -> list[Finding]:
     if reranker.is_pooled or reranker.selects_answers:
         return []
+    remedy = (
+        "`model repository`, `triton` and `up` keep only those two; `model pool` writes such a "
+        "file. The scores stay the same."
+    )
+    try:
+        find_head(model, reranker)
+    except ModelError as error:
+        remedy = f"It cannot be cut down to those two: {error}"
     gigabytes = _EXAMPLE_TOKENS * reranker.width * 4 / 1e9
     return [
         note(
@@ -274,8 +283,7 @@ def _check_logits(reranker: Reranker) -> list[Finding]:
             f"Not pooled: {reranker.width:,} logits of every token cross the wire, "
             f"{gigabytes:.1f} GB in float32 for {_EXAMPLE_TOKENS:,} tokens, of which two numbers "
             "for each pair are used.",
-            "`model repository`, `triton` and `up` keep only those two; `model pool` writes such a "
-            "file. The scores stay the same.",
+            remedy,
         )
     ]
 
