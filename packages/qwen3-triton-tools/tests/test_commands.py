@@ -111,6 +111,22 @@ def test_an_embedding_model_in_place_of_a_reranker_is_named() -> None:
     assert "It is not a reranker: it returns `last_hidden_state`" in output
 
 
+def test_a_model_in_the_current_folder_has_that_folder_s_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = write_reranker(tmp_path / "ranks")
+    monkeypatch.chdir(folder)
+    code, output = run("triton", "--model-dir", ".", "--rerank-model-dir", ".", "--http-port", "0")
+    assert code == 1
+    assert "Both models are called 'ranks'." in output
+
+
+def test_a_name_that_no_folder_can_have_is_refused() -> None:
+    code, output = run("triton", "--model-name", "a/b", "--http-port", "0")
+    assert code == 1
+    assert "A model cannot be called 'a/b' in Triton. Set --model-name." in output
+
+
 def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
     folder = str(write_reranker(tmp_path / "ranks"))
     flags = ("--rerank-model-dir", folder, "--model-name", "ranks", "--http-port", "0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -96,7 +97,7 @@ def local_triton(
     output, reason = _output_to_pool(folder, settings, wanted=wanted.pool)
     if reason:
         announce(f"The model is served as it is. {reason}")
-    name = wanted.model_name or (wanted.model_dir.name if wanted.model_dir else NANO_MODEL_ID)
+    name = _name(wanted.model_name, wanted.model_dir, NANO_MODEL_ID, "--model-name")
     with ExitStack() as stack:
         yield LocalTriton(
             model_dir=folder,
@@ -127,6 +128,26 @@ def repository_triton(
     return LocalTriton(
         model_repository=model_repository, model_name=name, runtime=runtime, **options
     )
+
+
+def _name(given: str | None, model_dir: Path | None, bundled: str, flag: str) -> str:
+    """Return the name of a model in Triton: the given one, else that of its folder.
+
+    Raises:
+        ModelError: It cannot be the name of a folder in a model repository.
+    """
+    from ..errors import ModelError
+    from ..model.files import find_model
+
+    name = given
+    if name is None and model_dir is not None:
+        # Of `.` and `..`, too; the hub keeps the graph in a subfolder.
+        folder = Path(os.path.abspath(find_model(model_dir))).parent
+        name = (folder.parent if folder.name == "onnx" else folder).name
+    name = bundled if name is None else name
+    if not name or name.startswith(".") or "/" in name:
+        raise ModelError(f"A model cannot be called {name!r} in Triton. Set {flag}.")
+    return name
 
 
 def _output_to_pool(folder: Path, settings: Settings, *, wanted: bool) -> tuple[str | None, str]:
@@ -160,7 +181,7 @@ def _reranker(
     # Of one that pooling is about to replace, the output may be what the gateway cannot read.
     pools = wanted.pool and not inspection.is_pooled
     check_servable(inspection, besides=INTERFACE if pools else "")
-    name = wanted.rerank_model_name or (chosen.resolve().name if chosen else NANO_RERANKER_ID)
+    name = _name(wanted.rerank_model_name, chosen, NANO_RERANKER_ID, "--rerank-model-name")
     if name == other_name:
         msg = f"Both models are called {name!r}. Set --model-name or --rerank-model-name."
         raise ModelError(msg)
