@@ -194,9 +194,10 @@ class Scheduler:
         tokens = sum(text.length for text in texts)
         is_bulk = is_bulk_request(tokens)
         with self.admission.submission(lane, tokens, deadline=deadline, caller=caller):
+            now = asyncio.get_running_loop().time()
             if lane is Lane.QUERY:
-                self._last_query = asyncio.get_running_loop().time()
-            new = partial(self._enqueue, lane, caller, deadline, origin, is_bulk=is_bulk)
+                self._last_query = now
+            new = partial(self._enqueue, lane, caller, deadline, origin, now=now, is_bulk=is_bulk)
             entries = [new(text) for text in texts]
             queue = self._lanes[lane]
             turn = queue.join(dict.fromkeys(entries), caller=caller, priority=priority)
@@ -239,19 +240,19 @@ class Scheduler:
         origin: object,
         text: TokenizedText,
         *,
+        now: float,
         is_bulk: bool,
     ) -> QueuedText:
         key = (lane, text.input_ids.tobytes())
         entry = self._waiting.get(key)
         if entry is None:
-            loop = asyncio.get_running_loop()
             self._serial += 1
             entry = QueuedText(
                 text,
                 lane,
                 key,
                 self._serial,
-                loop.time(),
+                now,
                 deadline,
                 caller=caller,
                 is_bulk=is_bulk,
@@ -336,8 +337,9 @@ class Scheduler:
             self._measure(batch, loop.time() - started)
         del self._overdue[batch[0].serial]
         self._documents_in_flight -= batch[0].lane is Lane.DOCUMENT
+        finished = loop.time()
         for entry in batch:
-            entry.started, entry.finished = started, loop.time()
+            entry.started, entry.finished = started, finished
 
     def _settle(self, batch: list[QueuedText], vectors: Float32Matrix) -> None:
         unusable = set(self._unusable(vectors))
