@@ -34,8 +34,9 @@ from types import FrameType
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _POLL_SECONDS = 0.1
 _SCAN_SECONDS = 0.5
-# A stub tells the backend every 0.3 s that it lives, and the backend gives up after 1 s.
-_MAX_SILENCE_SECONDS = 0.8
+# A stub tells the backend every 0.3 s that it lives, and the backend gives up after 1 s. What is
+# measured here may be shorter by a poll.
+_MAX_SILENCE_SECONDS = 1.0 - _POLL_SECONDS
 # What its own lines in the log begin with.
 PREFIX = "qwen3-triton: "
 
@@ -116,8 +117,8 @@ class _Stubs:
             return "A model's process died. Triton cannot answer without it, so it was killed."
         if any(heartbeat.is_silent() for heartbeat in self._heartbeats.values()):
             return (
-                "A model's process got no CPU for almost a second. Triton's Python backend may "
-                "mix up answers after that, so Triton was killed."
+                "A model's process got no CPU for a second. Triton's Python backend may mix up "
+                "answers after that, so Triton was killed."
             )
         return ""
 
@@ -144,17 +145,17 @@ class _Heartbeat:
         self._tasks = Path(f"/proc/{stub}/task")
         self._thread = ""
         self._count = 0
-        self._read_at = self._heard_at = _now()
+        self._heard_at = _now()
 
     def is_silent(self) -> bool:
         """Return whether the backend may have given up on the stub."""
         count, now = self._read(), _now()
-        steps, seconds = count - self._count, now - self._read_at
-        # If this process was paused too, a single step may be from before or after the pause.
-        if not count or steps > 1 or (steps == 1 and seconds < _MAX_SILENCE_SECONDS):
-            self._heard_at = now
-        self._count, self._read_at = count, now
-        return now - self._heard_at >= _MAX_SILENCE_SECONDS
+        steps, silence = count - self._count, now - self._heard_at
+        if steps or not count:
+            self._count, self._heard_at = count, now
+        # A single step may be the one that ends the silence. With more, the silence was shorter
+        # than it seems: this process was paused, too.
+        return count > 0 and steps <= 1 and silence >= _MAX_SILENCE_SECONDS
 
     def _read(self) -> int:
         """Return the count, 0 while the thread does not exist or if the kernel does not tell."""
