@@ -183,6 +183,26 @@ def test_documents_may_be_sent_to_the_path_of_texts(client: TestClient) -> None:
     assert "Both `texts` and `documents`" in both.json()["error"]
 
 
+def test_texts_may_be_sent_to_the_path_of_documents(client: TestClient) -> None:
+    """As TEI's clients do with a base URL for OpenAI's, and llama.cpp's server answers."""
+    sent = CALLS["/rerank"] | {"return_text": True}
+    assert client.post("/v1/rerank", json=sent).json() == client.post("/rerank", json=sent).json()
+    invalid = client.post("/v1/rerank", json=sent | {"texts": []})
+    assert set(invalid.json()) == ERROR_FIELDS["/rerank"]
+    both = client.post("/v1/rerank", json=CALLS["/v1/rerank"] | sent)
+    assert "Both `texts` and `documents`" in both.json()["message"]
+    assert client.post("/v1/rerank", json={"query": "q"}).json()["message"] == (
+        "`documents` is missing."
+    )
+
+
+def test_a_model_of_the_other_kind_is_named_as_such(client: TestClient) -> None:
+    wrong = client.post("/rerank", json=CALLS["/rerank"] | {"model": "fake-embedding"}).json()
+    assert "No reranker 'fake-embedding' is served here" in wrong["error"]
+    wrong = client.post("/embed", json={"texts": ["a"], "model": "fake-reranker"}).json()
+    assert "No embedding model 'fake-reranker' is served here" in wrong["detail"]
+
+
 def test_the_path_of_nvidia_s_hosted_models_is_that_of_nim(client: TestClient) -> None:
     path = "/v1/retrieval/nvidia/fake-reranker/reranking"
     expected = client.post("/v1/ranking", json=CALLS["/v1/ranking"]).json()
@@ -305,7 +325,7 @@ def test_a_limit_of_tokens_that_is_not_allowed_is_refused_as_for_embeddings(
     client: TestClient,
 ) -> None:
     paths = client.get("/openapi.json").json()["paths"]
-    for path, limit in {"/v1/rerank": 8192, "/score": 8192, "/v1/embeddings": 1024}.items():
+    for path, limit in {"/v2/rerank": 8192, "/score": 8192, "/v1/embeddings": 1024}.items():
         body = CALLS.get(path, {"input": "a"})
         for wrong in (0, 1, -2, limit + 1, 10**30):
             answer = client.post(path, json=body | {"truncate_prompt_tokens": wrong})

@@ -7,7 +7,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 
@@ -113,6 +113,8 @@ class Embedder(ServedModel):
         behavior: What the model does, once it is connected.
         pooling: What its vectors are.
     """
+
+    kind: ClassVar[str] = "embedding model"
 
     def __init__(self, backend: Backend, settings: Settings, metrics: Metrics) -> None:
         """Load the tokenizer; `connect` reaches the model.

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -119,6 +120,8 @@ class Scores:
 
 class Reranker(ServedModel):
     """A reranker, and the stages from pairs to scores."""
+
+    kind: ClassVar[str] = "reranker"
 
     def __init__(self, backend: Backend, settings: Settings, metrics: RerankMetrics) -> None:
         """Load the tokenizer; `connect` reaches the model.

@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 from .admission import Admission
 from .backends.base import Backend, ModelSpec
@@ -94,12 +94,15 @@ class ServedModel(ABC):
     model but what the settings say.
 
     Attributes:
+        kind: What it is, for errors: the gateway may serve a model of another kind by that name.
         backend: What runs the model.
         tokenizer: The model's tokenizer.
         settings: The gateway's settings.
         model_id: The model's name in answers.
         readiness: The result of the last check, less than three seconds ago.
     """
+
+    kind: ClassVar[str]
 
     def __init__(
         self,
@@ -216,8 +219,8 @@ class ServedModel(ABC):
             return self._aliases.get(model or "", NO_ALIAS)
         allowed = " or ".join(map(repr, self.names))
         msg = (
-            f"Model {shorten(model)!r} is not served here. Set `model` to {allowed}, or omit it. "
-            "For programs that can do neither, start the gateway with this name in "
+            f"No {self.kind} {shorten(model)!r} is served here. Set `model` to {allowed}, or omit "
+            "it. For programs that can do neither, start the gateway with this name in "
             f"{self._names_setting}."
         )
         raise ModelNotFoundError(msg, param="model")

@@ -84,38 +84,26 @@ async def rerank(request: Request, service: ServiceDep) -> Response:
     the call is that of `POST /v1/rerank`, as vLLM has it.
     """
     async with open_rerank_exchange(request, service) as exchange:
-        if "documents" in exchange.body:
-            if "texts" in exchange.body:
-                msg = "Both `texts` and `documents` are set. Send one of them."
-                raise InvalidRequestError(msg, param="documents")
-            exchange.use_dialect(Dialect.JINA)
-            return await _rerank_documents(exchange, version="1")
-        body = validate(TeiRerankRequest, exchange.body)
-        service.reranker.alias_of(body.model)
-        answer = await exchange.rerank(
-            RerankCall(
-                [body.query] * len(body.texts),
-                body.texts,
-                instruction=body.instruction,
-                truncate=body.truncate is not False,
-            )
-        )
-        values = _values_of(answer.scores, is_raw=body.raw_scores is True)
-        ranks = [{"index": index, "score": values[index]} for index in _ranked(answer.scores)]
-        if body.return_text:
-            ranks = [rank | {"text": body.texts[rank["index"]]} for rank in ranks]
-        return answer.respond(ranks)
+        return await _rerank_either(exchange, usual="texts")
 
 
 @router.post(
     "/v1/rerank",
-    response_model=CohereRerankResponse,
-    **describe_call(CohereRerankRequest, errors=JinaErrorResponse, example=COHERE_EXAMPLE),
+    response_model=CohereRerankResponse | list[TeiRank],
+    **describe_call(
+        CohereRerankRequest,
+        TeiRerankRequest,
+        errors=JinaErrorResponse | RerankErrorResponse,
+        example=COHERE_EXAMPLE,
+    ),
 )
 async def jina_rerank(request: Request, service: ServiceDep) -> Response:
-    """Score 1 to 2,048 documents against a query, as Jina and Cohere's version 1 do."""
+    """Score 1 to 2,048 documents against a query, as Jina and Cohere's version 1 do.
+
+    With `texts` instead of `documents`, the call is that of `POST /rerank`.
+    """
     async with open_rerank_exchange(request, service) as exchange:
-        return await _rerank_documents(exchange, version="1")
+        return await _rerank_either(exchange, usual="documents")
 
 
 @router.post(
@@ -127,6 +115,37 @@ async def cohere_rerank(request: Request, service: ServiceDep) -> Response:
     """Score 1 to 2,048 documents against a query, as Cohere's version 2 does."""
     async with open_rerank_exchange(request, service) as exchange:
         return await _rerank_documents(exchange, version="2")
+
+
+async def _rerank_either(exchange: Exchange, *, usual: str) -> Response:
+    """Answer as TEI or as Jina do, by what the documents are called in the body."""
+    sent = [name for name in ("texts", "documents") if name in exchange.body] or [usual]
+    if len(sent) > 1:
+        msg = "Both `texts` and `documents` are set. Send one of them."
+        raise InvalidRequestError(msg, param="documents")
+    if sent == ["documents"]:
+        exchange.use_dialect(Dialect.JINA)
+        return await _rerank_documents(exchange, version="1")
+    exchange.use_dialect(Dialect.RERANK)
+    return await _rerank_texts(exchange)
+
+
+async def _rerank_texts(exchange: Exchange) -> Response:
+    body = validate(TeiRerankRequest, exchange.body)
+    exchange.service.reranker.alias_of(body.model)
+    answer = await exchange.rerank(
+        RerankCall(
+            [body.query] * len(body.texts),
+            body.texts,
+            instruction=body.instruction,
+            truncate=body.truncate is not False,
+        )
+    )
+    values = _values_of(answer.scores, is_raw=body.raw_scores is True)
+    ranks = [{"index": index, "score": values[index]} for index in _ranked(answer.scores)]
+    if body.return_text:
+        ranks = [rank | {"text": body.texts[rank["index"]]} for rank in ranks]
+    return answer.respond(ranks)
 
 
 async def _rerank_documents(exchange: Exchange, *, version: str) -> Response:
