@@ -23,6 +23,7 @@ from qwen3_triton_gateway.settings import Settings
 from qwen3_triton_tools.doctor.database import check_index, check_pgvector
 from qwen3_triton_tools.doctor.error_patterns import ERROR_PATTERNS, find_known_error
 from qwen3_triton_tools.doctor.model_files import check_model_files, check_permissions
+from qwen3_triton_tools.local_triton import write_repository
 from reranker_exports import causal_model, write_reranker
 
 Checks = dict[str, dict[str, str]]
@@ -382,6 +383,13 @@ def test_a_correct_repository_has_no_errors(repository: Path, model_dir: Path) -
     assert code == 0, output
     assert checks["embed/config.pbtxt"]["outcome"] == "ok"
     assert checks["tokenizer"]["outcome"] == "ok"
+
+
+def test_a_repository_of_the_local_triton_has_no_errors(tmp_path: Path, model_dir: Path) -> None:
+    """Its model adds outputs that the file does not have."""
+    write_repository(model_dir, tmp_path, model_name="embed", pooled_output="last_hidden_state")
+    _, checks, _ = doctor("--model-repository", str(tmp_path), "--triton-model", "embed")
+    assert checks["embed/config.pbtxt"]["outcome"] == "ok"
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,8 @@ from typing import Any
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
+from qwen3_triton_gateway.answer_checksum import CHECKSUM_OUTPUT
+from qwen3_triton_gateway.backends.base import POOLED_OUTPUT
 from qwen3_triton_gateway.errors import StartupError
 from qwen3_triton_gateway.tokenization import TextTokenizer
 
@@ -259,7 +261,8 @@ def _compare_config(folder: Path, config: Any, model: OnnxModel) -> list[Finding
     name = f"{folder.name}/{CONFIG}"
     is_batched = config.max_batch_size > 0
     problems = _compare_tensors("input", config.input, model.inputs, is_batched=is_batched)
-    problems += _compare_tensors("output", config.output, model.outputs, is_batched=is_batched)
+    outputs = [entry for entry in config.output if not _is_of_local_triton(entry.name, config)]
+    problems += _compare_tensors("output", outputs, model.outputs, is_batched=is_batched)
     listed = {entry.name for entry in config.input}
     problems += [
         f"Input `{tensor.name}` of the ONNX file is missing in config.pbtxt."
@@ -273,6 +276,14 @@ def _compare_config(folder: Path, config: Any, model: OnnxModel) -> list[Finding
         message = f"{folder.name}: names, types and dims match the ONNX file, {size}"
         findings.append(ok(name, message))
     return findings
+
+
+def _is_of_local_triton(output: str, config: Any) -> bool:
+    """Return whether the local Triton's model makes an output, which is not in the file."""
+    if config.backend != "python":
+        return False
+    is_pooled = output == POOLED_OUTPUT and "pooled_output" in config.parameters
+    return is_pooled or output == CHECKSUM_OUTPUT
 
 
 def _compare_tensors(
