@@ -32,11 +32,13 @@ from qwen3_triton_gateway.errors import (
     StartupError,
 )
 from qwen3_triton_gateway.pooling import last_token_logits
+from qwen3_triton_gateway.rerank_behavior import find_answers
 from qwen3_triton_gateway.rerank_prompt import PREFIX
 from qwen3_triton_gateway.reranker import RerankCall, Reranker, Scores
 from qwen3_triton_gateway.service import EmbeddingService
 from qwen3_triton_gateway.settings import Settings
 from qwen3_triton_gateway.tensors import HiddenStates, PooledStates, TokenBatch
+from qwen3_triton_gateway.tokenization import TextTokenizer
 from reranker_graph import Form, nano_tokenizer, reference_logits, write_reranker
 
 FORMS: tuple[Form, ...] = ("causal", "pooled", "seq-cls")
@@ -489,6 +491,30 @@ def test_a_configuration_that_states_no_length_bounds_none(tmp_path: Path, confi
     (tmp_path / "config.json").write_text(config)
     settings = settings_for(RERANK_TOKENIZER_PATH=tmp_path)
     assert with_stated_lengths(settings).rerank_max_length == 8192
+
+
+def test_a_missing_tokenizer_is_named_with_the_reranker_s_setting(tmp_path: Path) -> None:
+    with pytest.raises(StartupError, match=r"No tokenizer at .* Set RERANK_TOKENIZER_PATH"):
+        fake_service(FakeReranker(), RERANK_TOKENIZER_PATH=tmp_path)
+
+
+def test_a_tokenizer_without_the_answers_is_refused(tokenizer_dir: Path) -> None:
+    spec = FakeBackend().spec  # as wide as a vocabulary
+    with pytest.raises(StartupError, match="no tokens for 'no' and 'yes', whose logits are"):
+        find_answers(spec, TextTokenizer(tokenizer_dir, max_length=128))
+
+
+async def test_a_reranker_in_place_of_an_embedding_model_is_named(
+    folders: dict[Form, Path],
+) -> None:
+    folder = folders["pooled"]
+    settings = Settings(EMBED_MODEL_DIR=folder)  # pyright: ignore[reportCallIssue]
+    service = EmbeddingService(settings, OnnxBackend(folder))
+    with pytest.raises(
+        StartupError, match=r"it is a reranker\..* RERANK_TRITON_MODEL or RERANK_MODE"
+    ):
+        await service.embedder.connect()
+    await service.embedder.close()
 
 
 def test_a_tokenizer_without_the_tokens_of_the_prompt_is_refused(tokenizer_dir: Path) -> None:

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 
-from .backends.base import Backend, ModelSpec
+from .backends.base import LOGITS_OUTPUT, Backend, ModelSpec
 from .backends.behavior import Behavior, accept_pooling, probe_behavior
 from .batching import BatchLimits, Lane
 from .cache import VectorCache
@@ -33,6 +33,7 @@ from .pooling import (
     unusable_rows,
     vectors_of,
 )
+from .rerank_prompt import ANSWERS
 from .scheduler import Scheduler
 from .served import (
     QUEUED_TEXT_BYTES,
@@ -159,6 +160,12 @@ class Embedder(ServedModel):
         return canary_batch(self.tokenizer)
 
     async def _accept(self, spec: ModelSpec) -> BatchLimits:
+        if spec.output.name == LOGITS_OUTPUT and spec.hidden_size <= len(ANSWERS):
+            msg = (
+                f"Model {spec.name!r} returns logits and no vector: it is a reranker. Serve it "
+                "with RERANK_TRITON_MODEL or RERANK_MODEL_DIR."
+            )
+            raise StartupError(msg)
         output_dim = self.settings.output_dim
         if output_dim > spec.hidden_size:
             msg = (

@@ -44,7 +44,8 @@ def find_model(path: Path) -> Path:
         raise ModelFileError(f"{path} has several ONNX files. Name one of them: {names}.")
     msg = (
         f"{path} has no ONNX file. Export the model with `optimum-cli export onnx --task "
-        "feature-extraction`, or fetch an export with `qwen3-triton model pull`."
+        "feature-extraction`, or a reranker with `--task text-generation`; or fetch an export with "
+        "`qwen3-triton model pull`."
     )
     raise ModelFileError(msg)
 

@@ -41,8 +41,14 @@ def find_answers(spec: ModelSpec, tokenizer: TextTokenizer) -> list[int] | None:
     width, is_pooled = spec.hidden_size, spec.pooling == "in_graph"
     if width in (1, len(ANSWERS)):
         return None
-    ids = [token for answer in ANSWERS if (token := tokenizer.id_of(answer)) is not None]
-    if not is_pooled and width >= tokenizer.vocabulary_size and len(ids) == len(ANSWERS):
+    if not is_pooled and width >= tokenizer.vocabulary_size:
+        ids = [token for answer in ANSWERS if (token := tokenizer.id_of(answer)) is not None]
+        if len(ids) < len(ANSWERS):
+            msg = (
+                f"{tokenizer.path} has no tokens for {' and '.join(map(repr, ANSWERS))}, whose "
+                "logits are the score. Set RERANK_TOKENIZER_PATH to the model's own."
+            )
+            raise StartupError(msg)
         logger.warning(
             "The reranker returns %s logits for each token, of which two for each pair are "
             "used. `qwen3-triton model pool` makes it return those two.",

@@ -139,7 +139,9 @@ class Reranker(ServedModel):
                 "reranker's tokenizer.json."
             )
             raise StartupError(msg)
-        tokenizer = TextTokenizer(path, max_length=settings.rerank_max_length)
+        tokenizer = TextTokenizer(
+            path, max_length=settings.rerank_max_length, setting="RERANK_TOKENIZER_PATH"
+        )
         missing = [token for token in PROMPT_TOKENS if tokenizer.id_of(token) is None]
         if missing:
             msg = (

@@ -79,21 +79,26 @@ class TextTokenizer:
         vocabulary_size: Number of tokens, special ones included.
     """
 
-    def __init__(self, path: Path, *, max_length: int) -> None:
+    def __init__(self, path: Path, *, max_length: int, setting: str = "TOKENIZER_PATH") -> None:
         """Load `tokenizer.json` from a folder or a file.
+
+        Args:
+            path: The folder or the file.
+            max_length: Maximum tokens of a text, end token included.
+            setting: What names another path, for errors.
 
         Raises:
             StartupError: The file is missing, unreadable, or has no `<|endoftext|>`.
         """
         file = path / "tokenizer.json" if path.is_dir() else path
         # Kept in memory: the file may have changed by the time that a caller asks for it.
-        self.file_content: bytes = _read(file)
+        self.file_content: bytes = _read(file, setting)
         self._use(_load(file, self.file_content))
         end_token_id = self._tokenizer.token_to_id(END_TOKEN)
         if end_token_id is None:
             msg = (
-                f"{file} has no token {END_TOKEN!r}, so it is not a Qwen3-Embedding tokenizer. Set "
-                "TOKENIZER_PATH to the model's own."
+                f"{file} has no token {END_TOKEN!r}, so it is not a tokenizer of the family. Set "
+                f"{setting} to the model's own."
             )
             raise StartupError(msg)
         self.path = path
@@ -318,10 +323,10 @@ def _word_too_long(index: int) -> InvalidRequestError:
     return InvalidRequestError(msg, index=index, code="word_too_long")
 
 
-def _read(file: Path) -> bytes:
+def _read(file: Path, setting: str) -> bytes:
     if not file.is_file():
         msg = (
-            f"No tokenizer at {file}. Set TOKENIZER_PATH to the folder that contains the model's "
+            f"No tokenizer at {file}. Set {setting} to the folder that contains the model's "
             "tokenizer.json."
         )
         raise StartupError(msg)
