@@ -44,6 +44,7 @@ def test_a_gateway_in_front_of_a_real_triton_passes(gateway: GatewayProcess) -> 
     assert names(report, "skipped") == {"golden scores", "TEI's vector"}
 
 
+@pytest.mark.slow
 def test_a_folder_passes_served_in_this_process_whatever_the_environment_says() -> None:
     environment = {"TRITON_URL": "http://localhost:1", "EMBED_API_KEYS": KEY}
     code, report = verify(str(qwen3_nano.model_dir()), env=environment)
@@ -51,6 +52,7 @@ def test_a_folder_passes_served_in_this_process_whatever_the_environment_says() 
     assert "golden vectors" in names(report, "pass")
 
 
+@pytest.mark.slow
 def test_a_gateway_that_shares_no_code_with_this_one_passes_too() -> None:
     with serving(RIGHT) as url:
         code, report = verify(url)
@@ -58,6 +60,7 @@ def test_a_gateway_that_shares_no_code_with_this_one_passes_too() -> None:
     assert names(report, "skipped") == {"golden scores", "TEI's vector"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", WRONG)
 def test_a_wrong_stack_fails_by_the_name_of_its_mistake(name: str) -> None:
     stack, check, words = WRONG[name]

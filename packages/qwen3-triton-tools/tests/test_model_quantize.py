@@ -36,6 +36,7 @@ def quantize(path: Path, folder: Path) -> dict[str, Any]:
     return json.loads(result.stdout)
 
 
+@pytest.mark.slow
 def test_a_plain_model_loses_little_and_is_a_quarter_of_its_size(tmp_path: Path) -> None:
     path = write_export(tmp_path / "model", weights=float_weights())
     report = quantize(path, tmp_path / "int8")
@@ -55,6 +56,7 @@ def test_massive_activations_are_found_to_be_unsafe_in_int8(tmp_path: Path) -> N
     assert loss["lowest_cosine"] < 0.95
 
 
+@pytest.mark.slow
 def test_verify_compares_a_server_with_the_original(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

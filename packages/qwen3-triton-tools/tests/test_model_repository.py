@@ -498,6 +498,7 @@ def test_bad_usage_says_what_is_wrong(
     assert not (tmp_path / "r").exists()
 
 
+@pytest.mark.slow
 def test_the_command_says_how_to_go_on_and_replaces_only_when_forced(
     exports: Path, tmp_path: Path
 ) -> None:
@@ -532,6 +533,7 @@ def test_the_local_triton_gets_its_own_kind(exports: Path, tmp_path: Path) -> No
     assert (tmp_path / "m" / "1" / "model.py").is_file()
 
 
+@pytest.mark.slow
 def test_a_source_inside_of_what_would_be_replaced_is_kept(tmp_path: Path) -> None:
     folder = write(write_export(tmp_path / "m"), tmp_path / "r" / "repository")
     source = folder / "1" / "model.onnx"
@@ -546,6 +548,7 @@ def test_a_source_inside_of_what_would_be_replaced_is_kept(tmp_path: Path) -> No
     assert (folder / "1" / "tokenizer.json").stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_a_failed_replacement_leaves_the_old_model(
     exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -576,6 +579,7 @@ def _refuse(*_arguments: object) -> None:
     raise OSError
 
 
+@pytest.mark.slow
 def test_files_that_tritons_account_cannot_read_are_named(tmp_path: Path) -> None:
     """A hard link has the mode of the original; no mode at all, since we may have the same uid."""
     write_export(tmp_path / "export")

@@ -45,6 +45,7 @@ def _export(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "name", "status"),
     [
@@ -70,6 +71,7 @@ def test_a_file_that_may_not_be_read_is_named(
     assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("command", "options"), [("pool", ()), ("repository", REPOSITORY)])
 def test_a_target_that_may_not_be_written_is_named(
     tmp_path: Path, export: Path, command: str, options: tuple[str, ...]
@@ -82,6 +84,7 @@ def test_a_target_that_may_not_be_written_is_named(
     assert list((tmp_path / "closed").iterdir()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("command", "options", "file_bytes"),
     [
