@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 import qwen3_nano
+import qwen3_nano_reranker
 from embed_call import cosines, embed
 from gateway_process import GatewayProcess, running_gateway, running_stack
 from qwen3_triton_gateway.backends.engines import Machine
@@ -26,31 +27,53 @@ pytestmark = pytest.mark.stack
 GOLDEN = np.load(qwen3_nano.golden_path(), allow_pickle=False)
 TEXTS: list[str] = GOLDEN["texts"][::4].tolist()
 VECTORS = GOLDEN["vectors"][::4]
+GOLDEN_PAIRS = np.load(qwen3_nano_reranker.golden_path(), allow_pickle=False)
+PAIRS = {side: GOLDEN_PAIRS[side][:-2:4].tolist() for side in ("queries", "documents")}
+NO, YES = GOLDEN_PAIRS["logits"][:-2:4].T
+SCORES = 1 / (1 + np.exp(NO - YES))
+BOTH_MODELS = (
+    *("--model-dir", str(qwen3_nano.model_dir())),
+    *("--rerank-model-dir", str(qwen3_nano_reranker.model_dir())),
+)
 
 
 def info(gateway: GatewayProcess) -> dict[str, Any]:
     return httpx2.get(f"{gateway.url}/info", timeout=60).json()
 
 
-def test_float32_vectors_and_their_fingerprint_are_those_of_onnx_runtime(
-    monkeypatch: pytest.MonkeyPatch,
+def check_scores(gateway: GatewayProcess) -> None:
+    """Check that the nano reranker's scores are those of transformers."""
+    body = {"text_1": PAIRS["queries"], "text_2": PAIRS["documents"]}
+    data = httpx2.post(f"{gateway.url}/score", json=body, timeout=60).json()["data"]
+    assert [entry["score"] for entry in data] == pytest.approx(SCORES.tolist(), abs=1e-4)
+
+
+def test_float32_answers_and_their_fingerprints_are_those_of_onnx_runtime(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "AVX2")
-    with running_gateway("--engine", "openvino", "--output-dim", "1152") as gateway:
-        assert "OpenVINO runs the model in float32: not in bfloat16, because" in gateway.log
+    flags = (*BOTH_MODELS, "--output-dim", "1152")
+    cache = ("--engine-cache-dir", str(tmp_path))
+    with running_gateway("--engine", "openvino", *flags, *cache) as gateway:
+        for model in ("the embedding model", "the reranker"):
+            assert f"OpenVINO runs {model} in float32: not in bfloat16, because" in gateway.log
         assert cosines(embed(gateway.url, TEXTS), VECTORS).min() >= FLOAT32_COSINE
-        facts = info(gateway)
-    assert (facts["engine"], facts["precision"]) == ("openvino", "float32")
-    with running_gateway("--output-dim", "1152") as other:
-        assert info(other)["fingerprint"] == facts["fingerprint"]
-        assert info(other)["engine"] == "onnxruntime"
+        check_scores(gateway)
+        facts = [info(gateway), info(gateway)["reranker"]]
+    # A folder for the weights of each model.
+    assert [len(list(folder.iterdir())) for folder in tmp_path.iterdir()] == [1, 1]
+    assert {(part["engine"], part["precision"]) for part in facts} == {("openvino", "float32")}
+    with running_gateway(*flags) as other:
+        others = [info(other), info(other)["reranker"]]
+    assert [part["fingerprint"] for part in others] == [part["fingerprint"] for part in facts]
+    assert {part["engine"] for part in others} == {"onnxruntime"}
 
 
 def test_bfloat16_is_a_space_of_its_own(in_process_gateway: GatewayProcess) -> None:
     if obstacle := Machine.this().why_not("bfloat16"):
         pytest.skip(obstacle)
     with running_gateway("--engine", "auto") as gateway:
-        assert "OpenVINO runs the model in bfloat16: this processor has" in gateway.log
+        assert "OpenVINO runs the embedding model in bfloat16: this processor has" in gateway.log
         vectors = embed(gateway.url, TEXTS)
         facts = info(gateway)
     assert cosines(vectors, VECTORS[:, :1024]).min() >= BFLOAT16_COSINE
@@ -58,15 +81,17 @@ def test_bfloat16_is_a_space_of_its_own(in_process_gateway: GatewayProcess) -> N
     assert facts["fingerprint"] != info(in_process_gateway)["fingerprint"]
 
 
-def test_openvino_in_triton_has_the_vectors_of_onnx_runtime(
+def test_openvino_in_triton_has_the_vectors_and_scores_of_onnx_runtime(
     in_process_gateway: GatewayProcess,
 ) -> None:
-    with running_stack("--engine", "openvino", "--precision", "float32") as stack:
-        assert "OpenVINO runs the model in float32: EMBED_PRECISION is float32." in stack.log
+    with running_stack("--engine", "openvino", "--precision", "float32", "--rerank") as stack:
+        assert "OpenVINO runs both models in float32: EMBED_PRECISION is float32." in stack.log
         vectors = embed(stack.url, TEXTS)
+        check_scores(stack)
         facts = info(stack)
     assert cosines(vectors, VECTORS[:, :1024]).min() >= FLOAT32_COSINE
-    assert (facts["engine"], facts["precision"]) == ("triton", "float32")
+    for part in (facts, facts["reranker"]):
+        assert (part["engine"], part["precision"]) == ("triton", "float32")
     assert facts["fingerprint"] == info(in_process_gateway)["fingerprint"]
 
 

@@ -16,6 +16,7 @@ logger: logging.Logger = logging.getLogger(__name__)
 
 NANO_MODEL_ID = "qwen3-nano"
 NANO_RERANKER_ID = "qwen3-nano-reranker"
+MODELS: dict[Task, str] = {"embed": "the embedding model", "rerank": "the reranker"}
 
 
 def choose_backend(settings: Settings, task: Task = "embed") -> Backend:
@@ -45,7 +46,7 @@ def _open_in_process(settings: Settings, model_dir: Path, task: Task) -> Backend
     from .engines import choose_engine
 
     choice = choose_engine(settings.engine, settings.precision)
-    logger.info("%s", choice)
+    logger.info("%s", choice.describe(MODELS[task]))
     if choice.engine == "onnxruntime":
         from .onnx import OnnxBackend
 

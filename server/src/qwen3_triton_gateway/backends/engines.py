@@ -86,11 +86,11 @@ class EngineChoice:
     precision: Precision
     reason: str
 
-    def __str__(self) -> str:
-        """Say it in a sentence, for the log."""
+    def describe(self, model: str) -> str:
+        """Say in a sentence what runs a model, for the log."""
         if self.engine == "onnxruntime":
-            return f"ONNX Runtime runs the model: {self.reason}."
-        return f"OpenVINO runs the model in {self.precision}: {self.reason}."
+            return f"ONNX Runtime runs {model}: {self.reason}."
+        return f"OpenVINO runs {model} in {self.precision}: {self.reason}."
 
 
 def choose_engine(

@@ -91,7 +91,7 @@ def local_triton(
     from ..local_triton import LocalTriton
 
     choice = choose_for_triton(settings)
-    announce(str(choice))
+    announce(choice.describe("both models" if wanted.rerank else "the embedding model"))
     openvino = _openvino(settings, choice)
     folder = wanted.model_dir or nano_model_dir()
     output, reason = _output_to_pool(folder, settings, wanted=wanted.pool)
