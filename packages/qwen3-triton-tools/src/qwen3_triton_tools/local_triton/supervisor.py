@@ -65,8 +65,11 @@ def main(arguments: list[str]) -> int:
         daemon=True,
     )
     watcher.start()
-    # Not reaped yet, so that the process group's id cannot be reused.
-    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    if sys.platform == "linux":
+        # Not reaped yet, so that the process group's id cannot be reused.
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+    else:  # macOS, for a gateway: it has no such call before Python 3.13
+        process.wait()
     _kill(process.pid)
     status = process.wait()
     for leftover in Path("/dev/shm").glob(f"{shm_prefix}*"):
@@ -182,7 +185,7 @@ def _children(process: int) -> dict[int, str]:
 
 def _now() -> float:
     """Return a time that only moves forward, also while the machine is suspended."""
-    return time.clock_gettime(time.CLOCK_BOOTTIME)
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 def _kill(triton: int) -> None:

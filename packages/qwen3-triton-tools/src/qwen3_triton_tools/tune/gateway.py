@@ -194,6 +194,8 @@ class CandidateGateway:
         return answer.json()
 
     def _spawn(self) -> SupervisedProcess:
+        if sys.platform == "win32":
+            raise CandidateError("`tune` runs on Linux and macOS. On Windows, use WSL.")
         folder = Path(tempfile.mkdtemp(prefix="qwen3-triton-tune-"))
         environment = {key: value for key, value in os.environ.items() if key not in SETTINGS}
         return SupervisedProcess(
