@@ -124,7 +124,7 @@ class Exchange:
     @property
     def memory(self) -> Reservation:
         """What this request is charged; the middleware releases it after the response."""
-        return self.request.state.memory
+        return self.request.scope["state"]["memory"]
 
     @property
     def caller(self) -> str:
@@ -133,7 +133,7 @@ class Exchange:
 
     def use_dialect(self, dialect: Dialect) -> None:
         """Answer in this dialect from now on, errors included."""
-        self.request.state.dialect = dialect
+        self.request.scope["state"]["dialect"] = dialect
 
     async def embed(self, call: EmbedCall) -> EmbedAnswer:
         """Embed, unless the caller disconnects first.
@@ -143,7 +143,7 @@ class Exchange:
             ClientDisconnect: The caller is gone.
         """
         embeddings, timings = await self._answered(self.service.embedder, self._embed(call))
-        self.request.state.log = {
+        self.request.scope["state"]["log"] = {
             "input_type": call.input_type,
             "texts": len(call.texts),
             "tokens": embeddings.prompt_tokens,
@@ -173,7 +173,7 @@ class Exchange:
         """
         reranker = self.service.reranker
         scores, timings = await self._answered(reranker, self._score(reranker, call))
-        self.request.state.log = {
+        self.request.scope["state"]["log"] = {
             "documents": len(call.documents),
             "tokens": scores.prompt_tokens,
             "truncated": len(scores.truncated),
@@ -351,7 +351,7 @@ async def open_exchange(
         RequestTimeoutError: The body did not arrive in time.
         InvalidRequestError: The body is not a JSON object.
     """
-    deadline = request.state.began + service.settings.timeout_seconds
+    deadline = request.scope["state"]["began"] + service.settings.timeout_seconds
     scheduler = (model or service.embedder).require_ready()
     body = await read_json(request)
     with scheduler.request():
@@ -388,7 +388,7 @@ async def read_json(request: Request) -> dict[str, Any]:
         QueueFullError: There is no memory left for the body.
         ClientDisconnect: The caller is gone.
     """
-    memory: Reservation = request.state.memory
+    memory: Reservation = request.scope["state"]["memory"]
     body, more_body = bytearray(), True
     while more_body:
         message = await request.receive()
