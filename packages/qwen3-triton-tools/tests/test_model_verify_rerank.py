@@ -138,6 +138,13 @@ def test_a_server_without_reranking_is_named(folder: Path) -> None:
     assert "HTTP 404" in outcome(report, "score range")["measured"]
 
 
+def test_a_gateway_without_a_reranker_has_no_checks_to_fail() -> None:
+    with local_gateway(folder_settings(qwen3_nano.model_dir())) as url:
+        result = CliRunner().invoke(main, ["model", "verify", url, "--rerank"])
+    assert result.exit_code == 1
+    assert "No reranker is served. Start it with RERANK_TRITON_MODEL" in result.output
+
+
 def test_an_embedding_model_has_no_scores_to_compare_with(folder: Path) -> None:
     with serving(folder, RIGHT) as url:
         arguments = ["model", "verify", url, "--rerank", "--reference", str(qwen3_nano.model_dir())]

@@ -83,9 +83,13 @@ class GatewayClient:
         """Read what `/info` reports of the reranker, next to an embedding model or alone.
 
         Raises:
-            HttpError: The server cannot be reached, rejects the key, or is not ready.
+            HttpError: The server cannot be reached, rejects the key, is not ready, or says that it
+                has an embedding model only.
         """
         facts = self._facts()
+        if "dimensions" in facts and not facts.get("reranker"):
+            msg = "No reranker is served. Start it with RERANK_TRITON_MODEL or RERANK_MODEL_DIR."
+            raise RefusedError(HTTPStatus.NOT_FOUND, msg)
         return _served_model(facts.get("reranker") or facts)
 
     def only_reranks(self) -> bool:
