@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -212,10 +213,15 @@ def test_the_path_of_nvidia_s_hosted_models_is_that_of_nim(client: TestClient) -
 def test_any_number_of_documents_may_be_asked_for(client: TestClient) -> None:
     """vLLM's 0 returns all, and so does a number that is larger than what there is."""
     counts: dict[Any, int] = {0: 4, "0": 4, 1: 1, "2": 2, 3.0: 3, 9: 4, None: 4}
-    for path in ("/rerank", "/v1/rerank", "/v2/rerank"):
-        for top_n, count in counts.items():
-            body = CALLS["/v1/rerank"] | {"top_n": top_n}
-            assert len(client.post(path, json=body).json()["results"]) == count
+    for path, names in {
+        "/rerank": ("top_n",),
+        "/v1/rerank": ("top_n", "top_k"),
+        "/v2/rerank": ("top_n", "top_k"),
+        "/v1/ranking": ("top_n", "top_k"),
+    }.items():
+        for name, (top_n, count) in itertools.product(names, counts.items()):
+            answer = client.post(path, json=CALLS[path] | {name: top_n})
+            assert len(scores_of(path, answer.json())) == count
 
 
 def test_a_negative_number_of_documents_is_refused(client: TestClient) -> None:

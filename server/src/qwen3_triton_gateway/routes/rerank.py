@@ -142,7 +142,8 @@ async def _rerank_texts(exchange: Exchange) -> Response:
         )
     )
     values = _values_of(answer.scores, is_raw=body.raw_scores is True)
-    ranks = [{"index": index, "score": values[index]} for index in _ranked(answer.scores)]
+    ranked = _ranked(answer.scores)[: body.top_n or None]
+    ranks: list[dict[str, Any]] = [{"index": index, "score": values[index]} for index in ranked]
     if body.return_text:
         ranks = [rank | {"text": body.texts[rank["index"]]} for rank in ranks]
     return answer.respond(ranks)
@@ -217,7 +218,8 @@ async def ranking(request: Request, service: ServiceDep) -> Response:
             )
         )
         logits = answer.scores.raw.tolist()
-        rankings = [{"index": index, "logit": logits[index]} for index in _ranked(answer.scores)]
+        ranked = _ranked(answer.scores)[: body.top_k or body.top_n or None]
+        rankings = [{"index": index, "logit": logits[index]} for index in ranked]
         return answer.respond({"rankings": rankings, "usage": answer.usage})
 
 

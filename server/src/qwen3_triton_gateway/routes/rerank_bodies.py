@@ -34,7 +34,10 @@ TopN: TypeAlias = Annotated[
 
 
 class TeiRerankRequest(BaseModel):
-    """The body of `POST /rerank`. `model` and `instruction` are our own; others are ignored."""
+    """The body of `POST /rerank`.
+
+    `model`, `instruction` and `top_n`, which LiteLLM sends, are not TEI's; others are ignored.
+    """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
 
@@ -45,6 +48,7 @@ class TeiRerankRequest(BaseModel):
     raw_scores: bool | None = None
     return_text: bool | None = None
     truncate: bool | None = None
+    top_n: TopN | None = None
     # Only a document's end is truncated.
     truncation_direction: Literal["right", "Right"] | None = None
 
@@ -222,7 +226,10 @@ class CohereRerankResponse(BaseModel):
 
 
 class NimRankingRequest(BaseModel):
-    """The body of `POST /v1/ranking`; `instruction` is our own. Unknown fields are ignored."""
+    """The body of `POST /v1/ranking`; `instruction` is our own. Unknown fields are ignored.
+
+    `top_k` is that of NVIDIA's hosted rerankers, which LiteLLM sends, and `top_n` RAGFlow's.
+    """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
 
@@ -230,6 +237,8 @@ class NimRankingRequest(BaseModel):
     passages: Annotated[list[NimText], Field(min_length=1, max_length=MAX_TEXTS)]
     model: str | None = None
     truncate: Literal["NONE", "END"] | None = None
+    top_k: TopN | None = None
+    top_n: TopN | None = None
     instruction: str | None = None
 
 
