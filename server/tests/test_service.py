@@ -191,6 +191,29 @@ async def test_a_model_that_hangs_on_a_short_text_is_noticed_before_its_deadline
     await answer
 
 
+def test_the_canary_of_a_slow_model_has_more_time_and_fewer_turns() -> None:
+    assert canary.pace(0.2) == (10, 30)
+    assert canary.pace(12) == (48, 240)
+
+
+class RecordingBackend(FakeBackend):
+    """A backend that remembers how long its callers would wait."""
+
+    timeouts: tuple[float, ...] = ()
+
+    async def infer(
+        self, batch: TokenBatch, *, timeout_seconds: float, priority: int
+    ) -> HiddenStates | PooledStates:
+        self.timeouts += (timeout_seconds,)
+        return await super().infer(batch, timeout_seconds=timeout_seconds, priority=priority)
+
+
+async def test_a_slow_model_has_a_minute_for_each_batch_of_the_start(tokenizer_dir: Path) -> None:
+    backend = RecordingBackend()
+    await make_service(tokenizer_dir, backend).embedder.connect()
+    assert set(backend.timeouts) == {60.0}
+
+
 class BusyBackend(FakeBackend):
     """A backend that answers documents, but when it is busy no query in time."""
 
@@ -248,7 +271,7 @@ async def test_a_canary_that_is_late_under_load_does_not_clear_a_reloaded_model(
 async def test_the_canary_does_not_wait_in_the_queue(
     tokenizer_dir: Path, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(canary, "INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(canary, "pace", lambda _: (10.0, 0.0))
     service = make_service(tokenizer_dir, backend, EMBED_MAX_QUEUE_TOKENS=64)
     await service.embedder.connect()
     backend.gate = asyncio.Event()

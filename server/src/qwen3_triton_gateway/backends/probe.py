@@ -20,22 +20,30 @@ QUERY_PRIORITY = 1
 WORK: dict[Task, str] = {"embed": "embed a plain sentence", "rerank": "score plain pairs"}
 
 
-async def run_probe(backend: Backend, batch: TokenBatch) -> Float32Vector:
+async def run_probe(
+    backend: Backend, batch: TokenBatch, *, timeout_seconds: float | None = None
+) -> Float32Vector:
     """Return a model's answer to a batch as one vector, without waiting behind other requests.
 
     That of an embedding model is the unit vector of one sentence. That of a reranker holds the
     logits of several pairs as they are, since their size counts in the scores.
+
+    Args:
+        backend: The model.
+        batch: The texts.
+        timeout_seconds: How long a run may take; by default `TIMEOUT_SECONDS`.
 
     Raises:
         BadVectorError: The answer is not finite, or zero.
         EmbeddingServerError: See `Backend.infer`.
     """
     size = max(1, backend.spec.max_batch_size)
+    timeout = TIMEOUT_SECONDS if timeout_seconds is None else timeout_seconds
     rows: list[Float32Matrix] = []
     for start in range(0, len(batch.input_ids), size):
         part = slice(start, start + size)
         few = TokenBatch(batch.input_ids[part], batch.attention_mask[part])
-        states = await backend.infer(few, timeout_seconds=TIMEOUT_SECONDS, priority=QUERY_PRIORITY)
+        states = await backend.infer(few, timeout_seconds=timeout, priority=QUERY_PRIORITY)
         rows.append(vectors_of(states, few.attention_mask))
     answer = np.concatenate(rows).reshape(1, -1)
     if unusable_rows(answer):
