@@ -241,6 +241,13 @@ def test_a_query_that_cannot_be_scored_is_refused(
     assert fake.requests == []
 
 
+def test_a_blank_query_cannot_be_left_out(rerank: Rerank) -> None:
+    with pytest.raises(
+        InvalidRequestError, match=r"`query` is blank, .* can do nothing with it\.$"
+    ):
+        rerank(["a"], query=" ")
+
+
 def test_arguments_of_other_types_are_refused(rerank: Rerank) -> None:
     with pytest.raises(TypeError, match="`documents` must be a list of strings, not a string"):
         rerank("a")

@@ -39,6 +39,7 @@ SPACE_CHANGED = (
     "serves another model, tokenizer or precision. Vectors of the two cannot be compared. Serve "
     "the former model again, or re-embed everything with a new client."
 )
+_BLANK = "is blank, so a model can do nothing with it"
 # Errors that are not about a single text, so that splitting the batch would not help.
 _NOT_ABOUT_A_TEXT = (
     AuthenticationError,
@@ -263,7 +264,8 @@ def check_texts(
         size, problem = measure_text(text)
         sizes.append(size)
         if problem:
-            error = InvalidRequestError(f"`{argument}[{first + index}]` {problem}.")
+            remedy = "; leave it out" if problem == _BLANK else ""
+            error = InvalidRequestError(f"`{argument}[{first + index}]` {problem}{remedy}.")
             error.failed_indices, error.argument = (index,), argument
             refused[index] = error
     return sizes, refused
@@ -275,6 +277,7 @@ def _listed(texts: object, argument: str) -> Sequence[str]:
     Raises:
         TypeError: `texts` is a string, a dict, a generator or the like.
     """
+    name = type(texts).__name__
     if isinstance(texts, list | tuple):
         return cast("Sequence[str]", texts)
     if isinstance(texts, str | bytes):
@@ -285,7 +288,7 @@ def _listed(texts: object, argument: str) -> Sequence[str]:
     has_order = hasattr(texts, "__len__") and hasattr(texts, "__getitem__")
     if is_iterable and has_order and not isinstance(texts, Mapping):
         return list(cast("Iterable[str]", texts))
-    msg = f"`{argument}` must be a list of strings, not {type(texts).__name__}."
+    msg = f"`{argument}` must be a list of strings, not {name}."
     if is_iterable:
         msg += f" Pass list({argument})."
     raise TypeError(msg)
@@ -299,7 +302,7 @@ def renumber(message: str, position: int, index: int) -> str:
 def measure_text(text: str) -> tuple[int, str | None]:
     """Return the size in bytes, and what is wrong with the text."""
     if not text or text.isspace():
-        return 0, "is blank, so a model can do nothing with it; leave it out"
+        return 0, _BLANK
     try:
         return len(text.encode()), None
     except UnicodeEncodeError:
