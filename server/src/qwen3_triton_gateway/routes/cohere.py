@@ -12,7 +12,8 @@ from ..embedder import EmbedCall, Truncation
 from ..errors import InvalidRequestError
 from ..responses import VECTORS, CohereErrorResponse, VectorForm
 from ..schemas import MIN_TOKENS, LenientDimensions, Texts, integral, never_together, validate
-from .exchange import EmbedAnswer, ServiceDep, ServiceRoute, describe_call, open_exchange
+from .answers import EmbedAnswer
+from .exchange import ServiceDep, ServiceRoute, describe_call, open_exchange
 from .openai import resolve_model
 
 router: APIRouter = APIRouter(prefix="/v2", tags=["cohere"], route_class=ServiceRoute)

@@ -1,10 +1,9 @@
-"""What routes share: the service, and one embedding request from its body to its response."""
+"""What routes share: the service, and one request from its body to its answer."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from inspect import signature
@@ -18,30 +17,21 @@ from starlette.requests import ClientDisconnect
 from ..admission import settle_entry
 from ..embedder import EmbedCall
 from ..errors import BackendUnavailableError, InvalidRequestError, shorten
-from ..memory import REQUEST_BYTES, Reservation, in_worker, request_bytes
-from ..metrics import ModelMetrics
-from ..reranker import RerankCall, Reranker, Scores
+from ..memory import Reservation, in_worker, request_bytes
+from ..reranker import RerankCall
 from ..responses import (
-    BYTES_PER_PART,
     Dialect,
-    JsonResponse,
-    PartsResponse,
-    VectorForm,
-    answer_parts,
-    encoded_bytes,
 )
 from ..schemas import describe_body, parse_json
-from ..served import ServedModel, Timings
+from ..served import ServedModel
 from ..service import EmbeddingService
 from ..settings import ModelAlias
-from ..tensors import Embeddings
 from ..tokenization import InputType
 from ..tracing import describe_embeddings
+from .answers import EmbedAnswer, RerankAnswer
 
 Result = TypeVar("Result")
 
-# Proxies limit the size of headers: beyond this many indices, the rest is only counted.
-MAX_INDICES_IN_HEADER = 100
 # An answer that takes longer is not computed to its end for a caller that is gone.
 WATCH_AFTER_SECONDS = 0.02
 # Below this, a thread costs more than parsing does.
@@ -109,7 +99,7 @@ def describe_errors(statuses: set[int], errors: Any) -> dict[int | str, dict[str
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One embedding request in progress.
+    """One request for vectors or scores in progress.
 
     Attributes:
         body: The parsed JSON object.
@@ -142,7 +132,9 @@ class Exchange:
             EmbeddingServerError: See `Embedder.embed`.
             ClientDisconnect: The caller is gone.
         """
-        embeddings, timings = await self._answered(self.service.embedder, self._embed(call))
+        embedder = self.service.embedder
+        work = embedder.embed(call, deadline=self.deadline, memory=self.memory, caller=self.caller)
+        embeddings, timings = await self._answered(embedder, work)
         self.request.scope["state"]["log"] = {
             "input_type": call.input_type,
             "texts": len(call.texts),
@@ -154,11 +146,11 @@ class Exchange:
         if self.caller:
             self.service.metrics.key_texts.labels(self.caller).inc(len(call.texts))
             self.service.metrics.key_tokens.labels(self.caller).inc(embeddings.prompt_tokens)
-        fingerprint = self.service.embedder.fingerprint(embeddings.dimensions)
+        fingerprint = embedder.fingerprint(embeddings.dimensions)
         answer = EmbedAnswer(self.service, self.memory, embeddings, timings, fingerprint)
         describe_embeddings(
             requested=self.body.get("model"),
-            served=self.service.embedder.model_id,
+            served=embedder.model_id,
             dimensions=answer.dimensions,
             tokens=embeddings.prompt_tokens,
         )
@@ -172,7 +164,8 @@ class Exchange:
             ClientDisconnect: The caller is gone.
         """
         reranker = self.service.reranker
-        scores, timings = await self._answered(reranker, self._score(reranker, call))
+        work = reranker.score(call, deadline=self.deadline, memory=self.memory, caller=self.caller)
+        scores, timings = await self._answered(reranker, work)
         self.request.scope["state"]["log"] = {
             "documents": len(call.documents),
             "tokens": scores.prompt_tokens,
@@ -185,141 +178,19 @@ class Exchange:
 
     async def _answered(self, model: ServedModel, work: Coroutine[Any, Any, Result]) -> Result:
         """Await a model's answer; if it is unavailable, see to it that others know."""
+
+        async def confirmed() -> Result:
+            settle_entry(self.request.scope["state"])
+            answer = await work
+            await model.confirm(self.deadline)
+            return answer
+
         try:
-            return await while_connected(self.request, work)
+            return await while_connected(self.request, confirmed())
         except BackendUnavailableError:
             # Readiness is updated first, so that the next caller and load balancers see it.
             await model.check_soon()
             raise
-
-    async def _score(self, reranker: Reranker, call: RerankCall) -> tuple[Scores, Timings]:
-        settle_entry(self.request.scope["state"])
-        answer = await reranker.score(
-            call, deadline=self.deadline, memory=self.memory, caller=self.caller
-        )
-        await reranker.confirm(self.deadline)
-        return answer
-
-    async def _embed(self, call: EmbedCall) -> tuple[Embeddings, Timings]:
-        settle_entry(self.request.scope["state"])
-        embedder = self.service.embedder
-        answer = await embedder.embed(
-            call, deadline=self.deadline, memory=self.memory, caller=self.caller
-        )
-        await embedder.confirm(self.deadline)
-        return answer
-
-
-@dataclass(slots=True)
-class EmbedAnswer:
-    """Vectors on their way to the caller."""
-
-    service: EmbeddingService
-    memory: Reservation
-    embeddings: Embeddings
-    timings: Timings
-    fingerprint: str
-    encode_seconds: float = 0.0
-
-    @property
-    def dimensions(self) -> int:
-        return self.embeddings.dimensions
-
-    @property
-    def usage(self) -> dict[str, int]:
-        tokens = self.embeddings.prompt_tokens
-        return {"prompt_tokens": tokens, "total_tokens": tokens}
-
-    def respond(
-        self,
-        content: object,
-        *forms: VectorForm,
-        wrap: Callable[[int, Any], Any] | None = None,
-    ) -> Response:
-        """Build the response, with the headers that embeddings carry in every dialect.
-
-        Args:
-            content: The answer, with `VECTORS` wherever the vectors belong.
-            *forms: How they are encoded in each such place; see `answer_parts`.
-            wrap: What each is wrapped in; see `answer_parts`.
-        """
-
-        def parts() -> Iterator[bytes]:
-            return answer_parts(content, self.embeddings, forms, wrap)
-
-        # The texts are no longer needed.
-        encoded = encoded_bytes(len(self.embeddings.rows), self.dimensions)
-        self.memory.resize(REQUEST_BYTES + self.embeddings.distinct.nbytes + encoded)
-        if encoded <= BYTES_PER_PART:
-            began = time.perf_counter()
-            body = b"".join(parts())
-            self.encode_seconds = time.perf_counter() - began
-            return Response(body, headers=self._headers(), media_type=JsonResponse.media_type)
-        return PartsResponse(lambda: self._timed(parts()), late_headers=self._headers)
-
-    async def _timed(self, parts: Iterator[bytes]) -> AsyncGenerator[bytes]:
-        began = time.perf_counter()
-        for part in parts:
-            self.encode_seconds += time.perf_counter() - began
-            yield part
-            began = time.perf_counter()
-
-    def _headers(self) -> dict[str, str]:
-        headers = {
-            "X-Embedding-Fingerprint": self.fingerprint,
-            "Server-Timing": self._server_timing(),
-        }
-        if self.embeddings.truncated:
-            headers["X-Embedding-Truncated"] = _indices(self.embeddings.truncated)
-        return headers
-
-    def _server_timing(self) -> str:
-        return server_timing(self.service.metrics, self.timings, self.encode_seconds)
-
-
-@dataclass(frozen=True, slots=True)
-class RerankAnswer:
-    """Scores on their way to the caller."""
-
-    reranker: Reranker
-    scores: Scores
-    timings: Timings
-
-    @property
-    def usage(self) -> dict[str, int]:
-        tokens = self.scores.prompt_tokens
-        return {"prompt_tokens": tokens, "total_tokens": tokens}
-
-    def respond(self, content: object) -> JsonResponse:
-        """Build the response, with the headers that scores carry in every dialect."""
-        began = time.perf_counter()
-        response = JsonResponse(content)
-        seconds = time.perf_counter() - began
-        response.headers["X-Rerank-Fingerprint"] = self.reranker.fingerprint
-        # As in TEI, whose list of scores has no place for it.
-        response.headers["X-Compute-Tokens"] = str(self.scores.prompt_tokens)
-        response.headers["Server-Timing"] = server_timing(
-            self.reranker.metrics, self.timings, seconds
-        )
-        if self.scores.truncated:
-            response.headers["X-Rerank-Truncated"] = _indices(self.scores.truncated)
-        return response
-
-
-def server_timing(metrics: ModelMetrics, timings: Timings, encode_seconds: float) -> str:
-    """Count the stages of a request, and format them as a `Server-Timing` header.
-
-    Its unit is milliseconds.
-    """
-    stages = {
-        "tokenize": timings.tokenize_seconds,
-        "queue": timings.queue_seconds,
-        "infer": timings.infer_seconds,
-        "encode": encode_seconds,
-    }
-    for stage, seconds in stages.items():
-        metrics.stage_seconds.labels(stage).observe(seconds)
-    return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())
 
 
 @asynccontextmanager
@@ -435,9 +306,3 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
         timer.cancel()
         for started in watches:
             started.cancel()
-
-
-def _indices(truncated: tuple[int, ...]) -> str:
-    indices = ",".join(map(str, truncated[:MAX_INDICES_IN_HEADER]))
-    rest = len(truncated) - MAX_INDICES_IN_HEADER
-    return f"{indices},+{rest} more" if rest > 0 else indices

@@ -28,9 +28,9 @@ from ..responses import (
     RerankErrorResponse,
 )
 from ..schemas import limit_tokens, validate
+from .answers import RerankAnswer
 from .exchange import (
     Exchange,
-    RerankAnswer,
     ServiceDep,
     ServiceRoute,
     describe_call,
