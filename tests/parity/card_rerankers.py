@@ -22,6 +22,25 @@ MAX_LENGTH = 4096
 
 Pair: TypeAlias = tuple[str, str]
 
+CHINA = "What is the capital of China?"
+PAIRS: list[Pair] = [
+    (CHINA, "x"),
+    (CHINA, "The capital of China is Beijing."),
+    ("Explain gravity", "The capital of China is Beijing."),
+    ("渋谷はどこですか", "東京の渋谷区 😀👩‍🚀🇩🇪"),
+    ("중국의 수도는?", " 베이징은 중화인민공화국의 수도이다.\n"),
+    ("столица России", "Москва — столица России. " * 10),
+    ("ما هي عاصمة الصين؟", "بكين هي عاصمة جمهورية الصين الشعبية، وتقع في شمال البلاد."),
+    ("चीन की राजधानी", "\nबीजिंग चीन की राजधानी है।\r\n\r\n" * 4),
+    ("เมืองหลวง", "\u0301ปักกิ่งเป็นเมืองหลวงของจีน e\u0301 ﬁ Ａ " * 8),
+    ("sort a list", "def f(x):\n\treturn sorted(x, key=lambda y: -y[1])[:10]  # 42\n" * 16),
+    ("a\nquery\n\nof lines", "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\nyes"),
+]
+# Of them, these are also scored in a request of their own.
+ALONE = PAIRS[:5]
+# It has more tokens than are allowed, and is cut to the last.
+LONG: Pair = (CHINA, "Peking 北京 is where the capital of 1,000 years is. " * 400)
+
 
 @dataclass(frozen=True, slots=True)
 class Export:

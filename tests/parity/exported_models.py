@@ -84,13 +84,13 @@ def make_model(seed: int = 11) -> Qwen3Model:
     return Qwen3Model(make_config()).eval()
 
 
-def make_reranker(*, tied: bool = True, seed: int = 11) -> Qwen3ForCausalLM:
+def make_reranker(*, tied: bool = True, seed: int = 11, **options: Any) -> Qwen3ForCausalLM:
     """Make a model of Qwen3-Reranker's kind; that of 8B has a head that is not tied.
 
     Its weights are numbers of float16, so that an export in float16 has the same.
     """
     torch.manual_seed(seed)
-    model = Qwen3ForCausalLM(make_config(tie_word_embeddings=tied)).eval()
+    model = Qwen3ForCausalLM(make_config(tie_word_embeddings=tied, **options)).eval()
     store_weights(model, torch.float16)
     store_weights(model, torch.float32)
     return model
@@ -113,18 +113,17 @@ def make_classifier(seed: int = 11) -> Qwen3ForSequenceClassification:
 
 
 def make_config(**options: Any) -> Qwen3Config:
+    few = {"vocab_size": VOCABULARY, "num_hidden_layers": LAYERS}
     return Qwen3Config(
-        vocab_size=VOCABULARY,
         hidden_size=HIDDEN_SIZE,
         intermediate_size=INTERMEDIATE_SIZE,
-        num_hidden_layers=LAYERS,
         num_attention_heads=HEADS,
         num_key_value_heads=KV_HEADS,
         head_dim=HEAD_DIM,
         max_position_embeddings=4096,
         rope_theta=1e6,
         attn_implementation="eager",
-        **options,
+        **few | options,
     )
 
 
@@ -140,7 +139,9 @@ def write_export(model: Qwen3Model, folder: Path, form: Form) -> None:
     model.config.save_pretrained(folder)
 
 
-def write_reranker(model: Qwen3PreTrainedModel, folder: Path, form: Form) -> None:
+def write_reranker(
+    model: Qwen3PreTrainedModel, folder: Path, form: Form, *, tokenizer: Path = TOKENIZER
+) -> None:
     """Export a reranker as `write_export` does; a classifier has a row for each text."""
     folder.mkdir(parents=True)
     is_classifier = isinstance(model, Qwen3ForSequenceClassification)
@@ -154,7 +155,7 @@ def write_reranker(model: Qwen3PreTrainedModel, folder: Path, form: Form) -> Non
             axes["logits"] = {0: "batch"} if is_classifier else tokens
             names = {"inputs": INPUTS, "outputs": ["logits"]}
             _export_graph(Logits(model), folder, tuple(_tokens(LENGTH)), axes=axes, **names)
-    shutil.copyfile(TOKENIZER, folder / "tokenizer.json")
+    shutil.copyfile(tokenizer, folder / "tokenizer.json")
     model.config.save_pretrained(folder)
 
 

@@ -115,6 +115,6 @@ def score(url: str, pairs: list[tuple[str, str]]) -> NDArray[np.float64]:
     queries, documents = zip(*pairs, strict=True)
     body = json.dumps({"text_1": queries, "text_2": documents, "truncate": True}).encode()
     request = urllib.request.Request(f"{url}/score", body, {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=1000) as response:
+    with urllib.request.urlopen(request, timeout=3600) as response:
         data = json.load(response)["data"]
     return np.array([entry["score"] for entry in data])
