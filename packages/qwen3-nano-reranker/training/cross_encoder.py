@@ -9,20 +9,22 @@ from __future__ import annotations
 import torch
 from student import MASKED, StudentConfig, StudentLayer, rms_norm, rotate
 from torch import Tensor, nn
+from torch.nn import functional
 
 VOCABULARY = 24_007
 
 
-def small_config(layers: int = 4, intermediate_size: int = 384) -> StudentConfig:
+def small_config() -> StudentConfig:
     """Return the sizes of the reranker."""
     return StudentConfig(
         vocab_size=VOCABULARY,
         embedding_size=256,
-        hidden_size=256,
-        intermediate_size=intermediate_size,
-        num_hidden_layers=layers,
+        hidden_size=320,
+        intermediate_size=320,
+        num_hidden_layers=3,
         num_attention_heads=4,
-        num_key_value_heads=4,
+        num_key_value_heads=2,
+        head_dim=128,
     )
 
 
@@ -73,8 +75,7 @@ class CrossEncoder(nn.Module):
             ],
             dim=2,
         )[:, None]
-        # The projection stays what it begins as, the identity.
-        head, tail = self.embedding(heads), self.embedding(tails.flatten(0, 1))
+        head, tail = self._embed(heads), self._embed(tails.flatten(0, 1))
         last_rows = torch.arange(len(flat_lengths))
         for number, layer in enumerate(self.layers):
             is_last = number == len(self.layers) - 1
@@ -92,10 +93,14 @@ class CrossEncoder(nn.Module):
                 tail_tables = tuple(t[last_rows, :, at][:, :, None] for t in tail_tables)
                 tail_mask = tail_mask[last_rows, :, at][:, :, None]
             tail = _finish(layer, tail, normed, tail_tables, key, value, tail_mask)
-        with torch.autocast("cpu", enabled=False):
-            state = rms_norm(tail[:, 0].float(), self.norm, self.config.rms_norm_eps)
-            rows = self.embedding.weight[list(self.answers)]
-            return (state @ rows.T).unflatten(0, (queries, documents))
+        state = rms_norm(tail[:, 0], self.norm, self.config.rms_norm_eps)
+        rows = self._embed(torch.tensor(self.answers))
+        return (state @ rows.T).unflatten(0, (queries, documents))
+
+    def _embed(self, ids: Tensor) -> Tensor:
+        """Look up tokens. The projection stays what it begins as: it appends zeros."""
+        spare = self.config.hidden_size - self.config.embedding_size
+        return functional.pad(self.embedding(ids), (0, spare))
 
 
 def _keys_values(
@@ -117,8 +122,11 @@ def _finish(
     query = layer.q(normed).unflatten(-1, (-1, layer.config.head_dim))
     query = rms_norm(query, layer.q_norm, layer.config.rms_norm_eps).transpose(1, 2)
     query = rotate(query, tables)
+    # The query heads of a group are further rows for the same keys.
+    groups, length = query.shape[1] // key.shape[1], query.shape[2]
+    query = query.unflatten(1, (key.shape[1], groups)).flatten(2, 3)
     # Written out: for such short rows, the backward pass is faster than the fused one's.
-    scale = layer.config.head_dim**-0.5
-    scores = (query * scale).to(value.dtype) @ key.to(value.dtype).transpose(-1, -2)
-    mixed = scores.masked_fill(~mask, MASKED).softmax(-1).to(value.dtype) @ value
+    scores = (query * layer.config.head_dim**-0.5) @ key.transpose(-1, -2)
+    attention = scores.masked_fill(~mask.repeat(1, 1, groups, 1), MASKED).softmax(-1)
+    mixed = (attention @ value).unflatten(2, (groups, length)).flatten(1, 2)
     return layer.finish(hidden, layer.o(mixed.transpose(1, 2).flatten(2)))

@@ -2,8 +2,9 @@
 
     python lists.py WORK
 
-Reads WORK/train.jsonl of the embedder's `collect.py`; writes WORK/lists.npz and WORK/texts.json.
-The held-out articles are in another file, so nothing of them can get in here.
+Reads WORK/train.jsonl of the embedder's `collect.py` and the tokenizer; writes WORK/lists.npz,
+WORK/texts.json and WORK/token-ids.npz. The held-out articles are in another file, so nothing of
+them can get in here.
 
 As in the evaluation, the documents of a source are divided into pools of about a thousand, and a
 query is asked of the pool that has its article. A list is the query, its article, and the others
@@ -36,6 +37,7 @@ POOL = 1000
 FIRST = 50
 DIMENSIONS = 1024
 MAX_TOKENS = 320
+MAX_CHARACTERS, MAX_SAVED_TOKENS = 4000, 400
 SEED = 5
 SYNONYM_SHARE = 0.35
 TITLE_QUESTIONS = (*_WHAT_IS, "How do I {}?", "how to {}", "{}?", "What are the rules for {}?")
@@ -190,6 +192,21 @@ def first_ranks(embedder: Embedder, pool: Pool) -> NDArray[np.int32]:
     return (queries @ documents.T).topk(FIRST, dim=1).indices.numpy().astype(np.int32)
 
 
+def write_tokens(work: Path, texts: list[str]) -> None:
+    """Tokenize all texts with the reranker's tokenizer, as they follow a word."""
+    tokenizer = Tokenizer.from_file(str(work / "model/tokenizer.json"))
+    encoded = tokenizer.encode_batch([f" {text}"[:MAX_CHARACTERS] for text in texts])
+    rows = [np.array(e.ids[:MAX_SAVED_TOKENS], dtype=np.int32) for e in encoded]
+    ends = np.cumsum([len(row) for row in rows])
+    np.savez(work / "token-ids.npz", flat=np.concatenate(rows), ends=ends)
+
+
+def token_rows(work: Path) -> list[NDArray[np.int32]]:
+    """Return the tokens of each text."""
+    saved = np.load(work / "token-ids.npz")
+    return np.split(saved["flat"], saved["ends"][:-1])
+
+
 def main() -> None:
     work = Path(sys.argv[1])
     torch.set_num_threads(int(sys.argv[2]) if len(sys.argv) > 2 else 2)
@@ -217,6 +234,7 @@ def main() -> None:
         print(pool.name, len(answers), f"{recall[pool.name][-1]:.3f}", flush=True)
     np.savez(work / "lists.npz", **{name: np.concatenate(parts) for name, parts in rows.items()})
     (work / "texts.json").write_text(json.dumps(texts, ensure_ascii=False), encoding="utf-8")
+    write_tokens(work, texts)
     print({name: round(float(np.mean(values)), 3) for name, values in recall.items()})
 
 

@@ -18,11 +18,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bi_encoder import BiEncoder
 from chat_tokenizer import head_text, prompt_ids
 from cross_encoder import CrossEncoder, small_config
 from examples import OTHER_INSTRUCTIONS
 from first_weights import initialize
-from lists import GROUPS
+from lists import GROUPS, token_rows
 from numpy.typing import NDArray
 from student import StudentConfig
 from tokenizers import Tokenizer
@@ -33,20 +34,21 @@ from word_order import held_out_lists, training_lists
 from qwen3_triton_gateway.rerank_prompt import ANSWERS
 
 NEGATIVES = 5
-QUERIES = {"first": 32, "more": 24}  # lists per step
-ORDER_SHARE = 0.08  # lists about word order
-OTHER_INSTRUCTION_SHARE = 0.1
+QUERIES = {"first": 16, "more": 16}  # lists per step
+ORDER_SHARE = 0.06  # lists about word order
+OTHER_INSTRUCTION_SHARE = 0.05
 # The embedder ranks its own first ones highest, so they are drawn more often.
 FRONT, FRONT_SHARE = 15, 0.6
 # The share of each group, in the order of `GROUPS`; `more` has what is learned more slowly.
-SHARES = {"first": (0.3, 0.07, 0.2, 0.25, 0.18), "more": (0.1, 0.03, 0.22, 0.37, 0.28)}
+SHARES = {"first": (0.16, 0.05, 0.19, 0.3, 0.3), "more": (0.14, 0.04, 0.2, 0.34, 0.28)}
 # Of the token table, of the rest.
-LEARNING_RATES = {"first": (8e-4, 2e-3), "more": (5e-4, 1.2e-3)}
+LEARNING_RATES = {"first": (1.5e-4, 3e-4), "more": (1.2e-4, 2.5e-4)}
+WARMUP = {"first": 100, "more": 30}  # steps
 CALIBRATION = 0.2  # weight of each pair's own yes or no, relative to the list's ranking
 VALIDATION_QUERIES = 50
 VALIDATION_PARTS = 5
-LATER = 0.65  # share of the time after which documents may be as long as MAX_TOKENS
-SHORT = 56
+# Documents are truncated to one of these at random, but to MAX_TOKENS at most.
+LENGTHS = (64, 112, 224)
 
 Row = NDArray[np.int32]
 
@@ -62,8 +64,8 @@ class List:
 class Lists:
     """All lists, tokenized."""
 
-    def __init__(self, work: Path, max_tokens: int, shares: Sequence[float]) -> None:
-        self.shares = list(shares)
+    def __init__(self, work: Path, max_tokens: int, stage: str) -> None:
+        self.shares = list(SHARES[stage])
         self.tokenizer = Tokenizer.from_file(str(work / "model/tokenizer.json"))
         arrays = np.load(work / "lists.npz")
         self.candidates, self.answers = arrays["candidates"], arrays["answers"]
@@ -71,17 +73,9 @@ class Lists:
         self.validation = arrays["validation"].astype(bool)
         texts: list[str] = json.loads((work / "texts.json").read_text(encoding="utf-8"))
         self.texts = texts
-        path = work / "token-ids.npz"
-        if not path.exists():
-            encoded = self.tokenizer.encode_batch([f" {t}"[:4000] for t in texts])
-            rows = [np.array(e.ids[:400], dtype=np.int32) for e in encoded]
-            ends = np.cumsum([len(row) for row in rows])
-            np.savez(path, flat=np.concatenate(rows), ends=ends)
-        saved = np.load(path)
-        parts = np.split(saved["flat"], saved["ends"][:-1])
-        self.ids = [part[:max_tokens] for part in parts]
+        self.ids = [row[:max_tokens] for row in token_rows(work)]
         self.prefix, self.suffix = prompt_ids(self.tokenizer)
-        self.rng = np.random.default_rng(9)
+        self.rng = np.random.default_rng(9 if stage == "first" else 10)
         self.by_group = [
             np.flatnonzero((self.groups == number) & ~self.validation)
             for number in range(len(GROUPS))
@@ -114,12 +108,13 @@ class Lists:
             *self.rng.choice(others[FRONT:], NEGATIVES - front, replace=False),
         ]
         rows = [self.answers[row], *chosen]
+        limit = min(limit, int(self.rng.choice(LENGTHS)))
         documents = [[*self.ids[i][:limit].tolist(), *self.suffix] for i in rows]
         return List(self.head(self.texts[self.queries[row]], instruction), documents)
 
     def batches(self, limit: int, size: int) -> list[list[List]]:
         """Draw lists for several steps, and put those of similar lengths together."""
-        drawn = [self.draw(limit) for _ in range(size * 16)]
+        drawn = [self.draw(limit) for _ in range(size * 24)]
         drawn.sort(key=lambda item: max(map(len, item.documents)))
         parts = [drawn[i : i + size] for i in range(0, len(drawn), size)]
         self.rng.shuffle(parts)
@@ -152,8 +147,22 @@ def loss_of(logits: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def run(model: CrossEncoder, lists: Sequence[List]) -> Tensor:
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        return model(*tensors(lists))
+    """Return the logits, (lists, documents, 2).
+
+    The shorter half of each list's documents is run apart from the longer, for less padding.
+    """
+    lengths = torch.tensor([[len(document) for document in item.documents] for item in lists])
+    order = lengths.argsort(dim=1)
+    parts = [
+        [
+            List(item.head, [item.documents[i] for i in row])
+            for item, row in zip(lists, rows, strict=True)
+        ]
+        for rows in order.tensor_split(2, dim=1)
+        if rows.shape[1]
+    ]
+    logits = torch.cat([model(*tensors(part)) for part in parts], dim=1)
+    return logits.gather(1, order.argsort(dim=1)[:, :, None].expand(-1, -1, 2))
 
 
 @torch.inference_mode()
@@ -213,9 +222,8 @@ def train(
     report: list[tuple[float, float]] = []
     batches: list[list[List]] = []
     while (part := (time.monotonic() - started) / (minutes * 60)) < 1:
-        long = part > LATER or stage == "more"
-        batches = batches or lists.batches(limit if long else min(SHORT, limit), QUERIES[stage])
-        scale = min(1.0, (step + 1) / 60) * 0.5 * (1 + np.cos(np.pi * part))
+        batches = batches or lists.batches(limit, QUERIES[stage])
+        scale = min(1.0, (step + 1) / WARMUP[stage]) * 0.5 * (1 + np.cos(np.pi * part))
         for group, base in zip(optimizer.param_groups, (table_rate, rate), strict=True):
             group["lr"] = base * scale
         batch = batches.pop()
@@ -237,7 +245,7 @@ def train(
             )
             report = []
             save(model, work)
-        if step % 1000 == 0:
+        if step % 1200 == 0:
             print(" | ".join(validate(model, lists, limit)), flush=True)
 
 
@@ -249,13 +257,15 @@ def save(model: CrossEncoder, work: Path) -> None:
 def main() -> None:
     work, minutes, stage = Path(sys.argv[1]), float(sys.argv[2]), (*sys.argv[3:4], "first")[0]
     limit = int((*sys.argv[4:5], "160")[0])
-    torch.set_num_threads(2)
-    lists = Lists(work, limit, SHARES[stage])
+    torch.set_num_threads(1)
+    lists = Lists(work, limit, stage)
     print(len(lists.queries), "lists", flush=True)
     no, yes = (lists.tokenizer.token_to_id(answer) for answer in ANSWERS)
     if stage == "first":
         model = CrossEncoder(small_config(), (no, yes))
-        initialize(model, lists.tokenizer)
+        bi_encoder = BiEncoder()
+        bi_encoder.load_state_dict(torch.load(work / "bi-encoder.pt", weights_only=True))
+        initialize(model, lists.tokenizer, bi_encoder)
     else:
         saved = torch.load(work / "reranker.pt", weights_only=True)
         model = CrossEncoder(StudentConfig(**saved["config"]), (no, yes))
