@@ -6,7 +6,7 @@ It takes long, 10 GB of memory and 8 GB of disk, so it only runs when it is aske
 
 with the tokenizer of a model of the family, or what `qwen_tokenizer.py` writes. Measured with ONNX
 Runtime on pairs of 79 to 507 tokens in batches of mixed lengths, pooled: scores differ by 8e-7 at
-most in float32, by 4e-4 in float16.
+most in float32, by 4e-4 in float16; at 4,096 tokens in float32, by 5e-7.
 """
 
 from __future__ import annotations
