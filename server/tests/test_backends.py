@@ -167,7 +167,8 @@ async def test_an_answer_after_the_timeout_is_a_missed_deadline(
 
 
 @pytest.mark.parametrize("variant", ["plain"])
-async def test_a_connected_backend_is_ready_until_it_is_closed(backend: Backend) -> None:
+async def test_a_connected_backend_is_up_and_ready(backend: Backend) -> None:
+    assert list(backend.states.values()) == [True]  # before anyone asks again
     assert await backend.is_ready()
 
 

@@ -89,14 +89,78 @@ async def test_the_same_model_is_ready_again_after_an_absence(
     assert (await check_until_embedded(service)).ready
 
 
+class SlowBackend(FakeBackend):
+    """A backend that is asked whether it is ready, and answers when its `probe` opens."""
+
+    checks = 0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.probe = asyncio.Event()
+
+    async def is_ready(self) -> bool:
+        self.checks += 1
+        answer = self.ready
+        await self.probe.wait()
+        return answer
+
+
+async def start_check(service: EmbeddingService) -> asyncio.Task[Readiness]:
+    check = asyncio.create_task(service.embedder.check())
+    for _ in range(3):
+        await asyncio.sleep(0)
+    return check
+
+
+async def test_metrics_show_the_backend_as_readiness_does(tokenizer_dir: Path) -> None:
+    slow = SlowBackend()
+    service = make_service(tokenizer_dir, slow)
+    await service.embedder.connect()
+    slow.ready = False
+    check = await start_check(service)
+    assert (service.state().ready, service.state().backends) == (True, {"fake": True})
+    slow.probe.set()
+    await check
+    assert (service.state().ready, service.state().backends) == (False, {"fake": False})
+
+
+async def test_checks_at_the_same_time_are_one(tokenizer_dir: Path) -> None:
+    slow = SlowBackend()
+    service = make_service(tokenizer_dir, slow)
+    await service.embedder.connect()
+    slow.ready = False
+    checks = [await start_check(service) for _ in range(3)]
+    soon = asyncio.create_task(service.embedder.check_soon())
+    slow.ready = True  # too late for them
+    slow.probe.set()
+    await soon
+    assert slow.checks == 1
+    for check in checks:
+        assert not (await check).ready
+
+
+async def test_a_check_from_before_a_failure_is_followed_by_another(tokenizer_dir: Path) -> None:
+    slow = SlowBackend()
+    service = make_service(tokenizer_dir, slow)
+    await service.embedder.connect()
+    await start_check(service)
+    slow.ready = False
+    failed = [asyncio.create_task(service.embedder.check_soon()) for _ in range(3)]
+    await asyncio.sleep(0)
+    slow.probe.set()
+    await asyncio.gather(*failed)
+    assert slow.checks == 2
+    assert not service.readiness.ready
+
+
 async def test_answers_after_a_reload_wait_for_the_canary(
     tokenizer_dir: Path, backend: FakeBackend
 ) -> None:
     service = make_service(tokenizer_dir, backend)
     await service.embedder.connect()
+    backend.calls.clear()
     backend.generation += 1
     assert (await service.embedder.check()).ready  # requests are accepted
-    backend.calls.clear()
     await service.embedder.confirm(math.inf)
     assert len(backend.calls) == 1
     await service.embedder.confirm(math.inf)
@@ -292,12 +356,14 @@ async def test_a_doubt_brings_the_canary_forward_and_delays_no_answer(
 ) -> None:
     service = make_service(tokenizer_dir, backend)
     await service.embedder.connect()
+    backend.gate = asyncio.Event()
     backend.doubts += 1
     swap_model(backend)
     await service.embedder.check()
     await service.embedder.confirm(math.inf)
-    await asyncio.sleep(0)
-    assert "has changed" in (await service.embedder.check()).reason
+    backend.gate.set()
+    while "has changed" not in (await service.embedder.check()).reason:
+        await asyncio.sleep(0)
 
 
 async def test_a_doubt_during_a_canary_is_followed_by_another(

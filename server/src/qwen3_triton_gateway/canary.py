@@ -297,9 +297,10 @@ class Canary:
         assert self._first is not None, "start() comes first"
         measured = agreement(self._first, vector)
         self.has_changed, self.is_pending = measured < MIN_AGREEMENT, False
-        if not self.has_changed:
-            return ""
-        return (
+        self.problem = (
             f"the answer to the canary agrees only to {measured:.4f} with that at startup: the "
             "model behind the gateway has changed; restart the gateway to serve it"
+            if self.has_changed
+            else ""
         )
+        return self.problem

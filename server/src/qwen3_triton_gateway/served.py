@@ -139,8 +139,10 @@ class ServedModel(ABC):
         self._backend_checks_itself = False
         self._generation = 0
         self._doubts = 0
+        self._check: asyncio.Task[Readiness] | None = None
+        # As of `readiness`, or metrics would show an unavailable backend of a model that is ready.
+        self._backends: dict[str, bool] = backend.states
         self._problems: dict[str, str] = {}
-        self._early_check: asyncio.Task[Readiness] | None = None
         if not tokenizer.segmenter.knows_words:
             logger.warning(
                 "The tokenizer file does not split words as Qwen3's does, so texts of more than "
@@ -285,13 +287,19 @@ class ServedModel(ABC):
             raise BackendUnavailableError(f"Not ready: {problem}.")
 
     async def check_soon(self) -> None:
-        """Check after a request found the model unavailable; concurrent callers share a check."""
-        if self._early_check is None or self._early_check.done():
-            self._early_check = asyncio.create_task(self.check())
-        await asyncio.shield(self._early_check)
+        """Check after a request found the model unavailable."""
+        may_be_older = self._check is not None and not self._check.done()
+        readiness = await self.check()
+        if may_be_older and readiness.ready:
+            await self.check()
 
     async def check(self) -> Readiness:
-        """Update `readiness` from the backend and the canary."""
+        """Update `readiness` from the backend and the canary; concurrent callers share a check."""
+        if self._check is None or self._check.done():
+            self._check = asyncio.create_task(self._update_readiness())
+        return await asyncio.shield(self._check)
+
+    async def _update_readiness(self) -> Readiness:
         if self._canary is None:
             return self.readiness
         was_ready = self.readiness.ready
@@ -300,8 +308,8 @@ class ServedModel(ABC):
         problems = self.backend.problems
         if self._canary.has_changed or problems.keys() - self._problems.keys():
             self._forget_answers()
-        self._problems = problems
         self.readiness = Readiness(not problem, backend_ready, problem)
+        self._backends, self._problems = self.backend.states, problems
         if was_ready and problem:
             logger.warning("%s is not ready: %s.", self.model_id, problem)
         elif not was_ready and not problem:
@@ -329,6 +337,8 @@ class ServedModel(ABC):
             with suppress(TimeoutError):
                 async with asyncio.timeout(DRAIN_SECONDS):
                     await self._scheduler.drain()
+        if self._check is not None:
+            self._check.cancel()
         await self.backend.close()
 
     def state(self) -> ModelState:
@@ -339,8 +349,8 @@ class ServedModel(ABC):
             batches_in_flight=scheduler.in_flight if scheduler else 0,
             requests_under_way=scheduler.requests_under_way if scheduler else 0,
             ready=self.readiness.ready,
-            backends=self.backend.states,
-            problems=self.backend.problems,
+            backends=self._backends,
+            problems=self._problems,
         )
 
     async def _start(self, spec: ModelSpec) -> None:
@@ -369,6 +379,7 @@ class ServedModel(ABC):
         self._backend_checks_itself = checks_itself
         self._generation, self._doubts = self.backend.generation, self.backend.doubts
         self.readiness = Readiness(ready=True, backend_ready=True)
+        self._backends, self._problems = self.backend.states, self.backend.problems
 
     async def _finish(self, steps: Steps, *, characters: int, deadline: float) -> None:
         """Do work in steps between which others get their turn.

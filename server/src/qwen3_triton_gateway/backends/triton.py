@@ -134,6 +134,7 @@ class TritonBackend(Backend):
         self._spec = _describe(metadata, config.get("config", config), self._task)
         self._has_checksum = _offers_checksum(metadata)
         await self._notice_reload()  # the first reading is from before the first batch
+        self._answered = True
         return self._spec
 
     async def infer(
@@ -164,12 +165,13 @@ class TritonBackend(Backend):
     async def is_ready(self) -> bool:
         reload = asyncio.create_task(self._notice_reload())
         try:
-            self._answered = await self._probe()
-            if self._answered:
+            has_answered = await self._probe()
+            if has_answered:
                 await reload
         finally:
             reload.cancel()
-        return self._answered
+        self._answered = has_answered
+        return has_answered
 
     async def close(self) -> None:
         clients, self._outgrown = [self._client, *self._outgrown], []
@@ -223,7 +225,7 @@ class TritonBackend(Backend):
             return
         sent = self._answers + self._in_flight
         reading = read_statistics(statistics, answered=answered, sent=sent)
-        # Two checks may overlap; counters of the earlier one would look like a reload.
+        # `connect` and `is_ready` may overlap; counters read earlier would look like a reload.
         if reading is None or began < self._observed_at:
             return
         self._observed_at = time.monotonic()
