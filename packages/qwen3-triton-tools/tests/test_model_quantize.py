@@ -19,7 +19,7 @@ from qwen3_triton_gateway.backends.engines import Machine
 from qwen3_triton_gateway.cli import main
 from qwen3_triton_tools import verify
 from qwen3_triton_tools.errors import ModelError
-from qwen3_triton_tools.model.quantize import is_quantized, quantize_model
+from qwen3_triton_tools.model.quantize import default_folder, is_quantized, quantize_model
 from qwen3_triton_tools.onnx_model import read_model
 from qwen3_triton_tools.verify.local_gateway import folder_settings, local_gateway
 from qwen3_triton_tools.verify.loss import compare, corpus
@@ -148,6 +148,11 @@ def test_quantizing_twice_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="already exists"):
         quantize_model(path, tmp_path / "int8")
     assert not (tmp_path / "twice").exists()
+
+
+@pytest.mark.parametrize("place", ["model.onnx", "onnx/model.onnx"])
+def test_the_result_is_next_to_the_folder_of_the_model(place: str) -> None:
+    assert default_folder(Path("/models/large") / place) == Path("/models/large-int8")
 
 
 def test_neighbors_show_what_cosines_hide() -> None:

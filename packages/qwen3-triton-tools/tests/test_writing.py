@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 
 from onnx_exports import write_export
-from qwen3_triton_tools.writing import temporary_folder
+from qwen3_triton_tools.errors import ModelError
+from qwen3_triton_tools.model.files import check_place
+from qwen3_triton_tools.writing import replacing_folder, temporary_folder
 
 # Root may read and write everything, unless it gives up that capability.
 UNPRIVILEGED = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"] if os.geteuid() == 0 else []
@@ -105,6 +107,44 @@ def test_a_full_disk_leaves_no_pieces(
     assert "File too large. Free some space, or choose another disk." in output
     assert "Traceback" not in output
     assert [path.name for path in tmp_path.rglob("*")] == ["existing", "file"]
+
+
+@pytest.mark.slow
+def test_a_model_is_written_to_a_volume_above_which_nothing_is(
+    tmp_path: Path, export: Path
+) -> None:
+    (tmp_path / "closed" / "volume").mkdir(parents=True)
+    (tmp_path / "closed").chmod(0o555)
+    folder = tmp_path / "closed" / "volume" / "int8"
+    code, output = run("quantize", export, "-o", folder, "--texts", 20)
+    assert code == 0, output
+    assert [path.name for path in folder.parent.iterdir()] == ["int8"]
+
+
+def test_a_folder_that_cannot_be_replaced_stays(tmp_path: Path) -> None:
+    folder = tmp_path / "parent" / "model"
+    folder.mkdir(parents=True)
+    (folder / "model.onnx").touch()
+    with pytest.raises(ModelError, match="No such file"), replacing_folder(folder) as unfinished:
+        unfinished.rmdir()  # and cannot be moved then
+    assert [path.name for path in tmp_path.rglob("*")] == ["parent", "model", "model.onnx"]
+
+
+def test_only_the_folder_of_another_model_is_replaced(tmp_path: Path) -> None:
+    model = tmp_path / "model" / "model.onnx"
+    for path in (model, tmp_path / "models" / "a" / "model.onnx", tmp_path / "b" / "model.onnx"):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    for folder, problem in (
+        (tmp_path / "model", "is in"),
+        (tmp_path, "is in"),
+        (tmp_path / "models", "no model in it"),
+    ):
+        with pytest.raises(ModelError, match=problem):
+            check_place(folder, model, force=True)
+    check_place(tmp_path / "b", model, force=True)
+    with pytest.raises(ModelError, match="already exists"):
+        check_place(tmp_path / "b", model, force=False)
 
 
 def test_a_temporary_folder_goes_at_the_end(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from qwen3_triton_gateway.model_files import describe_os_error
 from .errors import ModelError
 
 _FOLDER_MODE = 0o755  # Triton runs as another user
+_UNFINISHED = ".qwen3-triton-unfinished-"
 
 
 @contextmanager
@@ -99,27 +100,43 @@ def replacing_folder(folder: Path) -> Generator[Path]:
     """Yield a folder to write to that replaces `folder` at the end of the block.
 
     Until then it is next to the parent of `folder`, which may be a model repository: inside, a
-    Triton that polls would load half a model.
+    Triton that polls would load half a model. Where the parent is a volume, or nothing else may be
+    written to, it is one level down in the parent, where Triton finds no model in it.
 
     Raises:
         ModelError: It cannot be written.
     """
-    parent = folder.absolute().parent
-    with all_or_none([parent / folder.name]):
-        unfinished: Path | None = None
+    target = folder.absolute()
+    with all_or_none([target]):
         try:
-            parent.mkdir(parents=True, exist_ok=True)
-            unfinished = Path(mkdtemp(dir=parent.parent, prefix=f".{folder.name}-"))
-            unfinished.chmod(_FOLDER_MODE)
-            yield unfinished
-            if folder.exists():
-                shutil.rmtree(folder)
-            unfinished.rename(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with temporary_folder(_place_to_move(target.parent), _UNFINISHED) as place:
+                unfinished = place / "new"
+                unfinished.mkdir()
+                unfinished.chmod(_FOLDER_MODE)
+                yield unfinished
+                _exchange(unfinished, target, place / "old")
         except OSError as error:
             raise ModelError(describe_os_error(error, folder)) from error
-        finally:
-            if unfinished is not None:
-                shutil.rmtree(unfinished, ignore_errors=True)
+
+
+def _place_to_move(parent: Path) -> Path:
+    """Return where to write what is moved to `parent`: above it, if that is as writable."""
+    above = parent.parent
+    is_one_disk = above.stat().st_dev == parent.stat().st_dev
+    return above if is_one_disk and os.access(above, os.W_OK | os.X_OK) else parent
+
+
+def _exchange(new: Path, target: Path, old: Path) -> None:
+    """Move `new` to `target`, and what was there to `old`; back if that fails."""
+    if os.path.lexists(target):
+        target.rename(old)
+    try:
+        new.rename(target)
+    except BaseException:
+        if os.path.lexists(old):
+            old.rename(target)
+        raise
 
 
 @contextmanager

@@ -80,6 +80,33 @@ def find_model(path: Path) -> Path:
         raise ModelError(f"{error}{hint}") from None
 
 
+def check_place(folder: Path, model_path: Path, *, force: bool) -> None:
+    """Check that a model may be written to `folder`, in place of what is there.
+
+    Raises:
+        ModelError: It exists and `force` is not set, the model itself is in it, or no model is.
+    """
+    if not os.path.lexists(folder):
+        return
+    if model_path.resolve().is_relative_to(folder.resolve()):
+        msg = f"{model_path} is in {folder}, which would be replaced. Choose another name."
+        raise ModelError(msg)
+    if not force:
+        raise ModelError(f"{folder} already exists. Pass `--force` to replace it.")
+    if folder.is_dir() and any(folder.iterdir()) and not _has_model(folder):
+        msg = (
+            f"{folder} has no model in it, but other files, which `--force` would remove. Choose "
+            "another name."
+        )
+        raise ModelError(msg)
+
+
+def _has_model(folder: Path) -> bool:
+    """Return whether this is the folder of a model, or of one in a Triton repository."""
+    patterns = ("config.pbtxt", "*.onnx", "onnx/*.onnx", "[0-9]*/*.onnx")
+    return any(path for pattern in patterns for path in folder.glob(pattern))
+
+
 def list_external_files(model: OnnxModel) -> list[ExternalFile]:
     """Describe every file that the model's tensors refer to, without reading any."""
     ends: defaultdict[str, list[int]] = defaultdict(list)

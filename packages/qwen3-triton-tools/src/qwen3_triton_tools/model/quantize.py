@@ -27,7 +27,7 @@ from onnx import TensorProto, helper, numpy_helper
 from ..errors import ModelError
 from ..onnx_model import OnnxModel, integer_attributes, load_weights
 from ..writing import replacing_folder
-from .files import copy_tokenizer
+from .files import check_place, copy_tokenizer
 from .inspection import check_servable, inspect_model
 
 Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
@@ -53,7 +53,10 @@ class QuantizedModel:
 
 def default_folder(model_path: Path) -> Path:
     """Return where the quantized model is written by default: NAME-int8 next to the model's."""
-    return model_path.parent.with_name(f"{model_path.parent.name}-int8")
+    folder = model_path.absolute().parent
+    if folder.name == "onnx":  # as on the hub, below the folder with the model's name
+        folder = folder.parent
+    return folder.with_name(f"{folder.name}-int8")
 
 
 def is_quantized(model: OnnxModel) -> bool:
@@ -80,10 +83,10 @@ def quantize_model(
         rerank: Take a causal language model for a reranker, whatever its name says.
 
     Raises:
-        ModelError: The model cannot be served or has no matrices in float, or `folder` exists.
+        ModelError: The model cannot be served or has no matrices in float, or `folder` may not be
+            written.
     """
-    if folder.exists() and not force:
-        raise ModelError(f"{folder} already exists. Pass `--force` to replace it.")
+    check_place(folder, model_path, force=force)
     inspection = inspect_model(model_path, rerank=rerank)
     check_servable(inspection)
     load_weights(inspection.model)

@@ -16,6 +16,7 @@ from ..writing import all_or_none, replacing_file, replacing_folder
 from .files import (
     TOKENIZER_FILES,
     Transfer,
+    check_place,
     copy_tokenizer,
     is_readable_by_triton,
     transfer_file,
@@ -131,7 +132,7 @@ def write_triton_repository(
     check_servable(inspection)
     plan, openvino = _plan(inspection, options), _plan_openvino(inspection, options)
     folder = repository / options.model_name
-    _check_place(folder, model_path, force=options.force)
+    check_place(folder, model_path, force=options.force)
     compare, not_compared = _sample(pooling)
     # Of the export, pooled or not: pooling changes no vector.
     digest = weights_digest(model_path, on_digest) if options.with_digest else None
@@ -232,14 +233,6 @@ def _canary_vector(inspection: Inspection, version: Path, options: RepositoryOpt
     if not options.with_digest:
         raise ModelError("The weights are not read without their digest.")
     return canary_of(inspection, version, max_length=options.max_length)
-
-
-def _check_place(folder: Path, model_path: Path, *, force: bool) -> None:
-    if folder.exists() and not force:
-        raise ModelError(f"{folder} already exists. Pass `--force` to replace it.")
-    if model_path.resolve().is_relative_to(folder.resolve()):
-        msg = f"{model_path} is in {folder}, which would be replaced. Choose another name."
-        raise ModelError(msg)
 
 
 def _check_options(options: RepositoryOptions) -> None:
