@@ -14,8 +14,8 @@ import pytest
 
 from gateway_process import GatewayProcess, running_gateway
 from polling import wait_for
+from qwen3_triton_gateway.backends.probe import INTERVAL_SECONDS
 from qwen3_triton_gateway.backends.triton import PROBE_SECONDS
-from qwen3_triton_gateway.canary import INTERVAL_SECONDS
 from qwen3_triton_gateway.served import WATCH_INTERVAL_SECONDS
 from qwen3_triton_tools.local_triton import LocalTriton
 from swapped_weights import ServedModel, allow_reloads

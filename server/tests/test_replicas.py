@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from fake_backend import FakeBackend
-from qwen3_triton_gateway.backends import replicas
+from qwen3_triton_gateway.backends import probe
 from qwen3_triton_gateway.backends.replicas import ReplicatedBackend
 from qwen3_triton_gateway.errors import BackendUnavailableError, StartupError
 from qwen3_triton_gateway.service import EmbeddingService
 from qwen3_triton_gateway.settings import Settings
-from qwen3_triton_gateway.tensors import TokenBatch
+from qwen3_triton_gateway.tensors import HiddenStates, PooledStates, TokenBatch
 
 CANARY = TokenBatch(np.array([[5, 6, 7]]), np.array([[1, 1, 1]]))
 
@@ -23,6 +23,13 @@ class NamedFake(FakeBackend):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.name = name
+        self.timeouts: list[float] = []
+
+    async def infer(
+        self, batch: TokenBatch, *, timeout_seconds: float, priority: int
+    ) -> HiddenStates | PooledStates:
+        self.timeouts.append(timeout_seconds)
+        return await super().infer(batch, timeout_seconds=timeout_seconds, priority=priority)
 
     @property
     def description(self) -> str:
@@ -181,11 +188,24 @@ async def test_a_batch_on_a_replica_that_is_reloaded_is_run_again(
 async def test_each_replica_is_checked_in_turn(
     left: NamedFake, right: NamedFake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(replicas, "CANARY_INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(probe, "INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(probe, "MAX_SHARE", float("inf"))
     backend = await start(left, right)
     swap_weights(left)
     await watch(backend)
     assert set(backend.problems) == {"left"}
+
+
+async def test_later_checks_are_paced_by_the_first(
+    left: NamedFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(probe, "TIMEOUT_SECONDS", 0.0)
+    monkeypatch.setattr(probe, "SLOWDOWN", 1e9)
+    backend = await start(left)
+    left.doubts += 1
+    await watch(backend)
+    first, second = left.timeouts
+    assert (first, second > first) == (60, True)
 
 
 async def test_the_majority_decides_which_weights_are_served(

@@ -201,7 +201,7 @@ async def test_a_model_that_reports_ready_but_hangs_is_noticed(
     tokenizer_dir: Path, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probe, "TIMEOUT_SECONDS", 0.05)
-    monkeypatch.setattr(canary, "INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(probe, "INTERVAL_SECONDS", 0.0)
     service = make_service(tokenizer_dir, backend)
     await service.embedder.connect()
     backend.gate = asyncio.Event()
@@ -220,7 +220,7 @@ async def test_a_model_at_work_on_a_long_text_is_not_hanging(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setattr(probe, "TIMEOUT_SECONDS", 0.01)
-    monkeypatch.setattr(canary, "INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(probe, "INTERVAL_SECONDS", 0.0)
     service = make_service(tokenizer_dir, backend)
     await service.embedder.connect()
     backend.gate = asyncio.Event()
@@ -242,7 +242,7 @@ async def test_a_model_that_hangs_on_a_short_text_is_noticed_before_its_deadline
     tokenizer_dir: Path, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(probe, "TIMEOUT_SECONDS", 0.01)
-    monkeypatch.setattr(canary, "INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(probe, "INTERVAL_SECONDS", 0.0)
     service = make_service(tokenizer_dir, backend)
     await service.embedder.connect()
     deadline = asyncio.get_running_loop().time() + 3600
@@ -256,8 +256,9 @@ async def test_a_model_that_hangs_on_a_short_text_is_noticed_before_its_deadline
 
 
 def test_the_canary_of_a_slow_model_has_more_time_and_fewer_turns() -> None:
-    assert canary.pace(0.2) == (10, 30)
-    assert canary.pace(12) == (48, 240)
+    fast, slow = probe.Pace(0.2), probe.Pace(12)
+    assert (fast.timeout, fast.interval) == (10, 30)
+    assert (slow.timeout, slow.interval) == (48, 240)
 
 
 class RecordingBackend(FakeBackend):
@@ -308,7 +309,7 @@ async def embed_until_the_canary_is_late(
 async def test_a_canary_that_is_late_under_load_is_not_a_problem(
     tokenizer_dir: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(canary, "INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(probe, "INTERVAL_SECONDS", 0.0)
     busy = BusyBackend()
     service = make_service(tokenizer_dir, busy)
     await service.embedder.connect()
@@ -335,7 +336,8 @@ async def test_a_canary_that_is_late_under_load_does_not_clear_a_reloaded_model(
 async def test_the_canary_does_not_wait_in_the_queue(
     tokenizer_dir: Path, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(canary, "pace", lambda _: (10.0, 0.0))
+    monkeypatch.setattr(probe, "INTERVAL_SECONDS", 0.0)
+    monkeypatch.setattr(probe, "MAX_SHARE", float("inf"))
     service = make_service(tokenizer_dir, backend, EMBED_MAX_QUEUE_TOKENS=64)
     await service.embedder.connect()
     backend.gate = asyncio.Event()

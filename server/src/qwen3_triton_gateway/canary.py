@@ -15,9 +15,15 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from .backends import probe
 from .backends.base import CANARY_PARAMETER, Backend
-from .backends.probe import MIN_AGREEMENT, agreement, run_probe, startup_failure
+from .backends.probe import (
+    FIRST_SECONDS,
+    MIN_AGREEMENT,
+    Pace,
+    agreement,
+    run_probe,
+    startup_failure,
+)
 from .batching import pad_batch
 from .errors import (
     BackendError,
@@ -36,14 +42,6 @@ from .tokenization import InputType, TextTokenizer, format_inputs
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-# A run costs one short batch: often enough to notice swapped weights soon, and rare enough to be
-# lost in the load.
-INTERVAL_SECONDS = 30.0
-# A large reranker takes seconds for its pairs on a few cores. The first run may take this long;
-# later ones may take some times as long as it, and have a twentieth of the time.
-FIRST_SECONDS = 60.0
-SLOWDOWN = 4.0
-MAX_SHARE = 0.05
 TEXT = "The importance of a canary: it notices bad air before the miners do."
 INPUT_TYPE: InputType = "query"
 # The examples of the reranker's model card: each query with its document and with the other one's.
@@ -169,12 +167,6 @@ def _tokens_digest(batch: TokenBatch) -> str:
     return hashlib.sha256(tokens).hexdigest()[:16]
 
 
-def pace(first_seconds: float) -> tuple[float, float]:
-    """Return how long a run may take, and the time from one to the next, by the first one's."""
-    timeout = max(probe.TIMEOUT_SECONDS, SLOWDOWN * first_seconds)
-    return timeout, max(INTERVAL_SECONDS, first_seconds / MAX_SHARE)
-
-
 class Canary:
     """A batch that is run regularly, and its answer compared with that at startup.
 
@@ -207,7 +199,7 @@ class Canary:
         self._last_answer = last_answer
         self._is_at_work = is_at_work
         self._first: Float32Vector | None = None
-        self._timeout, self._interval = pace(0.0)
+        self._pace = Pace()
         self._due = 0.0
         self._run: asyncio.Task[str] | None = None
         self.problem: str = ""
@@ -229,8 +221,8 @@ class Canary:
             raise startup_failure(self._backend.spec.task, error) from error
         except DeadlineExceededError as error:
             raise BackendUnavailableError(error.message) from error
-        self._timeout, self._interval = pace(loop.time() - began)
-        self._due = loop.time() + self._interval
+        self._pace = Pace(loop.time() - began)
+        self._due = loop.time() + self._pace.interval
         return self._first
 
     def distrust(self) -> None:
@@ -270,7 +262,7 @@ class Canary:
                 self._due = now
         if self._run is None and now >= self._due:
             # From its start, so that `hasten` counts while it runs.
-            self._due = now + self._interval
+            self._due = now + self._pace.interval
             self._run = asyncio.create_task(self._compare())
         return self.problem
 
@@ -284,7 +276,8 @@ class Canary:
     async def _compare(self) -> str:
         began = asyncio.get_running_loop().time()
         try:
-            vector = await run_probe(self._backend, self._batch, timeout_seconds=self._timeout)
+            timeout = self._pace.timeout
+            vector = await run_probe(self._backend, self._batch, timeout_seconds=timeout)
         except (BadVectorError, BackendError, BackendUnavailableError) as error:
             return error.message.removesuffix(".")
         except DeadlineExceededError as error:
@@ -293,7 +286,7 @@ class Canary:
             if self._last_answer() >= began or self._is_at_work():
                 logger.warning("The canary was not answered: %s", error.message)
                 return self.problem
-            return f"the model has not answered for {self._timeout:.0f} s"
+            return f"the model has not answered for {self._pace.timeout:.0f} s"
         assert self._first is not None, "start() comes first"
         measured = agreement(self._first, vector)
         self.has_changed, self.is_pending = measured < MIN_AGREEMENT, False

@@ -25,6 +25,7 @@ from ..tensors import Float32Vector, HiddenStates, PooledStates, TokenBatch
 from .base import Backend, ModelSpec
 from .probe import (
     MIN_AGREEMENT,
+    Pace,
     agreement,
     largest_agreement,
     run_probe,
@@ -35,8 +36,6 @@ Answer: TypeAlias = HiddenStates | PooledStates
 
 logger: logging.Logger = logging.getLogger(__name__)
 
-# One short batch per replica: often enough to notice swapped weights, too rare to cost anything.
-CANARY_INTERVAL_SECONDS = 30.0
 # A replica whose answer was wrong is asked again this often, and at once if it was restarted.
 RETRY_INTERVAL_SECONDS = 5.0
 # How long a batch waits for a replica that is just being checked, if there is no other.
@@ -83,6 +82,7 @@ class ReplicatedBackend:
         self._spec: ModelSpec | None = None
         self._canary: TokenBatch | None = None
         self._expected: Float32Vector | None = None
+        self._pace = Pace()
 
     @property
     def spec(self) -> ModelSpec:
@@ -149,10 +149,17 @@ class ReplicatedBackend:
             BackendUnavailableError: None answers.
         """
         connected = [replica for replica in self._replicas if replica.alive]
-        outcomes = await asyncio.gather(
-            *(run_probe(replica.backend, canary) for replica in connected),
-            return_exceptions=True,
-        )
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        slowest = 0.0
+
+        async def probe(replica: Replica) -> Float32Vector:
+            nonlocal slowest
+            vector = await run_probe(replica.backend, canary)
+            slowest = loop.time() - began
+            return vector
+
+        outcomes = await asyncio.gather(*map(probe, connected), return_exceptions=True)
         vectors: dict[Replica, Float32Vector] = {}
         for replica, outcome in zip(connected, outcomes, strict=True):
             if isinstance(outcome, EmbeddingServerError):
@@ -175,10 +182,10 @@ class ReplicatedBackend:
             )
             raise StartupError(msg)
         self._canary, self._expected = canary, answers[chosen]
-        now = asyncio.get_running_loop().time()
+        self._pace = Pace(slowest)
         for number, (replica, vector) in enumerate(vectors.items(), start=1):
             # They take turns, so that a check never meets more than one of them.
-            replica.due = now + CANARY_INTERVAL_SECONDS * number / len(vectors)
+            replica.due = loop.time() + self._pace.interval * number / len(vectors)
             self._judge(replica, vector)
         return True
 
@@ -262,7 +269,9 @@ class ReplicatedBackend:
             if self._canary is None:
                 self._include(replica)
             else:
-                self._judge(replica, await run_probe(replica.backend, self._canary))
+                timeout = self._pace.timeout
+                vector = await run_probe(replica.backend, self._canary, timeout_seconds=timeout)
+                self._judge(replica, vector)
         except DeadlineExceededError as error:
             # Busy, as long as it returns other batches.
             if not replica.alive or replica.last_answer < began:
@@ -272,7 +281,7 @@ class ReplicatedBackend:
             return
         except EmbeddingServerError as error:
             self._reject(replica, error.message)
-        interval = RETRY_INTERVAL_SECONDS if replica.problem else CANARY_INTERVAL_SECONDS
+        interval = RETRY_INTERVAL_SECONDS if replica.problem else self._pace.interval
         replica.due = loop.time() + interval
 
     def _judge(self, replica: Replica, vector: Float32Vector) -> None:
