@@ -141,9 +141,10 @@ def test_without_keys_every_caller_has_the_same_empty_name() -> None:
         pytest.param(b"hunter 2:hunter2", "Key 1 of .* is not `name:key`", id="no-name"),
         pytest.param(b"good-key\n:hunter2", "Key 2 of .* is not `name:key`", id="empty-name"),
         pytest.param(b"hunter2: ", "Key 1 of .* is not `name:key`", id="name-without-a-key"),
+        pytest.param(b"a:hunter2\nb:hunter2", "one key for 'a' and 'b'", id="two-names"),
     ],
 )
-def test_a_key_that_can_never_match_refuses_to_start_and_is_not_shown(
+def test_a_key_that_cannot_be_used_refuses_to_start_and_is_not_shown(
     tmp_path: Path, content: bytes, words: str
 ) -> None:
     with pytest.raises(StartupError, match=words) as caught:

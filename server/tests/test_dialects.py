@@ -288,6 +288,9 @@ ALIASES = orjson.dumps(
         "search": {"input_type": "query"},
         "code": {"input_type": "query", "instruction": "Find code."},
         "passages": {"input_type": "document"},
+        "tagged-query": {},
+        "tagged": {},
+        "soups:latest": {"input_type": "query"},
     }
 ).decode()
 
@@ -297,6 +300,8 @@ ALIASES = orjson.dumps(
     [
         pytest.param("plain", {}, id="only-a-name"),
         pytest.param("plain-query", {"input_type": "query"}, id="a-suffix-of-an-alias"),
+        pytest.param("tagged-query", {"input_type": "query"}, id="an-alias-with-a-suffix"),
+        pytest.param("soups:latest", {"input_type": "query"}, id="an-alias-with-ollamas-tag"),
         pytest.param("search", {"input_type": "query"}, id="query"),
         pytest.param("search-query", {"input_type": "query"}, id="the-same-twice"),
         pytest.param(
@@ -348,7 +353,9 @@ def test_an_alias_that_contradicts_the_request_is_refused(
         pytest.param("{", "is not a JSON object", id="not-json"),
         pytest.param('{"a": {"input_type": "passage"}}', "EMBED_MODEL_ALIASES", id="type"),
         pytest.param('{"a": {"instruction": "Find"}}', "applies to queries only", id="no-query"),
-        pytest.param('{"a": {"inputtype": "query"}}', "EMBED_MODEL_ALIASES", id="unknown"),
+        pytest.param('{"a": {"inputtype": "query"}}', "MODEL_ALIASES.a.inputtype", id="unknown"),
+        pytest.param('{"a": "query"}', "'a' has no object", id="no-object"),
+        pytest.param('["a", "b"]', "is not a JSON object", id="list"),
     ],
 )
 def test_an_alias_that_makes_no_sense_refuses_to_start(value: str, words: str) -> None:

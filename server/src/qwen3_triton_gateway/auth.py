@@ -105,7 +105,7 @@ def read_api_keys(settings: Settings) -> list[ApiKey]:
 
     Raises:
         StartupError: The file contains no key, which would leave the gateway open by accident, or
-            a key can never match. The message does not show the key.
+            a key that can never match or has two names. The message does not show the key.
     """
     secrets_set = [key.get_secret_value() for key in settings.api_keys]
     keys = [ApiKey(f"key-{number}", key) for number, key in enumerate(secrets_set, start=1)]
@@ -117,6 +117,7 @@ def read_api_keys(settings: Settings) -> list[ApiKey]:
             for number, line in enumerate(_read_lines(source, settings.api_keys_file), start=1)
         ]
         _check_keys(source, file_keys)
+        _check_names(source, file_keys)
         keys += file_keys
     return keys
 
@@ -186,6 +187,21 @@ def _check_keys(source: str, keys: Sequence[ApiKey]) -> None:
             raise StartupError(msg)
         if key.encode().split(None, 1)[0].lower() == SCHEME:
             msg = f"Key {number} of {source} starts with `Bearer`. Set the key without the scheme."
+            raise StartupError(msg)
+
+
+def _check_names(source: str, keys: Sequence[ApiKey]) -> None:
+    """Refuse a key with two names, of which metrics and turns would know one.
+
+    Raises:
+        StartupError: A key is listed twice, under different names.
+    """
+    names: dict[str, str] = {}
+    for number, key in enumerate(keys, start=1):
+        if key.name == f"file-key-{number}":  # which nobody chose
+            continue
+        if names.setdefault(key.secret, key.name) != key.name:
+            msg = f"{source} has one key for {names[key.secret]!r} and {key.name!r}. Remove one."
             raise StartupError(msg)
 
 

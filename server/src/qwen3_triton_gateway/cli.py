@@ -210,7 +210,8 @@ def _describe(problem: dict[str, Any]) -> str:
         return str(problem["msg"]).removeprefix("Value error, ")
     variable = str(problem["loc"][0])
     value = "a secret" if variable in SECRETS else repr(problem["input"])
-    return describe_invalid_value(variable, problem["msg"], value)
+    name = ".".join(map(str, problem["loc"]))  # of a value within it, if it is an object
+    return describe_invalid_value(name, problem["msg"], value)
 
 
 @contextmanager

@@ -418,16 +418,20 @@ class Settings(BaseSettings):
     def _parse_aliases(cls, value: object) -> object:
         if not isinstance(value, str):
             return value
-        if not value.lstrip().startswith("{"):
+        begins_with = value.strip()[:1]
+        if begins_with not in ("{", "[", '"'):
             return {name.strip(): ModelAlias() for name in value.split(",") if name.strip()}
         try:
-            return json.loads(value)
+            aliases = json.loads(value)
         except ValueError:
-            msg = (
-                "It begins with `{` and is not a JSON object. Write names separated by commas, or "
-                '{"NAME": {"input_type": "query"}}.'
-            )
-            raise ValueError(msg) from None
+            aliases = None
+        form = 'Write names separated by commas, or {"NAME": {"input_type": "query"}}.'
+        if not isinstance(aliases, dict):
+            raise ValueError(f"It begins with `{begins_with}` and is not a JSON object. {form}")
+        for name, alias in cast("dict[str, object]", aliases).items():
+            if not name.strip() or not isinstance(alias, dict):
+                raise ValueError(f"{name!r} has no object with its input type. {form}")
+        return cast("dict[str, object]", aliases)
 
     @field_validator("triton_headers", mode="before")
     @classmethod

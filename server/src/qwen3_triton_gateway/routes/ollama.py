@@ -110,7 +110,7 @@ async def embed(request: Request, service: ServiceDep) -> Response:
     began = time.perf_counter_ns()
     async with open_exchange(request, service) as exchange:
         body = validate(OllamaEmbedRequest, exchange.body)
-        alias = resolve_model(_without_tag(body.model), service)
+        alias = resolve_model(_without_tag(body.model, service), service)
         call = EmbedCall(
             body.input,
             input_type=alias.input_type or "document",
@@ -138,7 +138,7 @@ async def embed_prompt(request: Request, service: ServiceDep) -> Response:
     """Embed one text, for clients older than `/api/embed`."""
     async with open_exchange(request, service) as exchange:
         body = validate(OllamaPromptRequest, exchange.body)
-        alias = resolve_model(_without_tag(body.model), service)
+        alias = resolve_model(_without_tag(body.model, service), service)
         if not body.prompt:
             return JsonResponse({"embedding": []})
         call = EmbedCall(
@@ -165,7 +165,7 @@ async def tags(service: ServiceDep) -> dict[str, Any]:
 async def show(request: Request, service: ServiceDep) -> Response:
     """Describe the served model."""
     body = validate(OllamaShowRequest, await read_json(request))
-    resolve_model(_without_tag(body.model or body.name), service)
+    resolve_model(_without_tag(body.model or body.name, service), service)
     info: dict[str, Any] = {
         "general.architecture": "qwen3",
         "qwen3.context_length": service.settings.max_length,
@@ -188,8 +188,11 @@ async def version() -> dict[str, str]:
     return {"version": OLLAMA_VERSION}
 
 
-def _without_tag(name: str | None) -> str | None:
-    return name.removesuffix(DEFAULT_TAG) if name else None
+def _without_tag(name: str | None, service: EmbeddingService) -> str | None:
+    """Return the name without the tag that Ollama's clients add, unless an alias has it."""
+    if name and name not in service.embedder.names:
+        return name.removesuffix(DEFAULT_TAG)
+    return name or None
 
 
 def _spent(began: int, tokens: int) -> dict[str, int]:

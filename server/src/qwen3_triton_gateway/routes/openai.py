@@ -158,11 +158,14 @@ async def model(name: str, service: ServiceDep) -> Response:
 def resolve_model(name: str | None, service: EmbeddingService) -> ModelAlias:
     """Return what the name of the model in a request says, its suffix included.
 
+    An alias may have a suffix itself, which counts unless the alias has an input type.
+
     Raises:
         ModelNotFoundError: The model is not the served one.
     """
     embedder = service.embedder
-    if name is not None and name not in embedder.names:
+    says_type = name in embedder.names and embedder.alias_of(name).input_type is not None
+    if name is not None and name != embedder.model_id and not says_type:
         for suffix, input_type in MODEL_SUFFIXES.items():
             base = name.removesuffix(suffix)
             if base == name or base not in embedder.names:
