@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from exported_models import make_classifier, make_reranker, store_weights, write_reranker
 from numpy.typing import NDArray
-from served_product import product
+from served_product import product, score
 from transformers import PreTrainedTokenizerFast, Qwen3PreTrainedModel
 
 # The bars that rerankers are judged by: scores from 0 to 1.
@@ -153,3 +153,10 @@ def card_score(
     false_vector = batch_scores[:, tokenizer.convert_tokens_to_ids("no")]
     stacked = torch.stack([false_vector, true_vector], dim=1)
     return torch.nn.functional.log_softmax(stacked, dim=1)[:, 1].exp().item()
+
+
+def score_differences(url: str, pairs: list[Pair], expected: NDArray[Any]) -> list[float]:
+    """Return how far served scores are from the expected, of all pairs, then of ALONE."""
+    alone = np.concatenate([score(url, [pair]) for pair in ALONE])
+    scores = np.concatenate([score(url, pairs), alone])
+    return np.abs(scores - np.concatenate([expected, expected[: len(ALONE)]])).tolist()

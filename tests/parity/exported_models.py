@@ -129,6 +129,7 @@ def make_config(**options: Any) -> Qwen3Config:
 
 def write_export(model: Qwen3Model, folder: Path, form: Form) -> None:
     """Export a model with external weights, and put its tokenizer and configuration next to it."""
+    folder.mkdir(parents=True, exist_ok=True)
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         if form == "dynamo":
@@ -139,9 +140,7 @@ def write_export(model: Qwen3Model, folder: Path, form: Form) -> None:
     model.config.save_pretrained(folder)
 
 
-def write_reranker(
-    model: Qwen3PreTrainedModel, folder: Path, form: Form, *, tokenizer: Path = TOKENIZER
-) -> None:
+def write_reranker(model: Qwen3PreTrainedModel, folder: Path, form: Form) -> None:
     """Export a reranker as `write_export` does; a classifier has a row for each text."""
     folder.mkdir(parents=True)
     is_classifier = isinstance(model, Qwen3ForSequenceClassification)
@@ -155,7 +154,7 @@ def write_reranker(
             axes["logits"] = {0: "batch"} if is_classifier else tokens
             names = {"inputs": INPUTS, "outputs": ["logits"]}
             _export_graph(Logits(model), folder, tuple(_tokens(LENGTH)), axes=axes, **names)
-    shutil.copyfile(tokenizer, folder / "tokenizer.json")
+    shutil.copyfile(TOKENIZER, folder / "tokenizer.json")
     model.config.save_pretrained(folder)
 
 

@@ -66,7 +66,7 @@ def embed(url: str, texts: list[str], **fields: Any) -> Vectors:
     """Embed texts through the running product."""
     body = json.dumps({"texts": texts, "encoding_format": "base64", **fields}).encode()
     request = urllib.request.Request(f"{url}/embed", body, {"content-type": "application/json"})
-    with urllib.request.urlopen(request, timeout=120) as response:
+    with urllib.request.urlopen(request, timeout=3600) as response:
         rows = json.load(response)["embeddings"]
     return np.stack([np.frombuffer(base64.b64decode(row), dtype="<f4") for row in rows])
 
@@ -86,7 +86,7 @@ with tempfile.TemporaryDirectory() as folder:
     for argument in sys.argv[1:]:
         name, _, model = argument.partition("=")
         write_repository(Path(model), Path(folder), model_name=name, max_batch_size=8)
-    with LocalTriton(model_repository=Path(folder)) as triton:
+    with LocalTriton(model_repository=Path(folder), ready_timeout_seconds=600) as triton:
         print(triton.grpc_url, flush=True)
         sys.stdin.read()
 """
