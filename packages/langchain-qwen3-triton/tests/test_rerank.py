@@ -12,7 +12,6 @@ from langchain_core.retrievers import BaseRetriever
 from pydantic import SecretStr, ValidationError
 
 from langchain_qwen3_triton import Qwen3TritonRerank
-from qwen3_triton_client import InvalidRequestError
 
 QUERY = "What carries sand?"
 DOCUMENTS = [
@@ -82,10 +81,17 @@ async def test_options_and_the_key_are_sent(fake: FakeGateway) -> None:
     await rerank.aclose()
 
 
-def test_a_blank_document_is_named(fake: FakeGateway) -> None:
-    with pytest.raises(InvalidRequestError) as caught:
-        Qwen3TritonRerank(base_url=fake.url).compress_documents([*DOCUMENTS, Document(" ")], QUERY)
-    assert caught.value.failed_indices == (5,)
+async def test_blank_documents_come_last_with_a_score_of_0(fake: FakeGateway) -> None:
+    documents = [Document(" ", id="blank"), *DOCUMENTS, Document("", id="empty")]
+    rerank = Qwen3TritonRerank(base_url=fake.url, top_n=None)
+    for ranked in (
+        rerank.compress_documents(documents, QUERY),
+        await rerank.acompress_documents(documents, QUERY),
+        rerank.compress_documents([documents[0], documents[-1]], QUERY),
+    ):
+        assert ids(ranked)[-2:] == ["blank", "empty"]
+        assert [document.metadata["relevance_score"] for document in ranked[-2:]] == [0.0, 0.0]
+    assert len(fake.requests) == 2  # none for blank documents alone
 
 
 def test_it_has_a_json_schema_without_the_clients_of_a_process() -> None:

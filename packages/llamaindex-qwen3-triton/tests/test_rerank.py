@@ -9,7 +9,7 @@ from fake_gateway import FakeGateway, Fault
 from llama_index.core.callbacks import CallbackManager, CBEventType, LlamaDebugHandler
 from llama_index.core.instrumentation.events import BaseEvent
 from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
-from llama_index.core.schema import NodeWithScore, TextNode
+from llama_index.core.schema import ImageNode, NodeWithScore, TextNode
 from pydantic import SecretStr, ValidationError
 
 from llama_index.embeddings.qwen3_triton import Qwen3TritonRerank
@@ -115,11 +115,12 @@ def test_a_missing_query_is_refused(fake: FakeGateway) -> None:
         Qwen3TritonRerank(base_url=fake.url).postprocess_nodes(NODES)
 
 
-def test_a_blank_node_is_named(fake: FakeGateway) -> None:
-    nodes = [*NODES, NodeWithScore(node=TextNode(text=" "))]
-    with pytest.raises(InvalidRequestError) as caught:
-        Qwen3TritonRerank(base_url=fake.url).postprocess_nodes(nodes, query_str=QUERY)
-    assert caught.value.failed_indices == (5,)
+def test_nodes_without_text_come_last_with_a_score_of_0(fake: FakeGateway) -> None:
+    nodes = [NodeWithScore(node=ImageNode(image_path="a.png", id_="image")), *NODES]
+    rerank = Qwen3TritonRerank(base_url=fake.url, top_n=None)
+    ranked = rerank.postprocess_nodes(nodes, query_str=QUERY)
+    assert ids(ranked)[-1] == "image"
+    assert ranked[-1].score == 0.0
 
 
 def test_it_has_a_json_schema_without_the_clients_of_a_process() -> None:

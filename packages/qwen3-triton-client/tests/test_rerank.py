@@ -232,6 +232,15 @@ def test_a_document_that_cannot_be_scored_is_named(
     assert fake.requests == []
 
 
+def test_blank_documents_may_come_last_instead(rerank: Rerank, fake: FakeGateway) -> None:
+    result = rerank([" ", "a", "", "b"], {"on_blank": "last"})
+    assert [ranked.index for ranked in result.documents][2:] == [0, 2]
+    assert [ranked.score for ranked in result.documents][2:] == [0.0, 0.0]
+    assert fake.requests[0].body["texts"] == ["a", "b"]
+    with pytest.raises(InvalidRequestError, match=r"\(documents: 1\)$"):
+        rerank([" ", "\ud800"], {"on_blank": "last"})
+
+
 @pytest.mark.parametrize("query", ["", " \n", "\ud800"])
 def test_a_query_that_cannot_be_scored_is_refused(
     rerank: Rerank, fake: FakeGateway, query: str

@@ -158,14 +158,14 @@ def _odd_texts(library: Library, postgres_uri: str) -> Generator[str]:
         yield dsn
 
 
-def test_a_blank_text_comes_last_without_a_score(
+def test_a_blank_text_comes_last_with_a_score_of_0(
     odd_texts: str, both_models: GatewayProcess
 ) -> None:
     with Searcher(odd_texts, "odd", gateway=GatewayOptions(url=both_models.url)) as searcher:
         hits = searcher.search(QUESTION, mode="vector", rerank=True)
         assert len(hits) == 8
         assert [hit.metadata["number"] in (2, 3) for hit in hits] == [False] * 6 + [True] * 2
-        assert [hit.rerank_score is None for hit in hits] == [False] * 6 + [True] * 2
+        assert [hit.rerank_score == 0 for hit in hits] == [False] * 6 + [True] * 2
         blank = searcher.search(
             QUESTION, mode="vector", rerank=True, filter={"number": {"$in": [2, 3]}}
         )

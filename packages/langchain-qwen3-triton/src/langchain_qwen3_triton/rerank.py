@@ -19,7 +19,8 @@ class Qwen3TritonRerank(GatewayComponent, BaseDocumentCompressor):
     """LangChain reranking with Qwen3-Reranker on NVIDIA Triton.
 
     Returns copies of the most relevant documents, the best first, with `relevance_score` in their
-    metadata: a number from 0 to 1. No telemetry is sent.
+    metadata: a number from 0 to 1. Blank documents come last, with a score of 0. No telemetry is
+    sent.
 
     Attributes:
         top_n: Number of documents to return; None returns all.
@@ -72,6 +73,7 @@ class Qwen3TritonRerank(GatewayComponent, BaseDocumentCompressor):
             instruction=self.instruction,
             model=self.model,
             truncate=self.truncate,
+            on_blank="last",
         )
         return _scored(documents, result)
 
@@ -90,6 +92,7 @@ class Qwen3TritonRerank(GatewayComponent, BaseDocumentCompressor):
             instruction=self.instruction,
             model=self.model,
             truncate=self.truncate,
+            on_blank="last",
         )
         return _scored(documents, result)
 

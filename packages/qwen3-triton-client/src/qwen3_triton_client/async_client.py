@@ -23,7 +23,7 @@ from .errors import EmbeddingError
 from .exchange import Exchange
 from .job import Batch, EmbedJob, FingerprintGuard, Job, OnError, OnVectors
 from .reporting import Hooks, Progress, ProgressReport
-from .rerank import RerankJob, RerankResult
+from .rerank import OnBlank, RerankJob, RerankResult
 from .results import EmbeddingResult, Vector
 from .settings import ClientSettings, InputType
 from .streaming import BatchEmbedded, OnFailure, TextStream, WindowEnded, awindows
@@ -145,6 +145,7 @@ class AsyncEmbeddingClient(ClientBase[httpx2.AsyncClient]):
         instruction: str | None = None,
         model: str | None = None,
         truncate: bool | None = None,
+        on_blank: OnBlank = "raise",
     ) -> RerankResult:
         """Score documents against a query; the arguments are those of `EmbeddingClient.rerank`.
 
@@ -163,6 +164,7 @@ class AsyncEmbeddingClient(ClientBase[httpx2.AsyncClient]):
             instruction=instruction,
             model=model,
             truncate=truncate,
+            on_blank=on_blank,
         )
         await self._run(job, _unobserved)
         return job.result()

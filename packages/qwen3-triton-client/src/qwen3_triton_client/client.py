@@ -20,7 +20,7 @@ from .errors import EmbeddingError
 from .exchange import Exchange
 from .job import Batch, EmbedJob, FingerprintGuard, Job, OnError, OnVectors
 from .reporting import Hooks, Progress, ProgressReport
-from .rerank import RerankJob, RerankResult
+from .rerank import OnBlank, RerankJob, RerankResult
 from .results import EmbeddingResult, Vector
 from .settings import ClientSettings, InputType
 from .streaming import BatchEmbedded, OnFailure, TextStream, WindowEnded, WindowRun, windows
@@ -162,6 +162,7 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
         instruction: str | None = None,
         model: str | None = None,
         truncate: bool | None = None,
+        on_blank: OnBlank = "raise",
     ) -> RerankResult:
         """Score documents against a query with the gateway's reranker; the best come first.
 
@@ -177,6 +178,8 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
                 serves.
             truncate: Whether the end of a document that is too long is cut or the call refused.
                 Default: the client's, else the gateway's.
+            on_blank: What is done about blank documents, which no model can read: "raise" refuses
+                the call, "last" puts them after all others, with a score of 0.
 
         Raises:
             EmbeddingError: A document has no score; `failed_indices` names it.
@@ -191,6 +194,7 @@ class EmbeddingClient(ClientBase[httpx2.Client]):
             instruction=instruction,
             model=model,
             truncate=truncate,
+            on_blank=on_blank,
         )
         self._run(job, _unobserved)
         return job.result()

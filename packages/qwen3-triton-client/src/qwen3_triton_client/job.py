@@ -99,6 +99,10 @@ class Job(ABC, Generic[Item]):
     def exchange(self, batch: Batch) -> Exchange[BatchAnswer[Item]]:
         """Return the request for a batch, not yet sent."""
 
+    def unsent(self, texts: Sequence[str]) -> dict[int, Item]:
+        """Return the results of texts for which no request is needed, by their indices."""
+        return {}
+
     @property
     def pending(self) -> int:
         """Number of batches that no worker has taken yet."""
@@ -156,6 +160,8 @@ class Job(ABC, Generic[Item]):
 
     def _plan(self, texts: Sequence[str], shared_bytes: int) -> list[Batch]:
         sizes, refused = check_texts(texts, first=self._first, argument=self._argument)
+        self._completed = self.unsent(texts)
+        refused = {i: error for i, error in refused.items() if i not in self._completed}
         if refused and not self._isolate:
             error = next(iter(refused.values()))
             error.failed_indices = tuple(refused)
@@ -165,7 +171,7 @@ class Job(ABC, Generic[Item]):
         return plan_batches(
             texts,
             [size + shared_bytes for size in sizes] if shared_bytes else sizes,
-            [index for index in range(len(texts)) if index not in refused],
+            [i for i in range(len(texts)) if i not in refused and i not in self._completed],
             max_texts=self.settings.batch_size,
             max_bytes=self.settings.max_batch_bytes,
         )
@@ -299,9 +305,14 @@ def renumber(message: str, position: int, index: int) -> str:
     return re.sub(rf"\b(Text|Document) {position}\b", rf"\g<1> {index}", message, count=1)
 
 
+def is_blank(text: str) -> bool:
+    """Return whether a text has nothing in it to read."""
+    return not text or text.isspace()
+
+
 def measure_text(text: str) -> tuple[int, str | None]:
     """Return the size in bytes, and what is wrong with the text."""
-    if not text or text.isspace():
+    if is_blank(text):
         return 0, _BLANK
     try:
         return len(text.encode()), None

@@ -7,11 +7,11 @@ import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 from .errors import BadAnswerError, InvalidRequestError
 from .exchange import Exchange
-from .job import Batch, FingerprintGuard, Job, measure_text
+from .job import Batch, FingerprintGuard, Job, is_blank, measure_text
 from .reporting import ProgressReport
 from .results import ClientStats
 from .settings import ClientSettings
@@ -21,6 +21,7 @@ _RERANKER_CHANGED = (
     "The gateway's reranker changed from {!r} to {!r} during this call, so the scores cannot be "
     "compared. Rerank again."
 )
+OnBlank = Literal["raise", "last"]
 # Of one request, the gateway names so many truncated documents and only counts the others.
 _MAX_DOCUMENTS_PER_REQUEST = 100
 
@@ -33,7 +34,7 @@ class RerankedDocument:
         index: Its index among the documents of the call.
         score: How relevant it is, from 0 to 1: the model's probability of "yes".
         raw_score: The logit of "yes" minus that of "no", whose sigmoid is `score`. It also orders
-            documents whose scores are rounded to 0 or 1.
+            documents whose scores are rounded to 0 or 1. Negative infinity for a blank document.
     """
 
     index: int
@@ -67,7 +68,8 @@ class RerankJob(Job[float]):
         TypeError: `query` is not a string, `documents` not a sequence of strings, or `top_n` not an
             integer.
         ValueError: `top_n` is below 1.
-        InvalidRequestError: The query or a document is blank or not valid Unicode.
+        InvalidRequestError: The query is blank or not valid Unicode; or a document is, unless it is
+            blank and `on_blank` is "last".
     """
 
     def __init__(
@@ -80,7 +82,9 @@ class RerankJob(Job[float]):
         instruction: str | None,
         model: str | None,
         truncate: bool | None,
+        on_blank: OnBlank,
     ) -> None:
+        self._on_blank = on_blank
         self._top_n: int | None = None if top_n is None else _checked_count(top_n)
         options = {
             "model": model,
@@ -110,6 +114,12 @@ class RerankJob(Job[float]):
             partial(parse_scores, documents=documents),
             texts=documents,
         )
+
+    def unsent(self, texts: Sequence[str]) -> dict[int, float]:
+        """Return the scores of blank documents, if the call has them last."""
+        if self._on_blank == "raise":
+            return {}
+        return {index: -math.inf for index, text in enumerate(texts) if is_blank(text)}
 
     def result(self) -> RerankResult:
         """Return the result of the call, once none of its requests is running.

@@ -170,8 +170,8 @@ class Hit:
         text_coverage: Part of the question that the chunk has, from 0 to 1: the sum of its words'
             weights, which are those of BM25, over that of all. Always 1 with ParadeDB.
         stored_metadata: Everything in the row's metadata column.
-        rerank_score: How relevant the reranker finds it, from 0 to 1; None without reranking, and
-            for a blank text, which comes last.
+        rerank_score: How relevant the reranker finds it, from 0 to 1; 0 for a blank text, which
+            comes last. None without reranking.
         search_rank: Rank in the search, from 1, before reranking; None without it.
         rerank_truncated: Whether the reranker read only the beginning of the text.
     """

@@ -30,7 +30,7 @@ def rerank(
 ) -> Generator[Rerank, RerankResult, list[Hit]]:
     """Yield the request for scores, and return the best hits by them.
 
-    A hit without text has no score. Such hits come last, in the order of the search.
+    Hits without text come last with a score of 0, in the order of the search.
 
     Args:
         question: What the hits are scored against.
@@ -43,7 +43,7 @@ def rerank(
     """
     hits = [replace(hit, search_rank=place) for place, hit in enumerate(hits, 1)]
     scored = [hit for hit in hits if hit.text.strip()]
-    blank = [hit for hit in hits if not hit.text.strip()]
+    blank = [replace(hit, rerank_score=0.0) for hit in hits if not hit.text.strip()]
     texts = [text_to_rerank(hit, context) for hit in scored]
     try:
         result = yield Rerank(question, texts, options.rerank_instruction)

@@ -26,7 +26,8 @@ class Qwen3TritonRerank(GatewayComponent, BaseNodePostprocessor):
     """LlamaIndex reranking with Qwen3-Reranker on NVIDIA Triton.
 
     Returns the most relevant nodes, the best first, with scores from 0 to 1. The reranker reads the
-    text that is embedded, with its metadata. No telemetry is sent.
+    text that is embedded, with its metadata. Blank nodes come last, with a score of 0. No telemetry
+    is sent.
 
     Attributes:
         top_n: Number of nodes to return; None returns all.
@@ -115,6 +116,7 @@ class Qwen3TritonRerank(GatewayComponent, BaseNodePostprocessor):
             "model": self.model,
             "instruction": self.instruction,
             "truncate": self.truncate,
+            "on_blank": "last",
         }
 
     def _arguments(self) -> dict[str, Any]:
