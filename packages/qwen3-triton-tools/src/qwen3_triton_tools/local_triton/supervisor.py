@@ -145,7 +145,7 @@ class _Heartbeat:
     """
 
     def __init__(self, stub: int) -> None:
-        self._tasks = Path(f"/proc/{stub}/task")
+        self._tasks = f"/proc/{stub}/task"
         self._thread = ""
         self._count = 0
         self._heard_at = _now()
@@ -166,7 +166,7 @@ class _Heartbeat:
             if not self._thread:
                 # Listed in the order of their creation; the stub starts this one first.
                 self._thread = os.listdir(self._tasks)[1]
-            status = (self._tasks / self._thread / "status").read_text()
+            status = _read(f"{self._tasks}/{self._thread}/status")
             return int(status.partition("\nvoluntary_ctxt_switches:")[2].split()[0])
         except (OSError, IndexError, ValueError):
             return 0
@@ -175,12 +175,26 @@ class _Heartbeat:
 def _children(process: int) -> dict[int, str]:
     """Return the state of each child, by its id."""
     states: dict[int, str] = {}
-    for children in Path(f"/proc/{process}/task").glob("*/children"):
-        with suppress(OSError):
-            for child in children.read_text().split():
-                stat = Path(f"/proc/{child}/stat").read_text()
-                states[int(child)] = stat.rpartition(")")[2].split()[0]
+    tasks = f"/proc/{process}/task"
+    with suppress(OSError):
+        for thread in os.listdir(tasks):
+            with suppress(OSError):
+                for child in _read(f"{tasks}/{thread}/children").split():
+                    stat = _read(f"/proc/{child}/stat")
+                    states[int(child)] = stat.rpartition(")")[2].split()[0]
     return states
+
+
+def _read(path: str) -> str:
+    """Read a file of /proc, at a fifth of what `Path.read_text` costs.
+
+    A Triton has sixty threads or more, and all are read twice a second.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return os.read(descriptor, 65_536).decode(errors="replace")
+    finally:
+        os.close(descriptor)
 
 
 def _now() -> float:
