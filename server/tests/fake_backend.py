@@ -11,6 +11,7 @@ import numpy as np
 from qwen3_triton_gateway.backends.base import (
     AnyArray,
     ModelSpec,
+    Probe,
     TensorSpec,
     describe_model,
     wrap_output,
@@ -96,7 +97,7 @@ class FakeBackend:
     async def connect(self) -> ModelSpec:
         return self._spec
 
-    async def adopt_canary(self, canary: TokenBatch) -> bool:
+    async def adopt_canary(self, canary: Probe) -> bool:
         del canary
         return False
 

@@ -10,6 +10,7 @@ import pytest
 
 from fake_backend import FakeBackend
 from qwen3_triton_gateway.backends import probe
+from qwen3_triton_gateway.backends.base import Probe
 from qwen3_triton_gateway.backends.replicas import ReplicatedBackend
 from qwen3_triton_gateway.errors import BackendUnavailableError, StartupError
 from qwen3_triton_gateway.service import EmbeddingService
@@ -51,7 +52,7 @@ def restore_weights(backend: FakeBackend) -> None:
 async def start(*fakes: NamedFake) -> ReplicatedBackend:
     backend = ReplicatedBackend(fakes)
     await backend.connect()
-    assert await backend.adopt_canary(CANARY)
+    assert await backend.adopt_canary(Probe(CANARY))
     return backend
 
 

@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import tracemalloc
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import pytest_asyncio
+from onnx import numpy_helper
 
 import qwen3_nano
 from fake_backend import FakeBackend, FakeReranker
 from qwen3_triton_gateway.backends import choose_backend, with_stated_lengths
+from qwen3_triton_gateway.backends.base import Probe
 from qwen3_triton_gateway.backends.onnx import OnnxBackend
-from qwen3_triton_gateway.backends.probe import run_probe
+from qwen3_triton_gateway.backends.probe import SAME_MODEL, run_probe
 from qwen3_triton_gateway.backends.replicas import ReplicatedBackend
 from qwen3_triton_gateway.backends.triton import TritonBackend
-from qwen3_triton_gateway.canary import canary_scores, state_canary
+from qwen3_triton_gateway.canary import rerank_canary_batch, state_canary
 from qwen3_triton_gateway.errors import (
     BackendError,
     BackendUnavailableError,
@@ -37,7 +41,7 @@ from qwen3_triton_gateway.rerank_prompt import PREFIX
 from qwen3_triton_gateway.reranker import RerankCall, Reranker, Scores
 from qwen3_triton_gateway.service import EmbeddingService
 from qwen3_triton_gateway.settings import Settings
-from qwen3_triton_gateway.tensors import HiddenStates, PooledStates, TokenBatch
+from qwen3_triton_gateway.tensors import Float32Vector, HiddenStates, PooledStates, TokenBatch
 from qwen3_triton_gateway.tokenization import TextTokenizer
 from reranker_graph import Form, nano_tokenizer, reference_logits, write_reranker
 
@@ -310,14 +314,65 @@ async def test_the_size_of_the_logits_counts_in_the_canary() -> None:
         await reranker.confirm(asyncio.get_running_loop().time() + 60)
 
 
+async def test_what_both_logits_have_in_common_does_not_hide_a_change_of_scores() -> None:
+    backend = FakeReranker()
+    backend.corrupt = lambda _, values: values + 1000
+    reranker = await connected(backend)
+    backend.generation += 1
+    backend.corrupt = lambda _, values: values * 1.1 + 1000
+    await reranker.check()
+    with pytest.raises(BackendUnavailableError, match=r"differs by .* in a raw score"):
+        await reranker.confirm(asyncio.get_running_loop().time() + 60)
+
+
+@pytest.mark.parametrize(
+    "form",
+    ["pooled", *(pytest.param(form, marks=pytest.mark.slow) for form in ("causal", "seq-cls"))],
+)
+async def test_the_canary_tells_rounded_weights_from_others(
+    form: Form, folders: dict[Form, Path], tmp_path: Path
+) -> None:
+    source = folders[form] / "model.onnx"
+    answer = await canary_answer(source)
+    rounded = write_changed(source, tmp_path / "rounded.onnx", r".*", to_bfloat16)
+    assert not SAME_MODEL.find_difference(await canary_answer(rounded), answer, "rerank")
+    other = write_changed(source, tmp_path / "other.onnx", r"layers\.0\.input_norm", np.flip)
+    assert SAME_MODEL.find_difference(await canary_answer(other), answer, "rerank")
+
+
+async def canary_answer(path: Path) -> Float32Vector:
+    backend, tokenizer = OnnxBackend(path, task="rerank"), TextTokenizer(NANO, max_length=512)
+    answers = find_answers(await backend.connect(), tokenizer)
+    answer = await run_probe(backend, Probe(rerank_canary_batch(tokenizer, 512), answers))
+    await backend.close()
+    return answer
+
+
+def to_bfloat16(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    return ((bits + 0x8000) & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def write_changed(
+    source: Path, path: Path, names: str, change: Callable[[np.ndarray[Any, Any]], Any]
+) -> Path:
+    """Write a model with some of its float32 weights changed."""
+    model = onnx.load(source)
+    for tensor in model.graph.initializer:
+        if tensor.data_type == onnx.TensorProto.FLOAT and re.fullmatch(names, tensor.name):
+            values = np.ascontiguousarray(change(numpy_helper.to_array(tensor)))
+            tensor.CopyFrom(numpy_helper.from_array(values.reshape(tensor.dims), tensor.name))
+    onnx.save(model, path)
+    return path
+
+
 @pytest.mark.parametrize("width", [1, 2])
 async def test_scores_other_than_those_that_the_configuration_states_refuse_to_start(
     width: int,
 ) -> None:
     reranker = await connected(FakeReranker(width=width))
-    batch = reranker.canary_batch()
-    logits = await run_probe(reranker.backend, batch)
-    stated = state_canary(batch, canary_scores(logits, None))
+    batch = rerank_canary_batch(reranker.tokenizer, reranker.max_length)
+    stated = state_canary(batch, await run_probe(reranker.backend, Probe(batch)))
     stating = FakeReranker(width=width, stated_canary=stated)
     stating.corrupt = lambda _, values: values * 1.05  # another engine may do that
     await connected(stating)

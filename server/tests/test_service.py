@@ -13,7 +13,7 @@ from fake_backend import FakeBackend
 from polling import wait_for
 from qwen3_triton_gateway import canary
 from qwen3_triton_gateway.backends import probe
-from qwen3_triton_gateway.backends.base import ModelSpec
+from qwen3_triton_gateway.backends.base import ModelSpec, Probe
 from qwen3_triton_gateway.embedder import EmbedCall
 from qwen3_triton_gateway.errors import (
     BackendUnavailableError,
@@ -436,7 +436,7 @@ async def test_a_model_that_cannot_embed_a_sentence_refuses_to_start(
 async def stated_by(backend: FakeBackend, tokenizer_dir: Path) -> str:
     """State the canary's vector as `model repository` does."""
     batch = canary.canary_batch(make_service(tokenizer_dir, backend).embedder.tokenizer)
-    return canary.state_canary(batch, await probe.run_probe(backend, batch))
+    return canary.state_canary(batch, await probe.run_probe(backend, Probe(batch)))
 
 
 async def test_weights_other_than_those_that_the_configuration_states_refuse_to_start(

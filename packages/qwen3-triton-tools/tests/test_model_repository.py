@@ -29,7 +29,7 @@ from onnx_exports import (
     write_external_giant,
     write_tokenizer,
 )
-from qwen3_triton_gateway.backends.base import CANARY_PARAMETER
+from qwen3_triton_gateway.backends.base import CANARY_PARAMETER, Probe
 from qwen3_triton_gateway.backends.onnx import OnnxBackend
 from qwen3_triton_gateway.backends.probe import run_probe
 from qwen3_triton_gateway.backends.triton import TritonBackend
@@ -205,7 +205,7 @@ async def embed_canary(model_dir: Path) -> tuple[TokenBatch, Float32Vector]:
     backend = OnnxBackend(model_dir)
     await backend.connect()
     try:
-        return batch, await run_probe(backend, batch)
+        return batch, await run_probe(backend, Probe(batch))
     finally:
         await backend.close()
 

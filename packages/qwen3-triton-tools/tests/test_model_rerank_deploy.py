@@ -19,14 +19,10 @@ from tritonclient.grpc import model_config_pb2
 
 import qwen3_nano
 from onnx_exports import feed, masks
-from qwen3_triton_gateway.backends.base import CANARY_PARAMETER
+from qwen3_triton_gateway.backends.base import CANARY_PARAMETER, Probe
 from qwen3_triton_gateway.backends.onnx import OnnxBackend
 from qwen3_triton_gateway.backends.probe import run_probe
-from qwen3_triton_gateway.canary import (
-    canary_scores,
-    check_stated_canary,
-    rerank_canary_batch,
-)
+from qwen3_triton_gateway.canary import check_stated_canary, rerank_canary_batch
 from qwen3_triton_gateway.cli import main
 from qwen3_triton_gateway.errors import StartupError
 from qwen3_triton_gateway.fingerprint import weights_digest
@@ -91,16 +87,14 @@ def test_the_configuration_has_the_logits_and_a_canary(
 def canary_scores_of(path: Path) -> tuple[TokenBatch, Float32Vector]:
     """Return the gateway's canary, and the scores of this file."""
     batch = rerank_canary_batch(TextTokenizer(qwen3_nano.model_dir(), max_length=1024), 1024)
-    logits = asyncio.run(probe(path, batch))
-    ids = [NO, YES] if len(logits) > 2 * len(batch.input_ids) else None
-    return batch, canary_scores(logits, ids)
+    return batch, asyncio.run(probe(path, Probe(batch, [NO, YES])))
 
 
-async def probe(path: Path, batch: TokenBatch) -> Float32Vector:
+async def probe(path: Path, canary: Probe) -> Float32Vector:
     backend = OnnxBackend(path, task="rerank")
     await backend.connect()
     try:
-        return await run_probe(backend, batch)
+        return await run_probe(backend, canary)
     finally:
         await backend.close()
 

@@ -1,7 +1,7 @@
 """A fixed input whose answer must stay what it was at startup, to notice a model that changed.
 
-For an embedding model, that is a sentence and its vector; for a reranker, a few pairs and their
-logits.
+For an embedding model, that is a sentence and its vector; for a reranker, a few pairs and their raw
+scores.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import base64
 import binascii
 import hashlib
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
-from .backends.base import CANARY_PARAMETER, Backend
+from .backends.base import CANARY_PARAMETER, Backend, Probe
 from .backends.probe import (
     FIRST_SECONDS,
-    MIN_AGREEMENT,
+    SAME_MODEL,
+    SAME_WEIGHTS,
     Pace,
-    agreement,
     run_probe,
     startup_failure,
 )
@@ -34,7 +34,7 @@ from .errors import (
     StartupError,
 )
 from .pairs import PairTokenization
-from .pooling import l2_normalize, raw_scores
+from .pooling import l2_normalize
 from .rerank_prompt import DEFAULT_INSTRUCTION
 from .settings import Task
 from .tensors import Float32Vector, TokenBatch, TokenizedText
@@ -55,10 +55,6 @@ CANARY_PAIRS = tuple((query, document) for query in QUERIES for document in DOCU
 # How much of the vector a config.pbtxt states: other weights show in any part, and the file stays
 # readable.
 STATED_DIMENSIONS = 128
-# Between engines and precisions of the same weights: dynamic int8 has 0.997 with float32. Other
-# weights are far below (0.2 with one matrix shuffled). Scores of that agreement are off by a
-# seventh.
-MIN_STATED_AGREEMENT = 0.99
 
 
 def canary_batch(tokenizer: TextTokenizer) -> TokenBatch:
@@ -103,17 +99,6 @@ def rerank_canary_batch(tokenizer: TextTokenizer, max_length: int) -> TokenBatch
     )
 
 
-def canary_scores(logits: Float32Vector, answer_ids: Sequence[int] | None) -> Float32Vector:
-    """Return the raw scores of the canary's pairs.
-
-    Args:
-        logits: Those of all pairs, one after the other.
-        answer_ids: The tokens of the answers, if these are the logits of a vocabulary.
-    """
-    rows = logits.reshape(len(CANARY_PAIRS), -1)
-    return raw_scores(rows if answer_ids is None else rows[:, answer_ids]).astype(np.float32)
-
-
 def state_canary(batch: TokenBatch, answer: Float32Vector) -> str:
     """Write what `check_stated_canary` reads: which tokens were sent, and the answer.
 
@@ -142,12 +127,12 @@ def check_stated_canary(
         expected = np.frombuffer(base64.b64decode(encoded), dtype="<f2").astype(np.float32)
     except (ValueError, binascii.Error):
         expected = np.zeros(0, dtype=np.float32)
-    measured = agreement(expected, _stated(answer))
-    if measured < MIN_STATED_AGREEMENT:
+    difference = SAME_WEIGHTS.find_difference(_stated(answer), expected, task)
+    if difference:
         msg = (
-            f"The answer to the canary agrees only to {measured:.4f} with `{CANARY_PARAMETER}` in "
-            "the model's config.pbtxt: the weights were replaced since it was written. Run "
-            "`qwen3-triton model repository --force` with these weights"
+            f"The answer to the canary {difference} `{CANARY_PARAMETER}` in the model's "
+            "config.pbtxt: the weights were replaced since it was written. Run `qwen3-triton model "
+            "repository --force` with these weights"
         )
         is_stored = task == "embed"
         raise StartupError(
@@ -181,7 +166,7 @@ class Canary:
     def __init__(
         self,
         backend: Backend,
-        batch: TokenBatch,
+        probe: Probe,
         *,
         last_answer: Callable[[], float],
         is_at_work: Callable[[], bool],
@@ -190,12 +175,12 @@ class Canary:
 
         Args:
             backend: The model.
-            batch: The canary sentence, or the canary's pairs.
+            probe: The canary sentence, or the canary's pairs.
             last_answer: When another batch was last answered, in the event loop's time.
             is_at_work: Whether another batch may still take its time.
         """
         self._backend = backend
-        self._batch = batch
+        self._probe = probe
         self._last_answer = last_answer
         self._is_at_work = is_at_work
         self._first: Float32Vector | None = None
@@ -216,7 +201,7 @@ class Canary:
         loop = asyncio.get_running_loop()
         began = loop.time()
         try:
-            self._first = await run_probe(self._backend, self._batch, timeout_seconds=FIRST_SECONDS)
+            self._first = await run_probe(self._backend, self._probe, timeout_seconds=FIRST_SECONDS)
         except (BadVectorError, BackendError) as error:
             raise startup_failure(self._backend.spec.task, error) from error
         except DeadlineExceededError as error:
@@ -277,7 +262,7 @@ class Canary:
         began = asyncio.get_running_loop().time()
         try:
             timeout = self._pace.timeout
-            vector = await run_probe(self._backend, self._batch, timeout_seconds=timeout)
+            answer = await run_probe(self._backend, self._probe, timeout_seconds=timeout)
         except (BadVectorError, BackendError, BackendUnavailableError) as error:
             return error.message.removesuffix(".")
         except DeadlineExceededError as error:
@@ -288,12 +273,12 @@ class Canary:
                 return self.problem
             return f"the model has not answered for {self._pace.timeout:.0f} s"
         assert self._first is not None, "start() comes first"
-        measured = agreement(self._first, vector)
-        self.has_changed, self.is_pending = measured < MIN_AGREEMENT, False
+        difference = SAME_MODEL.find_difference(answer, self._first, self._backend.spec.task)
+        self.has_changed, self.is_pending = bool(difference), False
         self.problem = (
-            f"the answer to the canary agrees only to {measured:.4f} with that at startup: the "
-            "model behind the gateway has changed; restart the gateway to serve it"
-            if self.has_changed
+            f"the answer to the canary {difference} that at startup: the model behind the gateway "
+            "has changed; restart the gateway to serve it"
+            if difference
             else ""
         )
         return self.problem

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 
-from .backends.base import LOGITS_OUTPUT, Backend, ModelSpec
+from .backends.base import LOGITS_OUTPUT, Backend, ModelSpec, Probe
 from .backends.behavior import Behavior, accept_pooling, probe_behavior
 from .batching import BatchLimits, Lane
 from .cache import VectorCache
@@ -156,8 +156,9 @@ class Embedder(ServedModel):
         assert self._space is not None, "connect() comes first"
         return self._space.fingerprint(dimensions)
 
-    def canary_batch(self) -> TokenBatch:
-        return canary_batch(self.tokenizer)
+    def _build_canary(self, spec: ModelSpec) -> Probe:
+        del spec  # a sentence fits any
+        return Probe(canary_batch(self.tokenizer))
 
     async def _accept(self, spec: ModelSpec) -> BatchLimits:
         if spec.output.name == LOGITS_OUTPUT and spec.hidden_size <= len(ANSWERS):

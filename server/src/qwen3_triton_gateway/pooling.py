@@ -58,6 +58,23 @@ def last_token_logits(
     return np.concatenate(columns, axis=1)
 
 
+def logits_of(
+    states: HiddenStates | PooledStates,
+    attention_mask: Int64Matrix,
+    answer_ids: Sequence[int] | None,
+) -> Float32Matrix:
+    """Return the logits of each pair: one, or those of "no" and "yes".
+
+    Args:
+        states: What the model returned.
+        attention_mask: That of the pairs, as in `last_token_pool`.
+        answer_ids: The tokens of the answers, unless the model has chosen their logits itself.
+    """
+    if isinstance(states, PooledStates):
+        return states.values.astype(np.float32)
+    return last_token_logits(states.values, attention_mask, answer_ids)
+
+
 def raw_scores(logits: Float32Matrix) -> Float64Vector:
     """Return "yes" minus "no", or the one logit of a classifier, in float64.
 

@@ -17,9 +17,9 @@ from .backends.probe import QUERY_PRIORITY
 from .batching import pad_batch
 from .canary import canary_pairs
 from .errors import BackendError, DeadlineExceededError, StartupError
-from .pooling import Float64Vector, last_token_logits, raw_scores
+from .pooling import Float64Vector, logits_of, raw_scores
 from .rerank_prompt import ANSWERS
-from .tensors import Float32Matrix, HiddenStates, PooledStates, TokenBatch, TokenizedText
+from .tensors import TokenizedText
 from .tokenization import TextTokenizer
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -62,21 +62,6 @@ def find_answers(spec: ModelSpec, tokenizer: TextTokenizer) -> list[int] | None:
         "Check RERANK_TRITON_MODEL or RERANK_MODEL_DIR, and RERANK_TOKENIZER_PATH."
     )
     raise StartupError(msg)
-
-
-def logits_of(
-    states: HiddenStates | PooledStates, batch: TokenBatch, answer_ids: Sequence[int] | None
-) -> Float32Matrix:
-    """Return the logits of each pair: one, or those of "no" and "yes".
-
-    Args:
-        states: What the model returned.
-        batch: The pairs.
-        answer_ids: What `find_answers` has found.
-    """
-    if isinstance(states, PooledStates):
-        return states.values.astype(np.float32)
-    return last_token_logits(states.values, batch.attention_mask, answer_ids)
 
 
 async def scores_batches(
@@ -141,7 +126,7 @@ class _Probe:
         states = await self.backend.infer(
             batch, timeout_seconds=TIMEOUT_SECONDS, priority=QUERY_PRIORITY
         )
-        return raw_scores(logits_of(states, batch, self.answer_ids))
+        return raw_scores(logits_of(states, batch.attention_mask, self.answer_ids))
 
     async def score_together(
         self, texts: Sequence[TokenizedText], width: int

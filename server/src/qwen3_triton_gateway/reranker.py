@@ -11,9 +11,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from .backends.base import Backend, ModelSpec
+from .backends.base import Backend, ModelSpec, Probe
 from .batching import BatchLimits, Lane
-from .canary import canary_scores, rerank_canary_batch
+from .canary import rerank_canary_batch
 from .errors import (
     BadVectorError,
     EmbeddingServerError,
@@ -25,8 +25,8 @@ from .memory import REQUEST_BYTES, Reservation
 from .metrics import RerankMetrics
 from .model_files import tokenizer_of
 from .pairs import PairTokenization, name_query
-from .pooling import Float64Vector, raw_scores
-from .rerank_behavior import find_answers, logits_of, scores_batches
+from .pooling import Float64Vector, logits_of, raw_scores
+from .rerank_behavior import find_answers, scores_batches
 from .served import (
     QUEUED_TEXT_BYTES,
     QUEUED_TOKEN_BYTES,
@@ -181,15 +181,12 @@ class Reranker(ServedModel):
         """Maximum tokens of a pair: RERANK_MAX_LENGTH, unless their logits are too large."""
         return self.tokenizer.max_length
 
-    def canary_batch(self) -> TokenBatch:
-        return rerank_canary_batch(self.tokenizer, self.max_length)
-
-    def _stated_part(self, canary: Float32Vector) -> Float32Vector:
-        return canary_scores(canary, self._answer_ids)
+    def _build_canary(self, spec: ModelSpec) -> Probe:
+        self._answer_ids = find_answers(spec, self.tokenizer)
+        return Probe(rerank_canary_batch(self.tokenizer, self.max_length), self._answer_ids)
 
     async def _accept(self, spec: ModelSpec) -> BatchLimits:
         self.model_id: str = self.settings.rerank_model_id or _default_id(self.settings, spec.name)
-        self._answer_ids = find_answers(spec, self.tokenizer)
         self.tokenizer.max_length = self._longest_pair(spec)
         self.shares_batches = await scores_batches(self.backend, self.tokenizer, self._answer_ids)
         self._space = EmbeddingSpace(
@@ -215,7 +212,7 @@ class Reranker(ServedModel):
         )
 
     def _rows(self, states: HiddenStates | PooledStates, batch: TokenBatch) -> Float32Matrix:
-        return logits_of(states, batch, self._answer_ids)
+        return logits_of(states, batch.attention_mask, self._answer_ids)
 
     def _unusable(self, rows: Float32Matrix) -> list[int]:
         # Zeros are what some releases make of a row that overflows; see `pooling.MIN_NORM`.

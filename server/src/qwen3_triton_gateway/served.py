@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol
 
 from .admission import Admission
-from .backends.base import Backend, ModelSpec
+from .backends.base import Backend, ModelSpec, Probe
 from .batching import BatchLimits, pad_batch
 from .canary import Canary, check_stated_canary
 from .errors import (
@@ -27,7 +27,7 @@ from .pooling import unusable_rows
 from .scheduler import Scheduler
 from .segments import MAX_WORD_CHARACTERS
 from .settings import ModelAlias, Settings
-from .tensors import Float32Matrix, Float32Vector, HiddenStates, PooledStates, TokenBatch
+from .tensors import Float32Matrix, HiddenStates, PooledStates, TokenBatch
 from .tokenization import TextTokenizer
 from .tracing import batch_span
 from .turns import QueuedText
@@ -151,12 +151,12 @@ class ServedModel(ABC):
             )
 
     @abstractmethod
-    def canary_batch(self) -> TokenBatch:
-        """Build what the canary runs."""
+    def _build_canary(self, spec: ModelSpec) -> Probe:
+        """Build what the canary of a model runs.
 
-    def _stated_part(self, canary: Float32Vector) -> Float32Vector:
-        """Return what a model's configuration may state of the canary's answer."""
-        return canary
+        Raises:
+            StartupError: The model has no output for that.
+        """
 
     @abstractmethod
     async def _accept(self, spec: ModelSpec) -> BatchLimits:
@@ -355,8 +355,8 @@ class ServedModel(ABC):
 
     async def _start(self, spec: ModelSpec) -> None:
         """Accept a model, and prepare its queue and its canary."""
-        batch = self.canary_batch()
-        checks_itself = await self.backend.adopt_canary(batch)
+        probe = self._build_canary(spec)
+        checks_itself = await self.backend.adopt_canary(probe)
         limits = await self._accept(spec)
         scheduler = Scheduler(
             self._run_batch,
@@ -369,12 +369,12 @@ class ServedModel(ABC):
         )
         canary = Canary(
             self.backend,
-            batch,
+            probe,
             last_answer=lambda: scheduler.last_answer,
             is_at_work=lambda: scheduler.is_at_work,
         )
-        answer = self._stated_part(await canary.start())
-        check_stated_canary(spec.stated_canary, batch, answer, task=spec.task)
+        answer = await canary.start()
+        check_stated_canary(spec.stated_canary, probe.batch, answer, task=spec.task)
         self._scheduler, self._canary = scheduler, canary
         self._backend_checks_itself = checks_itself
         self._generation, self._doubts = self.backend.generation, self.backend.doubts

@@ -98,6 +98,19 @@ class ModelSpec:
         return other == replace(self, instance_count=other.instance_count, precision=precision)
 
 
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """A short batch whose answer shows which weights a model has.
+
+    Attributes:
+        batch: A sentence, or a few pairs.
+        answer_ids: The tokens of the answers, if a reranker returns logits of its vocabulary.
+    """
+
+    batch: TokenBatch
+    answer_ids: Sequence[int] | None = None
+
+
 class Backend(Protocol):
     """A place that runs batches on one model.
 
@@ -148,8 +161,8 @@ class Backend(Protocol):
         """
         ...
 
-    async def adopt_canary(self, canary: TokenBatch) -> bool:
-        """Expect this batch to keep its answer.
+    async def adopt_canary(self, canary: Probe) -> bool:
+        """Expect this probe to keep its answer.
 
         Returns:
             Whether the backend checks every place by itself from now on: before it gets work, and

@@ -22,11 +22,10 @@ from ..errors import (
 )
 from ..settings import Task
 from ..tensors import Float32Vector, HiddenStates, PooledStates, TokenBatch
-from .base import Backend, ModelSpec
+from .base import Backend, ModelSpec, Probe
 from .probe import (
-    MIN_AGREEMENT,
+    SAME_MODEL,
     Pace,
-    agreement,
     largest_agreement,
     run_probe,
     startup_failure,
@@ -80,7 +79,7 @@ class ReplicatedBackend:
     def __init__(self, backends: Sequence[Backend]) -> None:
         self._replicas = [Replica(backend) for backend in backends]
         self._spec: ModelSpec | None = None
-        self._canary: TokenBatch | None = None
+        self._canary: Probe | None = None
         self._expected: Float32Vector | None = None
         self._pace = Pace()
 
@@ -141,7 +140,7 @@ class ReplicatedBackend:
             raise failures[0]
         return self.spec
 
-    async def adopt_canary(self, canary: TokenBatch) -> bool:
+    async def adopt_canary(self, canary: Probe) -> bool:
         """Compare the replicas' answers to `canary`, and expect that of the majority from now on.
 
         Raises:
@@ -155,26 +154,26 @@ class ReplicatedBackend:
 
         async def probe(replica: Replica) -> Float32Vector:
             nonlocal slowest
-            vector = await run_probe(replica.backend, canary)
+            answer = await run_probe(replica.backend, canary)
             slowest = loop.time() - began
-            return vector
+            return answer
 
         outcomes = await asyncio.gather(*map(probe, connected), return_exceptions=True)
-        vectors: dict[Replica, Float32Vector] = {}
+        answers_of: dict[Replica, Float32Vector] = {}
         for replica, outcome in zip(connected, outcomes, strict=True):
             if isinstance(outcome, EmbeddingServerError):
                 self._leave(replica, outcome.message)
             elif isinstance(outcome, BaseException):
                 raise outcome
             else:
-                vectors[replica] = outcome
-        if not vectors:
+                answers_of[replica] = outcome
+        if not answers_of:
             errors = [error for error in outcomes if isinstance(error, EmbeddingServerError)]
             raise _choose_error(self.spec.task, errors)
-        answers = list(vectors.values())
-        chosen, is_majority = largest_agreement(answers)
+        answers = list(answers_of.values())
+        chosen, is_majority = largest_agreement(answers, self.spec.task)
         if not is_majority:
-            names = ", ".join(replica.backend.description for replica in vectors)
+            names = ", ".join(replica.backend.description for replica in answers_of)
             msg = (
                 f"{names} return different answers to the same canary, and neither side is in "
                 "the majority. They have different weights: serve the same model at every address "
@@ -183,10 +182,10 @@ class ReplicatedBackend:
             raise StartupError(msg)
         self._canary, self._expected = canary, answers[chosen]
         self._pace = Pace(slowest)
-        for number, (replica, vector) in enumerate(vectors.items(), start=1):
+        for number, (replica, answer) in enumerate(answers_of.items(), start=1):
             # They take turns, so that a check never meets more than one of them.
-            replica.due = loop.time() + self._pace.interval * number / len(vectors)
-            self._judge(replica, vector)
+            replica.due = loop.time() + self._pace.interval * number / len(answers_of)
+            self._judge(replica, answer)
         return True
 
     async def infer(self, batch: TokenBatch, *, timeout_seconds: float, priority: int) -> Answer:
@@ -270,8 +269,8 @@ class ReplicatedBackend:
                 self._include(replica)
             else:
                 timeout = self._pace.timeout
-                vector = await run_probe(replica.backend, self._canary, timeout_seconds=timeout)
-                self._judge(replica, vector)
+                answer = await run_probe(replica.backend, self._canary, timeout_seconds=timeout)
+                self._judge(replica, answer)
         except DeadlineExceededError as error:
             # Busy, as long as it returns other batches.
             if not replica.alive or replica.last_answer < began:
@@ -284,15 +283,12 @@ class ReplicatedBackend:
         interval = RETRY_INTERVAL_SECONDS if replica.problem else self._pace.interval
         replica.due = loop.time() + interval
 
-    def _judge(self, replica: Replica, vector: Float32Vector) -> None:
-        """Include a replica if its canary has the expected vector, else exclude it."""
+    def _judge(self, replica: Replica, answer: Float32Vector) -> None:
+        """Include a replica if its canary has the expected answer, else exclude it."""
         assert self._expected is not None, "adopt_canary() comes first"
-        measured = agreement(self._expected, vector)
-        if measured < MIN_AGREEMENT:
-            msg = (
-                f"its answer to the canary agrees only to {measured:.4f} with the expected one: it "
-                "serves other weights"
-            )
+        difference = SAME_MODEL.find_difference(answer, self._expected, self.spec.task)
+        if difference:
+            msg = f"its answer to the canary {difference} the expected one: it serves other weights"
             self._reject(replica, msg)
             return
         if not replica.alive:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from qwen3_triton_gateway.backends.base import Probe
 from qwen3_triton_gateway.backends.behavior import (
     SAME,
     TEXT,
@@ -26,13 +27,11 @@ from qwen3_triton_gateway.backends.probe import run_probe
 from qwen3_triton_gateway.batching import pad_batch
 from qwen3_triton_gateway.canary import (
     canary_batch,
-    canary_scores,
     rerank_canary_batch,
     state_canary,
 )
 from qwen3_triton_gateway.errors import EmbeddingServerError, StartupError
 from qwen3_triton_gateway.pooling import vectors_of
-from qwen3_triton_gateway.rerank_prompt import ANSWERS
 from qwen3_triton_gateway.settings import Pooling, Task
 from qwen3_triton_gateway.tensors import Float32Matrix, Float32Vector, TokenBatch
 from qwen3_triton_gateway.tokenization import TextTokenizer
@@ -98,14 +97,13 @@ def canary_of(inspection: Inspection, model_path: Path, *, max_length: int) -> s
     try:
         tokenizer = _tokenizer_to_run(inspection, max_length)
         if inspection.reranker is None:
-            batch = canary_batch(tokenizer)
-            return state_canary(batch, asyncio.run(_answer(model_path, batch, "embed")))
-        batch = rerank_canary_batch(tokenizer, max_length)
-        logits = asyncio.run(_answer(model_path, batch, "rerank"))
-        # Of the file, which the local Triton may cut down on the way.
-        vocabulary = len(logits) // len(batch.input_ids) > len(ANSWERS)
-        ids = answer_ids(tokenizer_of(inspection).answer_ids) if vocabulary else None
-        return state_canary(batch, canary_scores(logits, ids))
+            probe = Probe(canary_batch(tokenizer))
+            return state_canary(probe.batch, asyncio.run(_answer(model_path, probe, "embed")))
+        # Of the inspected model; the file may have been cut down to two logits since.
+        has_answers = inspection.reranker.selects_answers
+        ids = None if has_answers else answer_ids(tokenizer_of(inspection).answer_ids)
+        probe = Probe(rerank_canary_batch(tokenizer, max_length), ids)
+        return state_canary(probe.batch, asyncio.run(_answer(model_path, probe, "rerank")))
     except EmbeddingServerError as error:
         raise ModelError(error.message) from error
 
@@ -206,9 +204,9 @@ async def _embed(model_path: Path, batches: tuple[TokenBatch, ...]) -> Float32Ma
     return np.concatenate(rows)
 
 
-async def _answer(model_path: Path, batch: TokenBatch, task: Task) -> Float32Vector:
+async def _answer(model_path: Path, probe: Probe, task: Task) -> Float32Vector:
     async with _loaded(model_path, task) as backend:
-        return await run_probe(backend, batch)
+        return await run_probe(backend, probe)
 
 
 async def _probe(model_path: Path, tokenizer: TextTokenizer) -> Behavior:
