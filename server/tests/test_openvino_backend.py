@@ -154,6 +154,16 @@ async def test_a_compiled_model_is_kept_by_the_digest_of_its_weights(tmp_path: P
     assert all(list(folder.iterdir()) for folder in cache.iterdir())
 
 
+async def test_a_folder_for_compiled_models_that_cannot_be_is_named_by_its_setting(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        StartupError, match=r"EMBED_ENGINE_CACHE_DIR cannot be used.*Not a directory"
+    ):
+        await OpenVinoBackend(NANO, cache_dir=tmp_path / "file").connect()
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("start", ["first", "cached"])
 async def test_weights_of_a_compiled_model_are_resident_once(

@@ -553,6 +553,11 @@ def test_a_missing_tokenizer_is_named_with_the_reranker_s_setting(tmp_path: Path
         fake_service(FakeReranker(), RERANK_TOKENIZER_PATH=tmp_path)
 
 
+def test_a_folder_that_does_not_exist_is_named_before_its_tokenizer() -> None:
+    with pytest.raises(StartupError, match=r"RERANK_MODEL_DIR cannot be served\. There is no"):
+        choose_backend(settings_for(RERANK_MODEL_DIR="/nowhere"), "rerank")
+
+
 def test_a_tokenizer_without_the_answers_is_refused(tokenizer_dir: Path) -> None:
     spec = FakeBackend().spec  # as wide as a vocabulary
     with pytest.raises(StartupError, match="no tokens for 'no' and 'yes', whose logits are"):

@@ -103,7 +103,8 @@ async def scores_batches(
     if alone[[0, 3]].sum() <= alone[[1, 2]].sum():
         logger.warning(
             "The reranker scores the relevant documents of its model card lower than the others. "
-            "Its logits of no and yes may be swapped: `qwen3-triton model verify`."
+            "Its logits of no and yes may be swapped, or the tokenizer that of another model: "
+            "`qwen3-triton model verify --rerank`."
         )
     return is_same
 

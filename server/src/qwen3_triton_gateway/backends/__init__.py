@@ -20,7 +20,11 @@ MODELS: dict[Task, str] = {"embed": "the embedding model", "rerank": "the rerank
 
 
 def choose_backend(settings: Settings, task: Task = "embed") -> Backend:
-    """Create the backend that the settings name for a task, not yet connected."""
+    """Create the backend that the settings name for a task, not yet connected.
+
+    Raises:
+        StartupError: An engine or a model's folder cannot be used.
+    """
     model_dir = settings.model_dir if task == "embed" else settings.rerank_model_dir
     if model_dir is not None:
         return _open_in_process(settings, model_dir, task)
@@ -44,7 +48,9 @@ def choose_backend(settings: Settings, task: Task = "embed") -> Backend:
 
 def _open_in_process(settings: Settings, model_dir: Path, task: Task) -> Backend:
     from .engines import choose_engine
+    from .in_process import find_served
 
+    find_served(model_dir, task)  # before anything says that its tokenizer is missing
     choice = choose_engine(settings.engine, settings.precision)
     logger.info("%s", choice.describe(MODELS[task]))
     if choice.engine == "onnxruntime":

@@ -131,13 +131,11 @@ class InProcessBackend(Backend, ABC):
         return values, time.perf_counter() - began
 
     def _load(self) -> ModelSpec:
+        self._path = find_served(self._path, self._task)
         try:
-            self._path = find_model(self._path)
             digest = weights_digest(self._path)
         except ModelFileError as error:
-            raise StartupError(
-                f"{MODEL_DIR_SETTINGS[self._task]} cannot be served. {error}"
-            ) from error
+            raise _not_servable(error, self._task) from error
         inputs, outputs = self._open(self._path, digest)
         # The hub keeps the graph in a subfolder, which is not what the model is called.
         folder = self._path.parent
@@ -173,6 +171,22 @@ class InProcessBackend(Backend, ABC):
             replace(output, shape=(*[-1] * len(shape[1:]), *shape[-1:]))
             for output, shape in zip(outputs, shapes, strict=True)
         ]
+
+
+def find_served(path: Path, task: Task) -> Path:
+    """Find the ONNX file of a model folder.
+
+    Raises:
+        StartupError: There is none, or there are several; the message names the setting.
+    """
+    try:
+        return find_model(path)
+    except ModelFileError as error:
+        raise _not_servable(error, task) from error
+
+
+def _not_servable(error: ModelFileError, task: Task) -> StartupError:
+    return StartupError(f"{MODEL_DIR_SETTINGS[task]} cannot be served. {error}")
 
 
 def is_open(output: TensorSpec) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 
 from ..errors import StartupError
 from ..memory import trim_heap
+from ..model_files import describe_os_error
 from ..openvino_model import OpenVinoError, OpenVinoModel
 from ..settings import Precision, Task
 from .base import AnyArray, Feed, TensorSpec, find_output
@@ -61,7 +62,10 @@ class OpenVinoBackend(InProcessBackend):
         return self._model is not None
 
     def _open(self, path: Path, digest: str) -> tuple[list[TensorSpec], list[TensorSpec]]:
+        cache_dir = self._cache_dir / digest[:16] if self._cache_dir else None
         try:
+            if cache_dir is not None:
+                cache_dir.mkdir(parents=True, exist_ok=True)
             model = OpenVinoModel(path)
             inputs = [_tensor_spec(port) for port in model.model.inputs]
             outputs = [_tensor_spec(port) for port in model.model.outputs]
@@ -70,11 +74,14 @@ class OpenVinoBackend(InProcessBackend):
                 self.precision,
                 openvino_options(self.precision),
                 threads=self._threads,
-                cache_dir=self._cache_dir / digest[:16] if self._cache_dir else None,
+                cache_dir=cache_dir,
                 only_output=wanted.name if wanted is not None and not is_open(wanted) else "",
             )
         except OpenVinoError as error:
             raise StartupError(str(error)) from error
+        except OSError as error:
+            msg = f"EMBED_ENGINE_CACHE_DIR cannot be used. {describe_os_error(error, cache_dir)}"
+            raise StartupError(msg) from error
         self._model = model
         return inputs, outputs
 
