@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import httpx2
 import numpy as np
@@ -37,10 +36,6 @@ BOTH_MODELS = (
 )
 
 
-def info(gateway: GatewayProcess) -> dict[str, Any]:
-    return httpx2.get(f"{gateway.url}/info", timeout=60).json()
-
-
 def check_scores(gateway: GatewayProcess) -> None:
     """Check that the nano reranker's scores are those of transformers."""
     body = {"text_1": PAIRS["queries"], "text_2": PAIRS["documents"]}
@@ -59,12 +54,12 @@ def test_float32_answers_and_their_fingerprints_are_those_of_onnx_runtime(
             assert f"OpenVINO runs {model} in float32: not in bfloat16, because" in gateway.log
         assert cosines(embed(gateway.url, TEXTS), VECTORS).min() >= FLOAT32_COSINE
         check_scores(gateway)
-        facts = [info(gateway), info(gateway)["reranker"]]
+        facts = [gateway.info(), gateway.info()["reranker"]]
     # A folder for the weights of each model.
     assert [len(list(folder.iterdir())) for folder in tmp_path.iterdir()] == [1, 1]
     assert {(part["engine"], part["precision"]) for part in facts} == {("openvino", "float32")}
     with running_gateway(*flags) as other:
-        others = [info(other), info(other)["reranker"]]
+        others = [other.info(), other.info()["reranker"]]
     assert [part["fingerprint"] for part in others] == [part["fingerprint"] for part in facts]
     assert {part["engine"] for part in others} == {"onnxruntime"}
 
@@ -75,10 +70,10 @@ def test_bfloat16_is_a_space_of_its_own(in_process_gateway: GatewayProcess) -> N
     with running_gateway("--engine", "auto") as gateway:
         assert "OpenVINO runs the embedding model in bfloat16: this processor has" in gateway.log
         vectors = embed(gateway.url, TEXTS)
-        facts = info(gateway)
+        facts = gateway.info()
     assert cosines(vectors, VECTORS[:, :1024]).min() >= BFLOAT16_COSINE
     assert facts["precision"] == "bfloat16"
-    assert facts["fingerprint"] != info(in_process_gateway)["fingerprint"]
+    assert facts["fingerprint"] != in_process_gateway.info()["fingerprint"]
 
 
 def test_openvino_in_triton_has_the_vectors_and_scores_of_onnx_runtime(
@@ -88,11 +83,11 @@ def test_openvino_in_triton_has_the_vectors_and_scores_of_onnx_runtime(
         assert "OpenVINO runs both models in float32: EMBED_PRECISION is float32." in stack.log
         vectors = embed(stack.url, TEXTS)
         check_scores(stack)
-        facts = info(stack)
+        facts = stack.info()
     assert cosines(vectors, VECTORS[:, :1024]).min() >= FLOAT32_COSINE
     for part in (facts, facts["reranker"]):
         assert (part["engine"], part["precision"]) == ("triton", "float32")
-    assert facts["fingerprint"] == info(in_process_gateway)["fingerprint"]
+    assert facts["fingerprint"] == in_process_gateway.info()["fingerprint"]
 
 
 def test_openvino_in_triton_has_the_space_of_openvino_in_the_gateway(tmp_path: Path) -> None:
@@ -102,11 +97,11 @@ def test_openvino_in_triton_has_the_space_of_openvino_in_the_gateway(tmp_path: P
     flags += ("--engine-cache-dir", str(tmp_path))
     with running_stack(*flags) as stack:
         vectors = embed(stack.url, TEXTS)
-        facts = info(stack)
+        facts = stack.info()
     assert cosines(vectors, VECTORS[:, :1024]).min() >= BFLOAT16_COSINE
     assert facts["precision"] == "bfloat16"
     with running_gateway(*flags) as gateway:
-        assert info(gateway)["fingerprint"] == facts["fingerprint"]
+        assert gateway.info()["fingerprint"] == facts["fingerprint"]
     # One folder for these weights, which both take.
     [folder] = tmp_path.iterdir()
     assert list(folder.iterdir())
@@ -136,7 +131,7 @@ def test_the_gateway_takes_the_settings_that_tune_writes(tmp_path: Path) -> None
     assert dict(pairs) == report["settings"]
     flags = [part for name, value in pairs for part in (flag_name(name), value)]
     with running_gateway(*flags) as gateway:
-        assert info(gateway)["engine"] == report["settings"]["EMBED_ENGINE"]
+        assert gateway.info()["engine"] == report["settings"]["EMBED_ENGINE"]
 
 
 # The worst moment for a signal: the gateway runs, and nothing knows its process yet.

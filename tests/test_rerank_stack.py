@@ -179,15 +179,11 @@ def test_a_model_has_the_fingerprint_that_it_has_alone(
         running_gateway(*triton_flags(triton_of_both.http_url)) as embedding,
         running_gateway("--triton-url", triton_of_both.http_url, *reranker) as reranking,
     ):
-        alone, reranker_alone = info(embedding), info(reranking)
-    both = info(both_models)
+        alone, reranker_alone = embedding.info(), reranking.info()
+    both = both_models.info()
     assert both["fingerprint"] == alone["fingerprint"]
     assert both["reranker"]["fingerprint"] == reranker_alone["fingerprint"]
     assert both["fingerprint"] != both["reranker"]["fingerprint"]
-
-
-def info(gateway: GatewayProcess) -> dict[str, Any]:
-    return httpx2.get(f"{gateway.url}/info", timeout=60).json()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,6 @@ from collections.abc import Generator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import httpx2
 import pytest
 
 from gateway_process import GatewayProcess, running_gateway
@@ -63,10 +62,6 @@ def serving(model: ServedModel, *urls: str) -> AbstractContextManager[GatewayPro
     return running_gateway("--triton-url", ",".join(urls), *model.flags)
 
 
-def health(gateway: GatewayProcess) -> dict[str, object]:
-    return httpx2.get(f"{gateway.url}/health", timeout=60).json()
-
-
 def restart(triton: LocalTriton) -> None:
     os.kill(triton.pid, signal.SIGKILL)
     wait_for(lambda: triton.poll() is not None, "Triton's end")
@@ -84,7 +79,7 @@ def test_a_replica_that_returns_with_other_weights_is_left_out(
         traffic = kind(gateway.url)
         model.swap_weights()
         restart(other)
-        while not health(gateway)["excluded"]:
+        while not gateway.health()["excluded"]:
             assert traffic.ask() == 200
         assert "serves other weights" in gateway.log
         name = {"backend": url_of(other, scheme)}
@@ -110,7 +105,7 @@ def test_a_model_reloaded_with_other_weights_is_noticed(
         model.reload(triton)
         assert_refused_in_time(traffic)
         reason = "the model behind the gateway has changed"
-        wait_for(lambda: reason in str(health(gateway)["reason"]), "the reason in /health")
+        wait_for(lambda: reason in str(gateway.health()["reason"]), "the reason in /health")
 
 
 def test_a_model_reloaded_with_the_same_weights_stays_in_service(
@@ -141,7 +136,7 @@ def test_a_replica_reloaded_with_other_weights_is_left_out(
         model.swap_weights()
         model.reload(other)
         end = time.monotonic() + NOTICE_SECONDS
-        while not health(gateway)["excluded"]:
+        while not gateway.health()["excluded"]:
             assert time.monotonic() < end
         assert [traffic.ask() for _ in range(10)] == [200] * 10
 
@@ -164,7 +159,7 @@ def test_another_version_with_other_weights_has_another_fingerprint(model: Serve
 
 def fingerprint_of(model: ServedModel) -> str:
     with model.triton() as triton, serving(model, triton.http_url) as gateway:
-        return httpx2.get(f"{gateway.url}/info", timeout=60).json()["fingerprint"]
+        return gateway.info()["fingerprint"]
 
 
 @pytest.mark.parametrize("kind", [Embedding])
@@ -197,7 +192,7 @@ def test_a_replica_that_swaps_its_weights_over_and_over_returns_no_wrong_answer(
             def is_judged(is_wrong: bool = number % 2 == 0, included: int = included) -> bool:
                 assert traffic.ask() == 200
                 if is_wrong:
-                    return bool(health(gateway)["excluded"])
+                    return bool(gateway.health()["excluded"])
                 return gateway.log.count("is included") > included
 
             wait_for(is_judged, "the restarted replica is excluded or included")

@@ -72,9 +72,7 @@ def test_triton_pools_both_models_and_their_fingerprints_are_those_of_the_models
 ) -> None:
     folder = write_reranker(tmp_path / "ranks", "causal")
     with running_stack("--rerank-model-dir", str(folder)) as stack:
-        through_triton, in_process = (
-            httpx2.get(f"{gateway.url}/info").json() for gateway in (stack, in_process_gateway)
-        )
+        through_triton, in_process = stack.info(), in_process_gateway.info()
         body = {"query": QUERY, "texts": DOCUMENTS, "raw_scores": True}
         ranks = httpx2.post(f"{stack.url}/rerank", json=body, timeout=60).json()
     assert (through_triton["pooled_in_graph"], in_process["pooled_in_graph"]) == (True, False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import httpx2
 import numpy as np
 import onnx
 import pytest
@@ -63,8 +62,8 @@ def test_float16_vectors_match_the_reference_and_pooling_in_triton_changes_no_fi
         for gateway in (pooling, behind_pooling, in_process):
             vectors = embed(gateway.url, TEXTS, dimensions=HIDDEN_SIZE)
             assert cosines(vectors, GOLDEN["vectors"]).min() >= FLOAT16_COSINE
-            fingerprints.add(httpx2.get(f"{gateway.url}/info").json()["fingerprint"])
-        assert httpx2.get(f"{behind_pooling.url}/info").json()["pooled_in_graph"]
+            fingerprints.add(gateway.info()["fingerprint"])
+        assert behind_pooling.info()["pooled_in_graph"]
     assert len(fingerprints) == 1
 
 
@@ -123,7 +122,7 @@ def test_all_kinds_of_gateway_return_the_same_vectors_and_fingerprint(
     gateway: GatewayProcess, grpc_gateway: GatewayProcess, in_process_gateway: GatewayProcess
 ) -> None:
     expected = embed(gateway.url, TEXTS)
-    fingerprint = httpx2.get(f"{gateway.url}/info", timeout=60).json()["fingerprint"]
+    fingerprint = gateway.info()["fingerprint"]
     for other in (grpc_gateway, in_process_gateway):
         assert cosines(embed(other.url, TEXTS), expected).min() >= FLOAT32_COSINE
-        assert httpx2.get(f"{other.url}/info", timeout=60).json()["fingerprint"] == fingerprint
+        assert other.info()["fingerprint"] == fingerprint

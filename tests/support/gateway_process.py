@@ -12,6 +12,7 @@ import time
 from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx2
 from prometheus_client.parser import text_string_to_metric_families
@@ -43,7 +44,7 @@ class GatewayProcess:
 
     Attributes:
         url: Known once it listens.
-        api_key: What `metric` sends.
+        api_key: What its own requests send.
     """
 
     def __init__(self, *flags: str, command: str = "serve") -> None:
@@ -78,7 +79,13 @@ class GatewayProcess:
 
     def is_complete(self) -> bool:
         """Return whether requests for every model are answered."""
-        return self._get("/health").json()["status"] == "ok"
+        return self.health()["status"] == "ok"
+
+    def health(self) -> dict[str, Any]:
+        return self._get("/health").json()
+
+    def info(self) -> dict[str, Any]:
+        return self._get("/info").json()
 
     def metric(self, name: str, **labels: str) -> float:
         """Read a metric, summed over the labels that are not given."""
