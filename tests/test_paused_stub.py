@@ -18,19 +18,16 @@ import psutil
 import pytest
 
 import qwen3_nano
-import qwen3_nano_reranker
-from gateway_process import running_gateway, running_stack, triton_flags
+from gateway_process import running_gateway, running_stack
 from polling import wait_for
 from qwen3_triton_gateway.tensors import Float32Matrix
-from qwen3_triton_tools.local_triton import LocalReranker, LocalTriton
+from traffic import UNAVAILABLE, Embedding, Reranking, flags_of_both, triton_of_both
 
 pytestmark = pytest.mark.stack
 
 # Of equal length, so that an answer fits another text's batch.
 WORDS = ("apple", "river", "stone", "cloud", "horse", "table", "music", "paper")
 PAIRS = [(first, second) for first in WORDS for second in WORDS if first != second]
-RERANKER = "reranker"
-RERANKER_DIR = qwen3_nano_reranker.model_dir()
 # A Triton that has lost count may answer nothing.
 FLAGS = ("--cache-bytes", "0", "--timeout-s", "5")
 CALLERS = 6
@@ -67,7 +64,7 @@ def stub_of(root: int, model: str) -> psutil.Process:
     raise AssertionError(f"No process runs {model}.")
 
 
-class Traffic:
+class Callers:
     """Callers with a text each at a time, who check what they get.
 
     Attributes:
@@ -135,12 +132,14 @@ def pause(process: psutil.Process) -> None:
 
 @pytest.mark.slow
 def test_up_replaces_a_triton_one_of_whose_models_was_paused() -> None:
-    names = ("--model-name", qwen3_nano.MODEL_ID, "--rerank-model-name", RERANKER)
+    # No other process of the stack has this name in its arguments.
+    reranker = "reranker"
+    names = ("--model-name", qwen3_nano.MODEL_ID, "--rerank-model-name", reranker)
     with running_stack(*FLAGS, "--rerank", *names) as stack:
-        texts, pairs = Traffic(embed, stack.url), Traffic(rerank, stack.url)
+        texts, pairs = Callers(embed, stack.url), Callers(rerank, stack.url)
         with texts.running(), pairs.running():
-            pause(stub_of(stack.process.pid, RERANKER))
-        assert texts.refused | pairs.refused <= {503, 504}
+            pause(stub_of(stack.process.pid, reranker))
+        assert texts.refused | pairs.refused <= UNAVAILABLE
         assert "got no CPU for a second" in stack.log
         assert "Restarting it." in stack.log
 
@@ -148,30 +147,25 @@ def test_up_replaces_a_triton_one_of_whose_models_was_paused() -> None:
 @pytest.mark.campaign
 @pytest.mark.parametrize("attempt", range(2))
 @pytest.mark.parametrize("scheme", ["http", "grpc"])
-@pytest.mark.parametrize(("ask", "model"), [(embed, qwen3_nano.MODEL_ID), (rerank, RERANKER)])
+@pytest.mark.parametrize(
+    ("ask", "model"), [(embed, Embedding.model_name), (rerank, Reranking.model_name)]
+)
 def test_late_answers_reach_no_caller(ask: Ask, model: str, scheme: str, attempt: int) -> None:
     """They come if the supervisor gets no CPU either, and cannot kill Triton in time."""
     del attempt
-    with LocalTriton(
-        model_dir=qwen3_nano.model_dir(),
-        model_name=qwen3_nano.MODEL_ID,
-        max_batch_size=8,
-        intra_op_threads=1,
-        reranker=LocalReranker(model_dir=RERANKER_DIR, model_name=RERANKER),
-    ) as triton:
+    with triton_of_both(intra_op_threads=1) as triton:
         url = triton.http_url if scheme == "http" else triton.grpc_url
-        flags = ("--rerank-triton-model", RERANKER, "--rerank-tokenizer-path", str(RERANKER_DIR))
-        with running_gateway(*triton_flags(url), *flags, *FLAGS) as gateway:
-            traffic = Traffic(ask, gateway.url)
-            with traffic.running():
+        with running_gateway(*flags_of_both(url), *FLAGS) as gateway:
+            callers = Callers(ask, gateway.url)
+            with callers.running():
                 supervisor = psutil.Process(triton.pid).parent()
                 assert supervisor is not None
                 supervisor.suspend()
                 pause(stub_of(triton.pid, model))
-                traffic.wait_for_responses()
+                callers.wait_for_responses()
                 os.kill(triton.pid, signal.SIGKILL)
                 supervisor.resume()
                 wait_for(lambda: triton.poll() is not None, "Triton's end")
                 triton.start()
                 triton.wait_ready()
-    assert traffic.refused <= {503, 504}
+    assert callers.refused <= UNAVAILABLE

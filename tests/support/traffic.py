@@ -151,13 +151,14 @@ class Reranking(Traffic):
         return bool(np.abs(rows - expected).max() <= FLOAT32_SCORE)
 
 
-def triton_of_both() -> LocalTriton:
+def triton_of_both(*, intra_op_threads: int = 0) -> LocalTriton:
     """Return a Triton with both nano models, not yet started."""
     return LocalTriton(
         model_dir=Embedding.model_dir,
         model_name=Embedding.model_name,
         reranker=LocalReranker(model_dir=Reranking.model_dir, model_name=Reranking.model_name),
         max_batch_size=8,
+        intra_op_threads=intra_op_threads,
     )
 
 
