@@ -46,13 +46,15 @@ class EmbeddingFace(Face):
     async def aquery(self, text: str) -> list[float]: ...
 
 
-class ClientFace(EmbeddingFace):
+class _Client(Face):
     """The client, which retries without a backoff; the adapters have no option for that."""
 
     def __init__(self, url: str, **options: Any) -> None:
         self.model = EmbeddingClient(url, **{"backoff_seconds": 0.0, **options})
         self._async = self.model.as_async()
 
+
+class ClientFace(_Client, EmbeddingFace):
     def rows(self, texts: list[str]) -> Rows:
         return self.model.embed_documents(texts)
 
@@ -100,11 +102,7 @@ class LlamaIndexFace(EmbeddingFace):
         return await self.model.aget_query_embedding(text)
 
 
-class ClientRerankFace(Face):
-    def __init__(self, url: str, **options: Any) -> None:
-        self.model = EmbeddingClient(url, **{"backoff_seconds": 0.0, **options})
-        self._async = self.model.as_async()
-
+class ClientRerankFace(_Client):
     def rows(self, texts: list[str]) -> Rows:
         return self._rows(self.model.rerank(QUERY, texts))
 
