@@ -21,7 +21,7 @@ from qwen3_triton_client import AsyncEmbeddingClient, EmbeddingClient
 from qwen3_triton_tools.local_triton import LocalTriton, write_repository
 from reranker_exports import random_weights
 from reranker_graph import reference_logits, write_reranker
-from swapped_weights import allow_reloads
+from swapped_weights import allow_reloads, change_repository
 from tolerances import FLOAT32_SCORE as TOLERANCE
 from traffic import QUERY, TEXTS, Embedding, Reranking, Traffic, traffic_of_both
 
@@ -164,11 +164,6 @@ def test_a_model_that_leaves_triton_takes_only_its_own_requests_out_of_service(
         change_repository(triton_of_both, model, "load")
     wait_for(both_models.is_complete, "both models")
     assert [each.ask() for each in both] == [200, 200]
-
-
-def change_repository(triton: LocalTriton, model: str, verb: str) -> None:
-    url = f"{triton.http_url}/v2/repository/models/{model}/{verb}"
-    httpx2.post(url, json={}, timeout=60).raise_for_status()
 
 
 def test_a_model_has_the_fingerprint_that_it_has_alone(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import httpx2
 import numpy as np
@@ -79,8 +80,13 @@ class ServedModel:
         """Let Triton load the model again, while it keeps serving."""
         # Triton reloads a model only if a file in its folder is newer.
         os.utime(self.repository / self.name / "1" / "model.py")
-        url = f"{triton.http_url}/v2/repository/models/{self.name}/load"
-        httpx2.post(url, json={}, timeout=60).raise_for_status()
+        change_repository(triton, self.name, "load")
+
+
+def change_repository(triton: LocalTriton, model: str, verb: Literal["load", "unload"]) -> None:
+    """Load or unload a model of a Triton that allows it."""
+    url = f"{triton.http_url}/v2/repository/models/{model}/{verb}"
+    httpx2.post(url, json={}, timeout=60).raise_for_status()
 
 
 def write_other_weights(path: Path, original: Path | None = None) -> None:
