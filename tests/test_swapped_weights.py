@@ -46,7 +46,7 @@ def _model(tmp_path: Path, kind: type[Traffic]) -> ServedModel:
 def _healthy_triton(
     request: pytest.FixtureRequest, kind: type[Traffic], model: ServedModel
 ) -> Generator[LocalTriton]:
-    """One that keeps the weights it has."""
+    """A Triton whose weights no test replaces."""
     if kind is Embedding:
         yield request.getfixturevalue("triton")
     else:

@@ -42,7 +42,7 @@ def make_poisonable(folder: Path) -> Path:
             node("Where", ["is_nan_row", "nan", "sound"], ["with_nan"]),
             node("Equal", ["input_ids", "failing_token"], ["is_failing_token"]),
             node("Cast", ["is_failing_token"], ["failing_tokens"], to=TensorProto.INT64),
-            # Of one zero, there is no second.
+            # `zeros` has one element, so index 1 is out of range and the batch fails.
             node("Gather", ["zeros", "failing_tokens"], ["no_change"]),
             node("ReduceSum", ["no_change"], ["zero"], keepdims=0),
             node("Add", ["with_nan", "zero"], [output.name]),

@@ -1,4 +1,4 @@
-"""Embedding and reranking behind one interface, for tests of what holds of both."""
+"""Embedding and reranking behind one interface, for tests that apply to both."""
 
 from __future__ import annotations
 
