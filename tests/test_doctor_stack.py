@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-import ssl
-import threading
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from click.testing import CliRunner
 
 import qwen3_nano
 from gateway_process import GatewayProcess, running_gateway, triton_flags
+from json_server import Request, answering
 from polling import wait_for
 from qwen3_nano.graph import build_graph
 from qwen3_nano.weights import load_weights
@@ -62,41 +60,16 @@ def doctor(*arguments: str) -> tuple[int, dict[str, dict[str, str]], str]:
     return result.exit_code, {check["name"]: check for check in checks}, result.stdout
 
 
-@contextmanager
-def answering(
-    reply: Callable[[str, dict[str, Any]], object], certificate: tuple[Path, Path] | None = None
-) -> Generator[str]:
-    """Run a small HTTP server that answers with what `reply(path, body)` gives, as JSON."""
+def serving(
+    answers: Callable[[str, dict[str, Any]], object], certificate: tuple[Path, Path] | None = None
+) -> AbstractContextManager[str]:
+    """Serve what `answers(path, body)` returns, or 404 for None."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            size = int(self.headers.get("Content-Length", 0))
-            body = json.loads(self.rfile.read(size)) if size else {}
-            answer = reply(self.path, body)
-            content = json.dumps(answer).encode()
-            self.send_response(404 if answer is None else 200)
-            self.send_header("Content-Length", str(len(content)))
-            self.end_headers()
-            self.wfile.write(content)
+    def reply(request: Request) -> tuple[int, Any]:
+        answer = answers(request.path, request.body)
+        return (404 if answer is None else 200), answer
 
-        def do_POST(self) -> None:
-            self.do_GET()
-
-        def log_message(self, *_arguments: object) -> None:
-            """Say nothing."""
-
-    with ThreadingHTTPServer((HOST, 0), Handler) as server:
-        if certificate:
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.load_cert_chain(*certificate)
-            server.socket = context.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http{'s' if certificate else ''}://{HOST}:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    return answering(reply, certificate=certificate)
 
 
 @contextmanager
@@ -295,7 +268,7 @@ def test_the_headers_of_the_gateways_requests_are_those_of_the_doctor(
 
 def test_the_certificates_of_the_setting_are_trusted(certificate: tuple[Path, Path]) -> None:
     triton = {"version": "2.51.0", "extensions": []}
-    with answering(lambda path, _: triton if path == "/v2" else None, certificate) as url:
+    with serving(lambda path, _: triton if path == "/v2" else None, certificate) as url:
         code, checks, _ = doctor("--triton-url", url)
         assert code == 1
         assert "CERTIFICATE_VERIFY_FAILED" in checks["Triton"]["seen"]
@@ -326,7 +299,7 @@ def test_tritons_port_in_place_of_the_gateways_is_recognized(triton: LocalTriton
 
 def test_another_server_at_the_gateways_port_is_recognized() -> None:
     other = {"status": "ok", "version": "1.2"}
-    with answering(lambda path, _: other if path == "/health" else None) as url:
+    with serving(lambda path, _: other if path == "/health" else None) as url:
         code, checks, _ = doctor("--url", url)
     assert code == 1
     assert "Another server answers" in checks["gateway"]["seen"]
@@ -389,7 +362,7 @@ def test_the_runbooks_gateway_is_recognized_by_its_answers_and_its_vectors() -> 
         rows = [[math.cos(a), math.sin(a), *[0.0] * 1022] for a in angles]
         return {"embeddings": rows, "model": "Qwen/Qwen3-Embedding-4B"}
 
-    with answering(app) as url:
+    with serving(app) as url:
         code, checks, _ = doctor("--url", url)
     assert code == 1
     assert checks["implementation"]["seen"] == "This is the runbook's app.py."
@@ -406,7 +379,7 @@ def test_vectors_that_are_not_numbers_are_an_error() -> None:
             return {"embeddings": [[None] * 1024 for _ in body["texts"]]}
         return health if path == "/health" else None
 
-    with answering(app) as url:
+    with serving(app) as url:
         code, checks, _ = doctor("--url", url)
     assert code == 1
     assert checks["norm"]["seen"] == "norms from nan to nan"
@@ -415,7 +388,7 @@ def test_vectors_that_are_not_numbers_are_an_error() -> None:
 def test_the_runbooks_gateway_without_its_triton_is_recognized() -> None:
     # Its /health ends with an exception then.
     title = {"info": {"title": "Qwen3 Embedding Gateway"}}
-    with answering(lambda path, _: title if path == "/openapi.json" else None) as url:
+    with serving(lambda path, _: title if path == "/openapi.json" else None) as url:
         code, checks, _ = doctor("--url", url)
     assert code == 1
     assert "its Triton does not answer" in checks["gateway"]["seen"]

@@ -6,12 +6,9 @@ below is a mistake that somebody's deployment has made.
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ import numpy as np
 import onnxruntime
 from tokenizers import Tokenizer
 
+from json_server import Request, answering
 from padding import padded_inputs
 
 MAX_LENGTH = 320
@@ -178,46 +176,19 @@ class _Model:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
 
-@contextmanager
-def serving(folder: Path, stack: RerankStack, *, talks: bool = True) -> Generator[str]:
+def serving(folder: Path, stack: RerankStack, *, talks: bool = True) -> AbstractContextManager[str]:
     """Serve a folder with a seq-cls model; `talks` is whether `/info` reports its limit."""
     model = _Model(folder)
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            if not talks or self.path != "/info":
-                self._answer({"error": "not found"}, 404)
-                return
-            self._answer({"model": "embedder", "reranker": {"max_length": MAX_LENGTH}})
+    def reply(request: Request) -> tuple[int, Any]:
+        if request.path == "/info" and talks:
+            return 200, {"model": "embedder", "reranker": {"max_length": MAX_LENGTH}}
+        if request.path != "/v1/rerank":
+            return 404, {"error": "not found"}
+        body = request.body
+        instruction = body.get("instruction", TASK)
+        texts = [(instruction, body["query"], text) for text in body["documents"]]
+        results = stack.arrange(model.scores(stack, texts))
+        return 200, {"results": [{"index": i, "relevance_score": score} for i, score in results]}
 
-        def do_POST(self) -> None:
-            if self.path != "/v1/rerank":
-                self._answer({"error": "not found"}, 404)
-                return
-            length = int(self.headers["Content-Length"])
-            body = json.loads(self.rfile.read(length))
-            instruction = body.get("instruction", TASK)
-            texts = [(instruction, body["query"], text) for text in body["documents"]]
-            results = stack.arrange(model.scores(stack, texts))
-            self._answer(
-                {"results": [{"index": i, "relevance_score": score} for i, score in results]}
-            )
-
-        def _answer(self, content: Any, status: int = 200) -> None:
-            data = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    return answering(reply)

@@ -6,13 +6,10 @@ below is a mistake that somebody's deployment has made.
 
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
@@ -20,6 +17,7 @@ import onnxruntime
 from tokenizers import Tokenizer
 
 import qwen3_nano
+from json_server import Request, answering
 from padding import padded_inputs
 
 END_ID = 0  # `<|endoftext|>` in the nano model's vocabulary, its pad token too
@@ -239,40 +237,18 @@ WRONG: dict[str, tuple[Stack, str, str]] = {
 }
 
 
-@contextmanager
-def serving(stack: Stack, *, api_key: str = "") -> Generator[str]:
+def serving(stack: Stack, *, api_key: str = "") -> AbstractContextManager[str]:
     """Serve a stack on a free port for the length of a `with` block and yield its URL."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self._answer(200 if self.path == "/info" else 404, stack.info())
+    def reply(request: Request) -> tuple[int, Any]:
+        if request.path == "/info":
+            return 200, stack.info()
+        if api_key and request.authorization != f"Bearer {api_key}":
+            return 401, {"error": {"message": "A key is needed."}}
+        if request.path == "/embed":
+            return stack.embed(request.body)
+        if request.path == "/tokenize" and stack.talks:
+            return stack.list_tokens(request.body)
+        return 404, {"detail": "Not Found"}
 
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            if api_key and self.headers["authorization"] != f"Bearer {api_key}":
-                self._answer(401, {"error": {"message": "A key is needed."}})
-            elif self.path == "/embed":
-                self._answer(*stack.embed(body))
-            elif self.path == "/tokenize" and stack.talks:
-                self._answer(*stack.list_tokens(body))
-            else:
-                self._answer(404, {"detail": "Not Found"})
-
-        def _answer(self, status: int, content: Any) -> None:
-            data = json.dumps(content).encode()
-            self.send_response(status)
-            self.send_header("content-length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: Any) -> None:
-            """Log nothing."""
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
+    return answering(reply)
