@@ -36,7 +36,12 @@ TOKENIZER = ("--tokenizer-path", str(qwen3_nano.model_dir()))
 
 def triton_flags(url: str, model: str = qwen3_nano.MODEL_ID) -> tuple[str, ...]:
     """Return the flags that point a gateway at a model of a Triton."""
-    return ("--triton-url", url, "--triton-model", model, "--model-id", model, *TOKENIZER)
+    return ("--triton-url", url, *model_flags(model))
+
+
+def model_flags(model: str = qwen3_nano.MODEL_ID) -> tuple[str, ...]:
+    """Return what `triton_flags` does, but for the Triton."""
+    return ("--triton-model", model, "--model-id", model, *TOKENIZER)
 
 
 class GatewayProcess:

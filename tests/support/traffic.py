@@ -13,7 +13,7 @@ import numpy as np
 import qwen3_nano
 import qwen3_nano_reranker
 from embed_call import TIMEOUT_SECONDS, cosines
-from gateway_process import triton_flags
+from gateway_process import model_flags, triton_flags
 from qwen3_triton_gateway.tensors import Float32Matrix
 from qwen3_triton_tools.local_triton import LocalReranker, LocalTriton
 from tolerances import FLOAT32_COSINE, FLOAT32_SCORE
@@ -104,7 +104,7 @@ class Embedding(Traffic):
     metrics = "qwen3_triton"
     model_dir = qwen3_nano.model_dir()
     model_name = qwen3_nano.MODEL_ID
-    flags = triton_flags("")[2:]
+    flags = model_flags()
 
     @classmethod
     def body(cls, texts: Sequence[str]) -> dict[str, Any]:
