@@ -38,6 +38,7 @@ class FakeBackend:
     Attributes:
         calls: The shape of every batch.
         priorities: The priority of every batch.
+        timeouts: How long the caller of every batch would wait, in seconds.
         corrupt: Changes an answer, or raises.
         gate: If set, answers wait until it opens.
         generation: To be incremented as if a reload was noticed.
@@ -74,6 +75,7 @@ class FakeBackend:
         )
         self.calls: list[tuple[int, int]] = []
         self.priorities: list[int] = []
+        self.timeouts: list[float] = []
         self.corrupt: Callable[[TokenBatch, AnyArray], AnyArray] = lambda _, values: values
         self.gate: asyncio.Event | None = None
         self.ready = True
@@ -106,6 +108,7 @@ class FakeBackend:
     ) -> HiddenStates | PooledStates:
         self.calls.append(batch.input_ids.shape)
         self.priorities.append(priority)
+        self.timeouts.append(timeout_seconds)
         if self.gate is not None:
             try:
                 async with asyncio.timeout(timeout_seconds):

@@ -11,6 +11,7 @@ import pytest
 from aiohttp import web
 
 import qwen3_nano
+from local_http import serving
 from qwen3_triton_gateway.answer_checksum import CHECKSUM_OUTPUT, row_checksums
 from qwen3_triton_gateway.backends.triton import TritonBackend
 from qwen3_triton_gateway.errors import BackendUnavailableError
@@ -23,7 +24,7 @@ STATES = np.arange(8, dtype=np.float32).reshape(2, 4)
 
 
 class LateTriton:
-    """A proxy that can answer inferences one late, as Triton does that has lost count.
+    """A proxy that can return the previous answer, like a Triton that has lost count.
 
     Attributes:
         is_late: Whether it answers with the answer to the last inference.
@@ -42,15 +43,15 @@ class LateTriton:
             request.method, self._url + request.path, data=await request.read(), headers=sent
         ) as reply:
             body = await reply.read()
-            told = {name: reply.headers[name] for name in names if name in reply.headers}
+            headers = {name: reply.headers[name] for name in names if name in reply.headers}
         if request.path.endswith("/infer"):
-            last, self._last = self._last, (body, told)
-            body, told = last if self.is_late else self._last
+            last, self._last = self._last, (body, headers)
+            body, headers = last if self.is_late else self._last
         elif request.path == f"/v2/models/{qwen3_nano.MODEL_ID}" and not self._has_checksum:
             metadata = json.loads(body)
             metadata["outputs"] = [o for o in metadata["outputs"] if o["name"] != CHECKSUM_OUTPUT]
             body = json.dumps(metadata).encode()
-        return web.Response(body=body, headers=told)
+        return web.Response(body=body, headers=headers)
 
 
 @asynccontextmanager
@@ -58,16 +59,11 @@ async def late_triton(
     triton: LocalTriton, *, has_checksum: bool = True
 ) -> AsyncGenerator[tuple[LateTriton, TritonBackend]]:
     proxy = LateTriton(triton.http_url, has_checksum=has_checksum)
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", proxy.answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    backend = TritonBackend(f"http://127.0.0.1:{runner.addresses[0][1]}", qwen3_nano.MODEL_ID)
-    await backend.connect()
-    yield proxy, backend
-    await backend.close()
-    await runner.cleanup()
+    async with serving(proxy.answer) as netloc:
+        backend = TritonBackend(f"http://{netloc}", qwen3_nano.MODEL_ID)
+        await backend.connect()
+        yield proxy, backend
+        await backend.close()
 
 
 async def infer(backend: TritonBackend, *tokens: int) -> Any:

@@ -172,12 +172,7 @@ async def test_weights_of_a_compiled_model_are_resident_once(
     if start == "cached":
         await OpenVinoBackend(NANO, cache_dir=tmp_path).connect()
     backend = OpenVinoBackend(NANO, cache_dir=tmp_path)
-    await backend.connect()
-    before = await embed(backend, tokenizer, TEXTS[:8])
-    file_bytes = mapped_bytes(tmp_path, "Size")
-    assert file_bytes > 0
-    assert mapped_bytes(tmp_path, "Rss") < file_bytes / 2
-    np.testing.assert_array_equal(await embed(backend, tokenizer, TEXTS[:8]), before)
+    await assert_weights_are_resident_once(backend, tokenizer, tmp_path)
 
 
 def write_with_weights(folder: Path) -> Path:
@@ -197,13 +192,7 @@ async def test_weights_next_to_the_graph_are_resident_once(
     tokenizer: TextTokenizer, tmp_path: Path
 ) -> None:
     folder = write_with_weights(tmp_path / "model").parent
-    backend = OpenVinoBackend(folder)
-    await backend.connect()
-    before = await embed(backend, tokenizer, TEXTS[:8])
-    file_bytes = mapped_bytes(folder, "Size")
-    assert file_bytes > 0
-    assert mapped_bytes(folder, "Rss") < file_bytes / 2
-    np.testing.assert_array_equal(await embed(backend, tokenizer, TEXTS[:8]), before)
+    await assert_weights_are_resident_once(OpenVinoBackend(folder), tokenizer, folder)
 
 
 async def test_weights_behind_a_link_out_of_the_folder_are_refused_with_a_remedy(
@@ -214,6 +203,18 @@ async def test_weights_behind_a_link_out_of_the_folder_are_refused_with_a_remedy
     weights.symlink_to(tmp_path / "blob")
     with pytest.raises(StartupError, match="Copy the folder with `cp -rL`"):
         await OpenVinoBackend(weights.parent).connect()
+
+
+async def assert_weights_are_resident_once(
+    backend: OpenVinoBackend, tokenizer: TextTokenizer, folder: Path
+) -> None:
+    """Check that little is left in memory of the files that a backend has mapped from a folder."""
+    await backend.connect()
+    before = await embed(backend, tokenizer, TEXTS[:8])
+    file_bytes = mapped_bytes(folder, "Size")
+    assert file_bytes > 0
+    assert mapped_bytes(folder, "Rss") < file_bytes / 2
+    np.testing.assert_array_equal(await embed(backend, tokenizer, TEXTS[:8]), before)
 
 
 def mapped_bytes(folder: Path, field: str) -> int:

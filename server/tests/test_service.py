@@ -197,13 +197,21 @@ async def test_a_model_that_changed_empties_the_cache(
     assert not service.state().cache_bytes
 
 
-async def test_a_model_that_reports_ready_but_hangs_is_noticed(
+async def connect_with_impatient_canary(
     tokenizer_dir: Path, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+) -> EmbeddingService:
+    """Connect a service whose canary runs at every check, and is given up early."""
     monkeypatch.setattr(probe, "TIMEOUT_SECONDS", 0.05)
     monkeypatch.setattr(probe, "INTERVAL_SECONDS", 0.0)
     service = make_service(tokenizer_dir, backend)
     await service.embedder.connect()
+    return service
+
+
+async def test_a_model_that_reports_ready_but_hangs_is_noticed(
+    tokenizer_dir: Path, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    service = await connect_with_impatient_canary(tokenizer_dir, backend, monkeypatch)
     backend.gate = asyncio.Event()
     while (await service.embedder.check()).ready:
         await asyncio.sleep(0.01)
@@ -219,10 +227,7 @@ async def test_a_model_at_work_on_a_long_text_is_not_hanging(
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    monkeypatch.setattr(probe, "TIMEOUT_SECONDS", 0.01)
-    monkeypatch.setattr(probe, "INTERVAL_SECONDS", 0.0)
-    service = make_service(tokenizer_dir, backend)
-    await service.embedder.connect()
+    service = await connect_with_impatient_canary(tokenizer_dir, backend, monkeypatch)
     backend.gate = asyncio.Event()
     call = service.embedder.embed(
         EmbedCall(["long " * 100]), deadline=asyncio.get_running_loop().time() + 60
@@ -241,10 +246,7 @@ async def test_a_model_at_work_on_a_long_text_is_not_hanging(
 async def test_a_model_that_hangs_on_a_short_text_is_noticed_before_its_deadline(
     tokenizer_dir: Path, backend: FakeBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(probe, "TIMEOUT_SECONDS", 0.01)
-    monkeypatch.setattr(probe, "INTERVAL_SECONDS", 0.0)
-    service = make_service(tokenizer_dir, backend)
-    await service.embedder.connect()
+    service = await connect_with_impatient_canary(tokenizer_dir, backend, monkeypatch)
     deadline = asyncio.get_running_loop().time() + 3600
     await service.embedder.embed(EmbedCall(["measured"]), deadline=deadline)
     backend.gate = asyncio.Event()
@@ -261,20 +263,9 @@ def test_the_canary_of_a_slow_model_has_more_time_and_fewer_turns() -> None:
     assert (slow.timeout, slow.interval) == (48, 240)
 
 
-class RecordingBackend(FakeBackend):
-    """A backend that remembers how long its callers would wait."""
-
-    timeouts: tuple[float, ...] = ()
-
-    async def infer(
-        self, batch: TokenBatch, *, timeout_seconds: float, priority: int
-    ) -> HiddenStates | PooledStates:
-        self.timeouts += (timeout_seconds,)
-        return await super().infer(batch, timeout_seconds=timeout_seconds, priority=priority)
-
-
-async def test_a_slow_model_has_a_minute_for_each_batch_of_the_start(tokenizer_dir: Path) -> None:
-    backend = RecordingBackend()
+async def test_a_slow_model_has_a_minute_for_each_batch_of_the_start(
+    tokenizer_dir: Path, backend: FakeBackend
+) -> None:
     await make_service(tokenizer_dir, backend).embedder.connect()
     assert set(backend.timeouts) == {60.0}
 

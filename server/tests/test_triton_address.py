@@ -12,6 +12,7 @@ import pytest
 from aiohttp import web
 from tritonclient.grpc import service_pb2_grpc
 
+from local_http import serving
 from qwen3_triton_gateway.backends import choose_backend
 from qwen3_triton_gateway.backends.address import TritonAddress
 from qwen3_triton_gateway.backends.triton import TritonBackend
@@ -36,14 +37,8 @@ async def http_triton(headers: list[str]) -> AsyncGenerator[str]:
         headers.append(request.headers.get("authorization", ""))
         return web.Response(status=503)
 
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", handle)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    yield f"http://me:{PASSWORD}@127.0.0.1:{runner.addresses[0][1]}"
-    await runner.cleanup()
+    async with serving(handle) as netloc:
+        yield f"http://me:{PASSWORD}@{netloc}"
 
 
 @asynccontextmanager

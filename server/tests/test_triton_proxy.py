@@ -3,7 +3,7 @@
 import asyncio
 import gzip
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from ssl import PROTOCOL_TLS_SERVER, SSLContext
@@ -17,6 +17,7 @@ from pydantic import ValidationError
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 from tritonclient.utils import InferenceServerException
 
+from local_http import serving
 from qwen3_triton_gateway.backends import choose_backend, triton
 from qwen3_triton_gateway.backends.address import TritonAddress
 from qwen3_triton_gateway.backends.refusals import translate
@@ -38,20 +39,6 @@ HTML = "<html><h1>proxy</h1></html>"
 # Far more than the bounds and the buffers of sockets.
 ENOUGH_BYTES = 64 << 20
 PROXY_STATUSES = [401, 403, 404, 405, 407, 408, 413, 429, 500, 502, 503, 504, 520]
-
-
-@asynccontextmanager
-async def serving(
-    answer: Callable[[web.Request], Awaitable[web.StreamResponse]], ssl: SSLContext | None = None
-) -> AsyncGenerator[str]:
-    """Serve whatever is requested with a function."""
-    app = web.Application()
-    app.router.add_route("*", "/{path:.*}", answer)
-    runner = web.AppRunner(app, handler_cancellation=True)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0, ssl_context=ssl).start()
-    yield f"127.0.0.1:{runner.addresses[0][1]}"
-    await runner.cleanup()
 
 
 @asynccontextmanager

@@ -188,7 +188,7 @@ def test_a_gateway_without_a_reranker_says_all_that_there_is_to_say(
         rerank(["a"])
 
 
-def test_an_address_that_is_no_gateway_s_has_a_hint(rerank: Rerank, fake: FakeGateway) -> None:
+def test_an_address_that_is_not_a_gateway_s_has_a_hint(rerank: Rerank, fake: FakeGateway) -> None:
     fake.then(Fault(status=404, message="Not Found"))
     with pytest.raises(ModelNotFoundError, match=r"Not Found\. Check `model`, and that `base_url`"):
         rerank(["a"])
