@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import resource
 import subprocess
@@ -173,3 +175,18 @@ def test_neither_a_folder_in_use_nor_what_a_link_leads_to_is_removed(tmp_path: P
         with temporary_folder(tmp_path, "pooled-"):
             assert first.exists()
         assert (tmp_path / "elsewhere").exists()
+
+
+def test_a_folder_that_cannot_be_locked_is_an_error_and_not_an_endless_loop(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with (
+        pytest.raises(ModelError, match="could not be locked"),
+        temporary_folder(tmp_path, "pooled-"),
+    ):
+        pass
+    assert not any(tmp_path.iterdir())

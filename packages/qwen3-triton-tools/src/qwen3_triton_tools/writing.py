@@ -15,6 +15,7 @@ from .errors import ModelError
 
 _FOLDER_MODE = 0o755  # Triton runs as another user
 _UNFINISHED = ".qwen3-triton-unfinished-"
+_LOCK_ATTEMPTS = 5
 
 
 @contextmanager
@@ -66,7 +67,7 @@ def temporary_folder(parent: Path, prefix: str) -> Generator[Path]:
 
 
 def _create_locked(parent: Path, prefix: str) -> tuple[Path, int]:
-    while True:
+    for _ in range(_LOCK_ATTEMPTS):
         try:
             folder = Path(mkdtemp(dir=parent, prefix=prefix))
         except OSError as error:
@@ -74,6 +75,8 @@ def _create_locked(parent: Path, prefix: str) -> tuple[Path, int]:
         if (descriptor := _lock(folder)) is not None:
             return folder, descriptor
         # Another process took it for one that was left, before it had the lock.
+        shutil.rmtree(folder, ignore_errors=True)
+    raise ModelError(f"A temporary folder in {parent} could not be locked.")
 
 
 def _lock(folder: Path) -> int | None:
