@@ -25,7 +25,7 @@ from .errors import (
 from .fingerprint import EmbeddingSpace
 from .memory import REQUEST_BYTES, Reservation, in_worker
 from .metrics import Metrics
-from .model_files import tokenizer_of
+from .model_files import find_tokenizer
 from .pooling import (
     l2_normalize,
     stack_vectors,
@@ -123,9 +123,7 @@ class Embedder(ServedModel):
         Raises:
             StartupError: The tokenizer is missing or invalid.
         """
-        path = settings.tokenizer_path
-        if path is None and settings.model_dir is not None:
-            path = tokenizer_of(settings.model_dir)
+        path = find_tokenizer(settings.tokenizer_path, settings.model_dir)
         if path is None:
             msg = (
                 "TOKENIZER_PATH is not set. Set it to the folder that contains the model's "

@@ -58,6 +58,17 @@ def find_sibling(model_path: Path, name: str) -> Path | None:
     return next((folder / name for folder in folders if os.path.isfile(folder / name)), None)
 
 
+def find_tokenizer(tokenizer: Path | None, model_dir: Path | None) -> Path | None:
+    """Return the tokenizer that settings name: by its own path, or else by the model's."""
+    return tokenizer or (tokenizer_of(model_dir) if model_dir else None)
+
+
+def export_name(model_path: Path) -> str:
+    """Return the name of an export's folder, which is above `onnx` if the graph is in that."""
+    folder = Path(os.path.abspath(model_path)).parent  # the name of `..`, too
+    return (folder.parent if folder.name == "onnx" else folder).name
+
+
 def tokenizer_of(model_dir: Path) -> Path:
     """Return the folder with the tokenizer of a model folder, or of a model file."""
     try:

@@ -23,7 +23,7 @@ from .errors import (
 from .fingerprint import EmbeddingSpace
 from .memory import REQUEST_BYTES, Reservation
 from .metrics import RerankMetrics
-from .model_files import tokenizer_of
+from .model_files import find_tokenizer
 from .pairs import PairTokenization, name_query
 from .pooling import Float64Vector, logits_of, raw_scores
 from .rerank_behavior import find_answers, scores_batches
@@ -129,9 +129,7 @@ class Reranker(ServedModel):
         Raises:
             StartupError: The tokenizer is missing, invalid, or not one of the family.
         """
-        path = settings.rerank_tokenizer_path
-        if path is None and settings.rerank_model_dir is not None:
-            path = tokenizer_of(settings.rerank_model_dir)
+        path = find_tokenizer(settings.rerank_tokenizer_path, settings.rerank_model_dir)
         path = path or settings.tokenizer_path
         if path is None:
             msg = (

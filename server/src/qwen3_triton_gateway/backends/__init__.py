@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import StartupError
-from ..model_files import stated_max_length, tokenizer_of
+from ..model_files import find_tokenizer, stated_max_length
 from ..settings import Settings, Task
 from .base import Backend
 
@@ -121,10 +121,10 @@ def with_nano_reranker(settings: Settings) -> Settings:
 def with_stated_lengths(settings: Settings) -> Settings:
     """Lower default maximum lengths to what the models were made for, and warn of longer ones."""
     folders = {
-        "max_length": settings.tokenizer_path
-        or (tokenizer_of(settings.model_dir) if settings.model_dir else None),
-        "rerank_max_length": settings.rerank_tokenizer_path
-        or (tokenizer_of(settings.rerank_model_dir) if settings.rerank_model_dir else None),
+        "max_length": find_tokenizer(settings.tokenizer_path, settings.model_dir),
+        "rerank_max_length": find_tokenizer(
+            settings.rerank_tokenizer_path, settings.rerank_model_dir
+        ),
     }
     update: dict[str, int] = {}
     for field, folder in folders.items():

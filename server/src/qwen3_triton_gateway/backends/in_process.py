@@ -15,7 +15,7 @@ import numpy as np
 from ..container import thread_count
 from ..errors import BackendError, DeadlineExceededError, StartupError
 from ..fingerprint import weights_digest
-from ..model_files import ModelFileError, find_model
+from ..model_files import ModelFileError, export_name, find_model
 from ..settings import Precision, Task
 from ..tensors import HiddenStates, PooledStates, TokenBatch
 from .base import (
@@ -137,9 +137,7 @@ class InProcessBackend(Backend, ABC):
         except ModelFileError as error:
             raise _not_servable(error, self._task) from error
         inputs, outputs = self._open(self._path, digest)
-        # The hub keeps the graph in a subfolder, which is not what the model is called.
-        folder = self._path.parent
-        name = (folder.parent if folder.name == "onnx" else folder).name
+        name = export_name(self._path)
         check_inputs(name, inputs)
         return describe_model(
             name=name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Generator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -136,15 +135,14 @@ def _name(given: str | None, model_dir: Path | None, bundled: str, flag: str) ->
     Raises:
         ModelError: It cannot be the name of a folder in a model repository.
     """
+    from qwen3_triton_gateway.model_files import export_name
+
     from ..errors import ModelError
     from ..model.files import find_model
 
     name = given
-    if name is None and model_dir is not None:
-        # Of `.` and `..`, too; the hub keeps the graph in a subfolder.
-        folder = Path(os.path.abspath(find_model(model_dir))).parent
-        name = (folder.parent if folder.name == "onnx" else folder).name
-    name = bundled if name is None else name
+    if name is None:
+        name = export_name(find_model(model_dir)) if model_dir else bundled
     if not name or name.startswith(".") or "/" in name:
         raise ModelError(f"A model cannot be called {name!r} in Triton. Set {flag}.")
     return name
