@@ -91,10 +91,21 @@ def number(value: object) -> object:
     return integral(value)
 
 
-def _one_or_more(item: dict[str, Any]) -> WithJsonSchema:
-    """Describe what `one_or_more` accepts: many clients send a single text as a string."""
+def describe_number(minimum: int, pattern: str) -> WithJsonSchema:
+    """Describe what `number` accepts.
+
+    Args:
+        minimum: The smallest integer.
+        pattern: The strings of those that are accepted as strings.
+    """
+    text = {"type": "string", "pattern": pattern}
+    return WithJsonSchema({"anyOf": [{"type": "integer", "minimum": minimum}, text]})
+
+
+def describe_one_or_more(item: dict[str, Any]) -> WithJsonSchema:
+    """Describe one item or a list of them: many clients send a single text as a string."""
     items = {"type": "array", "items": item, "minItems": 1, "maxItems": MAX_TEXTS}
-    return WithJsonSchema({"anyOf": [item, items]})
+    return WithJsonSchema({"anyOf": [*item.get("anyOf", [item]), items]})
 
 
 # For the OpenAPI document: the embedder refuses blank texts, with their index, and dimensions that
@@ -102,10 +113,12 @@ def _one_or_more(item: dict[str, Any]) -> WithJsonSchema:
 NOT_BLANK: dict[str, Any] = {"type": "string", "pattern": r"\S"}
 Text: TypeAlias = Annotated[str, WithJsonSchema(NOT_BLANK)]
 Texts: TypeAlias = Annotated[list[Text], Field(min_length=1, max_length=MAX_TEXTS)]
-OneOrMoreTexts: TypeAlias = Annotated[Texts, BeforeValidator(one_or_more), _one_or_more(NOT_BLANK)]
+OneOrMoreTexts: TypeAlias = Annotated[
+    Texts, BeforeValidator(one_or_more), describe_one_or_more(NOT_BLANK)
+]
 # A blank text has tokens, but no embedding.
 TokenizableTexts: TypeAlias = Annotated[
-    Texts, BeforeValidator(one_or_more), _one_or_more({"type": "string"})
+    Texts, BeforeValidator(one_or_more), describe_one_or_more({"type": "string"})
 ]
 Dimensions: TypeAlias = Annotated[
     int,
@@ -116,14 +129,7 @@ Dimensions: TypeAlias = Annotated[
 LenientDimensions: TypeAlias = Annotated[
     int,
     BeforeValidator(number),
-    WithJsonSchema(
-        {
-            "anyOf": [
-                {"type": "integer", "minimum": MIN_DIMENSIONS},
-                {"type": "string", "pattern": r"^(3[2-9]|[4-9][0-9]|[1-9][0-9]{2,5})$"},
-            ]
-        }
-    ),
+    describe_number(MIN_DIMENSIONS, r"^(3[2-9]|[4-9][0-9]|[1-9][0-9]{2,5})$"),
 ]
 
 # `limit_tokens` says what is allowed. The OpenAPI document gets a maximum with the model.

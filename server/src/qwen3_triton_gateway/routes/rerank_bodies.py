@@ -8,7 +8,18 @@ from typing import Annotated, Any, ClassVar, Literal, TypeAlias, cast
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.json_schema import WithJsonSchema
 
-from ..schemas import NOT_BLANK, BrokenText, Priority, Text, Texts, TokenLimit, Usage, number
+from ..schemas import (
+    NOT_BLANK,
+    BrokenText,
+    Priority,
+    Text,
+    Texts,
+    TokenLimit,
+    Usage,
+    describe_number,
+    describe_one_or_more,
+    number,
+)
 from ..settings import MAX_TEXTS
 
 NO_IMAGES = "The reranker reads text only. Send queries and documents without images."
@@ -18,18 +29,12 @@ NO_TEXT = (
 )
 
 
-def _count(minimum: int, pattern: str) -> WithJsonSchema:
-    """Describe what `number` accepts."""
-    text = {"type": "string", "pattern": pattern}
-    return WithJsonSchema({"anyOf": [{"type": "integer", "minimum": minimum}, text]})
-
-
 Count: TypeAlias = Annotated[
-    int, Field(ge=1), BeforeValidator(number), _count(1, "^[1-9][0-9]{0,5}$")
+    int, Field(ge=1), BeforeValidator(number), describe_number(1, "^[1-9][0-9]{0,5}$")
 ]
 # 0 returns all, as in vLLM.
 TopN: TypeAlias = Annotated[
-    int, Field(ge=0), BeforeValidator(number), _count(0, "^(0|[1-9][0-9]{0,5})$")
+    int, Field(ge=0), BeforeValidator(number), describe_number(0, "^(0|[1-9][0-9]{0,5})$")
 ]
 
 
@@ -129,18 +134,12 @@ TEXT_OR_OBJECT: dict[str, Any] = {
         {"type": "object", "properties": {"text": NOT_BLANK}, "required": ["text"]},
     ]
 }
-SEVERAL: dict[str, Any] = {
-    "type": "array",
-    "items": TEXT_OR_OBJECT,
-    "minItems": 1,
-    "maxItems": MAX_TEXTS,
-}
 TextOrObject: TypeAlias = Annotated[str, BeforeValidator(_text_of), WithJsonSchema(TEXT_OR_OBJECT)]
 OneOrMore: TypeAlias = Annotated[
     list[TextOrObject],
     Field(min_length=1, max_length=MAX_TEXTS),
     BeforeValidator(_one_or_more),
-    WithJsonSchema({"anyOf": [*TEXT_OR_OBJECT["anyOf"], SEVERAL]}),
+    describe_one_or_more(TEXT_OR_OBJECT),
 ]
 
 Flag: TypeAlias = Annotated[
