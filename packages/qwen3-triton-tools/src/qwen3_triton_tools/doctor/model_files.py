@@ -199,12 +199,12 @@ def _check_repository(
         report.findings.append(failure(name, f"{repository} has no model folder.", remedy))
         return
     chosen = [folder for folder in folders if folder.name in wanted]
-    names = ", ".join(folder.name for folder in folders)
-    for model in wanted.keys() - {folder.name for folder in chosen}:
-        if not wanted[model]:
+    found = [folder.name for folder in folders]
+    for model, is_explicit in wanted.items():
+        if model in found or not is_explicit:
             continue
         setting = "RERANK_TRITON_MODEL" if model == rerank_model else "TRITON_MODEL"
-        message = f"{repository} has no model {model!r}. Its models: {names}."
+        message = f"{repository} has no model {model!r}. Its models: {', '.join(found)}."
         remedy = f"Set {setting} to the name of a folder, or rename the folder and its config."
         report.findings.append(failure(name, message, remedy))
     for folder in chosen or folders:
