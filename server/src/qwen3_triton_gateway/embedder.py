@@ -161,8 +161,8 @@ class Embedder(ServedModel):
     async def _accept(self, spec: ModelSpec) -> BatchLimits:
         if spec.output.name == LOGITS_OUTPUT and spec.hidden_size <= len(ANSWERS):
             msg = (
-                f"Model {spec.name!r} returns logits and no vector: it is a reranker. Serve it "
-                "with RERANK_TRITON_MODEL or RERANK_MODEL_DIR."
+                f"Model {spec.name!r} returns logits instead of vectors: it is a reranker. Serve "
+                "it with RERANK_TRITON_MODEL or RERANK_MODEL_DIR."
             )
             raise StartupError(msg)
         output_dim = self.settings.output_dim

@@ -52,8 +52,8 @@ class OpenVinoModel:
             msg = f"OpenVINO cannot load {path}: {error}"
             if LINKED_OUT in msg:
                 msg += (
-                    "\nIt reads no weights through a link out of the model's folder, such as those "
-                    "in the cache of a model hub. Copy the folder with `cp -rL`, or set "
+                    "\nIt does not read weights through a link out of the model's folder, such as "
+                    "those in the cache of a model hub. Copy the folder with `cp -rL`, or set "
                     "EMBED_ENGINE to onnxruntime."
                 )
             raise OpenVinoError(msg) from error
@@ -210,7 +210,7 @@ def _vocabulary_size(model: Any) -> int | None:
 
 
 def _token_lookup(model: Any) -> Any:
-    """Find the operator that looks up tokens in a table; None if there is none."""
+    """Return the operator that looks up tokens in a table, or None."""
     found = [port for port in model.inputs if port.get_any_name() == "input_ids"]
     while found:
         for target in found.pop().get_target_inputs():

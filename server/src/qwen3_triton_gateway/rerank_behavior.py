@@ -71,7 +71,7 @@ async def scores_batches(
 
     Raises:
         StartupError: Padding changes a score, or the model fails on a single pair.
-        BackendUnavailableError: There is no answer.
+        BackendUnavailableError: The model does not answer.
     """
     name = backend.spec.name
     probe = _Probe(backend, tokenizer, answer_ids)

@@ -316,7 +316,7 @@ class Reranker(ServedModel):
         return min(self.max_length, call.max_tokens or self.max_length)
 
     def _warn_of_prompts(self, call: RerankCall) -> None:
-        """Log, once, that a client writes the prompt, as those do that were made for vLLM."""
+        """Warn once of a client that writes the prompt itself, as those made for vLLM do."""
         begins_alike = call.queries[0].lstrip().startswith(PROMPT_TOKENS[0])
         if begins_alike and not self._has_warned_of_prompts:
             self._has_warned_of_prompts = True
@@ -349,7 +349,7 @@ class Reranker(ServedModel):
         return rows
 
     def _longest_pair(self, spec: ModelSpec) -> int:
-        """Return the maximum tokens of a pair whose logits get here."""
+        """Return the maximum tokens of a pair whose logits the backend can return."""
         wanted, bound = self.settings.rerank_max_length, self.backend.max_output_bytes
         if spec.pooling == "in_graph" or bound is None:
             return wanted

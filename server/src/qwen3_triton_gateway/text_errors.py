@@ -5,12 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .errors import (
-    BackendError,
-    BadVectorError,
-    EmbeddingServerError,
-    InvalidRequestError,
-)
+from .errors import BackendError, BadVectorError, EmbeddingServerError, InvalidRequestError
 from .tensors import TokenCount
 
 
@@ -31,7 +26,7 @@ class TextErrors:
     field: str = ""
 
     def refuse_blank(self, texts: Sequence[str]) -> None:
-        """Refuse texts without a character to be read.
+        """Refuse texts that are empty or blank.
 
         Raises:
             InvalidRequestError: A text is empty, or has only white space.
@@ -60,7 +55,7 @@ class TextErrors:
             counts: The tokens of each text, with its index.
             limit: The limit, for the error.
             hint: How the caller can ask for truncation.
-            counted_with: What has tokens besides the text.
+            counted_with: What else the number of tokens includes.
 
         Raises:
             InvalidRequestError: A text was truncated.
@@ -78,7 +73,7 @@ class TextErrors:
         )
 
     def unusable(self, index: int, reason: str) -> BadVectorError:
-        """Build the error for a text of which the model returns numbers that are none."""
+        """Build the error for a text whose result is not finite, or zero."""
         msg = (
             f"{self._name(index)} has no usable {self.result}, even when {self.done} alone. "
             f"{reason} Float16 models overflow on some texts: serve a float32 or bfloat16 export, "

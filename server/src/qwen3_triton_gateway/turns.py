@@ -47,14 +47,14 @@ class Waiter:
 
     Attributes:
         all_done: Whether they are; False once its deadline has passed.
-        missing: How many are not.
+        missing: Number of texts that are not done.
     """
 
     all_done: asyncio.Future[bool]
     missing: int
 
     def give_up(self) -> None:
-        """Wait no longer, if it still does."""
+        """Wake the request, unless all of its texts are done."""
         self._wake(all_done=False)
 
     def count_done(self) -> None:

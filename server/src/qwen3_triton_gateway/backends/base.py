@@ -58,8 +58,8 @@ class ModelSpec:
     """The interface of the served model.
 
     Attributes:
-        task: What it is served for, which says what its output is: of `embed`, states to make a
-            text's vector of; of `rerank`, logits.
+        task: What it is served for, which determines its output: the states from which a text's
+            vector is computed (`embed`), or logits (`rerank`).
         inputs: The names of its token inputs.
         past_inputs: Past keys and values, which are fed with zero-length tensors.
         output: The output that is used.
@@ -149,7 +149,7 @@ class Backend(Protocol):
 
     @property
     def max_output_bytes(self) -> int | None:
-        """The largest output of a batch that gets here; None if only memory bounds it."""
+        """The largest output that a batch can have here; None if only memory limits it."""
         return None
 
     async def connect(self) -> ModelSpec:
@@ -157,7 +157,7 @@ class Backend(Protocol):
 
         Raises:
             StartupError: The pipeline cannot serve this model.
-            BackendUnavailableError: There is no answer, or the model is not loaded yet.
+            BackendUnavailableError: The model does not answer, or is not loaded yet.
         """
         ...
 
@@ -170,7 +170,7 @@ class Backend(Protocol):
 
         Raises:
             StartupError: Its places return different answers.
-            BackendUnavailableError: There is no answer.
+            BackendUnavailableError: The model does not answer.
         """
         del canary
         return False
@@ -187,8 +187,8 @@ class Backend(Protocol):
 
         Raises:
             BackendError: The model refused the batch, or its answer has the wrong shape.
-            BackendUnavailableError: There is no answer.
-            DeadlineExceededError: There is no answer within `timeout_seconds`.
+            BackendUnavailableError: The model does not answer.
+            DeadlineExceededError: The model does not answer within `timeout_seconds`.
         """
         ...
 

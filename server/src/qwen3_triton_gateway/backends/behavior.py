@@ -117,7 +117,7 @@ async def probe_behavior(backend: Backend, tokenizer: TextTokenizer) -> Behavior
 
     Raises:
         StartupError: The output holds scores for a vocabulary, or the model fails on a single text.
-        BackendUnavailableError: There is no answer.
+        BackendUnavailableError: The model does not answer.
     """
     check_width(backend.spec, tokenizer.vocabulary_size)
     [token_ids] = tokenizer.token_ids([TEXT])

@@ -87,7 +87,7 @@ class EngineChoice:
     reason: str
 
     def describe(self, model: str) -> str:
-        """Say in a sentence what runs a model, for the log."""
+        """Describe in a sentence what runs a model, for the log."""
         if self.engine == "onnxruntime":
             return f"ONNX Runtime runs {model}: {self.reason}."
         return f"OpenVINO runs {model} in {self.precision}: {self.reason}."

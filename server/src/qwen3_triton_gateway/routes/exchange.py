@@ -19,9 +19,7 @@ from ..embedder import EmbedCall
 from ..errors import BackendUnavailableError, InvalidRequestError, shorten
 from ..memory import Reservation, in_worker, request_bytes
 from ..reranker import RerankCall
-from ..responses import (
-    Dialect,
-)
+from ..responses import Dialect
 from ..schemas import describe_body, parse_json
 from ..served import ServedModel
 from ..service import EmbeddingService

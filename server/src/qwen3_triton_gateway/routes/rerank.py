@@ -292,7 +292,7 @@ def _as_list(documents: object) -> list[object]:
 
 
 def _texts_in(document: object) -> dict[str, str]:
-    """Return the fields that are text of a document that was sent as an object, as Cohere does."""
+    """Return the text fields of a document that was sent as an object, as Cohere does."""
     fields = cast("dict[str, object]", document) if isinstance(document, dict) else {}
     return {name: value for name, value in fields.items() if isinstance(value, str)}
 

@@ -186,7 +186,7 @@ def _already_pooled(inspection: Inspection) -> PooledModel | None:
     """Return the model as the result, if the gateway would choose a pooled output of it.
 
     Raises:
-        ModelError: That is no vector, and are no logits of answers.
+        ModelError: The gateway could not serve that output.
     """
     output = inspection.output
     if output is None or not inspection.is_pooled:

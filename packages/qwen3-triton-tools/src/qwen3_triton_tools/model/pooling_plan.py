@@ -158,7 +158,7 @@ def _ids(inspection: Inspection) -> list[int]:
     """Return the rows of the head that are a reranker's answers.
 
     Raises:
-        ModelError: There is no tokenizer, or it has no tokens for them.
+        ModelError: The tokenizer is missing, or has no tokens for the answers.
     """
     if inspection.tokenizer is None:
         msg = (

@@ -100,7 +100,7 @@ def recognize_reranker(
 
 
 def check_form(model: OnnxModel, *, is_asked: bool) -> list[Finding]:
-    """Report a model that is named a reranker, but is none by what it returns.
+    """Report a model that is named a reranker, but does not return what one returns.
 
     Args:
         model: The graph.

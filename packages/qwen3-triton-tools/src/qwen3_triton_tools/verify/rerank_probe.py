@@ -54,7 +54,7 @@ class RerankClient:
         """Score a pair that is cut to so many tokens, by `POST /score`, which vLLM has too.
 
         Raises:
-            HttpError: The server does not answer, or without a score.
+            HttpError: The server does not answer, or its answer has no score.
         """
         body = {"text_1": query, "text_2": document, "truncate_prompt_tokens": max_tokens}
         answer = self._client.call("/score", body)
