@@ -71,7 +71,7 @@ class Rerankers:
 
     root: Path
     tokenizer: PreTrainedTokenizerFast
-    _models: dict[str, Qwen3PreTrainedModel] = field(default_factory=dict)
+    _models: dict[str, Qwen3PreTrainedModel]
     _exports: dict[str, Export] = field(default_factory=dict)
     _scores: dict[tuple[str, Pair], float] = field(default_factory=dict)
 
@@ -92,8 +92,8 @@ class Rerankers:
 
     def _model(self, weights: str) -> Qwen3PreTrainedModel:
         if weights not in self._models:
-            made = make_classifier() if weights == "classifier" else None
-            self._models[weights] = made or make_reranker(tied=weights == "tied")
+            made = make_classifier() if weights == "classifier" else make_reranker(tied=False)
+            self._models[weights] = made
         return self._models[weights]
 
     def _make(self, form: str) -> Export:

@@ -6,23 +6,30 @@ from pathlib import Path
 
 import pytest
 from card_rerankers import Rerankers
-from exported_models import TOKENIZER, Qwen3Model, make_model, write_export
-from transformers import PreTrainedTokenizerFast
+from exported_models import TOKENIZER, make_reranker, write_export
+from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
+
+
+@pytest.fixture(name="model", scope="session")
+def _model() -> Qwen3ForCausalLM:
+    return make_reranker()
 
 
 @pytest.fixture(name="dynamo_export", scope="session")
-def _dynamo_export(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Qwen3Model]:
-    """The folder of an export by torch's default exporter, and its model."""
-    folder, model = tmp_path_factory.mktemp("dynamo"), make_model()
-    write_export(model, folder, "dynamo")
-    return folder, model
+def _dynamo_export(model: Qwen3ForCausalLM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the model's trunk, exported by torch's default exporter."""
+    folder = tmp_path_factory.mktemp("dynamo")
+    write_export(model.model, folder, "dynamo")
+    return folder
 
 
 @pytest.fixture(name="rerankers", scope="session")
 def _rerankers(
-    tokenizer: PreTrainedTokenizerFast, tmp_path_factory: pytest.TempPathFactory
+    model: Qwen3ForCausalLM,
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Rerankers:
-    return Rerankers(tmp_path_factory.mktemp("rerankers"), tokenizer)
+    return Rerankers(tmp_path_factory.mktemp("rerankers"), tokenizer, {"tied": model})
 
 
 @pytest.fixture(name="tokenizer", scope="session")

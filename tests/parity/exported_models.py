@@ -16,6 +16,7 @@ import onnx
 import torch
 from tokenizers import Tokenizer
 from transformers import (
+    PreTrainedTokenizerFast,
     Qwen3Config,
     Qwen3ForCausalLM,
     Qwen3ForSequenceClassification,
@@ -79,11 +80,6 @@ class Logits(torch.nn.Module):
         return self.model(**inputs, position_ids=position_ids, use_cache=False).logits
 
 
-def make_model(seed: int = 11) -> Qwen3Model:
-    torch.manual_seed(seed)
-    return Qwen3Model(make_config()).eval()
-
-
 def make_reranker(*, tied: bool = True, seed: int = 11, **options: Any) -> Qwen3ForCausalLM:
     """Make a model of Qwen3-Reranker's kind; that of 8B has a head that is not tied.
 
@@ -103,6 +99,23 @@ def store_weights(model: Qwen3PreTrainedModel, dtype: torch.dtype) -> None:
     """
     for parameter in model.parameters():
         parameter.data = parameter.data.to(dtype)
+
+
+def sentence_transformer(model: Qwen3Model, folder: Path, *, tokenizer: Path = TOKENIZER) -> Any:
+    """Load the same weights with sentence-transformers, pooled at the last token."""
+    os.environ["HF_HUB_OFFLINE"] = "1"
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
+
+    model.save_pretrained(folder)
+    PreTrainedTokenizerFast(
+        tokenizer_file=str(tokenizer),
+        pad_token="<|endoftext|>",
+        padding_side="left",  # as the family's own configuration has it
+    ).save_pretrained(folder)
+    transformer = Transformer(str(folder), max_seq_length=1024)
+    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="lasttoken")
+    return SentenceTransformer(modules=[transformer, pooling], device="cpu")
 
 
 def make_classifier(seed: int = 11) -> Qwen3ForSequenceClassification:

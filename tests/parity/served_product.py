@@ -71,6 +71,12 @@ def embed(url: str, texts: list[str], **fields: Any) -> Vectors:
     return np.stack([np.frombuffer(base64.b64decode(row), dtype="<f4") for row in rows])
 
 
+def worst_cosine(left: Vectors, right: Vectors) -> float:
+    a, b = left.astype(np.float64), right.astype(np.float64)
+    cosines = (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+    return float(cosines.min())
+
+
 def info(url: str) -> dict[str, Any]:
     """Return what the running product says of itself."""
     with urllib.request.urlopen(f"{url}/info", timeout=30) as response:

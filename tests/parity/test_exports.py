@@ -5,7 +5,6 @@ The export and the reference run here; the product runs in its own environment.
 
 from __future__ import annotations
 
-import os
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,15 +16,15 @@ import torch
 from exported_models import (
     HIDDEN_SIZE,
     LAYERS,
-    TOKENIZER,
     VOCABULARY,
-    make_model,
+    sentence_transformer,
+    store_weights,
     write_export,
 )
 from numpy.typing import NDArray
 from onnx_runs import run_onnx
-from served_product import Vectors, embed, product, running
-from transformers import PreTrainedTokenizerFast, Qwen3Model
+from served_product import Vectors, embed, product, running, worst_cosine
+from transformers import Qwen3ForCausalLM
 
 # With equal float32 weights on both sides, only the order of summation differs.
 FLOAT32_COSINE = 0.99999
@@ -43,25 +42,28 @@ TEXTS = [
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """An export: its folder, the model it was made from, and its tolerance."""
+    """An export of the model: its form, its folder, and its tolerance."""
 
+    form: str
     folder: Path
-    model: Qwen3Model
-    past: bool
     min_cosine: float
 
 
 @pytest.fixture(name="export", scope="session", params=["plain", "past", "float16", "dynamo"])
-def _export(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Export:
-    if request.param == "dynamo":
-        return Export(*request.getfixturevalue("dynamo_export"), False, FLOAT32_COSINE)
-    folder = tmp_path_factory.mktemp(request.param)
-    model = make_model()
-    if request.param == "float16":
-        model = model.half()
-    write_export(model, folder, "past" if request.param == "past" else "plain")
-    cosine = FLOAT16_COSINE if request.param == "float16" else FLOAT32_COSINE
-    return Export(folder, model, request.param == "past", cosine)
+def _export(
+    request: pytest.FixtureRequest,
+    model: Qwen3ForCausalLM,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Export:
+    form: str = request.param
+    if form == "dynamo":
+        return Export(form, request.getfixturevalue("dynamo_export"), FLOAT32_COSINE)
+    folder = tmp_path_factory.mktemp(form)
+    if form == "float16":
+        store_weights(model, torch.float16)  # and back, since nothing is lost
+    write_export(model.model, folder, "past" if form == "past" else "plain")
+    store_weights(model, torch.float32)
+    return Export(form, folder, FLOAT16_COSINE if form == "float16" else FLOAT32_COSINE)
 
 
 @pytest.fixture(name="pooled", scope="session")
@@ -73,34 +75,37 @@ def _pooled(export: Export, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-def padded(padding: str) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Random rows of 1 to 40 tokens, padded on one side or alternately on both."""
+@pytest.fixture(name="encoded", scope="session")
+def _encoded(model: Qwen3ForCausalLM, tmp_path_factory: pytest.TempPathFactory) -> Vectors:
+    """What sentence-transformers makes of TEXTS."""
+    encoder = sentence_transformer(model.model, tmp_path_factory.mktemp("encoder"))
+    return encoder.encode(TEXTS, batch_size=2, normalize_embeddings=True)
+
+
+def random_rows() -> list[NDArray[Any]]:
     random = np.random.default_rng(5)
-    width, counts = 40, (40, 1, 17, 5)
-    ids = random.integers(1, VOCABULARY, (len(counts), width))
+    return [random.integers(1, VOCABULARY, count) for count in (40, 1, 17, 5)]
+
+
+def padded(padding: str) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the rows padded on one side, or alternately on both, and their mask."""
+    rows, width = random_rows(), 40
+    ids = np.ones((len(rows), width), dtype=np.int64)
     mask = np.zeros_like(ids)
-    for row, count in enumerate(counts):
+    for row, tokens in enumerate(rows):
         left = padding == "left" or (padding == "mixed" and row % 2 == 0)
-        mask[row, width - count :] = left
-        mask[row, :count] |= not left
+        part = slice(width - len(tokens), width) if left else slice(len(tokens))
+        ids[row, part], mask[row, part] = tokens, 1
     return ids, mask
 
 
+@pytest.fixture(name="states", scope="session")
 @torch.inference_mode()
-def reference_states(model: Qwen3Model, ids: NDArray[Any], mask: NDArray[Any]) -> Vectors:
-    """Return transformers' state of the last token of each row, run alone and unpadded."""
-    rows: list[Vectors] = []
-    for row, real in zip(ids, mask, strict=True):
-        tokens = torch.from_numpy(row[real == 1])[None]
-        states = model(input_ids=tokens, use_cache=False).last_hidden_state
-        rows.append(states[0, -1].float().numpy())
-    return np.stack(rows)
-
-
-def worst_cosine(left: Vectors, right: Vectors) -> float:
-    a, b = left.astype(np.float64), right.astype(np.float64)
-    cosines = (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-    return float(cosines.min())
+def _states(model: Qwen3ForCausalLM) -> Vectors:
+    """transformers' state of the last token of each row, run alone and unpadded."""
+    rows = [torch.from_numpy(row)[None] for row in random_rows()]
+    states = [model.model(input_ids=row, use_cache=False).last_hidden_state for row in rows]
+    return np.stack([values[0, -1].numpy() for values in states])
 
 
 def serving(folder: Path) -> AbstractContextManager[str]:
@@ -109,58 +114,36 @@ def serving(folder: Path) -> AbstractContextManager[str]:
     return running("up", *flags, log=folder.parent / f"{folder.name}.log")
 
 
-def sentence_transformer(model: Qwen3Model, folder: Path) -> Any:
-    """Load the same weights with sentence-transformers, pooled at the last token."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-
-    model.save_pretrained(folder)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(TOKENIZER),
-        pad_token="<|endoftext|>",
-        padding_side="left",  # as the family's own configuration has it
-    )
-    tokenizer.save_pretrained(folder)
-    transformer = Transformer(str(folder), max_seq_length=1024)
-    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="lasttoken")
-    return SentenceTransformer(modules=[transformer, pooling], device="cpu")
-
-
-def test_an_export_is_inspected_correctly(export: Export) -> None:
+def test_an_export_is_inspected_correctly(export: Export, model: Qwen3ForCausalLM) -> None:
     document = product("model", "inspect", str(export.folder), "--json")
-    float16 = export.model.dtype == torch.float16
     assert document["servable"] is True
     assert document["hidden_size"] == HIDDEN_SIZE
     assert document["producer"].startswith("pytorch")
     assert document["pooled"] is False
-    assert document["past_key_values"] == (2 * LAYERS if export.past else 0)
-    assert document["precision"]["compute"] == ("float16" if float16 else "float32")
+    assert document["past_key_values"] == (2 * LAYERS if export.form == "past" else 0)
+    compute = "float16" if export.form == "float16" else "float32"
+    assert document["precision"]["compute"] == compute
     assert document["positions"] == "input"
     assert document["embedding_rows"] == VOCABULARY
     assert [file["is_whole"] for file in document["external_files"]] == [True]
-    parameters = sum(parameter.numel() for parameter in export.model.parameters())
+    parameters = model.model.num_parameters()
     assert document["precision"]["parameters"] == pytest.approx(parameters, rel=0.01)
     assert not [found for found in document["findings"] if found["severity"] != "note"]
 
 
 def test_the_pooled_graph_returns_the_last_state_of_transformers(
-    export: Export, pooled: Path
+    export: Export, pooled: Path, states: Vectors
 ) -> None:
     batches = {padding: padded(padding) for padding in PADDINGS}
     vectors = run_onnx(pooled / "model.onnx", batches, pooled.parent)
-    for padding, (ids, mask) in batches.items():
+    for padding in PADDINGS:
         assert vectors[padding].dtype == np.float32
-        expected = reference_states(export.model, ids, mask)
-        assert worst_cosine(vectors[padding], expected) >= export.min_cosine, padding
+        assert worst_cosine(vectors[padding], states) >= export.min_cosine, padding
 
 
 def test_vectors_through_a_real_triton_match_sentence_transformers(
-    export: Export, pooled: Path, tmp_path: Path
+    export: Export, pooled: Path, encoded: Vectors
 ) -> None:
-    encoder = sentence_transformer(export.model, tmp_path)
-    expected = encoder.encode(TEXTS, batch_size=2, normalize_embeddings=True)
-    is_plain = not export.past and export.model.dtype == torch.float32
-    for folder in (pooled, export.folder) if is_plain else (pooled,):
+    for folder in (pooled, export.folder) if export.form == "plain" else (pooled,):
         with serving(folder) as url:
-            assert worst_cosine(embed(url, TEXTS), expected) >= export.min_cosine
+            assert worst_cosine(embed(url, TEXTS), encoded) >= export.min_cosine
