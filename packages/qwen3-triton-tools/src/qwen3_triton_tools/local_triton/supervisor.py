@@ -33,7 +33,13 @@ from types import FrameType
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _POLL_SECONDS = 0.1
-_SCAN_SECONDS = 0.5
+# The children of each of Triton's threads are listed to find new stubs: soon after a change, and
+# half as often each time that there is none, since a Triton of ten models has 400 threads.
+_MIN_SCAN_SECONDS = 0.5
+_MAX_SCAN_SECONDS = 2.0
+# Triton briefly leaves a stub unreaped when it unloads a model. Otherwise, it does not reap its
+# children while it runs.
+_MAX_UNREAPED_SECONDS = 0.5
 # A stub tells the backend every 0.3 s that it lives, and the backend gives up after this time. Less
 # would kill it when the whole machine stalls, and nothing is lost.
 _MAX_SILENCE_SECONDS = 1.0
@@ -111,31 +117,31 @@ class _Stubs:
     def __init__(self, triton: int) -> None:
         self._triton = triton
         self._heartbeats: dict[int, _Heartbeat] = {}
-        self._scanned = 0.0
-        self._had_dead = False
+        self._scan_at = 0.0
+        self._interval = _MIN_SCAN_SECONDS
 
     def find_problem(self) -> str:
         """Return a sentence about a stub that is lost, empty if there is none."""
-        if _now() - self._scanned >= _SCAN_SECONDS and self._scan():
-            return "A model's process died. Triton cannot answer without it, so it was killed."
-        if any(heartbeat.is_silent() for heartbeat in self._heartbeats.values()):
-            return (
-                "A model's process got no CPU for a second. Triton's Python backend may mix up "
-                "answers after that, so Triton was killed."
-            )
+        if _now() >= self._scan_at:
+            self._scan()
+        for heartbeat in self._heartbeats.values():
+            if heartbeat.is_silent():
+                return (
+                    "A model's process got no CPU for a second. Triton's Python backend may mix up "
+                    "answers after that, so Triton was killed."
+                )
+            if heartbeat.is_dead():
+                return "A model's process died. Triton cannot answer without it, so it was killed."
         return ""
 
-    def _scan(self) -> bool:
-        """Find the stubs, and return whether one is dead."""
-        states = _children(self._triton)
-        self._scanned = _now()
-        known = self._heartbeats
-        self._heartbeats = {pid: known.get(pid) or _Heartbeat(pid) for pid in states}
-        # Twice in a row: Triton briefly leaves a stub unreaped when it unloads a model. Otherwise,
-        # it does not reap its children while it runs.
-        has_dead = "Z" in states.values()
-        is_dead, self._had_dead = has_dead and self._had_dead, has_dead
-        return is_dead
+    def _scan(self) -> None:
+        """Find the stubs."""
+        known, stubs = self._heartbeats, _children(self._triton)
+        self._heartbeats = {stub: known.get(stub) or _Heartbeat(stub) for stub in stubs}
+        is_same = known.keys() == self._heartbeats.keys()
+        longer = min(2 * self._interval, _MAX_SCAN_SECONDS)
+        self._interval = longer if is_same else _MIN_SCAN_SECONDS
+        self._scan_at = _now() + self._interval
 
 
 class _Heartbeat:
@@ -145,8 +151,10 @@ class _Heartbeat:
     """
 
     def __init__(self, stub: int) -> None:
-        self._tasks = f"/proc/{stub}/task"
+        self._stub = f"/proc/{stub}"
+        self._tasks = f"{self._stub}/task"
         self._thread = ""
+        self._dead_since = 0.0
         self._count = 0
         self._heard_at = _now()
 
@@ -160,6 +168,21 @@ class _Heartbeat:
         # than it seems: this process was paused, too.
         return count > 0 and steps <= 1 and silence >= _MAX_SILENCE_SECONDS
 
+    def is_dead(self) -> bool:
+        """Return whether the stub has died; its last `is_silent` found no thread then."""
+        if self._count or self._state() != "Z":
+            self._dead_since = 0.0
+            return False
+        self._dead_since = self._dead_since or _now()
+        return _now() - self._dead_since >= _MAX_UNREAPED_SECONDS
+
+    def _state(self) -> str:
+        """Return the state of the stub, empty if it does not exist."""
+        try:
+            return _read(f"{self._stub}/stat").rpartition(")")[2].split()[0]
+        except (OSError, IndexError):
+            return ""
+
     def _read(self) -> int:
         """Return the count, 0 while the thread does not exist or if the kernel does not tell."""
         try:
@@ -172,23 +195,21 @@ class _Heartbeat:
             return 0
 
 
-def _children(process: int) -> dict[int, str]:
-    """Return the state of each child, by its id."""
-    states: dict[int, str] = {}
+def _children(process: int) -> list[int]:
+    """Return the ids of the children, also of those that died and were not reaped."""
+    children: list[int] = []
     tasks = f"/proc/{process}/task"
     with suppress(OSError):
         for thread in os.listdir(tasks):
             with suppress(OSError):
-                for child in _read(f"{tasks}/{thread}/children").split():
-                    stat = _read(f"/proc/{child}/stat")
-                    states[int(child)] = stat.rpartition(")")[2].split()[0]
-    return states
+                children += map(int, _read(f"{tasks}/{thread}/children").split())
+    return children
 
 
 def _read(path: str) -> str:
     """Read a file of /proc, at a fifth of what `Path.read_text` costs.
 
-    A Triton has sixty threads or more, and all are read twice a second.
+    A Triton has sixty threads or more.
     """
     descriptor = os.open(path, os.O_RDONLY)
     try:
