@@ -40,7 +40,7 @@ HEADER = (
     "with headings",
 )
 K, SHOWN = 10, 3
-# A title or entry of one word is no question.
+# A title or entry of one word is not a question.
 FEWEST_WORDS = 2
 _NUMBER = re.compile(r"^(?:chapter|appendix|part)?\s*[\dA-Z]{0,2}(?:\.\d+)*\.\s+", re.I)
 

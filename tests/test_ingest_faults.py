@@ -50,7 +50,7 @@ DISK_MIB, DISK_DOCUMENTS = 12, 2500
 
 @dataclass(frozen=True)
 class Scale:
-    """How many times to kill, and how many files to load meanwhile."""
+    """How many times to kill a load, and how many files it loads."""
 
     kills: int
     files: int

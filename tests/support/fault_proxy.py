@@ -271,7 +271,7 @@ class FaultProxy:
             request.fault = self.rule(request)
             reply = await self._reply(request, message)
             return await _send(reply, request, writer)
-        except httpx2.TransportError:  # the gateway is away, and so is what stands before it
+        except httpx2.TransportError:  # as if the proxy were down, too
             _reset(writer)
             return False
         except asyncio.CancelledError:

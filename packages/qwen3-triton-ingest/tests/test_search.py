@@ -136,7 +136,7 @@ def test_a_text_counts_by_the_part_of_the_question_that_it_has(
     searcher: Searcher, library: Library
 ) -> None:
     whole = searcher.search("the lava", mode="text", k=50)
-    assert {hit.text_coverage for hit in whole} == {1.0}  # of "lava"; "the" is no word to find
+    assert {hit.text_coverage for hit in whole} == {1.0}  # of "lava"; "the" is not searched for
     common, rare = (len(searcher.search(word, mode="text", k=500)) for word in ("animal", "lava"))
     assert common > 2 * rare
     both = searcher.search("animal lava", mode="text", k=500)

@@ -114,7 +114,7 @@ def test_ragged_records_load_or_are_named(tmp_path: Path) -> None:
         "The record has 1 fields, but the header has 3.",
         "The record has 4 fields, but the header has 3. Quote fields that contain ','.",
     ]
-    # What is not loaded is no reason to keep vanished documents of the file, if its id is known.
+    # A record that is not loaded keeps vanished documents of the file only if its id is unknown.
     assert [item.doc_id for item in items if not isinstance(item, Document)] == ["3", None]
 
 

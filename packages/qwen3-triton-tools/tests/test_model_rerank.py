@@ -452,7 +452,7 @@ def test_a_tokenizer_that_cannot_ask_or_answer_is_an_error(
 def test_without_a_tokenizer_the_rows_of_the_head_are_unknown(tmp_path: Path) -> None:
     source = write_reranker(tmp_path / "reranker", causal_model())
     (source.parent / "tokenizer.json").unlink()
-    with pytest.raises(ModelError, match=r"There is no tokenizer\.json next to"):
+    with pytest.raises(ModelError, match=r"has no tokenizer\.json next to it"):
         pool_model(source)
 
 

@@ -1,8 +1,8 @@
 """The door: under overload, a request is refused before the framework sees it.
 
 When more requests come than can be answered, the time of refusals is taken from the answers. The
-framework and a log line take 220 microseconds for one, the door 35 to 50: there is no task and no
-validation, the response is rendered once, and all refusals of a second share a log line.
+framework and a log line take 220 microseconds for one. The door takes 35 to 50: it needs no task
+and no validation, renders the response once, and writes one log line for all refusals of a second.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ def find_model(path: Path) -> Path:
     """Find the ONNX file that `path` names: a file, or a folder with one.
 
     Raises:
-        ModelFileError: There is none, or there are several and none has the usual name, or the
-            folder cannot be read.
+        ModelFileError: The folder has no ONNX file, several of which none has the usual name, or
+            cannot be read.
     """
     # `Path.is_file` raises where a folder may not be entered; `os.path.isfile` does not.
     if os.path.isfile(path):

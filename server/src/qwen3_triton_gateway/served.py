@@ -164,7 +164,7 @@ class ServedModel(ABC):
 
         Raises:
             StartupError: The model cannot be served, or not with these settings.
-            BackendUnavailableError: There is no answer.
+            BackendUnavailableError: The model does not answer.
         """
 
     @abstractmethod

@@ -175,7 +175,7 @@ def find_served(path: Path, task: Task) -> Path:
     """Find the ONNX file of a model folder.
 
     Raises:
-        StartupError: There is none, or there are several; the message names the setting.
+        StartupError: The folder has none, or several; the message names the setting.
     """
     try:
         return find_model(path)

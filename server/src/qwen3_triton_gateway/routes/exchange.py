@@ -254,7 +254,7 @@ async def read_json(request: Request) -> dict[str, Any]:
         BodyTooLargeError: The body exceeds the limit.
         RequestTimeoutError: The body did not arrive in time.
         InvalidRequestError: The body is not a JSON object.
-        QueueFullError: There is no memory left for the body.
+        QueueFullError: The memory for requests does not suffice for the body.
         ClientDisconnect: The caller is gone.
     """
     memory: Reservation = request.scope["state"]["memory"]

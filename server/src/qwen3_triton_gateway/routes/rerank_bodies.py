@@ -123,7 +123,7 @@ def _one_or_more(value: object) -> object:
 
 
 def joined(texts: Sequence[object]) -> object:
-    """Join texts; return the first that is none, for validation to refuse it."""
+    """Join texts, or return the first value that is not a text, for validation to refuse."""
     wrong = [text for text in texts if not isinstance(text, str)]
     return wrong[0] if wrong else "\n".join(map(str, texts))
 

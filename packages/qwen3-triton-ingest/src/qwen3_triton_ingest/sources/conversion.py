@@ -200,7 +200,7 @@ class _Process:
         """Return the next message.
 
         Raises:
-            UnreadableError: There is none within the bounds.
+            UnreadableError: It does not come within the bounds.
         """
         return self._receive(options.max_convert_seconds, options.max_convert_bytes)
 

@@ -61,7 +61,7 @@ def read_converted(path: str, options: ReadOptions) -> Extracted:
     """Read the Markdown that a user's converter makes of a file.
 
     Raises:
-        UnreadableError: It fails, or there is none.
+        UnreadableError: The converter fails, or none is set for this kind of file.
     """
     ending = _normalized(extension(path))
     # Absolute, so that a name like `-x` is not taken for an option.

@@ -26,7 +26,7 @@ _SEPARATOR_LINE = re.compile(r"\ufeff?sep=(.)\r?\n", re.I)
 _MAX_LINES_ABOVE = 20
 _ROWS = 100
 _BLOCK_BYTES = 1 << 20
-# Fields in the usual quotes, so that an apostrophe is none.
+# Fields in double quotes; an apostrophe is not taken for a quote.
 _DOUBLE_QUOTED = re.compile(r'(?:^|[,;\t|])"', re.M)
 _ESCAPED_QUOTE = re.compile(r"\\[\"']")
 # The share of records with as many fields as the header has from which a layout fits.

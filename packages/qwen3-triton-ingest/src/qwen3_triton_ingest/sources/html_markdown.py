@@ -144,7 +144,7 @@ class _Converter:
     def _question(self, element: Element) -> _Blocks:
         level = self._level
         blocks = self.heading(element, min(level + 1, _LOWEST_LEVEL))
-        self._level = level  # the next question is no part of this one
+        self._level = level  # the next question is not part of this one
         return blocks
 
     def _list(self, element: Element, depth: int) -> _Blocks:

@@ -30,7 +30,7 @@ def plan_sql(source: str, options: ReadOptions) -> Shard:
     """Return the one shard of a query.
 
     Raises:
-        SourceError: There is no query.
+        SourceError: The query is missing.
     """
     place = shown_source(source)
     if not (options.query or "").strip(" \t\r\n;"):

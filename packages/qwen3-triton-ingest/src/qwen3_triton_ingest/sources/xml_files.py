@@ -59,7 +59,7 @@ def read_member(archive: zipfile.ZipFile, name: str, options: ReadOptions) -> by
     """Return what a member unpacks to, however large it says that is.
 
     Raises:
-        UnreadableError: There is none, or it is larger than a document may be.
+        UnreadableError: It is missing, or larger than a document may be.
     """
     try:
         with archive.open(name) as member:

@@ -167,7 +167,7 @@ def _inspect(target: str, *, rerank: bool = False) -> Inspection:
     """Inspect the model of a folder.
 
     Raises:
-        ModelError: There is none, or the gateway could not serve it.
+        ModelError: The folder has none, or the gateway could not serve it.
     """
     folder = Path(target)
     if not folder.exists():

@@ -94,8 +94,8 @@ def write_repository(
         digest: What identifies the weights, if they are those of another file.
 
     Raises:
-        ModelFolderError: There is no ONNX file, its weights are incomplete, or it has a tensor that
-            the local Triton cannot serve.
+        ModelFolderError: The folder has no ONNX file, or one with incomplete weights or a tensor
+            that the local Triton cannot serve.
         ModelError: The repository cannot be written.
         ValueError: An option is out of range.
     """

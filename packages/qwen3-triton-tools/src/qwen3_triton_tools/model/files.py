@@ -69,7 +69,7 @@ def find_model(path: Path) -> Path:
     """Find the ONNX file that `path` names, as the gateway does: a file, or a folder with one.
 
     Raises:
-        ModelError: There is none, or there are several and none has the usual name.
+        ModelError: The folder has none, or several of which none has the usual name.
     """
     try:
         return model_files.find_model(path)

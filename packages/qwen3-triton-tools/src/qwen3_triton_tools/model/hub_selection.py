@@ -45,7 +45,7 @@ def select_files(
     relative to itself; included files keep theirs.
 
     Raises:
-        ModelError: There is no graph, no tokenizer, or several graphs and no variant to choose one.
+        ModelError: The repository has no graph, no tokenizer, or several graphs without a variant.
     """
     graph = _choose_graph(repo, variant)
     chosen = [Selected(graph, MODEL_FILE)]

@@ -58,7 +58,7 @@ MAX_LISTED = 6
 # Loading takes about twice the weights in memory, and seconds per gigabyte. The smallest model of
 # the family has 2.4 GB in float32.
 MAX_WEIGHT_BYTES = 4 * 1024**3
-NO_TOKENIZER = "There is no tokenizer.json next to the model."
+NO_TOKENIZER = "The model has no tokenizer.json next to it."
 _SEVERITIES = ("error", "warning", "note", "skipped", "ok")
 
 

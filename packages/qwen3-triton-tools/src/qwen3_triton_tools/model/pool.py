@@ -205,7 +205,7 @@ def _check_behavior(inspection: Inspection) -> None:
 
 
 def _sample(inspection: Inspection, plan: PoolingPlan) -> tuple[Callable[[Path], None] | None, str]:
-    """Return the check of the result, or why there is none.
+    """Return the check of the result, or the reason why it cannot be checked.
 
     Raises:
         ModelError: The model does not behave like one of the family.
@@ -232,10 +232,10 @@ def _is_same_folder(left: Path, right: Path) -> bool:
 
 
 def check_size(model_path: Path) -> None:
-    """Check that there is room for pooling in an ONNX file.
+    """Check that an ONNX file has room for pooling.
 
     Raises:
-        ModelError: There is none below 2 GiB.
+        ModelError: It would exceed 2 GiB.
     """
     if model_path.is_file() and model_path.stat().st_size > MAX_FILE_BYTES - _ADDED_BYTES:
         msg = (

@@ -113,7 +113,7 @@ def _plan_vectors(inspection: Inspection, *, keep_hidden: bool, widen: bool) -> 
     """Plan to append pooling.
 
     Raises:
-        ModelError: There are no hidden states that the gateway could serve.
+        ModelError: The model has no hidden states that the gateway could serve.
     """
     model = inspection.model
     hidden = _find_hidden_state(model)
@@ -138,7 +138,7 @@ def _plan_answers(inspection: Inspection, *, keep_hidden: bool) -> PoolingPlan:
     model, reranker = inspection.model, inspection.reranker
     assert reranker is not None, "the caller knows that it is one"
     if keep_hidden:
-        raise ModelError("A reranker returns logits, so there is no hidden state to keep.")
+        raise ModelError("A reranker returns logits: it has no hidden states to keep.")
     # An output in bfloat16, which numpy does not have, is replaced.
     check_servable(inspection, besides=INTERFACE)
     _check_graph(model)
@@ -162,8 +162,8 @@ def _ids(inspection: Inspection) -> list[int]:
     """
     if inspection.tokenizer is None:
         msg = (
-            f"There is no tokenizer.json next to {inspection.path}, which says which rows of the "
-            f"head are {' and '.join(map(repr, ANSWERS))}. Fetch the one of the model."
+            f"{inspection.path} has no tokenizer.json next to it. Without it, the rows of the head "
+            f"for {' and '.join(map(repr, ANSWERS))} are unknown. Add the model's."
         )
         raise ModelError(msg)
     return answer_ids(inspection.tokenizer.answer_ids)

@@ -124,7 +124,7 @@ class GatewayClient:
         """Embed texts; fields with their default value are not sent.
 
         Raises:
-            HttpError: There is no answer, or one without a vector for each text.
+            HttpError: The server does not answer, or not with a vector for each text.
         """
         body: dict[str, Any] = {"texts": list(texts)}
         if input_type == "query":
@@ -141,7 +141,7 @@ class GatewayClient:
         """Return the token ids of a text, None if the server has no `POST /tokenize`.
 
         Raises:
-            HttpError: There is no answer, or one without ids.
+            HttpError: The server does not answer, or its answer has no ids.
         """
         try:
             answer = self.call("/tokenize", {"inputs": [text]})
@@ -158,7 +158,8 @@ class GatewayClient:
         """Send a request, and return the JSON of its answer.
 
         Raises:
-            HttpError: There is no answer, or none with a status below 400, or it is not JSON.
+            HttpError: The server does not answer, or it refuses the request, or its answer is not
+                JSON.
         """
         method = "GET" if body is None else "POST"
         try:

@@ -31,7 +31,7 @@ class RerankClient:
         """Score documents, in their order.
 
         Raises:
-            HttpError: There is no answer, or one without a score for each document.
+            HttpError: The server does not answer, or not with a score for each document.
         """
         body: dict[str, Any] = {"query": query, "documents": list(documents)}
         if instruction is not None:
