@@ -14,7 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from served_product import Vectors, embed, running
+from exported_models import sentence_transformer
+from served_product import Vectors, embed, running, worst_cosine
 from tokenizers import Tokenizer
 
 import qwen3_nano
@@ -63,6 +64,17 @@ def _expected(model: Any) -> Vectors:
     return reference.reference_vectors(model, tokenizer, TEXTS)
 
 
+@pytest.fixture(name="encoded", scope="session")
+def _encoded(model: Any, tmp_path_factory: pytest.TempPathFactory) -> tuple[Vectors, Vectors]:
+    """What sentence-transformers makes of TEXTS as documents, and as queries."""
+    tokenizer = qwen3_nano.model_dir() / "tokenizer.json"
+    encoder = sentence_transformer(model, tmp_path_factory.mktemp("encoder"), tokenizer=tokenizer)
+    options = {"truncate_dim": 1024, "normalize_embeddings": True}
+    return encoder.encode(TEXTS, batch_size=8, **options), encoder.encode(
+        TEXTS, prompt=QUERY, **options
+    )
+
+
 @pytest.fixture(name="url", scope="session", params=["up", "onnxruntime", "openvino"])
 def _url(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
@@ -74,12 +86,6 @@ def _url(
     log = tmp_path_factory.mktemp("product") / "log"
     with running("up" if is_triton else "serve", *flags, log=log) as url:
         yield url
-
-
-def worst_cosine(left: Vectors, right: Vectors) -> float:
-    a, b = left.astype(np.float64), right.astype(np.float64)
-    cosines = (a * b).sum(axis=1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
-    return float(cosines.min())
 
 
 def test_the_committed_golden_vectors_match_transformers(model: Any) -> None:
@@ -101,29 +107,8 @@ def test_the_default_1024_dimensions_are_the_first_of_transformers(
 
 
 def test_documents_and_queries_match_sentence_transformers(
-    url: str, model: Any, tmp_path: Path
+    url: str, encoded: tuple[Vectors, Vectors]
 ) -> None:
-    encoder = sentence_transformer(model, tmp_path)
-    documents = encoder.encode(TEXTS, batch_size=8, truncate_dim=1024, normalize_embeddings=True)
-    queries = encoder.encode(TEXTS, prompt=QUERY, truncate_dim=1024, normalize_embeddings=True)
+    documents, queries = encoded
     assert worst_cosine(embed(url, TEXTS), documents) >= FLOAT32_COSINE
     assert worst_cosine(embed(url, TEXTS, input_type="query"), queries) >= FLOAT32_COSINE
-
-
-def sentence_transformer(model: Any, folder: Path) -> Any:
-    """Load the same weights with sentence-transformers, pooled at the last token."""
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    from sentence_transformers import SentenceTransformer
-    from sentence_transformers.sentence_transformer.modules import Pooling, Transformer
-    from transformers import PreTrainedTokenizerFast
-
-    model.save_pretrained(folder)
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_file=str(qwen3_nano.model_dir() / "tokenizer.json"),
-        pad_token="<|endoftext|>",
-        padding_side="left",  # as the family's own configuration has it
-    )
-    tokenizer.save_pretrained(folder)
-    transformer = Transformer(str(folder), max_seq_length=1024)
-    pooling = Pooling(transformer.get_embedding_dimension(), pooling_mode="lasttoken")
-    return SentenceTransformer(modules=[transformer, pooling], device="cpu")
