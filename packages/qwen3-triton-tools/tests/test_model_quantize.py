@@ -47,6 +47,15 @@ def test_a_plain_model_loses_little_and_is_a_quarter_of_its_size(tmp_path: Path)
     assert all(loss["lowest_cosine"] >= 0.998 for loss in report["losses"].values()), report
 
 
+def test_what_could_not_be_measured_is_not_written(tmp_path: Path) -> None:
+    path = write_export(tmp_path / "model", weights=float_weights())
+    (tmp_path / "model" / "tokenizer.json").unlink()
+    result = CliRunner().invoke(main, ["model", "quantize", str(path)])
+    assert result.exit_code == 1
+    assert "has no tokenizer.json" in result.output
+    assert [folder.name for folder in tmp_path.iterdir()] == ["model"]
+
+
 def test_massive_activations_are_found_to_be_unsafe_in_int8(tmp_path: Path) -> None:
     if obstacle := Machine.this().why_not("int8"):
         pytest.skip(obstacle)

@@ -141,6 +141,7 @@ def test_only_the_folder_of_another_model_is_replaced(tmp_path: Path) -> None:
         (tmp_path / "model", "is in"),
         (tmp_path, "is in"),
         (tmp_path / "models", "no model in it"),
+        (tmp_path / "b" / "model.onnx", "is a file"),
     ):
         with pytest.raises(ModelError, match=problem):
             check_place(folder, model, force=True)

@@ -60,11 +60,13 @@ def quantize(
     from ..model.files import find_model
     from ..model.inspection import inspect_model
     from ..model.quantize import default_folder, quantize_model
+    from ..verify.local_gateway import find_tokenizer
 
     losses: Mapping[str, Loss | RerankLoss]
     with tool_errors():
         model_path = find_model(path)
         folder = out or default_folder(model_path)
+        find_tokenizer(model_path)  # without it, nothing could be measured
         report_progress(f"Quantizing {model_path}.")
         quantized = quantize_model(model_path, folder, force=force, rerank=rerank)
         if inspect_model(model_path, rerank=rerank).reranker:

@@ -84,13 +84,16 @@ def check_place(folder: Path, model_path: Path, *, force: bool) -> None:
     """Check that a model may be written to `folder`, in place of what is there.
 
     Raises:
-        ModelError: It exists and `force` is not set, the model itself is in it, or no model is.
+        ModelError: It exists and `force` is not set, the model itself is in it, or no model is; or
+            it is a file.
     """
     if not os.path.lexists(folder):
         return
     if model_path.resolve().is_relative_to(folder.resolve()):
         msg = f"{model_path} is in {folder}, which would be replaced. Choose another name."
         raise ModelError(msg)
+    if folder.is_file():
+        raise ModelError(f"{folder} is a file, and a folder is written. Choose another name.")
     if not force:
         raise ModelError(f"{folder} already exists. Pass `--force` to replace it.")
     if folder.is_dir() and any(folder.iterdir()) and not _has_model(folder):

@@ -47,6 +47,18 @@ class FolderSettings(Settings):
         return (init_settings,)
 
 
+def find_tokenizer(model: Path) -> Path:
+    """Find the tokenizer.json of an ONNX file.
+
+    Raises:
+        ModelError: It is missing.
+    """
+    tokenizer = find_sibling(model, TOKENIZER_FILE)
+    if tokenizer is None:
+        raise ModelError(f"{model.parent} has no {TOKENIZER_FILE}. Fetch the one of the model.")
+    return tokenizer
+
+
 def folder_settings(
     folder: Path,
     *,
@@ -64,9 +76,7 @@ def folder_settings(
         ModelError: The model or the tokenizer is missing, or the file is not an ONNX model.
     """
     model = find_model(folder)
-    tokenizer = find_sibling(model, TOKENIZER_FILE)
-    if tokenizer is None:
-        raise ModelError(f"{folder} has no {TOKENIZER_FILE}. Fetch the one of the model.")
+    tokenizer = find_tokenizer(model)
     values: dict[str, Any] = {"EMBED_ENGINE": engine, "EMBED_PRECISION": precision}
     if task == "rerank":
         values |= {
