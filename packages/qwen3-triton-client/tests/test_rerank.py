@@ -161,6 +161,14 @@ def test_a_refused_document_is_named_over_the_whole_call(
     assert caught.value.status == status
 
 
+def test_an_error_about_the_query_names_no_document(rerank: Rerank, fake: FakeGateway) -> None:
+    fake.then(Fault(status=400, param="query", message="The query has 9 tokens"))
+    with pytest.raises(InvalidRequestError, match="The query has 9 tokens") as caught:
+        rerank(["a", "b"])
+    assert caught.value.failed_indices == ()
+    assert "documents" not in str(caught.value)
+
+
 def test_a_refused_batch_is_named(rerank: Rerank, fake: FakeGateway) -> None:
     fake.then(Fault(status=401))
     with pytest.raises(AuthenticationError) as caught:

@@ -243,6 +243,19 @@ def test_the_folder_of_a_reranker_is_checked_as_one(monkeypatch: pytest.MonkeyPa
     assert "It is not a reranker: it returns `last_hidden_state`" in checks["reranker"]["seen"]
 
 
+@pytest.mark.parametrize("variable", ["", "RERANK_TOKENIZER_PATH"])
+def test_the_tokenizer_of_a_reranker_may_be_elsewhere(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, variable: str
+) -> None:
+    path = write_reranker(tmp_path / "model", causal_model())
+    tokenizer = (path.parent / "tokenizer.json").rename(tmp_path / "tokenizer.json")
+    monkeypatch.setenv("RERANK_MODEL_DIR", str(path.parent))
+    if variable:
+        monkeypatch.setenv(variable, str(tokenizer.parent))
+    _, _, output = doctor()
+    assert ("no tokenizer.json next to the model" in output) is not bool(variable)
+
+
 def test_a_reranker_in_the_repository_is_checked_by_its_name_in_triton(repository: Path) -> None:
     write_reranker(repository / "scores" / "1", causal_model())
     names = ("--triton-model", "embed", "--rerank-triton-model")

@@ -22,6 +22,7 @@ from qwen3_triton_tools.errors import ModelError
 from qwen3_triton_tools.model.inspection import inspect_model
 from qwen3_triton_tools.model.pool import pool_model
 from qwen3_triton_tools.model.quantize import quantize_model
+from qwen3_triton_tools.model.tokenizer_file import read_tokenizer_file
 from qwen3_triton_tools.onnx_model import read_model
 from reranker_exports import (
     HEADS,
@@ -447,6 +448,14 @@ def test_a_tokenizer_that_cannot_ask_or_answer_is_an_error(
     assert code == 1
     assert words in output
     assert run("pool", source)[0] == 1
+
+
+def test_answers_may_be_added_tokens(tmp_path: Path) -> None:
+    file = tmp_path / "tokenizer.json"
+    added = [{"id": 5, "content": "yes"}]
+    model = {"type": "BPE", "vocab": {"no": 0, "yes": 1}, "merges": []}
+    file.write_text(json.dumps({"model": model, "added_tokens": added}))
+    assert read_tokenizer_file(file).answer_ids == (0, 5)
 
 
 def test_without_a_tokenizer_the_rows_of_the_head_are_unknown(tmp_path: Path) -> None:

@@ -40,8 +40,10 @@ class EmbeddingError(Exception):
         retry_after_seconds: How long the gateway asked to wait, in seconds.
         retryable: Whether the same request may succeed when it is sent again.
         positions: Positions in the request of the texts that this error is about.
+        param: The field of the request that the gateway named; empty if it named none.
         tries: Requests sent for the batch that failed; 0 if it was refused before sending.
-        failed_indices: Indices of the call's texts that this error is about, ascending.
+        failed_indices: Indices of the call's texts that this error is about, ascending; none if
+            it is about the query of a call to rerank.
         argument: What `failed_indices` counts: "texts", or "documents" of a call to rerank.
         completed: Vectors of the same call that did arrive, by index of their text.
     """
@@ -56,6 +58,7 @@ class EmbeddingError(Exception):
         retry_after_seconds: float | None = None,
         retryable: bool = False,
         positions: tuple[int, ...] = (),
+        param: str = "",
     ) -> None:
         super().__init__(message)
         self.message = message
@@ -65,6 +68,7 @@ class EmbeddingError(Exception):
         self.retry_after_seconds = retry_after_seconds
         self.retryable = retryable
         self.positions = positions
+        self.param = param
         self.tries: int = 0
         self.failed_indices: tuple[int, ...] = ()
         self.argument: str = "texts"

@@ -6,10 +6,10 @@ import re
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from functools import partial
-from typing import Generic, Literal, TypeVar, cast
+from typing import ClassVar, Generic, Literal, TypeVar, cast
 
 from .errors import (
     AuthenticationError,
@@ -59,10 +59,15 @@ class Job(ABC, Generic[Item]):
         argument: What the caller calls the texts, for errors.
         shared_bytes: Bytes that the model reads again with each text.
 
+    Attributes:
+        shared_fields: What every request of the call has, and an error may name instead of a text.
+
     Raises:
         TypeError: `texts` is not a sequence of strings.
         InvalidRequestError: A text is blank or not valid Unicode, and `on_error` is "raise".
     """
+
+    shared_fields: ClassVar[Set[str]] = frozenset()
 
     def __init__(
         self,
@@ -133,7 +138,9 @@ class Job(ABC, Generic[Item]):
             if self._can_split(batch, error):
                 self._queue.extendleft(reversed(split_batch(batch, error.positions)))
                 return
-            indices = [batch.indices[position] for position in error.positions] or batch.indices
+            indices = [batch.indices[position] for position in error.positions]
+            if not indices and error.param not in self.shared_fields:
+                indices = batch.indices
             error.failed_indices, error.argument = tuple(sorted(indices)), self._argument
             if len(error.positions) == 1:
                 error.message = renumber(

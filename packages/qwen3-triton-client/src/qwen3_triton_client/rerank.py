@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 from .errors import BadAnswerError, InvalidRequestError
 from .exchange import Exchange
@@ -71,6 +71,8 @@ class RerankJob(Job[float]):
         InvalidRequestError: The query is blank or not valid Unicode; or a document is, unless it is
             blank and `on_blank` is "last".
     """
+
+    shared_fields: ClassVar[Set[str]] = frozenset({"query", "instruction"})
 
     def __init__(
         self,

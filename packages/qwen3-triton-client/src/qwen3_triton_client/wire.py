@@ -178,6 +178,7 @@ def raise_for_status(response: WireResponse, settings: ClientSettings, *, texts:
         retry_after_seconds=parse_retry_after(response.headers),
         retryable=status in RETRYABLE_STATUS,
         positions=_named_positions(where, texts),
+        param=where,
     )
 
 

@@ -83,6 +83,12 @@ EXPLICIT_SOURCES = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
     help="Folder or file of tokenizer.json. [TOKENIZER_PATH]",
 )
 @click.option(
+    "--rerank-tokenizer-path",
+    envvar="RERANK_TOKENIZER_PATH",
+    type=ANY_PATH,
+    help="Folder or file of the reranker's tokenizer.json. [RERANK_TOKENIZER_PATH]",
+)
+@click.option(
     "--output-dim",
     envvar="EMBED_OUTPUT_DIM",
     type=int,

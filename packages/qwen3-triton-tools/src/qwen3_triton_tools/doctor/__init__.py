@@ -48,6 +48,7 @@ class Target:
     rerank_model: str | None
     model_dir: Path | None
     rerank_model_dir: Path | None
+    rerank_tokenizer_path: Path | None
     model_repository: Path | None
     tokenizer_path: Path | None
     output_dim: int
@@ -73,6 +74,7 @@ def run_checks(target: Target) -> list[Section]:
         tokenizer_path=target.tokenizer_path,
         rerank_model_dir=target.rerank_model_dir,
         rerank_model=target.rerank_model,
+        rerank_tokenizer_path=target.rerank_tokenizer_path,
     )
     sections = [
         Section("Machine", tuple(_check_machine(target, gateway, files))),

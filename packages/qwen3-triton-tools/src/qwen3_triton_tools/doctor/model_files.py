@@ -52,6 +52,7 @@ def check_model_files(
     tokenizer_path: Path | None,
     rerank_model_dir: Path | None = None,
     rerank_model: str | None = None,
+    rerank_tokenizer_path: Path | None = None,
 ) -> ModelFilesReport:
     """Check folders, repository and tokenizer, as far as this user may read them.
 
@@ -61,8 +62,9 @@ def check_model_files(
         model_name: Name of the embedding model there.
         is_model_explicit: Whether the user chose it.
         tokenizer_path: The embedding model's tokenizer, by default in `model_dir`.
-        rerank_model_dir: Folder of a reranker with its tokenizer.
+        rerank_model_dir: Folder of a reranker.
         rerank_model: Name of a reranker in the repository.
+        rerank_tokenizer_path: The reranker's tokenizer, by default in its folder.
     """
     report = ModelFilesReport()
     try:
@@ -74,7 +76,9 @@ def check_model_files(
                 names[rerank_model] = True
             _check_repository(repository, names, report, rerank_model=rerank_model)
         if rerank_model_dir:
-            _check_model_dir(rerank_model_dir, report, rerank=True)
+            _check_model_dir(
+                rerank_model_dir, report, rerank=True, tokenizer_path=rerank_tokenizer_path
+            )
         if not report.findings:
             remedy = "Check one with --model-dir DIR or --model-repository DIR."
             report.findings.append(skipped("model", "no folder to check", remedy))
@@ -102,7 +106,13 @@ def check_permissions(files: Sequence[Path], user_id: int, *, is_served: bool) -
     return ok(name, f"readable for Triton's user (uid {TRITON_USER})")
 
 
-def _check_model_dir(model_dir: Path, report: ModelFilesReport, *, rerank: bool = False) -> None:
+def _check_model_dir(
+    model_dir: Path,
+    report: ModelFilesReport,
+    *,
+    rerank: bool = False,
+    tokenizer_path: Path | None = None,
+) -> None:
     if not model_dir.is_dir():
         remedy = "Correct the path of the folder."
         report.findings.append(failure("model folder", f"{model_dir} does not exist.", remedy))
@@ -112,7 +122,14 @@ def _check_model_dir(model_dir: Path, report: ModelFilesReport, *, rerank: bool 
     except ModelError as error:
         report.findings.append(failure("model.onnx", str(error)))
         return
-    _check_model(model_path, report, is_served=False, rerank=rerank, has_tokenizer=rerank)
+    _check_model(
+        model_path,
+        report,
+        is_served=False,
+        rerank=rerank,
+        has_tokenizer=rerank,
+        tokenizer_path=tokenizer_path,
+    )
 
 
 def _check_model(
@@ -122,6 +139,7 @@ def _check_model(
     is_served: bool,
     rerank: bool = False,
     has_tokenizer: bool = False,
+    tokenizer_path: Path | None = None,
 ) -> Inspection | None:
     """Add what `model inspect` finds.
 
@@ -130,10 +148,13 @@ def _check_model(
         report: Where it is added.
         is_served: Whether Triton has to load these files.
         rerank: Whether it is a reranker, whatever its name says.
-        has_tokenizer: Whether its tokenizer is that of its folder.
+        has_tokenizer: Whether its tokenizer is checked with it.
+        tokenizer_path: That tokenizer, by default the one in the model's folder.
     """
+    if tokenizer_path is not None and tokenizer_path.is_dir():
+        tokenizer_path = tokenizer_path / "tokenizer.json"
     try:
-        inspection = inspect_model(model_path, rerank=rerank)
+        inspection = inspect_model(model_path, rerank=rerank, tokenizer_path=tokenizer_path)
     except ModelError as error:
         report.findings.append(failure(model_path.name, str(error)))
         return None

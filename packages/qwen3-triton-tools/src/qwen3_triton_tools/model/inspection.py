@@ -110,26 +110,33 @@ class Inspection:
         return self.model.size_bytes + sum(file.size_bytes or 0 for file in self.external_files)
 
 
-def inspect_model(path: Path, *, rerank: bool = False) -> Inspection:
+def inspect_model(
+    path: Path, *, rerank: bool = False, tokenizer_path: Path | None = None
+) -> Inspection:
     """Inspect an ONNX file, the sizes of its data files, its tokenizer and its configuration.
 
     Args:
         path: The file.
         rerank: Take a causal language model for a reranker, whatever its name says.
+        tokenizer_path: Its tokenizer, by default the one next to the file.
 
     Raises:
         ModelError: The file is not an ONNX model.
     """
-    return inspect_graph(read_model(path), rerank=rerank)
+    return inspect_graph(read_model(path), rerank=rerank, tokenizer_path=tokenizer_path)
 
 
-def inspect_graph(model: OnnxModel, *, rerank: bool = False) -> Inspection:
+def inspect_graph(
+    model: OnnxModel, *, rerank: bool = False, tokenizer_path: Path | None = None
+) -> Inspection:
     """Inspect a model in memory, and the data files, tokenizer and configuration at its path."""
     path = model.path
     config, findings = load_config(path)
     table = embedding_shape(model)
     rows = table[0] if table else None
-    tokenizer, about_tokenizer = _read_tokenizer(path)
+    tokenizer, about_tokenizer = _read_tokenizer(
+        tokenizer_path or find_sibling(path, "tokenizer.json")
+    )
     findings += about_tokenizer
     vocabulary_size = tokenizer.vocabulary_size if tokenizer else rows
     is_named = rerank or says_reranker(path, config, model_name(path.parent))
@@ -236,8 +243,7 @@ def _hidden_size(output: TensorInfo | None) -> int | None:
     return output.shape[-1] if output and output.shape and output.shape[-1] > 0 else None
 
 
-def _read_tokenizer(path: Path) -> tuple[TokenizerFile | None, list[Finding]]:
-    file = find_sibling(path, "tokenizer.json")
+def _read_tokenizer(file: Path | None) -> tuple[TokenizerFile | None, list[Finding]]:
     if file is None:
         message = NO_TOKENIZER
         remedy = "Fetch the one of the model, or point TOKENIZER_PATH to it."

@@ -65,27 +65,28 @@ def read_tokenizer_file(path: Path) -> TokenizerFile:
         appends = _appended_token(document.get("post_processor"))
         added: list[dict[str, Any]] = document.get("added_tokens") or []
         vocabulary: Any = document["model"].get("vocab") or {}
-        ids = [int(token["id"]) for token in added]
-        answer_ids: tuple[int | None, ...] = (None,) * len(ANSWERS)
+        by_added = {str(token.get("content")): int(token["id"]) for token in added}
+        by_token: dict[str, int] = {}
+        ids = list(by_added.values())
         if isinstance(vocabulary, dict):
             by_token = cast("dict[str, int]", vocabulary)
             ids += by_token.values()
-            answer_ids = tuple(map(by_token.get, ANSWERS))
         else:
             ids.append(len(vocabulary) - 1)
+        # The library looks a token up among the added ones first.
+        answer_ids = tuple(by_added.get(answer, by_token.get(answer)) for answer in ANSWERS)
     except OSError as error:
         raise ModelError(describe_os_error(error, path)) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         msg = f"{path} is not a tokenizer file ({type(error).__name__}: {error}). Fetch it again."
         raise ModelError(msg) from error
-    end_ids = [int(token["id"]) for token in added if token.get("content") == END_TOKEN]
     return TokenizerFile(
         path=str(path),
         appends=appends,
-        end_token_id=end_ids[0] if end_ids else None,
+        end_token_id=by_added.get(END_TOKEN),
         vocabulary_size=max(ids, default=-1) + 1,
         answer_ids=answer_ids,
-        special_tokens=tuple(str(token.get("content")) for token in added),
+        special_tokens=tuple(by_added),
     )
 
 
