@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, Document
@@ -66,16 +67,8 @@ class Qwen3TritonRerank(GatewayComponent, BaseDocumentCompressor):
         Raises:
             EmbeddingError: A document has no score; `failed_indices` names it.
         """
-        result = self.clients()[0].rerank(
-            query,
-            [document.page_content for document in documents],
-            top_n=self.top_n,
-            instruction=self.instruction,
-            model=self.model,
-            truncate=self.truncate,
-            on_blank="last",
-        )
-        return _scored(documents, result)
+        texts = [document.page_content for document in documents]
+        return _scored(documents, self.clients()[0].rerank(query, texts, **self._options()))
 
     async def acompress_documents(
         self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
@@ -85,16 +78,17 @@ class Qwen3TritonRerank(GatewayComponent, BaseDocumentCompressor):
         Raises:
             EmbeddingError: A document has no score; `failed_indices` names it.
         """
-        result = await self.clients()[1].rerank(
-            query,
-            [document.page_content for document in documents],
-            top_n=self.top_n,
-            instruction=self.instruction,
-            model=self.model,
-            truncate=self.truncate,
-            on_blank="last",
-        )
-        return _scored(documents, result)
+        texts = [document.page_content for document in documents]
+        return _scored(documents, await self.clients()[1].rerank(query, texts, **self._options()))
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "top_n": self.top_n,
+            "instruction": self.instruction,
+            "model": self.model,
+            "truncate": self.truncate,
+            "on_blank": "last",
+        }
 
 
 def _scored(documents: Sequence[Document], result: RerankResult) -> list[Document]:
