@@ -35,9 +35,9 @@ class Corpus:
 
     texts: list[str]
     vectors: Matrix
-    """Of shape (documents, dimensions)."""
+    """Shape (documents, dimensions)."""
     questions: Matrix
-    """Of shape (questions, dimensions); no document contains the text or summary of one."""
+    """Shape (questions, dimensions); no document contains the text or summary of one."""
 
 
 def embedded_corpus(documents: int, questions: int, cache: Path) -> Corpus:

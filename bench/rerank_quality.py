@@ -48,7 +48,7 @@ class Point:
     candidates: int
     seconds: list[float] = field(default_factory=list[float])
     ranks: list[int] = field(default_factory=list[int])
-    """Of each question's own paragraph among all, from 0."""
+    """The rank of each question's own paragraph among all, from 0."""
 
     @property
     def p50_ms(self) -> float:

@@ -57,7 +57,7 @@ DOCUMENTS = [
     "tea",
 ]
 VOCABULARY = nano_tokenizer().get_vocab_size()
-# Of float32 in batches of other shapes.
+# Rounding of float32 in batches of other shapes.
 TOLERANCE = 1e-4
 
 

@@ -26,7 +26,7 @@ KEY = "unused"
 QUERY = "How do rivers carry sand?"
 DOCUMENTS = ["tea", "Rivers carry sand.", "a cake", "mountains"]
 HEADER = ("program", "setting", "tried version", "scores")
-# Of float32 that was written as decimals.
+# Rounding of float32 that was written as decimals.
 SAME = 1e-6
 
 # Returns the documents with their scores, the most relevant first. Its last argument is the model.

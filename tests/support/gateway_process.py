@@ -22,7 +22,7 @@ from qwen3_triton_tools.local_triton.process import free_ports
 
 LISTENING = re.compile(r"running on (http://[\d.]+:\d+)")
 START_SECONDS = 120.0
-# Of a request: only for what hangs.
+# Time limit of a request, for those that hang.
 ANSWER_SECONDS = 60.0
 # These gateways have no other callers, so they need not keep listening after SIGTERM. What engine
 # `auto` takes depends on the machine, and so do the vectors' last bits. Other tests have the other

@@ -25,7 +25,7 @@ RERANK_FLAGS = (
     *("--rerank-triton-model", RERANKER),
     *("--rerank-tokenizer-path", str(qwen3_nano_reranker.model_dir())),
 )
-# Of a request that is not answered: the model is unavailable, or the deadline has passed.
+# Statuses of a request that is refused: the model is unavailable, or the deadline has passed.
 UNAVAILABLE = {503, 504}
 
 

@@ -17,7 +17,7 @@ from qwen3_nano.graph import build_graph
 MIN_FLOAT16_PARITY = 0.999
 # The same operators in another graph, which the runtime may fuse differently.
 TOLERANCE = 1e-4
-# Of the rotary embedding: the last bits of a power differ between processors.
+# For the rotary embedding: the last bits of a power differ between processors.
 FREQUENCIES = "constant_1"
 MIXED = ["a", "The cat sat on the mat.", "Vaccines train immunity. " * 12, "🙂 здравствуйте 世界"]
 

@@ -214,7 +214,7 @@ def test_llamaindex_searches_for_what_the_query_bundle_has(
         QueryBundle(asked, embedding=first),
         QueryBundle(asked, custom_embedding_strs=[asked]),
         QueryBundle(asked, custom_embedding_strs=[]),
-        # Of both, LlamaIndex takes the embedding.
+        # Where both are set, LlamaIndex takes the embedding.
         QueryBundle(asked, custom_embedding_strs=[other], embedding=first),
     ]
     for bundle in bundles:

@@ -39,7 +39,7 @@ from reranker_graph import reference_logits, write_reranker
 
 QUESTION = "How do animals see in the dark?"
 MAX_LENGTH = 512
-# Of float32 in batches of other shapes.
+# Rounding of float32 in batches of other shapes.
 TOLERANCE = 1e-4
 
 

@@ -41,13 +41,13 @@ EMBEDDING_PATHS = {
     "/api/embeddings",
 }
 RERANK_PATHS = {"/rerank", "/v1/rerank", "/v2/rerank", "/v1/ranking", "/score", "/v1/score"}
-# The lane is known from the body. Of a larger one, nothing is read: it is taken as bulk documents.
+# Smaller bodies are read to choose a lane. A larger one is taken as bulk documents, unread.
 HELD_BYTES = 16 * 1024
 # Fields and model names that make a request one of queries, as JSON; so do aliases. A match costs
 # no more than the framework's own look at the request.
 QUERY_MARKERS = (rb'"query"', rb'[-_]query"')
-# A pair to rerank has the prompt's tokens too, 75 with Qwen3's and the default instruction. Of
-# texts, a token has about so many bytes.
+# A pair to rerank has the prompt's tokens too, 75 with Qwen3's and the default instruction. A
+# token of a text has about so many bytes.
 PROMPT_TOKENS = 75
 BYTES_PER_TOKEN = 4
 LOG_SECONDS = 1.0

@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 # With it, the gateway and the nano model stay below 400 MiB under any load. It is room for a
 # thousand small requests in progress, or for six of 2,048 texts each.
 DEFAULT_MAX_BYTES = 128 << 20
-# Of the memory that a container has, the rest is for the process itself and a batch.
+# A quarter of a container's memory; the rest is for the process itself and a batch.
 SHARE_OF_LIMIT = 4
 # A request's connection, headers, tasks and frames, before it has a body.
 REQUEST_BYTES = 16 << 10

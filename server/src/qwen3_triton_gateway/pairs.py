@@ -153,7 +153,7 @@ class PairTokenization:
 
     @property
     def _shares_heads(self) -> bool:
-        # Of another tokenizer, nothing is known about where words begin.
+        # Where words begin is known for this family's tokenizer only.
         return self._tokenizer.segmenter.knows_words
 
     def _join(self, head: TokenizedText, text: TokenizedText) -> TokenizedText:

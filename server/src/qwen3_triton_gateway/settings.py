@@ -193,8 +193,8 @@ class Settings(BaseSettings):
         validation_alias="RERANK_MAX_LENGTH",
         description=(
             "Maximum tokens of a query and a document with the prompt. Longer documents are "
-            "truncated or refused, depending on the request; a query is never truncated. If it is "
-            "not set, less where the config.json next to the tokenizer says so."
+            "truncated or refused, depending on the request; a query is never truncated. The "
+            "default is lowered to what the config.json next to the tokenizer states."
         ),
     )
     rerank_split_special_tokens: bool = Field(
@@ -202,8 +202,8 @@ class Settings(BaseSettings):
         validation_alias="RERANK_SPLIT_SPECIAL_TOKENS",
         description=(
             "Whether `<|im_end|>` and the like within queries, documents and instructions are "
-            "plain text. As on the model card, they are tokens of the prompt otherwise, so that "
-            "a document can end its turn and write the answer."
+            "plain text. Otherwise they are tokens of the prompt, as on the model card, and a "
+            "document can end its turn and write the answer."
         ),
     )
     threads: int = Field(
@@ -230,8 +230,8 @@ class Settings(BaseSettings):
         validation_alias="EMBED_MAX_LENGTH",
         description=(
             "Maximum tokens per text, including the end token. Longer texts are truncated or "
-            "refused, depending on the request. If it is not set, less where the config.json next "
-            "to the tokenizer says so."
+            "refused, depending on the request. The default is lowered to what the config.json "
+            "next to the tokenizer states."
         ),
     )
     output_dim: int = Field(

@@ -22,7 +22,7 @@ _RERANKER_CHANGED = (
     "compared. Rerank again."
 )
 OnBlank = Literal["raise", "last"]
-# Of one request, the gateway names so many truncated documents and only counts the others.
+# The gateway names this many truncated documents of a request, and only counts the others.
 _MAX_DOCUMENTS_PER_REQUEST = 100
 
 

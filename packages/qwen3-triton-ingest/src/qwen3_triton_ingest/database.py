@@ -41,11 +41,11 @@ _FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.2, 5.0
 _TRANSIENT_WORDS = (
     *("starting up", "shutting down", "recovery mode", "not yet accepting", "too many"),
     "terminating connection",  # by an administrator, or because the postmaster died
-    # Of PgBouncer, while its server is away or all of its connections are taken:
+    # Messages of PgBouncer, while its server is down or all of its connections are taken:
     *("no more connections allowed", "query_wait_timeout", "server login has been failing"),
     *("cannot connect to server", "server conn crashed", "server_login_retry"),
 )
-# Of libpq itself, about what the next attempt would find again.
+# Messages of libpq itself, about what the next attempt would find again.
 _PERMANENT = re.compile(
     "no password supplied|certificate|does not support SSL|SSL not in use|"
     "authentication method requirement|invalid [a-z_]+ value|invalid port"

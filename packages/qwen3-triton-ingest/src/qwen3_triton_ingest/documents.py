@@ -38,7 +38,7 @@ _CHUNK_NAMESPACE = uuid.UUID("6f1d2c52-3b1e-5d0f-9c0a-6a1f9b2f7c11")
 
 @dataclass(frozen=True, slots=True, order=True)
 class Origin:
-    """Where a document comes from. Of two documents with the same id, the smaller origin wins.
+    """Where a document comes from. The smaller origin wins if two documents have the same id.
 
     Attributes:
         source: The SOURCE as the user wrote it.

@@ -32,8 +32,8 @@ MASKS = {
     "int8": _OLD,
 }
 
-# Of the CPU plugin (https://docs.openvino.ai, "CPU device"). A group of 0 keeps activations as they
-# are where weights are stored as int8; the plugin's default would round them.
+# Options of the CPU plugin (https://docs.openvino.ai, "CPU device"). A group of 0 keeps activations
+# as they are where weights are stored as int8; the plugin's default would round them.
 OPENVINO_OPTIONS: dict[Precision, dict[str, Any]] = {
     "float32": {"INFERENCE_PRECISION_HINT": "f32", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0},
     "bfloat16": {"INFERENCE_PRECISION_HINT": "bf16", "DYNAMIC_QUANTIZATION_GROUP_SIZE": 0},

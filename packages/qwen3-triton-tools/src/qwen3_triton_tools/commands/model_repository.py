@@ -109,8 +109,8 @@ def repository(
     limit and the memory limit from the GPU and the model. Each setting in config.pbtxt is written
     with its reason. Weights are hard-linked, or copied to another disk, never symlinked. The
     tokenizer's folder is next to the repository. Exports that return hidden states are pooled on
-    the way: vectors and fingerprint stay the same. Of a reranker's vocabulary head, only the rows
-    of "no" and "yes" are kept: the scores stay the same.
+    the way: vectors and fingerprint stay the same. A reranker's vocabulary head keeps the rows of
+    "no" and "yes" only: the scores stay the same.
 
     \b
     Examples:

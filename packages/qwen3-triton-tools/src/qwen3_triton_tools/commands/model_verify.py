@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from ..verify.probe import GatewayClient
 
 CARDS = ("0.6b", "4b", "8b", "nano", "none")
-# Of pairs that run in this process: longer ones show no more, and cost the square of their length.
+# For pairs that run in this process: longer ones show no more, and cost the square of their length.
 PAIR_TOKENS = 2048
 
 
@@ -68,10 +68,10 @@ def verify(
     which is served in this process during the checks. Exits with 0 if no check fails, else with 1;
     each failure comes with its likely cause and a remedy.
 
-    Of a gateway's reranker, --rerank checks the scores that `POST /v1/rerank` returns. With the
-    model itself (--reference), they are compared with those of the prompt of Qwen3-Reranker's card,
-    and of prompts as they are often written wrongly. A folder with a reranker needs neither, and a
-    gateway with nothing else needs no --rerank.
+    With --rerank, the scores that a gateway returns from `POST /v1/rerank` are checked; a gateway
+    that serves only a reranker does not need the option. With the model itself (--reference), they
+    are compared with the scores for the prompt on Qwen3-Reranker's card, and for prompts as they
+    are often written wrongly. A folder with a reranker needs neither option.
 
     \b
     Examples:

@@ -99,8 +99,8 @@ def triton(
     Linux x86-64. The server is installed once into the user's cache folder (or
     QWEN3_TRITON_RUNTIME_DIR). The model runs on the CPU, through ONNX Runtime or OpenVINO in
     Triton's Python backend, with the names, shapes and batching of the production server. Hidden
-    states of the model in --model-dir are pooled there: vectors and fingerprint stay the same. Of a
-    reranker's vocabulary head, only the rows of "no" and "yes" are kept.
+    states of the model in --model-dir are pooled there: vectors and fingerprint stay the same. A
+    reranker's vocabulary head keeps the rows of "no" and "yes" only.
 
     \b
     Examples:

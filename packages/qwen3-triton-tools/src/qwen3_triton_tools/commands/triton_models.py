@@ -176,7 +176,7 @@ def _reranker(
 
     chosen = wanted.rerank_model_dir
     inspection = inspect_model(find_model(chosen or nano_reranker_dir()), rerank=True)
-    # Of one that pooling is about to replace, the output may be what the gateway cannot read.
+    # The gateway need not be able to read an output that pooling is about to replace.
     pools = wanted.pool and not inspection.is_pooled
     check_servable(inspection, besides=INTERFACE if pools else "")
     name = _name(wanted.rerank_model_name, chosen, NANO_RERANKER_ID, "--rerank-model-name")

@@ -36,7 +36,7 @@ SHARED = (
 PATHS = ("EMBED_MODEL_DIR", "TOKENIZER_PATH", "EMBED_ENGINE_CACHE_DIR")
 PRECISIONS = [name for name in get_args(WantedPrecision) if name != "auto"]
 FIRST_LINE = "# Written by `qwen3-triton tune`"
-# Of the table, after the engine: numbers, which do not wrap.
+# Columns of the table after the engine: numbers, which do not wrap.
 COLUMNS = ("texts/s", "spread", "lone query", "memory", "cosine")
 MIB = 1 << 20
 # Wide enough for every row where the output is a file.

@@ -1,9 +1,10 @@
 # pyright: basic
 """Run one ONNX file with ONNX Runtime or OpenVINO inside Triton's Python backend.
 
-This file is copied into a model repository as `1/model.py`. Of this project, it imports nothing but
-copies of the gateway's `answer_checksum.py` and, where OpenVINO runs the model, `openvino_model.py`
-next to it.
+This file is copied into a model repository as `1/model.py`. All that it imports of this project are
+the copies next to it: the gateway's `answer_checksum.py` and, where OpenVINO runs the model,
+`openvino_model.py`.
+
 Tensors are exchanged by DLPack: the backend's own numpy conversion reads array headers with the
 layout of numpy 1, and returns empty arrays with numpy 2.
 """

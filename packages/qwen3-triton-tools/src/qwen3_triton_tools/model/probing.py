@@ -99,7 +99,7 @@ def canary_of(inspection: Inspection, model_path: Path, *, max_length: int) -> s
         if inspection.reranker is None:
             probe = Probe(canary_batch(tokenizer))
             return state_canary(probe.batch, asyncio.run(_answer(model_path, probe, "embed")))
-        # Of the inspected model; the file may have been cut down to two logits since.
+        # As inspected: the file may have been cut down to two logits since.
         has_answers = inspection.reranker.selects_answers
         ids = None if has_answers else answer_ids(tokenizer_of(inspection).answer_ids)
         probe = Probe(rerank_canary_batch(tokenizer, max_length), ids)

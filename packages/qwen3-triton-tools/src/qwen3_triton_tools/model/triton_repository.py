@@ -134,7 +134,7 @@ def write_triton_repository(
     folder = repository / options.model_name
     check_place(folder, model_path, force=options.force)
     compare, not_compared = _sample(pooling)
-    # Of the export, pooled or not: pooling changes no vector.
+    # The digest is the export's, pooled or not: pooling changes no vector.
     digest = weights_digest(model_path, on_digest) if options.with_digest else None
     config = _config(inspection, options, plan, openvino, digest)
     tokenizer = _tokenizer_folder(repository, options) if inspection.tokenizer else None

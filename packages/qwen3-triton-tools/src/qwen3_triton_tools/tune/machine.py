@@ -11,7 +11,7 @@ from qwen3_triton_gateway.container import read_cgroups
 
 MEMORY_INFO = Path("/proc/meminfo")
 CPU_INFO = Path("/proc/cpuinfo")
-# Of all cores. A quiet machine has less; what others compute is missing in the rates.
+# Share of all cores. A quiet machine has less; what others compute is missing in the rates.
 QUIET_LOAD = 0.25
 
 

@@ -16,12 +16,12 @@ from .rerank_probe import RerankCheck, RerankProbe
 CANDIDATES = 5
 # A search shows scores with two digits, and thresholds on them are set by hand.
 MAX_DIFFERENCE = 0.05
-# Of each two candidates. Which one is first says less: it is one number per query, and a near tie
-# of the best two changes it.
+# Share of pairs of candidates. Which one is first says less: it is one number per query, and a near
+# tie of the best two changes it.
 MIN_SAME_ORDER = 0.95
 # Pairs that run together; each has the prompt's hundred tokens too.
 BATCH_PAIRS = 8
-# Of the check: a large model takes a minute on a CPU for so many.
+# For `verify`: a large model takes a minute on a CPU for so many.
 CHECKED_PAIRS = 100
 
 
