@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -15,13 +16,15 @@ from onnx import TensorProto, helper, numpy_helper
 
 import qwen3_nano
 from embed_call import cosines
-from qwen3_triton_gateway.backends.engines import Machine
+from qwen3_triton_gateway.backends import choose_backend
+from qwen3_triton_gateway.backends.engines import X86, Machine
+from qwen3_triton_gateway.backends.onnx import OnnxBackend
 from qwen3_triton_gateway.backends.openvino import OpenVinoBackend
 from qwen3_triton_gateway.batching import pad_batch
 from qwen3_triton_gateway.errors import BackendError, StartupError
 from qwen3_triton_gateway.openvino_model import OpenVinoModel, has_int8_weights
 from qwen3_triton_gateway.pooling import l2_normalize, vectors_of
-from qwen3_triton_gateway.settings import Precision
+from qwen3_triton_gateway.settings import Precision, Settings
 from qwen3_triton_gateway.tensors import Float32Matrix, TokenBatch
 from qwen3_triton_gateway.tokenization import TextTokenizer
 from tolerances import BFLOAT16_COSINE, FLOAT32_COSINE, INT8_COSINE
@@ -195,14 +198,35 @@ async def test_weights_next_to_the_graph_are_resident_once(
     await assert_weights_are_resident_once(OpenVinoBackend(folder), tokenizer, folder)
 
 
+@pytest.fixture(name="snapshot")
+def _snapshot(tmp_path: Path) -> Path:
+    """A folder as in the cache of a model hub: links to files in another one."""
+    snapshot, blobs = tmp_path / "snapshot", tmp_path / "blobs"
+    blobs.mkdir()
+    write_with_weights(snapshot)
+    for number, file in enumerate(list(snapshot.iterdir())):
+        file.symlink_to(file.rename(blobs / str(number)))
+    return snapshot
+
+
 async def test_weights_behind_a_link_out_of_the_folder_are_refused_with_a_remedy(
-    tmp_path: Path,
+    snapshot: Path,
 ) -> None:
-    weights = write_with_weights(tmp_path / "snapshot")
-    weights.rename(tmp_path / "blob")
-    weights.symlink_to(tmp_path / "blob")
+    settings = Settings(EMBED_MODEL_DIR=snapshot, EMBED_ENGINE="openvino")
     with pytest.raises(StartupError, match="Copy the folder with `cp -rL`"):
-        await OpenVinoBackend(weights.parent).connect()
+        await choose_backend(settings).connect()
+
+
+@pytest.mark.skipif(Machine.this().architecture not in X86, reason="auto is ONNX Runtime anyway")
+async def test_onnx_runtime_serves_weights_behind_a_link_out_of_the_folder(
+    snapshot: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    backend = choose_backend(Settings(EMBED_MODEL_DIR=snapshot))
+    assert isinstance(backend, OnnxBackend)
+    assert "does not read weights through a link out of the model's folder" in caplog.text
+    await backend.connect()
+    await backend.close()
 
 
 async def assert_weights_are_resident_once(

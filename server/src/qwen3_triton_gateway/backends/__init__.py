@@ -50,8 +50,9 @@ def _open_in_process(settings: Settings, model_dir: Path, task: Task) -> Backend
     from .engines import choose_engine
     from .in_process import find_served
 
-    find_served(model_dir, task)  # before anything says that its tokenizer is missing
-    choice = choose_engine(settings.engine, settings.precision)
+    # Before anything says that its tokenizer is missing.
+    model_path = find_served(model_dir, task)
+    choice = choose_engine(settings.engine, settings.precision, model_path=model_path)
     logger.info("%s", choice.describe(MODELS[task]))
     if choice.engine == "onnxruntime":
         from .onnx import OnnxBackend

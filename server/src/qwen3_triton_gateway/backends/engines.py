@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..errors import StartupError
+from ..model_files import ModelFileError
+from ..onnx_file import external_locations
 from ..settings import Engine, Precision, WantedPrecision
 
 CPU_INFO = Path("/proc/cpuinfo")
@@ -94,9 +96,19 @@ class EngineChoice:
 
 
 def choose_engine(
-    engine: Engine, precision: WantedPrecision, machine: Machine | None = None
+    engine: Engine,
+    precision: WantedPrecision,
+    machine: Machine | None = None,
+    *,
+    model_path: Path | None = None,
 ) -> EngineChoice:
     """Decide what `auto` means here, and check what was asked for.
+
+    Args:
+        engine: EMBED_ENGINE.
+        precision: EMBED_PRECISION.
+        machine: What decides here, by default this machine.
+        model_path: The ONNX file, if `auto` depends on where its weights are.
 
     Raises:
         StartupError: This machine or that engine cannot do it.
@@ -117,6 +129,12 @@ def choose_engine(
         if machine.architecture not in X86:
             reason = f"OpenVINO gains little on {machine.architecture or 'this architecture'}"
             return EngineChoice("onnxruntime", "graph", reason)
+        if model_path and is_linked_as_in_a_cache(model_path):
+            reason = (
+                "OpenVINO is faster, but does not read weights through a link out of the model's "
+                f"folder, as in the cache of a model hub: copy {model_path.parent} with `cp -rL`"
+            )
+            return EngineChoice("onnxruntime", "graph", reason)
     if not machine.has_openvino:
         asked = "EMBED_ENGINE" if engine == "openvino" else "EMBED_PRECISION"
         value = engine if engine == "openvino" else precision
@@ -126,6 +144,22 @@ def choose_engine(
         )
         raise StartupError(msg)
     return _with_precision(precision, machine)
+
+
+def is_linked_as_in_a_cache(model_path: Path) -> bool:
+    """Return whether the model's file and its weights are links to files in another folder.
+
+    OpenVINO refuses weights outside the folder of the link (checked on 2026.4.1). ONNX Runtime
+    reads them if they are where the model's file is, too (1.32).
+    """
+    try:
+        locations = external_locations(model_path)
+    except ModelFileError:  # reported where the model is loaded
+        return False
+    folder, target = model_path.parent.resolve(), model_path.resolve().parent
+    weights = [(model_path.parent / name).resolve() for name in locations]
+    linked = [path for path in weights if not path.is_relative_to(folder)]
+    return bool(linked) and all(path.is_relative_to(target) for path in linked)
 
 
 def openvino_options(precision: Precision, machine: Machine | None = None) -> dict[str, Any]:
