@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from tempfile import mkdtemp, mkstemp
+from tempfile import TemporaryDirectory, mkdtemp, mkstemp
 
 from qwen3_triton_gateway.model_files import describe_os_error
 
@@ -45,7 +46,8 @@ def replacing_file(target: Path, mode: int = 0o644) -> Generator[Path]:
 def temporary_folder(parent: Path, prefix: str) -> Generator[Path]:
     """Yield a folder that is removed at the end of the block, or by a later call after a kill.
 
-    A process has a lock on its folders, which ends with it however it ends.
+    A process has a lock on its folders, which ends with it however it ends. Windows has no such
+    locks: there, a folder stays after a kill.
 
     Args:
         parent: Where it is created.
@@ -54,6 +56,10 @@ def temporary_folder(parent: Path, prefix: str) -> Generator[Path]:
     Raises:
         ModelError: It cannot be created.
     """
+    if sys.platform == "win32":
+        with TemporaryDirectory(dir=parent, prefix=prefix) as name:
+            yield Path(name)
+        return
     for left in parent.glob(f"{prefix}*"):
         if (descriptor := _lock(left)) is not None:
             shutil.rmtree(left, ignore_errors=True)
@@ -81,7 +87,7 @@ def _create_locked(parent: Path, prefix: str) -> tuple[Path, int]:
 
 def _lock(folder: Path) -> int | None:
     """Lock a folder of this user; return a descriptor to close, None if that is not possible."""
-    import fcntl  # not on Windows, where no local Triton runs
+    import fcntl  # not on Windows
 
     try:
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
