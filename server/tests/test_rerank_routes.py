@@ -384,8 +384,8 @@ def test_vllm_returns_logits_without_activation(client: TestClient) -> None:
 @pytest.mark.parametrize("path", CALLS)
 def test_every_dialect_takes_an_instruction(client: TestClient, path: str) -> None:
     plain = scores_of(path, client.post(path, json=CALLS[path]).json())
-    told = client.post(path, json=CALLS[path] | {"instruction": "Find recipes."})
-    assert scores_of(path, told.json()) != plain
+    instructed = client.post(path, json=CALLS[path] | {"instruction": "Find recipes."})
+    assert scores_of(path, instructed.json()) != plain
 
 
 @pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])

@@ -406,10 +406,10 @@ async def test_a_blank_text_is_refused(query: str, document: str, message: str) 
 
 async def test_the_instruction_of_the_settings_is_that_of_a_request_without_one() -> None:
     plain = await connected(FakeReranker())
-    told = await connected(FakeReranker(), RERANK_INSTRUCTION="Find recipes.")
+    instructed = await connected(FakeReranker(), RERANK_INSTRUCTION="Find recipes.")
     expected = await score(plain, "tea", instruction="Find recipes.")
-    assert (await score(told, "tea")).raw == expected.raw
-    assert (await score(told, "tea", instruction="Other")).raw != expected.raw
+    assert (await score(instructed, "tea")).raw == expected.raw
+    assert (await score(instructed, "tea", instruction="Other")).raw != expected.raw
 
 
 async def test_control_tokens_in_documents_are_split_on_request() -> None:

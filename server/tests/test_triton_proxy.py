@@ -100,7 +100,7 @@ async def grpc_server(
     replies: dict[str, Any] | None = None,
 ) -> AsyncGenerator[str]:
     """Answer what Triton answers while the model loads, or replies; record the metadata."""
-    told = replies or {}
+    answers = replies or {}
 
     class Servicer(service_pb2_grpc.GRPCInferenceServiceServicer):
         async def refuse(self, request: Any, context: Any) -> None:
@@ -109,7 +109,7 @@ async def grpc_server(
 
         def reply(self, name: str) -> Any:
             async def answer(request: Any, context: Any) -> Any:
-                return told[name] if name in told else await self.refuse(request, context)
+                return answers[name] if name in answers else await self.refuse(request, context)
 
             return answer
 

@@ -179,7 +179,7 @@ class Load:
         return await self._settle(time.perf_counter() - self._began)
 
     async def run_closed(self, callers: int) -> Outcome:
-        """Keep so many requests waiting."""
+        """Keep this many requests waiting."""
         self._is_closed = True
         for _ in range(callers):
             self._send()

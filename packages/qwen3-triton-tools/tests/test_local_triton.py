@@ -146,7 +146,7 @@ def eventually(condition: Callable[[], bool], timeout_seconds: float = 120.0) ->
 
 
 def is_running(pid: int) -> bool:
-    """Say whether `pid` is alive; a process that was only not waited for yet is not."""
+    """Return whether `pid` is alive; a zombie is not."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except FileNotFoundError:

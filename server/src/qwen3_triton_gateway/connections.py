@@ -93,7 +93,7 @@ class Connections:
         self.mark(connection.fileno(), Waiting.FOR_ANSWER)
 
     def mark(self, descriptor: int, waiting: Waiting) -> None:
-        """Note what a connection waits for from now on."""
+        """Record what a connection waits for from now on."""
         for waits in self._waits.values():
             waits.pop(descriptor, None)
         if waiting is not Waiting.FOR_ANSWER:

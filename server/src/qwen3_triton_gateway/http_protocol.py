@@ -435,7 +435,7 @@ class GatewayProtocol(DoorProtocol):
         return cycle is not None and not cycle.response_complete
 
     def _update_wait(self) -> None:
-        """Note what the connection waits for now, and until when."""
+        """Record what the connection waits for now, and until when."""
         if self._part is Part.BODY:
             waiting = Waiting.FOR_BODY
         else:
@@ -485,7 +485,7 @@ class GatewayProtocol(DoorProtocol):
         self._half_closed_timer = self.loop.call_later(HALF_CLOSED_SECONDS, self._ask_whether_gone)
 
     def _refuse_with(self, error: EmbeddingServerError) -> EmbeddingServerError:
-        """Note the reason of an exception that has to pass through the parser."""
+        """Record an error, and return it to be raised through the parser."""
         self._refusal = error
         return error
 

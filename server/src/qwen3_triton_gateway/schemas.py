@@ -212,7 +212,7 @@ def parse_json(body: bytes | bytearray) -> dict[str, Any]:
 
 
 def _why(body: bytes | bytearray, error: ValueError) -> str:
-    """Say why a body is not JSON: for an encoding, the parser only finds it at line 1, column 1."""
+    """Explain why a body is not JSON; the parser reports a wrong encoding as line 1, column 1."""
     for mark, name in BYTE_ORDER_MARKS.items():
         if body.startswith(mark):
             return f"The body begins with {name}. Send it as UTF-8 without a byte order mark."

@@ -58,7 +58,7 @@ class Waiter:
         self._wake(all_done=False)
 
     def count_done(self) -> None:
-        """Note that one more text is done."""
+        """Count one more text as done, and wake the request after the last."""
         self.missing -= 1
         if not self.missing:
             self._wake(all_done=True)
@@ -337,7 +337,7 @@ class LaneQueue:
         return [entry]
 
     def _begin_turn(self, turn: Turn) -> None:
-        """Note what those have had whose turn it is: others that come begin level with them."""
+        """Raise the levels at which others begin to what the request, and its caller, have had."""
         self.level = max(self.level, turn.caller.served)
         levels = turn.caller.levels
         levels[turn.priority] = max(levels[turn.priority], turn.served)

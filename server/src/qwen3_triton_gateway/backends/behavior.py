@@ -166,12 +166,12 @@ def accept_pooling(spec: ModelSpec, found: Behavior, wanted: Pooling) -> str:
             f"{found.pooling!r}. Set EMBED_POOLING to that, or to 'graph' to accept any pooling."
         )
         raise StartupError(msg)
-    told = found.pooling if found.pooling in ("mean", "cls") else "graph"
+    setting = found.pooling if found.pooling in ("mean", "cls") else "graph"
     msg = (
         f"Model {spec.name!r} {_WHY[found.pooling]}. Qwen3-Embedding pools the last token, so "
         "these are other vectors than the reference implementation's. Serve an export with that "
         "pooling (`qwen3-triton model pool` adds it to one without), or set "
-        f"EMBED_POOLING={told} if the model was trained like this."
+        f"EMBED_POOLING={setting} if the model was trained like this."
     )
     raise StartupError(msg)
 

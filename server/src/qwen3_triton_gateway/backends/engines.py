@@ -62,7 +62,7 @@ class Machine:
 
     @classmethod
     def this(cls) -> Machine:
-        """Look at this machine."""
+        """Detect what this machine has."""
         return cls(
             architecture=platform.machine(),
             instructions=_read_instructions(),

@@ -298,7 +298,7 @@ def _texts_in(document: object) -> dict[str, str]:
 
 
 def _with_ranked_fields(body: dict[str, Any], documents: list[object]) -> dict[str, Any]:
-    """Make the text of documents that are objects of the fields in Cohere's `rank_fields`.
+    """Build the text of documents that are objects from the fields in Cohere's `rank_fields`.
 
     Raises:
         InvalidRequestError: A document has none of them.

@@ -173,7 +173,7 @@ def final_name(connection: Connection, table: Table, wanted: str) -> str:
 def put_in_place(
     connection: Connection, table: Table, temporary: str, name: str, *, replaces: bool
 ) -> None:
-    """Give the new index its name, and drop those that it makes superfluous."""
+    """Rename the new index, and drop those that it makes superfluous."""
     indexes = find_vector_indexes(connection, table)
     new = next((index for index in indexes if index.name == temporary), None)
     superfluous = [

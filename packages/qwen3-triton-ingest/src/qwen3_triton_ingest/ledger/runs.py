@@ -280,7 +280,7 @@ def drop_stale_dead_letters(connection: Connection, table_id: int, owner: Owners
 
 
 def rename_dead_letters(connection: Connection, table_id: int, former: Mapping[str, str]) -> None:
-    """Give the dead letters under former names of sources the present ones."""
+    """Rename the sources of dead letters from their former names to the present ones."""
     connection.execute(
         "UPDATE qwen3_ingest.dead_letters d SET source = n.source "
         "FROM unnest(%s::text[], %s::text[]) AS n (former, source) "

@@ -72,7 +72,7 @@ def upsert_chunks(connection: Connection, table: Table, chunks: Iterable[Embedde
 
 
 def update_chunks(connection: Connection, table: Table, chunks: Sequence[Chunk]) -> None:
-    """Give existing rows the chunks' metadata and places; texts and vectors stay."""
+    """Update metadata and places of existing rows; texts and vectors stay."""
 
     def parameters() -> Iterator[list[BinaryValue]]:
         for chunk in chunks:

@@ -35,7 +35,7 @@ class RecordReader:
         self.encoding: str | None = None
 
     def match(self, columns: Sequence[str]) -> None:
-        """Take a file's columns for those of the options, whatever their case."""
+        """Match the columns of the options to those of a file, whatever their case."""
         self._options = with_columns(self._options, columns)
         self._default_id = find_column(ID_COLUMN, columns) or ID_COLUMN
 

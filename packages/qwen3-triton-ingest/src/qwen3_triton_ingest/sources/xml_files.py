@@ -153,7 +153,7 @@ def _line(element: Any) -> str:
 
 
 def _replace_entities(root: Any) -> None:
-    """Put text where a file refers to it: what the file itself defines, and what HTML does."""
+    """Replace entities by their text, as the file itself or HTML defines them."""
     entity: Any = import_module("lxml.etree").Entity
     dtd = root.getroottree().docinfo.internalDTD
     texts = {} if dtd is None else {each.name: each.content for each in dtd.iterentities()}

@@ -184,7 +184,7 @@ def check_answers(reranker: Reranker, tokenizer: TokenizerFile) -> list[Finding]
 
 
 def describe_form(reranker: Reranker, tokenizer: TokenizerFile | None) -> list[str]:
-    """Say what was found, for `model inspect`."""
+    """Describe what was found, for `model inspect`."""
     if reranker.form == "seq-cls" and reranker.is_pooled:
         return ["seq-cls: one logit for each pair; its sigmoid is the score"]
     if reranker.form == "seq-cls":
