@@ -147,7 +147,8 @@ format: install ## Format the code and fix what can be fixed
 
 .PHONY: parity
 parity: install $(VENV)-parity/.installed ## Compare with the reference implementation, live (torch, transformers)
-	@$(VENV)-parity/bin/python -m pytest -c tests/parity/pytest.ini --rootdir tests/parity tests/parity $(ARGS)
+	@# By default, torch's threads spin while they wait for each other: wasted where cores are shared.
+	@OMP_WAIT_POLICY=PASSIVE $(VENV)-parity/bin/python -m pytest -c tests/parity/pytest.ini --rootdir tests/parity tests/parity $(ARGS)
 
 # With pip, and torch first: pip finds a CPU build on machines that provide one.
 $(VENV)-parity/.installed: requirements/parity.txt $(wildcard packages/qwen3-nano*/pyproject.toml) | $(VENV)/.installed
