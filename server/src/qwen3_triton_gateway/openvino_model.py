@@ -111,7 +111,7 @@ class OpenVinoModel:
         """Compute the outputs with these names, as arrays.
 
         Raises:
-            Exception: OpenVINO or this refused the feed; they share no public base class.
+            Exception: OpenVINO refuses the inputs, or a token is out of range (`ValueError`).
         """
         self._check_ids(feed["input_ids"])
         self._request.infer(dict(feed), share_inputs=True, share_outputs=True)

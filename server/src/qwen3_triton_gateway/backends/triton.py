@@ -184,7 +184,7 @@ class TritonBackend(Backend):
         """Return whether Triton says that the model is ready.
 
         A refusal counts at once. Silence counts twice: a server that gets no CPU for a second, or a
-        lost packet, is no reason to refuse requests that it would answer.
+        lost packet, is not a reason to refuse requests that it would answer.
         """
         began = time.monotonic()
         for _ in range(PROBES):
@@ -196,7 +196,7 @@ class TritonBackend(Backend):
         return False
 
     async def _ask(self) -> bool | None:
-        """Ask once whether the model is ready; None if there is no answer in time."""
+        """Ask once whether the model is ready; return None if Triton does not answer in time."""
         began = time.monotonic()
         try:
             async with asyncio.timeout(PROBE_SECONDS):

@@ -72,7 +72,7 @@ def read_converted(path: str, options: ReadOptions) -> Extracted:
         convert: Callable[[str], str] = installed.load()
         text = convert(place)
     else:
-        raise UnreadableError(f"There is no converter for {ending!r}. Give one by `--converter`.")
+        raise UnreadableError(f"There is no converter for {ending!r}. Set one with `--converter`.")
     text = text.replace("\r\n", "\n")
     return Extracted(text, "markdown", marks=tuple(markdown_headings(text)))
 

@@ -146,7 +146,7 @@ def check_not_binary(stream: BinaryIO) -> None:
 
 
 def read_lines(stream: BinaryIO, *, start: int, stop: int, max_bytes: int) -> Iterator[Line]:
-    """Read the lines that begin in a range of bytes; ranges that meet share no line.
+    """Read the lines that begin in a range of bytes; adjacent ranges have no line in common.
 
     A line that is too long is skipped without being held in memory, and only to the end of the
     range: the line after it belongs to another range.
