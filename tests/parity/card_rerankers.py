@@ -92,8 +92,10 @@ class Rerankers:
 
     def _model(self, weights: str) -> Qwen3PreTrainedModel:
         if weights not in self._models:
-            made = make_classifier() if weights == "classifier" else make_reranker(tied=False)
-            self._models[weights] = made
+            if weights == "classifier":
+                self._models[weights] = make_classifier()
+            else:  # one layer, since what differs is the head
+                self._models[weights] = make_reranker(tied=False, num_hidden_layers=1)
         return self._models[weights]
 
     def _make(self, form: str) -> Export:
