@@ -170,9 +170,7 @@ def flaky_proxy(url: str, statuses: Sequence[int]) -> Generator[tuple[str, Calla
 
         def _forward(self, body: bytes) -> None:
             headers = {name: value for name, value in self.headers.items() if name != "Host"}
-            reply = httpx2.request(
-                self.command, url + self.path, headers=headers, content=body, timeout=60
-            )
+            reply = client.request(self.command, url + self.path, headers=headers, content=body)
             names = ("content-type", "inference-header-content-length")
             kept = {name: reply.headers[name] for name in names if name in reply.headers}
             self._answer(reply.status_code, kept, reply.content)
@@ -187,7 +185,11 @@ def flaky_proxy(url: str, statuses: Sequence[int]) -> Generator[tuple[str, Calla
         def log_message(self, format: str, *args: object) -> None:  # noqa: A002
             del format, args
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server:
+    with (
+        # To load certificates, unused here, takes longer than a request.
+        httpx2.Client(timeout=60, verify=False) as client,
+        ThreadingHTTPServer(("127.0.0.1", 0), Proxy) as server,
+    ):
         threading.Thread(target=server.serve_forever).start()
         try:
             yield f"http://127.0.0.1:{server.server_port}", start
