@@ -61,7 +61,7 @@ def _model_dirs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return folders
 
 
-@pytest.fixture(name="triton", scope="session")
+@pytest.fixture(name="triton", scope="module")
 def _triton(
     model_dirs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 ) -> Generator[LocalTriton]:

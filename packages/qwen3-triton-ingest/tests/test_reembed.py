@@ -57,7 +57,7 @@ DEMO = Path(__file__).resolve().parents[3] / "examples" / "demo" / "documents.js
 SERIAL = IndexOptions(parallel_workers=0)
 
 
-@pytest.fixture(name="other_gateway", scope="session")
+@pytest.fixture(name="other_gateway", scope="module")
 def _other_gateway(tmp_path_factory: pytest.TempPathFactory) -> Generator[GatewayProcess]:
     """A gateway that serves another model: nano, with half of its final values negated."""
     folder = tmp_path_factory.mktemp("other-model")
