@@ -57,7 +57,7 @@ TEXTS = [f"{'filler ' * (7 * index % 19)}text number {index}" for index in range
 FEW = TEXTS[:40]
 BATCH_SIZE = 8
 SOME_TEXT = FEW[20]
-SEEDS = (1, 2, 3)
+SEEDS = {str(seed): seed for seed in (1, 2, 3)}
 BOUND = 3
 CACHE_BYTES = 100_000_000
 
@@ -114,6 +114,27 @@ def _face(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
+def faced(name: str, values: dict[str, Any]) -> pytest.MarkDecorator:
+    """Parametrize by `name`: every value with the client, and the first one with the adapters.
+
+    The adapters leave all exchanges to the client, so one shows what they do with the outcome.
+    """
+    return pytest.mark.parametrize(
+        ("face", name),
+        [
+            pytest.param(
+                face,
+                value,
+                id=f"{face}-{key}",
+                marks=pytest.mark.campaign if face in RERANK_FACES else (),
+            )
+            for face in (*FACES, *RERANK_FACES)
+            for number, (key, value) in enumerate(values.items())
+            if number == 0 or face.startswith("client")
+        ],
+    )
+
+
 @pytest.fixture(name="make")
 def _make(face: str, proxy: FaultProxy) -> MakeFace:
     """Create one, with the options that they share."""
@@ -142,7 +163,7 @@ def client_threads() -> list[str]:
 # Transient faults
 
 
-@pytest.mark.parametrize("fault", [*PASSING.values()], ids=[*PASSING])
+@faced("fault", PASSING)
 def test_a_transient_fault_costs_one_try_of_one_batch(
     make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right, fault: Fault
 ) -> None:
@@ -154,7 +175,7 @@ def test_a_transient_fault_costs_one_try_of_one_batch(
     assert sorted(text for batch in proxy.tries for text in batch) == sorted(FEW)
 
 
-@pytest.mark.parametrize("fault", [*BEARABLE.values()], ids=[*BEARABLE])
+@faced("fault", BEARABLE)
 def test_a_slow_answer_is_waited_for(
     make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right, fault: Fault
 ) -> None:
@@ -185,7 +206,7 @@ def test_responses_in_reverse_order_reach_their_texts(
     assert sorted(first, key=lambda request: request.ended) == first[::-1]
 
 
-@pytest.mark.parametrize("seed", SEEDS)
+@faced("seed", SEEDS)
 def test_all_faults_at_once_cost_tries_but_no_vector(
     make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right, seed: int
 ) -> None:
@@ -217,10 +238,10 @@ LASTING = {
     "400": Lasting(busy(400), InvalidRequestError, 400, 1),
     "one-result-short": Lasting(Fault("drop_result"), BadAnswerError, 200, 1),
 }
-BROKEN = ["reset", "reset_in_body", "cut_body", "cut_json"]
+BROKEN = {kind: kind for kind in ("reset", "reset_in_body", "cut_body", "cut_json")}
 
 
-@pytest.mark.parametrize("lasting", [*LASTING.values()], ids=[*LASTING])
+@faced("lasting", LASTING)
 def test_a_permanent_fault_is_one_typed_error_with_every_detail(
     make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right, lasting: Lasting
 ) -> None:
@@ -238,7 +259,7 @@ def test_a_permanent_fault_is_one_typed_error_with_every_detail(
     assert right([FEW[index] for index in error.completed], error.completed.values())
 
 
-@pytest.mark.parametrize("kind", BROKEN)
+@faced("kind", BROKEN)
 def test_a_response_that_never_arrives_completely_is_a_connection_error(
     make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right, kind: Any
 ) -> None:
@@ -399,7 +420,7 @@ def test_an_interrupt_ends_a_call_after_what_is_in_flight(
 # Shared by threads, tasks and event loops
 
 
-@pytest.mark.parametrize("bound", [1, 2, 5])
+@faced("bound", {"5": 5, "1": 1, "2": 2})
 def test_requests_in_flight_reach_the_limit_and_never_exceed_it(
     make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right, bound: int
 ) -> None:
