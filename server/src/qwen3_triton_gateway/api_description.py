@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from fastapi import FastAPI
+from pydantic import BaseModel
 
 from .auth import is_open
+from .schemas import describe_body
 from .service import EmbeddingService
 from .settings import MIN_DIMENSIONS
 
@@ -26,6 +28,7 @@ def describe(app: FastAPI) -> dict[str, Any]:
     """Describe the API as this gateway serves it, with the key if it requires one."""
     service: EmbeddingService = app.state.service
     settings = service.settings
+    _describe_bodies(app)
     schema = FastAPI.openapi(app)
     for name in UNUSED_SCHEMAS:
         schema["components"]["schemas"].pop(name, None)
@@ -43,6 +46,17 @@ def describe(app: FastAPI) -> dict[str, Any]:
                 operation["security"] = []
             _limit_numbers(operation, service)
     return schema
+
+
+def _describe_bodies(app: FastAPI) -> None:
+    """Put JSON schemas in place of the models that `describe_call` left."""
+    for route in app.routes:
+        extra: dict[str, Any] = getattr(route, "openapi_extra", None) or {}
+        for content in extra.get("requestBody", {}).get("content", {}).values():
+            if isinstance(content["schema"], tuple):
+                bodies = cast("tuple[type[BaseModel], ...]", content["schema"])
+                schemas = [describe_body(body) for body in bodies]
+                content["schema"] = schemas[0] if len(schemas) == 1 else {"oneOf": schemas}
 
 
 def _describe_key(operation: dict[str, Any], *, is_required: bool) -> None:
