@@ -2,6 +2,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 from click.testing import CliRunner
 
@@ -91,6 +92,25 @@ def test_triton_s_environment_gets_the_engine_that_is_asked_for(
     settings = Settings(EMBED_ENGINE=engine, EMBED_PRECISION=precision)
     choice = choose_for_triton(settings, machine)
     assert (choice.engine, choice.precision) == expected
+
+
+@pytest.mark.parametrize(
+    ("engine", "expected"), [("auto", "onnxruntime"), ("openvino", "openvino")]
+)
+def test_weights_that_openvino_does_not_read_run_on_onnx_runtime_unless_it_is_named(
+    tmp_path: Path, engine: str, expected: str
+) -> None:
+    files = [tmp_path / "blobs" / name for name in ("model.onnx", "weights")]
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    model = onnx.load(qwen3_nano.model_dir() / "model.onnx")
+    onnx.save(model, files[0], save_as_external_data=True, location="weights")
+    for file in files:
+        (tmp_path / "snapshot" / file.name).symlink_to(file)
+    machine = Machine("x86_64", frozenset(), "", has_openvino=True)
+    path = tmp_path / "snapshot" / "model.onnx"
+    choice = choose_for_triton(Settings(EMBED_ENGINE=engine), machine, model_paths=[path])
+    assert choice.engine == expected
 
 
 @pytest.mark.parametrize("command", ["triton", "up"])

@@ -52,7 +52,7 @@ def _open_in_process(settings: Settings, model_dir: Path, task: Task) -> Backend
 
     # Before anything says that its tokenizer is missing.
     model_path = find_served(model_dir, task)
-    choice = choose_engine(settings.engine, settings.precision, model_path=model_path)
+    choice = choose_engine(settings.engine, settings.precision, model_paths=[model_path])
     logger.info("%s", choice.describe(MODELS[task]))
     if choice.engine == "onnxruntime":
         from .onnx import OnnxBackend

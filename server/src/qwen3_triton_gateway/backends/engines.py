@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -100,7 +101,7 @@ def choose_engine(
     precision: WantedPrecision,
     machine: Machine | None = None,
     *,
-    model_path: Path | None = None,
+    model_paths: Sequence[Path] = (),
 ) -> EngineChoice:
     """Decide what `auto` means here, and check what was asked for.
 
@@ -108,7 +109,7 @@ def choose_engine(
         engine: EMBED_ENGINE.
         precision: EMBED_PRECISION.
         machine: What decides here, by default this machine.
-        model_path: The ONNX file, if `auto` depends on where its weights are.
+        model_paths: The ONNX files: `auto` depends on where their weights are.
 
     Raises:
         StartupError: This machine or that engine cannot do it.
@@ -129,10 +130,10 @@ def choose_engine(
         if machine.architecture not in X86:
             reason = f"OpenVINO gains little on {machine.architecture or 'this architecture'}"
             return EngineChoice("onnxruntime", "graph", reason)
-        if model_path and is_linked_as_in_a_cache(model_path):
+        for path in filter(is_linked_as_in_a_cache, model_paths):
             reason = (
                 "OpenVINO is faster, but does not read weights through a link out of the model's "
-                f"folder, as in the cache of a model hub: copy {model_path.parent} with `cp -rL`"
+                f"folder, as in the cache of a model hub: copy {path.parent} with `cp -rL`"
             )
             return EngineChoice("onnxruntime", "graph", reason)
     if not machine.has_openvino:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -38,8 +38,10 @@ class WantedModels:
     pool: bool
 
 
-def choose_for_triton(settings: Settings, machine: Machine | None = None) -> EngineChoice:
-    """Decide what runs the model in Triton, whose environment gets the engine that is asked for.
+def choose_for_triton(
+    settings: Settings, machine: Machine | None = None, *, model_paths: Sequence[Path] = ()
+) -> EngineChoice:
+    """Decide what runs the models in Triton, whose environment gets the engine that is asked for.
 
     `auto` means what it means for `serve`: OpenVINO is not fetched unless it is installed here.
 
@@ -51,7 +53,7 @@ def choose_for_triton(settings: Settings, machine: Machine | None = None) -> Eng
     machine = machine or Machine.this()
     is_wanted = settings.engine == "openvino" or settings.precision in ("bfloat16", "int8")
     machine = replace(machine, has_openvino=machine.has_openvino or is_wanted)
-    return choose_engine(settings.engine, settings.precision, machine)
+    return choose_engine(settings.engine, settings.precision, machine, model_paths=model_paths)
 
 
 def _openvino(settings: Settings, choice: EngineChoice) -> OpenVino | None:
@@ -88,21 +90,24 @@ def local_triton(
     from qwen3_triton_gateway.container import thread_count
 
     from ..local_triton import LocalTriton
+    from ..model.files import find_model
 
-    choice = choose_for_triton(settings)
-    announce(choice.describe("both models" if wanted.rerank else "the embedding model"))
-    openvino = _openvino(settings, choice)
     folder = wanted.model_dir or nano_model_dir()
     output, reason = _output_to_pool(folder, settings, wanted=wanted.pool)
     if reason:
         announce(f"The model is served as it is. {reason}")
     name = _name(wanted.model_name, wanted.model_dir, NANO_MODEL_ID, "--model-name")
     with ExitStack() as stack:
+        reranker = _reranker(wanted, name, stack, announce) if wanted.rerank else None
+        paths = [find_model(folder), *([find_model(reranker.model_dir)] if reranker else [])]
+        choice = choose_for_triton(settings, model_paths=paths)
+        announce(choice.describe("both models" if wanted.rerank else "the embedding model"))
+        openvino = _openvino(settings, choice)
         yield LocalTriton(
             model_dir=folder,
             pooled_output=output,
             model_name=name,
-            reranker=_reranker(wanted, name, stack, announce) if wanted.rerank else None,
+            reranker=reranker,
             intra_op_threads=thread_count(settings.threads),
             openvino=openvino,
             runtime=install(with_openvino=openvino is not None),
