@@ -502,17 +502,19 @@ def test_bad_usage_says_what_is_wrong(
 def test_the_command_says_how_to_go_on_and_replaces_only_when_forced(
     exports: Path, tmp_path: Path
 ) -> None:
-    arguments = [str(exports / "plain"), "-o", str(tmp_path / "r"), "--model-name", "m"]
+    place = tmp_path / "a place"
+    arguments = [str(exports / "plain"), "-o", str(place / "r"), "--model-name", "m"]
     code, output = run(*arguments, "--gpu", "l4")
     assert code == 0
-    assert f"--tokenizer-path {tmp_path / 'm-tokenizer'}" in output
+    assert f"--model-repository '{place / 'r'}' " in output
+    assert f"--tokenizer-path '{place / 'm-tokenizer'}' " in output
     code, output = run(*arguments, "--gpu", "l4")
     assert code == 1
     assert "--force" in output
     code, output = run(*arguments, "--gpu", "l4", "--force", "--json")
     assert code == 0
     document = json.loads(output)
-    assert document["tokenizer"] == str(tmp_path / "m-tokenizer")
+    assert document["tokenizer"] == str(place / "m-tokenizer")
     assert document["max_batch_size"] == 64
 
 

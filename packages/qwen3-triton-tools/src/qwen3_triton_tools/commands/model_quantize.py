@@ -79,7 +79,8 @@ def quantize(
         return
     before, after = quantized.bytes_before / 1e6, quantized.bytes_after / 1e6
     click.echo(
-        f"Wrote {quantized.path}: {quantized.matrices} matrices, {before:,.1f} MB as int8 in "
+        f"Wrote {quantized.path}: {quantized.matrices} "
+        f"{'matrix' if quantized.matrices == 1 else 'matrices'}, {before:,.1f} MB as int8 in "
         f"{after:,.1f} MB."
     )
     for name, loss in losses.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -287,11 +288,12 @@ def _report(
     if written.unreadable:
         click.echo(
             f"  Triton's image runs as uid 1000 and cannot read {', '.join(written.unreadable)}: "
-            f"chmod -R a+rX {out}"
+            f"chmod -R a+rX {shlex.quote(str(out))}"
         )
-    tokenizer = written.tokenizer or "FOLDER_OF_TOKENIZER_JSON"
+    tokenizer = shlex.quote(str(written.tokenizer or "FOLDER_OF_TOKENIZER_JSON"))
     click.echo("To run Triton with it, and the gateway in front of Triton:")
-    click.echo(f"  tritonserver --model-repository {out} --disable-auto-complete-config")
+    repository = shlex.quote(str(out))
+    click.echo(f"  tritonserver --model-repository {repository} --disable-auto-complete-config")
     if reranks:
         click.echo(f"  RERANK_TRITON_MODEL={name} RERANK_TOKENIZER_PATH={tokenizer} \\")
         click.echo("      qwen3-triton serve --triton-url http://localhost:8000")
