@@ -6,7 +6,7 @@ and the graph computes with exactly the float32 values that they stand for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -35,6 +35,7 @@ class _Context:
     sin: str
     bias: str  # (batch, 1, sequence, past + sequence), 0 or MASKED_SCORE
     past_key_values: bool
+    last: str | None = None  # the index of the only tokens to compute, (batch, 1)
 
 
 def build_graph(
@@ -67,11 +68,14 @@ def build_graph(
     g = GraphBuilder()
     context = _shared(g, weights, past_key_values=past_key_values, position_ids=position_ids)
     hidden = _embed(g, weights)
+    pools = output == "sentence_embedding"
     for index in range(len(weights.layers)):
+        if pools and index == len(weights.layers) - 1:
+            context = replace(context, last=_last_index(g, context))
         hidden = _layer(g, weights, index, hidden, context)
     result = _rms_norm(g, hidden, g.tensor("norm", weights.norm), weights.rms_norm_eps)
-    if output == "sentence_embedding":
-        result = _pool(g, result, past_key_values=past_key_values)
+    if pools:
+        result = g.op("Squeeze", result, g.ints([1]))
     result = g.op("Cast", result, to=TensorProto.FLOAT16) if float16_output else result
     g.rename(result, output)
     return _model(
@@ -185,9 +189,14 @@ def _embed(g: GraphBuilder, weights: NanoWeights) -> str:
 def _layer(
     g: GraphBuilder, weights: NanoWeights, index: int, hidden: str, context: _Context
 ) -> str:
+    """Run a layer for all tokens, or for the last of each text only, (batch, 1, hidden_size).
+
+    Pooling discards all other rows of the last layer: of them, only keys and values are needed.
+    """
     layer, name, eps = weights.layers[index], f"layers.{index}", weights.rms_norm_eps
     normed = _rms_norm(g, hidden, g.tensor(f"{name}.input_norm", layer.input_norm), eps)
-    attended = g.op("Add", hidden, _attention(g, weights, index, normed, context))
+    attended = _attention(g, weights, index, normed, context)
+    attended = g.op("Add", _at(g, hidden, context.last) if context.last else hidden, attended)
     normed = _rms_norm(g, attended, g.tensor(f"{name}.post_norm", layer.post_norm), eps)
     gate = g.linear(normed, f"{name}.gate", layer.gate)
     gate = g.op("Mul", gate, g.op("Sigmoid", gate))
@@ -200,13 +209,17 @@ def _attention(
     g: GraphBuilder, weights: NanoWeights, index: int, normed: str, context: _Context
 ) -> str:
     layer, name, eps = weights.layers[index], f"layers.{index}", weights.rms_norm_eps
-    query = _heads(g, g.linear(normed, f"{name}.q", layer.q), weights.head_dim)
+    asking, cos, sin, bias = normed, context.cos, context.sin, context.bias
+    if context.last:
+        asking = _at(g, asking, context.last)
+        cos, sin, bias = (_at(g, part, context.last, heads=True) for part in (cos, sin, bias))
+    query = _heads(g, g.linear(asking, f"{name}.q", layer.q), weights.head_dim)
     key = _heads(g, g.linear(normed, f"{name}.k", layer.k), weights.head_dim)
     value = _heads(g, g.linear(normed, f"{name}.v", layer.v), weights.head_dim)
     query = _rms_norm(g, query, g.tensor(f"{name}.q_norm", layer.q_norm), eps)
     key = _rms_norm(g, key, g.tensor(f"{name}.k_norm", layer.k_norm), eps)
-    query = _rotate(g, query, context, weights.head_dim)
-    key = _rotate(g, key, context, weights.head_dim)
+    query = _rotate(g, query, weights.head_dim, cos, sin)
+    key = _rotate(g, key, weights.head_dim, context.cos, context.sin)
     if context.past_key_values:
         key = g.op("Concat", f"past_key_values.{index}.key", key, axis=2)
         value = g.op("Concat", f"past_key_values.{index}.value", value, axis=2)
@@ -214,7 +227,7 @@ def _attention(
     scores = g.op("MatMul", query, g.op("Transpose", key, perm=[0, 1, 3, 2]))
     scores = g.op("Mul", scores, g.floats(weights.head_dim**-0.5))
     # The bias in effect replaces a masked score, which is lost in rounding.
-    attention = g.op("Softmax", g.op("Add", scores, context.bias), axis=-1)
+    attention = g.op("Softmax", g.op("Add", scores, bias), axis=-1)
     mixed = g.op("Transpose", g.op("MatMul", attention, value), perm=[0, 2, 1, 3])
     mixed = g.op("Reshape", mixed, g.ints([0, 0, weights.query_heads * weights.head_dim]))
     return g.linear(mixed, f"{name}.o", layer.o)
@@ -232,13 +245,13 @@ def _repeat_heads(g: GraphBuilder, weights: NanoWeights, heads: str) -> str:
     return g.op("Gather", heads, g.ints(index.tolist()), axis=1)
 
 
-def _rotate(g: GraphBuilder, heads: str, context: _Context, head_dim: int) -> str:
+def _rotate(g: GraphBuilder, heads: str, head_dim: int, cos: str, sin: str) -> str:
     """Apply rotary position embeddings in the half-split form (`rotate_half`)."""
     half, axis = g.ints([head_dim // 2]), g.ints([3])
     first = g.op("Slice", heads, g.ints([0]), half, axis)
     second = g.op("Slice", heads, half, g.ints([head_dim]), axis)
     turned = g.op("Concat", g.op("Neg", second), first, axis=-1)
-    return g.op("Add", g.op("Mul", heads, context.cos), g.op("Mul", turned, context.sin))
+    return g.op("Add", g.op("Mul", heads, cos), g.op("Mul", turned, sin))
 
 
 def _rms_norm(g: GraphBuilder, values: str, gain: str, eps: float) -> str:
@@ -247,12 +260,19 @@ def _rms_norm(g: GraphBuilder, values: str, gain: str, eps: float) -> str:
     return g.op("Mul", g.op("Div", values, root), gain)
 
 
-def _pool(g: GraphBuilder, hidden: str, *, past_key_values: bool) -> str:
-    """Select the hidden state at the highest index where `attention_mask` is 1."""
+def _last_index(g: GraphBuilder, context: _Context) -> str:
+    """Compute the highest index where `attention_mask` is 1, (batch, 1)."""
     mask = "attention_mask"
-    if past_key_values:
+    if context.past_key_values:
         mask = g.op("Slice", mask, _past_length(g), g.ints([np.iinfo(np.int64).max]), g.ints([1]))
     length = g.op("Squeeze", g.op("Shape", mask, start=1, end=2))
     indices = g.op("Mul", mask, g.op("Range", g.scalar(0), length, g.scalar(1)))
-    last = g.op("ReduceMax", indices, axes=[1], keepdims=1)
-    return g.op("GatherND", hidden, last, batch_dims=1)
+    return g.op("ReduceMax", indices, axes=[1], keepdims=1)
+
+
+def _at(g: GraphBuilder, rows: str, index: str, *, heads: bool = False) -> str:
+    """Select one row of each text: (batch, sequence, n) to (batch, 1, n), also behind `heads`."""
+    rows = g.op("Squeeze", rows, g.ints([1])) if heads else rows
+    return g.op(
+        "Unsqueeze", g.op("GatherND", rows, index, batch_dims=1), g.ints([1, 2][: 1 + heads])
+    )
