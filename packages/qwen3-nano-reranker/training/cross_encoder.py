@@ -18,11 +18,11 @@ def small_config() -> StudentConfig:
     """Return the sizes of the reranker."""
     return StudentConfig(
         vocab_size=VOCABULARY,
-        embedding_size=256,
-        hidden_size=320,
-        intermediate_size=320,
+        embedding_size=264,
+        hidden_size=368,
+        intermediate_size=352,
         num_hidden_layers=3,
-        num_attention_heads=4,
+        num_attention_heads=6,
         num_key_value_heads=2,
         head_dim=128,
     )
@@ -48,7 +48,15 @@ class CrossEncoder(nn.Module):
     def forward(
         self, heads: Tensor, head_lengths: Tensor, tails: Tensor, lengths: Tensor
     ) -> Tensor:
-        """Return logits, (queries, documents, 2).
+        """Return logits, (queries, documents, 2), of what `last_states` takes."""
+        states = self.last_states(heads, head_lengths, tails, lengths)
+        normed = rms_norm(states, self.norm, self.config.rms_norm_eps)
+        return normed @ self._embed(torch.tensor(self.answers)).T
+
+    def last_states(
+        self, heads: Tensor, head_lengths: Tensor, tails: Tensor, lengths: Tensor
+    ) -> Tensor:
+        """Return the last token's state behind the last layer, (queries, documents, hidden_size).
 
         Args:
             heads: Tokens up to the document, int64 (queries, longest), padded right.
@@ -93,9 +101,7 @@ class CrossEncoder(nn.Module):
                 tail_tables = tuple(t[last_rows, :, at][:, :, None] for t in tail_tables)
                 tail_mask = tail_mask[last_rows, :, at][:, :, None]
             tail = _finish(layer, tail, normed, tail_tables, key, value, tail_mask)
-        state = rms_norm(tail[:, 0], self.norm, self.config.rms_norm_eps)
-        rows = self._embed(torch.tensor(self.answers))
-        return (state @ rows.T).unflatten(0, (queries, documents))
+        return tail[:, 0].unflatten(0, (queries, documents))
 
     def _embed(self, ids: Tensor) -> Tensor:
         """Look up tokens. The projection stays what it begins as: it appends zeros."""

@@ -18,11 +18,9 @@ from cross_encoder import CrossEncoder
 from export import qwen3_config, to_weights
 from onnx import TensorProto, helper, numpy_helper
 from student import StudentConfig
-from tokenizers import Tokenizer
 
 from qwen3_nano.graph import build_graph
 from qwen3_nano.weights import NanoWeights
-from qwen3_triton_gateway.rerank_prompt import ANSWERS
 
 NAME = "qwen3-nano-reranker"
 
@@ -57,10 +55,8 @@ def save(model: CrossEncoder, folder: Path) -> None:
 
 def main() -> None:
     work = Path(sys.argv[1])
-    tokenizer = Tokenizer.from_file(str(work / "model/tokenizer.json"))
-    no, yes = (tokenizer.token_to_id(answer) for answer in ANSWERS)
     saved = torch.load(work / "reranker.pt", weights_only=True)
-    model = CrossEncoder(StudentConfig(**saved["config"]), (no, yes))
+    model = CrossEncoder(StudentConfig(**saved["config"]), saved["answers"])
     model.load_state_dict(saved["state"])
     save(model, work / "model")
     print((work / "model/model.onnx").stat().st_size)

@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from articles import Article, read_articles
+from chat_tokenizer import prompt_ids
 from numpy.typing import NDArray
 from student import END, Student, StudentConfig
 from texts import _WHAT_IS, _WHICH, _WHY, _ask_about, _keywords, _sentences
@@ -201,10 +202,35 @@ def write_tokens(work: Path, texts: list[str]) -> None:
     np.savez(work / "token-ids.npz", flat=np.concatenate(rows), ends=ends)
 
 
-def token_rows(work: Path) -> list[NDArray[np.int32]]:
-    """Return the tokens of each text."""
-    saved = np.load(work / "token-ids.npz")
-    return np.split(saved["flat"], saved["ends"][:-1])
+class Texts:
+    """What this module wrote: texts, their tokens, and the lists, as indices into both."""
+
+    def __init__(self, work: Path) -> None:
+        self.tokenizer = Tokenizer.from_file(str(work / "model/tokenizer.json"))
+        self.prefix, self.suffix = prompt_ids(self.tokenizer)
+        self.texts: list[str] = json.loads((work / "texts.json").read_text(encoding="utf-8"))
+        saved = np.load(work / "token-ids.npz")
+        self.rows: list[NDArray[np.int32]] = np.split(saved["flat"], saved["ends"][:-1])
+        arrays = np.load(work / "lists.npz")
+        self.candidates, self.answers = arrays["candidates"], arrays["answers"]
+        self.queries, self.groups = arrays["queries"], arrays["groups"]
+        self.validation = arrays["validation"].astype(bool)
+
+    def some_queries(self, count: int) -> NDArray[np.int32]:
+        """Draw queries of training lists."""
+        return np.random.default_rng(1).choice(self.queries[~self.validation], count, replace=False)
+
+    def some_documents(self, count: int) -> NDArray[np.int32]:
+        """Draw documents of training lists."""
+        documents = np.unique(self.candidates[~self.validation])
+        return np.random.default_rng(2).choice(documents, count, replace=False)
+
+    def rarity(self, count: int) -> torch.Tensor:
+        """Return the logarithm of a token's inverse document frequency in so many documents."""
+        found = np.ones(self.tokenizer.get_vocab_size())
+        for row in self.some_documents(count):
+            found[np.unique(self.rows[row])] += 1
+        return torch.tensor(np.log(count / found), dtype=torch.float32)
 
 
 def main() -> None:

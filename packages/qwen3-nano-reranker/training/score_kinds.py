@@ -22,7 +22,7 @@ from reference_scores import run_onnx
 from retrieval import Kind, Nano, kinds
 from tokenizers import Tokenizer
 from train_tokenizer import PREFIX
-from word_order import held_out_lists
+from word_order import orders
 
 import qwen3_nano
 
@@ -100,12 +100,11 @@ def score(kind: Kind, folder: Path) -> dict[str, object]:
 
 def word_order(reranker: Reranker) -> dict[str, object]:
     """Return how often the sentence that the query means beats its reversal."""
-    lists = held_out_lists()
-    pairs = [(item.query, text) for item in lists for text in (item.positive, item.negatives[0])]
+    pairs = [(order.query, text) for order in orders() for text in (order.right, order.reversed)]
     scores = reranker.score(pairs).reshape(-1, 2)
     return {
         "kind": "word order",
-        "pairs": len(lists),
+        "pairs": len(scores),
         "right": round(float((scores[:, 0] > scores[:, 1]).mean()), 4),
         "dog bites man": bool(scores[0, 0] > scores[0, 1]),
     }
