@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,5 +30,8 @@ def test_the_demo_finds_answers_through_both_frameworks_and_leaves_nothing(tmp_p
     for framework in ("LangChain", "LlamaIndex"):
         assert f"Index with {framework}   312 documents" in done.stdout
         assert f"{framework}: " in done.stdout
-    assert "Start Triton with the nano model and the gateway" in done.stdout
+    assert "Start Triton with the nano models and the gateway" in done.stdout
+    reranked = done.stdout.partition("Searches by title, reranked")[2]
+    before, after = zip(*re.findall(r"rank (\d+) │ +rank (\d+)", reranked), strict=True)
+    assert sum(1 / int(rank) for rank in after) > sum(1 / int(rank) for rank in before)
     assert [path.name for path in tmp_path.iterdir()] == []

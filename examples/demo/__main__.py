@@ -15,8 +15,9 @@ from demo.stack import StackError
 from qwen3_triton_tools.local_triton import LocalTritonError
 
 _DESCRIPTION = (
-    "Start Triton with the nano model, the gateway and PostgreSQL with pgvector, index 312 "
-    "paragraphs with LangChain and LlamaIndex, ask questions, and stop everything."
+    "Start Triton with the nano models, the gateway and PostgreSQL with pgvector, index 312 "
+    "paragraphs with LangChain and LlamaIndex, ask questions, rerank what is found, and stop "
+    "everything."
 )
 _EXPECTED_ERRORS = (DemoError, StackError, EmbeddedPostgresError, LocalTritonError)
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)

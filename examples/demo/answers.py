@@ -14,7 +14,7 @@ HITS_PER_QUESTION = 3
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The hits of one framework for one question, best first."""
+    """The hits of one framework, or of the reranker, for one question, best first."""
 
     question: Question
     framework: str
@@ -59,6 +59,17 @@ def answer_table(answers: Sequence[Answer]) -> Table:
             f"{score:.3f}",
             _mark(answer.rank),
         )
+    return table
+
+
+def rerank_table(before: Sequence[Answer], after: Sequence[Answer]) -> Table:
+    """Build a table of where each search's expected document was, and is after reranking."""
+    table = Table(title="Searches by title, reranked", title_justify="left")
+    table.add_column("Search", ratio=1)
+    table.add_column("By embeddings", justify="right", no_wrap=True)
+    table.add_column("Reranked", justify="right", no_wrap=True)
+    for old, new in zip(before, after, strict=True):
+        table.add_row(Text(new.question.text), _mark(old.rank), _mark(new.rank))
     return table
 
 

@@ -36,3 +36,8 @@ def load_questions(path: Path = _FOLDER / "questions.json") -> list[Question]:
     """Return the demo's questions."""
     entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
     return [Question(entry["question"], frozenset(entry["expected"])) for entry in entries]
+
+
+def title_searches(every: int) -> list[Question]:
+    """Return a search for the title of one in `every` documents; only its own text is expected."""
+    return [Question(each.title, frozenset({each.id})) for each in load_documents()[::every]]

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, cast
 
+import qwen3_nano_reranker
 from demo.supervised import Supervised, start_supervised
 from qwen3_triton_tools.local_triton.process import free_ports
 
@@ -22,7 +23,7 @@ _POLL_SECONDS = 0.1
 _REQUEST_TIMEOUT_SECONDS = 5.0
 _STOP_SECONDS = 30.0
 # Settings of the user's own gateway must not affect the demo's.
-_FOREIGN_SETTINGS = ("EMBED_", "TRITON_", "TOKENIZER_PATH", "QWEN3_TRITON_URL")
+_FOREIGN_SETTINGS = ("EMBED_", "RERANK_", "TRITON_", "TOKENIZER_PATH", "QWEN3_TRITON_URL")
 
 
 class StackError(RuntimeError):
@@ -44,7 +45,7 @@ class Ports:
 
 
 class EmbeddingStack:
-    """The nano model behind the gateway: in a real Triton, or in the gateway's own process.
+    """The nano models behind the gateway: in a real Triton, or in the gateway's own process.
 
     As a context manager, it starts the servers without waiting for them, and stops them on exit.
 
@@ -85,7 +86,7 @@ class EmbeddingStack:
         return self._server.log_tail()
 
     def wait_until_ready(self, timeout_seconds: float, on_wait: Callable[[str], None]) -> None:
-        """Wait until the gateway returns correct vectors; call `on_wait` with what is missing.
+        """Wait until the gateway serves both models; call `on_wait` with what is missing.
 
         Raises:
             StackError: A server exited, or was not ready in time.
@@ -115,9 +116,10 @@ class EmbeddingStack:
         ports = self._ports
         gateway = ["--host", "127.0.0.1", "--port", str(ports.gateway)]
         if not self.with_triton:
-            return ["serve", *gateway]
+            reranker = str(qwen3_nano_reranker.model_dir())
+            return ["serve", *gateway, "--rerank-model-dir", reranker]
         return [
-            *("up", *gateway, "--http-port", str(ports.triton_http)),
+            *("up", "--rerank", *gateway, "--http-port", str(ports.triton_http)),
             *("--grpc-port", str(ports.triton_grpc), "--metrics-port", str(ports.triton_metrics)),
         ]
 
