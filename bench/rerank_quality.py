@@ -4,8 +4,8 @@
         --page docs/rerank.md --plot docs/rerank.svg
     PYTHONPATH=tests/support:examples .venv/bin/python bench/rerank_quality.py --url http://gpu-box:8101
 
-The demo's paragraphs are searched with their questions, which avoid the words of the answers and
-which neither nano model has seen. A search embeds the question, takes the candidates with the
+The demo's paragraphs are searched with their titles, or with questions that avoid the words of the
+answers; the nano models have seen neither. A search embeds it, takes the candidates with the
 highest cosine of all (no index, so none is missed), and reranks them, one search at a time. Without
 `--url`, the nano models run in the gateway's process.
 """
@@ -76,14 +76,14 @@ class Search:
         self._texts = [document.text for document in corpus]
         self._vectors: NDArray[np.float32] = client.embed(self._texts).to_numpy()
 
-    def run(self, question: str, candidates: int) -> tuple[list[int], dict[int, float]]:
+    def run(self, query: str, candidates: int) -> tuple[list[int], dict[int, float]]:
         """Return all documents by cosine, and the scores of the first `candidates` of them."""
-        vector = self._client.embed([question], input_type="query").to_numpy()[0]
-        order = np.argsort(-(self._vectors @ vector), kind="stable").tolist()
+        vector = self._client.embed([query], input_type="query").to_numpy()[0]
+        order: list[int] = np.argsort(-(self._vectors @ vector), kind="stable").tolist()
         chosen = order[:candidates]
         if not chosen:
             return order, {}
-        found = self._client.rerank(question, [self._texts[place] for place in chosen])
+        found = self._client.rerank(query, [self._texts[place] for place in chosen])
         return order, {chosen[each.index]: each.raw_score for each in found.documents}
 
 
@@ -93,30 +93,32 @@ def rerank(order: Sequence[int], scores: dict[int, float], candidates: int) -> l
     return [*first, *order[candidates:]]
 
 
-def measure(search: Search, corpus: Sequence[Document], questions: int, timed: int) -> list[Point]:
-    """Search with evenly spread questions; the first `timed` with every number of candidates."""
-    points = {count: Point(count) for count in COUNTS}
-    places = np.linspace(0, len(corpus) - 1, questions).astype(int).tolist()
+def measure(search: Search, queries: Sequence[str], count: int, timed: int) -> list[Point]:
+    """Search with `count` evenly spread queries, each of the paragraph at its place.
+
+    The first `timed` search with every number of candidates.
+    """
+    points = {candidates: Point(candidates) for candidates in COUNTS}
+    places: list[int] = np.linspace(0, len(queries) - 1, count).astype(int).tolist()
     np.random.default_rng(0).shuffle(places)
-    search.run(corpus[0].question, COUNTS[-1])  # warms up
+    search.run(queries[0], COUNTS[-1])  # warms up
     for number, place in enumerate(track(places, "Search", disable=not sys.stdout.isatty())):
         order: list[int] = []
         scores: dict[int, float] = {}
-        for count in COUNTS if number < timed else COUNTS[-1:]:
+        for candidates in COUNTS if number < timed else COUNTS[-1:]:
             began = time.perf_counter()
-            order, scores = search.run(corpus[place].question, count)
-            points[count].seconds.append(time.perf_counter() - began)
-        for count, point in points.items():
+            order, scores = search.run(queries[place], candidates)
+            points[candidates].seconds.append(time.perf_counter() - began)
+        for candidates, point in points.items():
             # A score does not depend on how many are reranked together.
-            point.ranks.append(rerank(order, scores, count).index(place))
+            point.ranks.append(rerank(order, scores, candidates).index(place))
     return list(points.values())
 
 
-def render(points: Sequence[Point], models: str, picture: str) -> str:
+def render(points: Sequence[Point], what: str, picture: str) -> str:
     """Write the points as a table, below what was measured and its plot."""
     lines = [
-        f"{models}; {len(points[0].ranks)} of the demo's questions, in other words than the 312 "
-        f"paragraphs that answer them; {machine()}",
+        f"{what}; {machine()}",
         "",
         *([f"![nDCG@10 against the latency of a search]({picture})", ""] if picture else []),
         "| candidates | nDCG@10 | the answer is first | among the first 5 | p50 | p95 |",
@@ -164,12 +166,19 @@ def write_plot(points: Sequence[Point], path: Path) -> None:
 
 @click.command()
 @click.option("--url", help="A gateway with both models; by default one is started.")
-@click.option("--questions", default=104, show_default=True, help="Of the demo's 312.")
+@click.option("--by", type=click.Choice(["title", "question"]), default="title", show_default=True)
+@click.option("--searches", default=104, show_default=True, help="Of the demo's 312.")
 @click.option("--timed", default=30, show_default=True, help="How many of them are timed.")
 @click.option("--page", type=click.Path(path_type=Path), help="Put the table into this page.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Write the plot, as SVG.")
 def main(
-    *, url: str | None, questions: int, timed: int, page: Path | None, plot: Path | None
+    *,
+    url: str | None,
+    by: str,
+    searches: int,
+    timed: int,
+    page: Path | None,
+    plot: Path | None,
 ) -> None:
     """Measure searches with 0 to 100 candidates, and print a table."""
     corpus = load_documents()
@@ -179,10 +188,12 @@ def main(
             models = "The nano models in the gateway's process"
             url = resources.enter_context(_nano_gateway()).url
         client = resources.enter_context(EmbeddingClient(url))
-        points = measure(Search(client, corpus), corpus, questions, timed)
-    click.echo(render(points, models, ""))
+        queries = [getattr(document, by) for document in corpus]
+        points = measure(Search(client, corpus), queries, searches, timed)
+    what = f"{models}; searches for {searches} of the demo's 312 paragraphs by {by}"
+    click.echo(render(points, what, ""))
     if page:
-        block = render(points, models, os.path.relpath(plot, page.parent) if plot else "")
+        block = render(points, what, os.path.relpath(plot, page.parent) if plot else "")
         page.write_text(BLOCK.sub(lambda _: block, page.read_text()))
     if plot:
         write_plot(points, plot)
