@@ -7,7 +7,8 @@ only runs when it is asked for:
     PARITY_TOKENIZER=tokenizer.json PARITY_WHOLE=folder make parity ARGS="-m whole"
 
 with the tokenizer of a model of the family, or what `qwen_tokenizer.py` writes. In the folder, the
-exports and the reference's answers are kept, so that a run that was stopped continues.
+exports and the reference's answers are kept, so that a run that was stopped continues. What was
+measured is in `docs/not-run.md`.
 """
 
 from __future__ import annotations
