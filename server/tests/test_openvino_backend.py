@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -212,17 +213,18 @@ def _snapshot(tmp_path: Path) -> Path:
 async def test_weights_behind_a_link_out_of_the_folder_are_refused_with_a_remedy(
     snapshot: Path,
 ) -> None:
-    settings = Settings(EMBED_MODEL_DIR=snapshot, EMBED_ENGINE="openvino")
+    values: dict[str, Any] = {"EMBED_MODEL_DIR": snapshot, "EMBED_ENGINE": "openvino"}
     with pytest.raises(StartupError, match="Copy the folder with `cp -rL`"):
-        await choose_backend(settings).connect()
+        await choose_backend(Settings(**values)).connect()
 
 
 @pytest.mark.skipif(Machine.this().architecture not in X86, reason="auto is ONNX Runtime anyway")
 async def test_onnx_runtime_serves_weights_behind_a_link_out_of_the_folder(
     snapshot: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    values: dict[str, Any] = {"EMBED_MODEL_DIR": snapshot}
     caplog.set_level(logging.INFO)
-    backend = choose_backend(Settings(EMBED_MODEL_DIR=snapshot))
+    backend = choose_backend(Settings(**values))
     assert isinstance(backend, OnnxBackend)
     assert "does not read weights through a link out of the model's folder" in caplog.text
     await backend.connect()
