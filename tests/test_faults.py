@@ -373,7 +373,7 @@ def test_more_dimensions_than_the_model_has_end_the_start_with_a_message(
         pytest.param(
             ("--triton-url", "ftp://x", *TOKENIZER), "TRITON_URL 'ftp://x' is invalid", id="url"
         ),
-        pytest.param(("--model-dir", "/nowhere"), "No tokenizer at /nowhere", id="no-model"),
+        pytest.param(("--model-dir", "/nowhere"), "no file or folder /nowhere", id="no-model"),
         pytest.param(
             ("--model-dir", "/nowhere", *TOKENIZER), "no file or folder /nowhere", id="onnx"
         ),

@@ -187,7 +187,7 @@ def test_a_text_that_is_longer_than_the_reranker_reads_is_reported(
     result = _run(odd_texts, both_models.url, QUESTION, "--table", "odd", *arguments)
     assert result.exit_code == 0, result.output
     assert result.output.count(", text truncated)") == 1
-    assert result.output.count("not reranked: no text (was #") == 2
+    assert result.output.count("rerank 0.0000, no text (was #") == 2
 
 
 def test_a_question_that_is_too_long_to_rerank_is_refused(searcher: Searcher) -> None:

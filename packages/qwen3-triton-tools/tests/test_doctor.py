@@ -253,7 +253,7 @@ def test_the_tokenizer_of_a_reranker_may_be_elsewhere(
     if variable:
         monkeypatch.setenv(variable, str(tokenizer.parent))
     _, _, output = doctor()
-    assert ("no tokenizer.json next to the model" in output) is not bool(variable)
+    assert ("has no tokenizer.json next to it" in output) is not bool(variable)
 
 
 def test_a_reranker_in_the_repository_is_checked_by_its_name_in_triton(repository: Path) -> None:

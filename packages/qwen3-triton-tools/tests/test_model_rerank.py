@@ -426,7 +426,7 @@ def test_no_hidden_state_can_be_kept_of_a_reranker(tmp_path: Path) -> None:
     source = write_reranker(tmp_path / "reranker", causal_model())
     code, output = run("pool", source, "--keep-hidden")
     assert code == 1
-    assert "no hidden state to keep" in output
+    assert "no hidden states to keep" in output
 
 
 @pytest.mark.parametrize(

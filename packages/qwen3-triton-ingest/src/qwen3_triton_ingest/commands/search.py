@@ -157,10 +157,9 @@ def _ranks(hit: Hit) -> str:
 
 
 def _rerank(hit: Hit) -> str:
-    if hit.rerank_score is None:
-        return f"not reranked: no text (was #{hit.search_rank})"
+    blank = "" if hit.text.strip() else ", no text"
     cut = ", text truncated" if hit.rerank_truncated else ""
-    return f"rerank {hit.rerank_score:.4f} (was #{hit.search_rank}{cut})"
+    return f"rerank {hit.rerank_score:.4f}{blank} (was #{hit.search_rank}{cut})"
 
 
 def _snippet(text: str) -> str:
