@@ -112,7 +112,7 @@ def test_the_cost_of_reranking_is_measured_and_plotted(
 ) -> None:
     page, plot = tmp_path / "page.md", tmp_path / "plot.svg"
     page.write_text("Before\n<!-- cost -->\nold\n<!-- end -->\nAfter\n")
-    small = ("--url", reranking_gateway.url, "--questions", "2", "--timed", "1")
+    small = ("--url", reranking_gateway.url, "--searches", "2", "--timed", "1")
     run_script("rerank_quality.py", *small, "--page", str(page), "--plot", str(plot))
     text = page.read_text()
     assert "(plot.svg)" in text
