@@ -167,7 +167,7 @@ def write_plot(points: Sequence[Point], path: Path) -> None:
 @click.command()
 @click.option("--url", help="A gateway with both models; by default one is started.")
 @click.option("--by", type=click.Choice(["title", "question"]), default="title", show_default=True)
-@click.option("--searches", default=104, show_default=True, help="Of the demo's 312.")
+@click.option("--searches", default=312, show_default=True, help="Of the demo's 312.")
 @click.option("--timed", default=30, show_default=True, help="How many of them are timed.")
 @click.option("--page", type=click.Path(path_type=Path), help="Put the table into this page.")
 @click.option("--plot", type=click.Path(path_type=Path), help="Write the plot, as SVG.")
@@ -190,7 +190,8 @@ def main(
         client = resources.enter_context(EmbeddingClient(url))
         queries = [getattr(document, by) for document in corpus]
         points = measure(Search(client, corpus), queries, searches, timed)
-    what = f"{models}; searches for {searches} of the demo's 312 paragraphs by {by}"
+    share = f"all {searches}" if searches == len(corpus) else f"{searches}"
+    what = f"{models}; searches for {share} of the demo's paragraphs by {by}"
     click.echo(render(points, what, ""))
     if page:
         block = render(points, what, os.path.relpath(plot, page.parent) if plot else "")
