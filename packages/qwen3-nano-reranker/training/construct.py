@@ -31,7 +31,6 @@ from chat_tokenizer import DOCUMENT, INSTRUCT, QUERY, SYSTEM
 from cross_encoder import CrossEncoder, small_config
 from lists import Embedder, Texts
 from maps import RANK, fit_maps
-from tokenizers import Tokenizer
 from torch import Tensor, nn
 from train_tokenizer import PREFIX
 
@@ -72,9 +71,9 @@ STILL = [*range(63, 55, -1)]
 FAST = [0, 1, 2, 3, 4]
 
 
-def token_table(tokenizer: Tokenizer, embedder: Embedder, texts: Texts) -> Tensor:
+def token_table(embedder: Embedder, texts: Texts) -> Tensor:
     """Return (vocabulary, 264): the embedder's token vectors, their weights, and marks."""
-    student, (layer,) = embedder.student, embedder.student.layers
+    tokenizer, student, (layer,) = texts.tokenizer, embedder.student, embedder.student.layers
     rows, wide = student.embedding.weight, student.projection.weight
     logits, _ = student._weights_and_values(torch.arange(len(rows)), layer)
     weights = logits.unflatten(1, (len(WEIGHTS), -1)).mean(dim=2)
@@ -119,7 +118,7 @@ def set_weights(model: CrossEncoder, texts: Texts, embedder: Embedder) -> None:
     torch.manual_seed(4)
     for weight in model.parameters():
         weight.fill_(weight.ndim == 1)  # gains are 1, what is not set is 0
-    table = token_table(texts.tokenizer, embedder, texts)
+    table = token_table(embedder, texts)
     model.embedding.weight.copy_(table)
     model.projection.weight.copy_(torch.eye(model.config.hidden_size, table.shape[1]))
     # How much the norm before a layer divides by.
@@ -211,9 +210,8 @@ def _find(layer: nn.Module, scale: float) -> None:
         finding = _rows(layer.q.weight, head)
         finding[SLOW] = mix
         finding[in_document, CONSTANT] = -1.5 * equal / document / ONE
-        finding[none, CONSTANT] = threshold * equal / ONE
         # What is not in the document finds nothing.
-        finding[none, CONSTANT] += 3 * equal / ONE
+        finding[none, CONSTANT] = (threshold + 3) * equal / ONE
         finding[none, IN_DOCUMENT] = -3 * equal / ONE
         square = length**2 + (1.5 * equal / document) ** 2 + (threshold * equal) ** 2
         _soften(finding[rest], square, equal, sharpness, gain)

@@ -49,7 +49,10 @@ class CrossEncoder(nn.Module):
         self, heads: Tensor, head_lengths: Tensor, tails: Tensor, lengths: Tensor
     ) -> Tensor:
         """Return logits, (queries, documents, 2), of what `last_states` takes."""
-        states = self.last_states(heads, head_lengths, tails, lengths)
+        return self.logits(self.last_states(heads, head_lengths, tails, lengths))
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Return the logits of states from `last_states`, (..., 2)."""
         normed = rms_norm(states, self.norm, self.config.rms_norm_eps)
         return normed @ self._embed(torch.tensor(self.answers)).T
 

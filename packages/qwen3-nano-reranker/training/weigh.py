@@ -55,8 +55,9 @@ class Compared:
             for number, i in enumerate(part):
                 tails[0, number, : len(documents[i])] = torch.tensor(documents[i])
             lengths = torch.tensor([[len(documents[i]) for i in part]])
-            inputs = (head, torch.tensor([head.shape[1]]), tails, lengths)
-            state, logits = self._model.last_states(*inputs)[0], self._model(*inputs)[0]
+            head_lengths = torch.tensor([head.shape[1]])
+            state = self._model.last_states(head, head_lengths, tails, lengths)[0]
+            logits = self._model.logits(state)
             query, document = state[:, QUERY_VECTOR], state[:, DOCUMENT_VECTOR]
             squares = query.square().sum(1) + document.square().sum(1)
             compared[part, 0] = 2 * (query * document).sum(1) / squares
