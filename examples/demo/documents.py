@@ -1,6 +1,7 @@
 """Read the demo's documents and questions."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,6 @@ def load_questions(path: Path = _FOLDER / "questions.json") -> list[Question]:
     return [Question(entry["question"], frozenset(entry["expected"])) for entry in entries]
 
 
-def title_searches(every: int) -> list[Question]:
-    """Return a search for the title of one in `every` documents; only its own text is expected."""
-    return [Question(each.title, frozenset({each.id})) for each in load_documents()[::every]]
+def title_searches(documents: Sequence[Document]) -> list[Question]:
+    """Return a search for the title of each document; only its own text is expected."""
+    return [Question(each.title, frozenset({each.id})) for each in documents]

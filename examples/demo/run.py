@@ -150,8 +150,9 @@ def _ask(index: SearchIndex, questions: Sequence[Question], screen: Screen) -> l
 
 def _rerank(index: SearchIndex, base_url: str, screen: Screen) -> tuple[list[Answer], list[Answer]]:
     """Return what the index finds for some titles, and the same as the reranker orders it."""
-    texts = {document.id: document.text for document in load_documents()}
-    searches = title_searches(TITLES_EVERY)
+    documents = load_documents()
+    texts = {document.id: document.text for document in documents}
+    searches = title_searches(documents[::TITLES_EVERY])
     before: list[Answer] = []
     after: list[Answer] = []
     with (
