@@ -148,7 +148,7 @@ def _parse_key(source: str, number: int, line: str) -> ApiKey:
     """
     name, colon, secret = line.partition(":")
     if not colon:
-        return ApiKey(f"file-key-{number}", line)
+        return ApiKey(_default_name(number), line)
     if not NAME.fullmatch(name.strip()) or not secret.strip():
         msg = (
             f"Key {number} of {source} has a colon, but is not `name:key`. A name has 1 to 64 "
@@ -190,6 +190,11 @@ def _check_keys(source: str, keys: Sequence[ApiKey]) -> None:
             raise StartupError(msg)
 
 
+def _default_name(number: int) -> str:
+    """Return the name of a key in the file that has none."""
+    return f"file-key-{number}"
+
+
 def _check_names(source: str, keys: Sequence[ApiKey]) -> None:
     """Refuse a key with two names, of which metrics and turns would know one.
 
@@ -198,7 +203,7 @@ def _check_names(source: str, keys: Sequence[ApiKey]) -> None:
     """
     names: dict[str, str] = {}
     for number, key in enumerate(keys, start=1):
-        if key.name == f"file-key-{number}":  # which nobody chose
+        if key.name == _default_name(number):
             continue
         if names.setdefault(key.secret, key.name) != key.name:
             msg = f"{source} has one key for {names[key.secret]!r} and {key.name!r}. Remove one."
