@@ -72,7 +72,9 @@ def read_converted(path: str, options: ReadOptions) -> Extracted:
         convert: Callable[[str], str] = installed.load()
         text = convert(place)
     else:
-        raise UnreadableError(f"There is no converter for {ending!r}. Set one with `--converter`.")
+        raise UnreadableError(
+            f"Files ending in {ending!r} have no converter. Set one with `--converter`."
+        )
     text = text.replace("\r\n", "\n")
     return Extracted(text, "markdown", marks=tuple(markdown_headings(text)))
 
