@@ -159,7 +159,7 @@ def detect_layout(relation: Relation, columns: Mapping[str, Column]) -> Layout:
     """Return the layout whose columns the table has.
 
     Raises:
-        TableError: The table has the columns of none.
+        TableError: It has the columns of no known layout.
     """
     if columns.keys() >= {"collection_id", "document", "cmetadata", "embedding"}:
         return LANGCHAIN_V1
