@@ -596,6 +596,7 @@ def rerank_through_kills(triton: LocalTriton, gateway: MortalGateway) -> None:
             wait_for_right_answers()
             os.kill(triton.pid, signal.SIGKILL)
             wait_for(lambda: not gateway.process.is_ready(), "not ready without Triton")
+            wait_for(lambda: triton.poll() is not None, "Triton's end")
             triton.start()
             triton.wait_ready()
             wait_for_right_answers()
