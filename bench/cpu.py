@@ -102,8 +102,10 @@ def start(stack: ExitStack, model_dir: Path, folder: Path, *, triton: bool) -> l
 
     The engine runs in the gateway's process, or in a `triton` of its own.
     """
+    machine = Machine.this()
     int8_dir = model_dir
-    if model_dir != qwen3_nano.model_dir():  # whose weights are int8 already
+    # The nano model's weights are int8 already.
+    if model_dir != qwen3_nano.model_dir() and not machine.why_not("int8"):
         int8_dir = quantize_model(model_dir / "model.onnx", folder / "int8").path.parent
     wanted = [
         (BASE, model_dir, "onnxruntime", "auto"),
@@ -111,7 +113,6 @@ def start(stack: ExitStack, model_dir: Path, folder: Path, *, triton: bool) -> l
         ("OpenVINO bfloat16", model_dir, "openvino", "bfloat16"),
         ("OpenVINO int8", int8_dir, "openvino", "int8"),
     ]
-    machine = Machine.this()
     sides: list[Side] = []
     for name, path, engine, precision in wanted:
         if precision in ("bfloat16", "int8") and (why := machine.why_not(precision)):
