@@ -209,6 +209,33 @@ async def test_later_checks_are_paced_by_the_first(
     assert (first, last > first) == (60, True)
 
 
+async def test_a_replica_at_work_on_a_long_batch_is_not_excluded(
+    left: NamedFake, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(probe, "TIMEOUT_SECONDS", 0.001)
+    backend = await start(left)
+    await infer(backend)  # now its speed is known
+    left.gate = asyncio.Event()
+    ids = np.ones((1, 100_000), dtype=np.int64)
+    long = asyncio.create_task(
+        backend.infer(TokenBatch(ids, ids), timeout_seconds=3600, priority=2)
+    )
+    left.doubts += 1
+    while "The canary was not answered" not in caplog.text:
+        assert await backend.is_ready()
+        await asyncio.sleep(0.001)
+    left.gate.set()
+    await long
+    left.gate = asyncio.Event()  # from now on it hangs, on a short batch
+    left.doubts += 1
+    short = asyncio.create_task(backend.infer(CANARY, timeout_seconds=3600, priority=2))
+    while not backend.problems:
+        await backend.is_ready()
+        await asyncio.sleep(0.001)
+    with pytest.raises(BackendUnavailableError):
+        await short
+
+
 async def test_the_majority_decides_which_weights_are_served(
     left: NamedFake, right: NamedFake
 ) -> None:

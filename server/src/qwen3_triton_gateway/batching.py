@@ -5,11 +5,12 @@ documents may run at a time (`document_window`) and how many tokens the batch ma
 (`token_budget`). The lane then chooses a text by turns (`turns`), and texts of similar length join
 it (`similar_lengths`).
 
-All of it is pure functions over lengths in tokens; `scheduler` runs what is chosen.
+All of it is plain data and pure functions over lengths in tokens; `scheduler` runs what is chosen.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
@@ -33,6 +34,12 @@ BATCH_SECONDS = 0.1
 # (equal shapes merge inside Triton, allocators and kernels see repeats) for at most 6 % padding.
 BUCKET_STEPS_PER_OCTAVE = 16
 SMALLEST_STEP = 4
+# The model's speed is measured over this many batches.
+MEASURED_BATCHES = 16
+# How much longer a batch may take than its tokens do at the model's measured speed. That is the
+# best of the last batches, of short texts and without other load; attention grows with the square
+# of a text's length.
+MAX_SLOWDOWN = 64
 
 
 class Lane(IntEnum):
@@ -63,6 +70,39 @@ class BatchLimits:
     def with_tokens(self, max_batch_tokens: int) -> BatchLimits:
         """Return the same bounds with other maximum tokens."""
         return BatchLimits(self.max_batch_size, max_batch_tokens, self.max_length)
+
+
+class ModelSpeed:
+    """How fast the model was at the last batches.
+
+    The upper eighth of them counts, and not what slows down the others. Under a CPU limit, most
+    batches contain a pause, and less of the model's time is left the more requests are refused;
+    smaller batches would cost even more.
+
+    Attributes:
+        tokens_per_second: 0 while unknown.
+    """
+
+    def __init__(self) -> None:
+        self.tokens_per_second: float = 0.0
+        self._last: deque[float] = deque(maxlen=MEASURED_BATCHES)
+
+    def record(self, tokens_per_second: float) -> None:
+        """Add a batch."""
+        self._last.append(tokens_per_second)
+        ordered = sorted(self._last)
+        self.tokens_per_second = ordered[len(ordered) * 7 // 8]
+
+    def allowed_seconds(self, tokens: int, timeout_seconds: float) -> float:
+        """Compute how long a batch may take before the model counts as hanging.
+
+        Args:
+            tokens: Those of the batch.
+            timeout_seconds: Its deadline, which is the bound while the speed is unknown.
+        """
+        if not self.tokens_per_second:
+            return timeout_seconds
+        return min(timeout_seconds, MAX_SLOWDOWN * tokens / self.tokens_per_second)
 
 
 def choose_lane(queries: int, documents: int, age: int) -> Lane:

@@ -38,6 +38,7 @@ from .admission import Admission, is_bulk_request
 from .batching import (
     BatchLimits,
     Lane,
+    ModelSpeed,
     choose_lane,
     document_window,
     token_budget,
@@ -59,35 +60,6 @@ from .turns import LaneQueue, QueuedText, TextKey, Waiter
 RunBatch: TypeAlias = Callable[[Sequence[QueuedText], float], Awaitable[Float32Matrix]]
 
 logger: logging.Logger = logging.getLogger(__name__)
-
-# The model's speed is measured over this many batches.
-MEASURED_BATCHES = 16
-# How much longer a batch may take than its tokens do at the model's measured speed. That is the
-# best of the last batches, of short texts and without other load; attention grows with the square
-# of a text's length.
-MAX_SLOWDOWN = 64
-
-
-class ModelSpeed:
-    """How fast the model was at the last batches.
-
-    The upper eighth of them counts, and not what slows down the others. Under a CPU limit, most
-    batches contain a pause, and less of the model's time is left the more requests are refused;
-    smaller batches would cost even more.
-
-    Attributes:
-        tokens_per_second: 0 while unknown.
-    """
-
-    def __init__(self) -> None:
-        self.tokens_per_second: float = 0.0
-        self._last: deque[float] = deque(maxlen=MEASURED_BATCHES)
-
-    def record(self, tokens_per_second: float) -> None:
-        """Add a batch."""
-        self._last.append(tokens_per_second)
-        ordered = sorted(self._last)
-        self.tokens_per_second = ordered[len(ordered) * 7 // 8]
 
 
 class Scheduler:
@@ -320,7 +292,9 @@ class Scheduler:
         loop = asyncio.get_running_loop()
         started = loop.time()
         timeout_seconds = max(entry.deadline for entry in batch) - started
-        self._overdue[batch[0].serial] = started + self._allowed_seconds(batch, timeout_seconds)
+        tokens = sum(entry.text.length for entry in batch)
+        allowed = self._speeds[batch[0].lane].allowed_seconds(tokens, timeout_seconds)
+        self._overdue[batch[0].serial] = started + allowed
         try:
             vectors = await self._run(batch, max(timeout_seconds, 0.001))
         except EmbeddingServerError as error:
@@ -375,14 +349,6 @@ class Scheduler:
             model_rate=max(speed.tokens_per_second for speed in self._speeds.values()),
             has_more=len(self._tasks) > 1 or bool(self._waiting),
         )
-
-    def _allowed_seconds(self, batch: Sequence[QueuedText], timeout_seconds: float) -> float:
-        """Return how long a batch may take before the model counts as hanging."""
-        speed = self._speeds[batch[0].lane].tokens_per_second
-        if not speed:
-            return timeout_seconds
-        tokens = sum(entry.text.length for entry in batch)
-        return min(timeout_seconds, MAX_SLOWDOWN * tokens / speed)
 
 
 def _lane_state(lane: Lane, waiting: Sequence[QueuedText], now: float) -> LaneState:

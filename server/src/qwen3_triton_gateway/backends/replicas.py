@@ -14,6 +14,7 @@ from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
+from ..batching import ModelSpeed
 from ..errors import (
     BackendUnavailableError,
     DeadlineExceededError,
@@ -46,7 +47,8 @@ class Replica:
     """One backend of the set.
 
     Attributes:
-        in_flight: Batches that it is running.
+        overdue: When each batch that it is running is overdue, in the event loop's time.
+        speed: How fast it was at the last ones.
         alive: Whether it gets batches.
         lost: Set when it stops answering, which ends its batches.
         problem: Why it is excluded although it answers; empty if it is not.
@@ -58,7 +60,8 @@ class Replica:
     """
 
     backend: Backend
-    in_flight: int = 0
+    overdue: list[float] = field(default_factory=list[float])
+    speed: ModelSpeed = field(default_factory=ModelSpeed)
     alive: bool = False
     lost: asyncio.Event = field(default_factory=asyncio.Event)
     problem: str = ""
@@ -71,6 +74,31 @@ class Replica:
     @property
     def is_being_checked(self) -> bool:
         return self.check is not None and not self.check.done()
+
+    async def infer(self, batch: TokenBatch, *, timeout_seconds: float, priority: int) -> Answer:
+        """Run a batch, and measure it; see `Backend.infer`."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
+        tokens = int(batch.attention_mask.sum())
+        overdue = began + self.speed.allowed_seconds(tokens, timeout_seconds)
+        self.overdue.append(overdue)
+        try:
+            answer = await _unless_lost(
+                self,
+                self.backend.infer(batch, timeout_seconds=timeout_seconds, priority=priority),
+            )
+            self.last_answer = loop.time()
+            # Without the model's own time, batches in flight share it.
+            seconds = answer.seconds or (self.last_answer - began) / len(self.overdue)
+            self.speed.record(tokens / max(seconds, 1e-6))
+            return answer
+        finally:
+            self.overdue.remove(overdue)
+
+    def is_busy_since(self, began: float) -> bool:
+        """Return whether it has answered since then, or may be silent because of a long batch."""
+        now = asyncio.get_running_loop().time()
+        return self.last_answer >= began or any(now < overdue for overdue in self.overdue)
 
 
 class ReplicatedBackend:
@@ -192,24 +220,16 @@ class ReplicatedBackend:
         tried: set[Replica] = set()
         while True:
             replica = await self._choose(tried, timeout_seconds)
-            replica.in_flight += 1
             try:
-                answer = await _unless_lost(
-                    replica,
-                    replica.backend.infer(
-                        batch, timeout_seconds=timeout_seconds, priority=priority
-                    ),
+                return await replica.infer(
+                    batch, timeout_seconds=timeout_seconds, priority=priority
                 )
-                replica.last_answer = asyncio.get_running_loop().time()
-                return answer
             except BackendUnavailableError as error:
                 # Inference is idempotent, so the batch may go to the next one.
                 self._leave(replica, error.message)
                 # One that is being checked gets work again only if its canary is correct.
                 if not replica.is_being_checked:
                     tried.add(replica)
-            finally:
-                replica.in_flight -= 1
 
     async def is_ready(self) -> bool:
         return any(await asyncio.gather(*(self._watch(replica) for replica in self._replicas)))
@@ -232,7 +252,7 @@ class ReplicatedBackend:
             if not await _first_of(checks, patience):
                 reasons = "; ".join(self.problems.values()) or self.description
                 raise BackendUnavailableError(f"No replica answers: {reasons}.")
-        return min(candidates, key=lambda replica: replica.in_flight)
+        return min(candidates, key=lambda replica: len(replica.overdue))
 
     async def _watch(self, replica: Replica) -> bool:
         """Exclude a replica that is away or reloaded, and start the check that is due."""
@@ -272,8 +292,9 @@ class ReplicatedBackend:
                 answer = await run_probe(replica.backend, self._canary, timeout_seconds=timeout)
                 self._judge(replica, answer)
         except DeadlineExceededError as error:
-            # Busy, as long as it returns other batches.
-            if not replica.alive or replica.last_answer < began:
+            if replica.alive and replica.is_busy_since(began):
+                logger.warning("The canary was not answered: %s", error.message)
+            else:
                 self._reject(replica, error.message)
         except BackendUnavailableError as error:
             self._leave(replica, error.message)  # checked again once it is ready
