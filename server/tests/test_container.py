@@ -1,5 +1,7 @@
 """What a container's limits leave: threads for a quota of CPU time."""
 
+import math
+import os
 from pathlib import Path
 
 import pytest
@@ -33,16 +35,27 @@ def test_an_engine_gets_as_many_threads_as_a_quota_pays_for(
     monkeypatch.setattr(container, "CGROUPS", tmp_path)
     monkeypatch.setattr(container, "OWN_CGROUPS", tmp_path / "own")
     monkeypatch.setattr(container, "core_count", lambda: 8)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert container.usable_cores() == cores
     assert container.thread_count(5) == 5
     # Without a quota the engine decides: it knows which cores share their arithmetic.
     assert container.thread_count(0) == (cores if cores < 8 else 0)
 
 
+def test_an_engine_gets_no_threads_for_cores_that_this_process_may_not_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """ONNX Runtime would start one for each core of the machine, and fail to pin it."""
+    monkeypatch.setattr(container, "cpu_quota", lambda: math.inf)
+    monkeypatch.setattr(container, "core_count", lambda: 4)
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    assert container.thread_count(0) == 4
+
+
 def test_the_engine_in_this_process_is_started_so(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(container, "usable_cores", lambda: 3)
-    monkeypatch.setattr(container, "core_count", lambda: 8)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
     backends = OnnxBackend(tmp_path), OnnxBackend(tmp_path, threads=7)
     assert [backend._threads for backend in backends] == [3, 7]

@@ -18,10 +18,12 @@ def thread_count(threads: int) -> int:
     """Return how many threads an engine gets: `threads`, or with 0 as many as a quota pays for.
 
     Engines know the cores, but no quota of CPU time: with more threads, the container is stopped
-    for the rest of each period. Without a quota it remains 0, and the engine decides.
+    for the rest of each period. And ONNX Runtime knows those of the machine, not which of them this
+    process may run on (https://github.com/microsoft/onnxruntime/issues/10113). Without such limits
+    it remains 0, and the engine decides.
     """
     cores = usable_cores()
-    return threads or (cores if cores < core_count() else 0)
+    return threads or (cores if cores < (os.cpu_count() or 1) else 0)
 
 
 def usable_cores() -> int:
