@@ -218,6 +218,20 @@ async def test_weights_behind_a_link_out_of_the_folder_are_refused_with_a_remedy
         await choose_backend(Settings(**values)).connect()
 
 
+@pytest.mark.parametrize("engine", ["openvino", "onnxruntime"])
+async def test_where_only_the_weights_are_a_link_no_engine_that_refuses_them_too_is_recommended(
+    snapshot: Path, engine: str
+) -> None:
+    model = snapshot / "model.onnx"
+    content = model.read_bytes()
+    model.unlink()
+    model.write_bytes(content)
+    values: dict[str, Any] = {"EMBED_MODEL_DIR": snapshot, "EMBED_ENGINE": engine}
+    with pytest.raises(StartupError, match=r"Copy .* with `cp -rL`") as refused:
+        await choose_backend(Settings(**values)).connect()
+    assert "set EMBED_ENGINE" not in str(refused.value)
+
+
 @pytest.mark.skipif(Machine.this().architecture not in X86, reason="auto is ONNX Runtime anyway")
 async def test_onnx_runtime_serves_weights_behind_a_link_out_of_the_folder(
     snapshot: Path, caplog: pytest.LogCaptureFixture

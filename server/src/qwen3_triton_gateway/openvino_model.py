@@ -53,9 +53,10 @@ class OpenVinoModel:
             if LINKED_OUT in msg:
                 msg += (
                     "\nIt does not read weights through a link out of the model's folder, such as "
-                    "those in the cache of a model hub. Copy the folder with `cp -rL`, or set "
-                    "EMBED_ENGINE to onnxruntime."
+                    "those in the cache of a model hub. Copy the folder with `cp -rL`"
                 )
+                # Where only the weights are links, ONNX Runtime does not read them either.
+                msg += ", or set EMBED_ENGINE to onnxruntime." if path.is_symlink() else "."
             raise OpenVinoError(msg) from error
         self._vocabulary_size = _vocabulary_size(self.model)
         self._request: Any = None  # an InferRequest

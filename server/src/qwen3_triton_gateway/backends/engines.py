@@ -153,14 +153,19 @@ def is_linked_as_in_a_cache(model_path: Path) -> bool:
     OpenVINO refuses weights outside the folder of the link (checked on 2026.4.1). ONNX Runtime
     reads them if they are where the model's file is, too (1.32).
     """
+    linked, target = linked_weights(model_path), model_path.resolve().parent
+    return bool(linked) and all(path.is_relative_to(target) for path in linked)
+
+
+def linked_weights(model_path: Path) -> list[Path]:
+    """List a model's files of weights that are links out of its folder, by where they lead."""
     try:
         locations = external_locations(model_path)
     except ModelFileError:  # reported where the model is loaded
-        return False
-    folder, target = model_path.parent.resolve(), model_path.resolve().parent
+        return []
+    folder = model_path.parent.resolve()
     weights = [(model_path.parent / name).resolve() for name in locations]
-    linked = [path for path in weights if not path.is_relative_to(folder)]
-    return bool(linked) and all(path.is_relative_to(target) for path in linked)
+    return [path for path in weights if not path.is_relative_to(folder)]
 
 
 def openvino_options(precision: Precision, machine: Machine | None = None) -> dict[str, Any]:

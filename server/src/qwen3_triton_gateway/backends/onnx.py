@@ -13,6 +13,7 @@ import numpy as np
 from ..errors import StartupError
 from ..settings import Precision
 from .base import AnyArray, Feed, TensorSpec
+from .engines import linked_weights
 from .in_process import InProcessBackend
 
 DTYPES: dict[str, type[np.generic]] = {
@@ -73,6 +74,11 @@ def _open_session(path: Path, threads: int) -> Any:
         return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:
         msg = f"ONNX Runtime cannot load {path}: {error}"
+        if linked_weights(path):
+            msg += (
+                "\nIt reads weights through a link out of the model's folder only if the model's "
+                f"file is a link to the same place. Copy {path.parent} with `cp -rL`."
+            )
         raise StartupError(msg) from error
 
 
