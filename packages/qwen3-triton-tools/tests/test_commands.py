@@ -10,7 +10,11 @@ import qwen3_nano
 from qwen3_triton_gateway.backends.engines import Machine
 from qwen3_triton_gateway.cli import TOOLS_COMMANDS, flag_name, main
 from qwen3_triton_gateway.settings import Settings
-from qwen3_triton_tools.commands.triton_models import choose_for_triton
+from qwen3_triton_tools.commands.triton_models import (
+    WantedModels,
+    choose_for_triton,
+    local_triton,
+)
 from reranker_graph import write_reranker
 
 VARIABLES = [str(field.validation_alias) for field in Settings.model_fields.values()]
@@ -136,7 +140,8 @@ def test_a_model_in_the_current_folder_has_that_folder_s_name(
 ) -> None:
     folder = write_reranker(tmp_path / "ranks")
     monkeypatch.chdir(folder)
-    code, output = run("triton", "--model-dir", ".", "--rerank-model-dir", ".", "--http-port", "0")
+    flags = ("--rerank-model-name", "ranks", "--http-port", "0")
+    code, output = run("triton", "--model-dir", ".", "--rerank-model-dir", ".", *flags)
     assert code == 1
     assert "Both models are called 'ranks'." in output
 
@@ -149,10 +154,24 @@ def test_a_name_that_no_folder_can_have_is_refused() -> None:
 
 def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
     folder = str(write_reranker(tmp_path / "ranks"))
-    flags = ("--rerank-model-dir", folder, "--model-name", "ranks", "--http-port", "0")
-    code, output = run("triton", *flags)
+    flags = ("--model-name", "ranks", "--rerank-model-name", "ranks", "--http-port", "0")
+    code, output = run("triton", "--rerank-model-dir", folder, *flags)
     assert code == 1
     assert "Both models are called 'ranks'." in output
+
+
+@pytest.mark.stack
+def test_two_folders_of_one_name_are_two_models(tmp_path: Path) -> None:
+    wanted = WantedModels(
+        model_dir=None,
+        model_name="ranks",
+        rerank=True,
+        rerank_model_dir=write_reranker(tmp_path / "ranks"),
+        rerank_model_name=None,
+        pool=True,
+    )
+    with local_triton(wanted, Settings(), print) as server:
+        assert server.model_names == "ranks and ranks-reranker"
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:

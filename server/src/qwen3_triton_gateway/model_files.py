@@ -69,6 +69,11 @@ def export_name(model_path: Path) -> str:
     return (folder.parent if folder.name == "onnx" else folder).name
 
 
+def reranker_name(name: str, embedding_name: str) -> str:
+    """Return what a reranker is called by default, next to an embedding model."""
+    return f"{name}-reranker" if name == embedding_name else name
+
+
 def tokenizer_of(model_dir: Path) -> Path:
     """Return the folder with the tokenizer of a model folder, or of a model file."""
     try:
@@ -104,8 +109,12 @@ def describe_os_error(error: OSError, path: Path | None = None) -> str:
     """
     name = path if path is not None else error.filename
     reason = (error.strerror or str(error) or type(error).__name__).removesuffix(".")
-    remedy = next((text for codes, text in _REMEDIES.items() if error.errno in codes), "")
-    return f"{reason if name is None else f'{name}: {reason}'}.{remedy}"
+    return f"{reason if name is None else f'{name}: {reason}'}.{remedy_of(error)}"
+
+
+def remedy_of(error: OSError) -> str:
+    """Return what to do about a file that cannot be read or written; empty for other errors."""
+    return next((text for codes, text in _REMEDIES.items() if error.errno in codes), "")
 
 
 def _list_models(folder: Path) -> list[Path]:

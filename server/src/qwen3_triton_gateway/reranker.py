@@ -23,7 +23,13 @@ from .errors import (
 from .fingerprint import EmbeddingSpace
 from .memory import REQUEST_BYTES, Reservation
 from .metrics import RerankMetrics
-from .model_files import find_tokenizer
+from .model_files import (
+    ModelFileError,
+    export_name,
+    find_model,
+    find_tokenizer,
+    reranker_name,
+)
 from .pairs import PairTokenization, name_query
 from .pooling import Float64Vector, logits_of, raw_scores
 from .rerank_behavior import find_answers, scores_batches
@@ -376,8 +382,13 @@ def _served_name(settings: Settings) -> str:
 
 def _default_id(settings: Settings, name: str) -> str:
     """Return the reranker's ID, which is not that of an embedding model in a folder named alike."""
-    other = settings.model_dir
-    return f"{name}-reranker" if other is not None and other.name == name else name
+    if settings.model_dir is None:
+        return name
+    try:
+        other = export_name(find_model(settings.model_dir))
+    except ModelFileError:  # reported where the model is loaded
+        other = settings.model_dir.name
+    return reranker_name(name, other)
 
 
 def _check_call(call: RerankCall) -> None:

@@ -170,6 +170,7 @@ def _reranker(
     """Return the reranker to serve: where its head is cut down, a copy that `stack` removes."""
     from qwen3_triton_gateway.backends import NANO_RERANKER_ID, nano_reranker_dir
     from qwen3_triton_gateway.fingerprint import weights_digest
+    from qwen3_triton_gateway.model_files import reranker_name
 
     from ..errors import ModelError
     from ..local_triton import LocalReranker
@@ -185,6 +186,8 @@ def _reranker(
     pools = wanted.pool and not inspection.is_pooled
     check_servable(inspection, besides=INTERFACE if pools else "")
     name = _name(wanted.rerank_model_name, chosen, NANO_RERANKER_ID, "--rerank-model-name")
+    if wanted.rerank_model_name is None:
+        name = reranker_name(name, other_name)
     if name == other_name:
         msg = f"Both models are called {name!r}. Set --model-name or --rerank-model-name."
         raise ModelError(msg)
