@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import resource
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -183,6 +184,22 @@ def test_an_interrupted_run_is_resumed_by_the_next(hub: FakeHub, tmp_path: Path)
     assert f"bytes={3 * PIECE_BYTES}-" in hub.ranges
     assert (folder / "model.onnx_data").read_bytes() == hub.repos[PLAIN]["model.onnx_data"]
     assert not [name for name in names(folder) if "incomplete" in name]
+
+
+def test_a_disk_that_fills_up_is_named_and_the_next_run_resumes(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (3 * PIECE_BYTES, limits[1]))
+    try:
+        result = pull(hub, PLAIN, "--to", str(tmp_path / "model"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert result.exit_code == 1
+    assert "File too large. Free some space, or choose another disk." in result.output
+    assert "HF_ENDPOINT" not in result.output
+    assert pull(hub, PLAIN, "--to", str(tmp_path / "model")).exit_code == 0
+    assert f"bytes={3 * PIECE_BYTES}-" in hub.ranges
 
 
 def test_a_later_run_checks_the_files_and_fixes_them(hub: FakeHub, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 import asyncio
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -548,6 +549,18 @@ def test_a_source_inside_of_what_would_be_replaced_is_kept(tmp_path: Path) -> No
     written = tmp_path / "r" / "other"
     write(source, written, tokenizer_dir=folder / "1", transfer="copy")
     assert (folder / "1" / "tokenizer.json").stat().st_size > 1000
+
+
+def test_a_repository_without_room_for_the_tokenizer_next_to_it_says_what_to_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_export(tmp_path / "m")
+    (tmp_path / "volume").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, _mode: path != tmp_path)
+    with pytest.raises(ModelError, match="volume/repository, or pass `--tokenizer-dir`"):
+        write(tmp_path / "m" / "model.onnx", tmp_path / "volume")
+    assert list((tmp_path / "volume").iterdir()) == []
+    write(tmp_path / "m" / "model.onnx", tmp_path / "volume" / "repository")
 
 
 @pytest.mark.slow

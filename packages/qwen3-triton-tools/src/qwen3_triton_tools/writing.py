@@ -131,9 +131,14 @@ def replacing_folder(folder: Path) -> Generator[Path]:
 
 def _place_to_move(parent: Path) -> Path:
     """Return where to write what is moved to `parent`: above it, if that is as writable."""
-    above = parent.parent
-    is_one_disk = above.stat().st_dev == parent.stat().st_dev
-    return above if is_one_disk and os.access(above, os.W_OK | os.X_OK) else parent
+    return parent.parent if is_place_next_to(parent) else parent
+
+
+def is_place_next_to(folder: Path) -> bool:
+    """Return whether something may be written next to a folder, on the same disk."""
+    above = folder.absolute().parent
+    is_one_disk = above.stat().st_dev == folder.stat().st_dev
+    return is_one_disk and os.access(above, os.W_OK | os.X_OK)
 
 
 def _exchange(new: Path, target: Path, old: Path) -> None:

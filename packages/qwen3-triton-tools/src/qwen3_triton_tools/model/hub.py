@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from qwen3_triton_gateway.model_files import describe_os_error, remedy_of
+
 from ..errors import ModelError
 
 KNOWN_REPOS = (
@@ -181,6 +183,11 @@ def _is_transport_error(error: Exception) -> bool:
 
 
 def _failure(repo: str, error: Exception) -> str:
+    if isinstance(error, OSError) and remedy_of(error):  # about a file, not about the hub
+        return (
+            f"Fetching {repo} failed: {describe_os_error(error)} Then run the command again to "
+            "resume where it stopped."
+        )
     reason = str(error).strip().split("\n")[0] or type(error).__name__
     return (
         f"Fetching {repo} failed: {reason}. Run the command again to resume where it stopped; "

@@ -12,7 +12,7 @@ from qwen3_triton_gateway.settings import Pooling, WantedPrecision
 
 from ..errors import ModelError
 from ..onnx_model import describe_graph
-from ..writing import all_or_none, replacing_file, replacing_folder
+from ..writing import all_or_none, is_place_next_to, replacing_file, replacing_folder
 from .files import (
     TOKENIZER_FILES,
     Transfer,
@@ -338,6 +338,19 @@ def _source(inspection: Inspection) -> str:
 
 
 def _tokenizer_folder(repository: Path, options: RepositoryOptions) -> Path:
-    """Return a folder next to the repository: inside, Triton would take it for a model."""
-    name = f"{options.model_name}-tokenizer"
-    return options.tokenizer_dir or repository.absolute().parent / name
+    """Return a folder next to the repository: inside, Triton would take it for a model.
+
+    Raises:
+        ModelError: The repository is a volume, or nothing may be written next to it.
+    """
+    if options.tokenizer_dir:
+        return options.tokenizer_dir
+    folder = repository.absolute().parent / f"{options.model_name}-tokenizer"
+    if folder.exists() or not repository.exists() or is_place_next_to(repository):
+        return folder
+    msg = (
+        f"The tokenizer's folder cannot be next to {repository}: that is a volume, or the folder "
+        f"above it may not be written to. Write to a folder below it, such as "
+        f"{repository / 'repository'}, or pass `--tokenizer-dir`."
+    )
+    raise ModelError(msg)
