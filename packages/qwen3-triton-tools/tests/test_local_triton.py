@@ -38,6 +38,7 @@ from qwen3_triton_tools.local_triton import (
     write_repository,
 )
 from qwen3_triton_tools.local_triton.process import Ports, choose_ports, free_ports
+from qwen3_triton_tools.local_triton.runtime import _digest
 
 pytestmark = pytest.mark.stack
 
@@ -423,7 +424,12 @@ def test_a_model_that_does_not_load_shows_the_log(
             pass
 
 
-def test_two_processes_may_install_the_runtime_at_once(tmp_path: Path) -> None:
+def test_two_processes_may_install_the_runtime_at_once_over_what_a_killed_one_has_left(
+    tmp_path: Path,
+) -> None:
+    name = f"triton-{_digest()}"
+    (tmp_path / f".installing-{name}-left").mkdir()
+    TritonRuntime(tmp_path / name).packages.mkdir(parents=True)  # a part of it was removed
     code = "from qwen3_triton_tools.local_triton import ensure_runtime as e; print(e(print).folder)"
     environment = os.environ | {"QWEN3_TRITON_RUNTIME_DIR": str(tmp_path)}
     both = [

@@ -144,6 +144,9 @@ def _writing(runtime: TritonRuntime, progress: Callable[[str], None]) -> Generat
     try:
         parent.mkdir(parents=True, exist_ok=True)
         with _lock(parent / f".{runtime.folder.name}.lock", progress):
+            # Of installations that were killed: only the owner of the lock writes these.
+            for left in parent.glob(f"{_scratch_prefix(runtime)}*"):
+                shutil.rmtree(left, ignore_errors=True)
             yield
     except OSError as error:
         raise RuntimeInstallError(
@@ -159,13 +162,19 @@ def _digest() -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
+def _scratch_prefix(runtime: TritonRuntime) -> str:
+    return f".installing-{runtime.folder.name}-"
+
+
 def _create(runtime: TritonRuntime, progress: Callable[[str], None]) -> None:
     progress(f"Installing the local Triton into {runtime.folder} (about 100 MB to download, once).")
     began = time.monotonic()
-    scratch = Path(tempfile.mkdtemp(prefix=".installing-", dir=runtime.folder.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=_scratch_prefix(runtime), dir=runtime.folder.parent))
     try:
         unfinished = TritonRuntime(scratch / "runtime")
         _fill(unfinished, scratch)
+        # What is there has no server: somebody has removed a part of it.
+        shutil.rmtree(runtime.folder, ignore_errors=True)
         # mkdtemp's 0700 is not inherited by its content, so other users may read the result.
         unfinished.folder.rename(runtime.folder)
     finally:
@@ -177,7 +186,7 @@ def _create(runtime: TritonRuntime, progress: Callable[[str], None]) -> None:
 
 def _add_openvino(runtime: TritonRuntime, progress: Callable[[str], None]) -> None:
     progress(f"Adding OpenVINO to {runtime.folder} (about 60 MB to download, once).")
-    scratch = Path(tempfile.mkdtemp(prefix=".installing-", dir=runtime.folder.parent))
+    scratch = Path(tempfile.mkdtemp(prefix=_scratch_prefix(runtime), dir=runtime.folder.parent))
     try:
         added = scratch / "packages"
         _install_locked(OPENVINO_REQUIREMENTS, added, scratch)
