@@ -72,6 +72,9 @@ def test_help_states_what_a_setting_allows(setting: str, allowed: str) -> None:
             ["serve", "--port", "many"], "`EMBED_PORT` should be a valid integer", id="not-a-number"
         ),
         pytest.param(
+            ["serve", "--timeout-s", "inf"], "`EMBED_TIMEOUT_S` should be a finite", id="endless"
+        ),
+        pytest.param(
             ["serve", "--output-dim", "31"],
             "greater than or equal to 32 (got '31').",
             id="out-of-range",
