@@ -109,7 +109,7 @@ def test_a_close_miss_needs_a_key_and_is_counted_like_the_path_itself(
         ("/api/generate", "no text"),
         ("/v2/models/x/infer", "TRITON_URL"),
         ("/api/pull", "GET /api/tags"),
-        ("/v1/reranks", "Did you mean POST /v1/rerank?"),
+        ("/v3/rerank", "Did you mean POST /v2/rerank?"),
         ("/nowhere/at/all", "POST /embed, /v1/embeddings"),
         ("/nowhere/at/all", "POST /rerank, /v1/rerank"),
     ],

@@ -359,6 +359,20 @@ def test_vllm_s_rerank_truncates_pairs_to_a_number_of_tokens(client: TestClient)
     assert left.status_code == 400
 
 
+@pytest.mark.parametrize(("path", "field"), [("/v1/rerank", "query"), ("/score", "text_1")])
+def test_a_limit_of_a_document_s_tokens_cuts_documents_even_where_long_ones_are_refused(
+    client: TestClient, path: str, field: str
+) -> None:
+    documents = "documents" if field == "query" else "text_2"
+    body = {field: "sand", documents: ["tea", "word " * 200], "truncate": False}
+    cut = client.post(path, json=body | {"max_tokens_per_doc": 9})
+    assert cut.headers["X-Rerank-Truncated"] == "1"
+    whole = client.post(path, json=body | {"max_tokens_per_doc": 0})
+    assert "X-Rerank-Truncated" not in whole.headers
+    far_too_long = body | {documents: ["word " * 9000], "max_tokens_per_doc": 8999}
+    assert "has 9" in client.post(path, json=far_too_long).text
+
+
 def test_every_answer_counts_its_tokens(client: TestClient) -> None:
     answers = {path: client.post(path, json=body) for path, body in CALLS.items()}
     [tokens] = {answer.headers["X-Compute-Tokens"] for answer in answers.values()}
@@ -386,6 +400,15 @@ def test_every_dialect_takes_an_instruction(client: TestClient, path: str) -> No
     plain = scores_of(path, client.post(path, json=CALLS[path]).json())
     instructed = client.post(path, json=CALLS[path] | {"instruction": "Find recipes."})
     assert scores_of(path, instructed.json()) != plain
+    empty = client.post(path, json=CALLS[path] | {"instruction": ""})
+    assert scores_of(path, empty.json()) == pytest.approx(plain)
+
+
+def test_the_requests_of_qwen_s_hosted_reranker_are_answered(client: TestClient) -> None:
+    body = CALLS["/v1/rerank"] | {"model": "fake-reranker"}
+    asked = client.post("/v1/reranks", json=body | {"instruct": "Find recipes."})
+    expected = client.post("/v1/rerank", json=body | {"instruction": "Find recipes."})
+    assert scores_of("/v1/rerank", asked.json()) == scores_of("/v1/rerank", expected.json())
 
 
 @pytest.mark.parametrize("path", ["/rerank", "/v1/rerank", "/v2/rerank"])

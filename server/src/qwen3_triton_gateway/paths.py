@@ -33,6 +33,10 @@ ALIASES = {
     "/reranking": "/rerank",
     "/v1/reranking": "/v1/rerank",
     "/ranking": "/v1/ranking",
+    # As Qwen's hosted reranker has it.
+    "/reranks": "/v1/rerank",
+    "/v1/reranks": "/v1/rerank",
+    "/compatible-api/v1/reranks": "/v1/rerank",
 }
 SERVED = (
     "Embeddings: POST /embed, /v1/embeddings, /api/embed or /v2/embed. Reranking: POST /rerank, "

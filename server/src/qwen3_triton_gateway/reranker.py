@@ -314,9 +314,8 @@ class Reranker(ServedModel):
         )
 
     def _instruction_of(self, call: RerankCall) -> str:
-        if call.instruction is None:
-            return self.settings.rerank_instruction
-        return call.instruction
+        # An empty one is that of a form that was not filled in.
+        return call.instruction or self.settings.rerank_instruction
 
     def _limit_of(self, call: RerankCall) -> int:
         return min(self.max_length, call.max_tokens or self.max_length)
@@ -334,9 +333,11 @@ class Reranker(ServedModel):
 
     def _refuse_long(self, call: RerankCall, tokenized: Sequence[TokenizedText]) -> None:
         if not call.truncate:
+            limit = self._limit_of(call)
+            # Those that only `max_document_tokens` cut are shorter: their cut was asked for.
             call.errors.refuse_long(
-                enumerate(text.count for text in tokenized),
-                limit=self._limit_of(call),
+                ((i, text.count) for i, text in enumerate(tokenized) if text.length == limit),
+                limit=limit,
                 hint=call.truncate_hint,
                 counted_with=" with the query and the prompt",
             )

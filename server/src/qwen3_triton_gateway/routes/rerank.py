@@ -158,10 +158,10 @@ async def _rerank_documents(exchange: Exchange, *, version: str) -> Response:
         RerankCall(
             [body.query] * len(body.documents),
             body.documents,
-            instruction=body.instruction,
+            instruction=body.instruction or body.instruct,
             truncate=body.truncate is not False and body.truncation is not False,
             max_tokens=limit_tokens(body.truncate_prompt_tokens, reranker.max_length),
-            max_document_tokens=body.max_tokens_per_doc,
+            max_document_tokens=body.max_tokens_per_doc or None,
             priority=body.priority or 0,
             documents_field="documents",
         )
@@ -258,6 +258,7 @@ async def score(request: Request, service: ServiceDep) -> Response:
                 if body.truncate is None
                 else body.truncate,
                 max_tokens=limit_tokens(body.truncate_prompt_tokens, service.reranker.max_length),
+                max_document_tokens=body.max_tokens_per_doc or None,
                 priority=body.priority or 0,
                 queries_field=left,
                 documents_field=right,

@@ -28,12 +28,8 @@ NO_TEXT = (
     "read."
 )
 
-
-Count: TypeAlias = Annotated[
-    int, Field(ge=1), BeforeValidator(number), describe_number(1, "^[1-9][0-9]{0,5}$")
-]
-# 0 returns all, as in vLLM.
-TopN: TypeAlias = Annotated[
+# 0 sets none, as in vLLM.
+Limit: TypeAlias = Annotated[
     int, Field(ge=0), BeforeValidator(number), describe_number(0, "^(0|[1-9][0-9]{0,5})$")
 ]
 
@@ -53,7 +49,7 @@ class TeiRerankRequest(BaseModel):
     raw_scores: bool | None = None
     return_text: bool | None = None
     truncate: bool | None = None
-    top_n: TopN | None = None
+    top_n: Limit | None = None
     # Only a document's end is truncated.
     truncation_direction: Literal["right", "Right"] | None = None
 
@@ -153,8 +149,9 @@ class CohereRerankRequest(BaseModel):
     """The body of `POST /v1/rerank` and `/v2/rerank`, as Cohere and Jina have it.
 
     `priority` is vLLM's, too, as are `use_activation`, `truncate_prompt_tokens` and
-    `truncation_side`; `raw_scores` is Infinity's, `top_k` and `truncation` Voyage's, `instruction`
-    and `truncate` our own. Unknown fields are ignored.
+    `truncation_side`; `raw_scores` is Infinity's, `top_k` and `truncation` Voyage's, `instruct`
+    that of Qwen's hosted reranker, `instruction` and `truncate` our own. Unknown fields are
+    ignored.
     """
 
     model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore", strict=True)
@@ -162,18 +159,19 @@ class CohereRerankRequest(BaseModel):
     query: TextOrObject
     documents: OneOrMore
     model: str | None = None
-    top_n: TopN | None = None
+    top_n: Limit | None = None
     return_documents: Flag | None = None
     rank_fields: list[str] | None = None
-    max_tokens_per_doc: Count | None = None
+    max_tokens_per_doc: Limit | None = None
     use_activation: bool | None = None
     raw_scores: bool | None = None
     truncate_prompt_tokens: TokenLimit | None = None
     # Only a document's end is truncated.
     truncation_side: Literal["right"] | None = None
     priority: Priority | None = None
-    top_k: TopN | None = None
+    top_k: Limit | None = None
     truncation: bool | None = None
+    instruct: str | None = None
     instruction: str | None = None
     truncate: bool | None = None
 
@@ -236,8 +234,8 @@ class NimRankingRequest(BaseModel):
     passages: Annotated[list[NimText], Field(min_length=1, max_length=MAX_TEXTS)]
     model: str | None = None
     truncate: Literal["NONE", "END"] | None = None
-    top_k: TopN | None = None
-    top_n: TopN | None = None
+    top_k: Limit | None = None
+    top_n: Limit | None = None
     instruction: str | None = None
 
 
@@ -267,6 +265,9 @@ class ScoreRequest(BaseModel):
     model: str | None = None
     use_activation: bool | None = None
     truncate_prompt_tokens: TokenLimit | None = None
+    max_tokens_per_doc: Limit | None = None
+    # Only a document's end is truncated.
+    truncation_side: Literal["right"] | None = None
     priority: Priority | None = None
     truncate: bool | None = None
     instruction: str | None = None
