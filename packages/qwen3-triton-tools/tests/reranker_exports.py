@@ -150,6 +150,35 @@ def _gemm(graph: onnx.GraphProto, states: str) -> list[onnx.NodeProto]:
     ]
 
 
+def with_logits(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
+    """Add nodes that compute the logits of all tokens at all positions."""
+    model.graph.node.extend(nodes)
+    shape = ["batch", "sequence", VOCABULARY]
+    model.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, shape))
+    model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+    return model
+
+
+def dynamic_head() -> onnx.ModelProto:
+    """The head as `quantize_dynamic` writes it: a product of integers, then its scale."""
+    model = trunk()
+    head = np.ones((HIDDEN, VOCABULARY), dtype=np.int8)
+    model.graph.initializer.extend(
+        [
+            numpy_helper.from_array(head, "head"),
+            numpy_helper.from_array(np.array(0.1, np.float32), "s"),
+        ]
+    )
+    outputs = ["bytes", "scale", "zero"]
+    nodes = [
+        helper.make_node("DynamicQuantizeLinear", ["states"], outputs),
+        helper.make_node("MatMulInteger", ["bytes", "head", "zero"], ["sums"]),
+        helper.make_node("Cast", ["sums"], ["wide"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["wide", "s"], ["logits"]),
+    ]
+    return with_logits(model, nodes)
+
+
 def classifier_model(
     *, position: Literal["last", "end"] = "last", seed: int = 8, scale: float = 1.0
 ) -> onnx.ModelProto:

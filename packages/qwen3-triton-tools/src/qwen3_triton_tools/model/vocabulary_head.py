@@ -1,4 +1,4 @@
-"""Cut the vocabulary head of a reranker down to the rows of "no" and "yes", at the last token.
+"""Cut the vocabulary head of a reranker down to "no" and "yes", at the last token.
 
     logits = MatMul(Cast(GatherND(states, last token), float32), rows)
 
@@ -6,11 +6,15 @@ The two rows are read from the file and stored in the graph in float32; nothing 
 is read. A head that shares its matrix with the token table (`tie_word_embeddings`) leaves the table
 where it is; one of its own is no longer part of the graph. The product is in float32, so that
 float16 models lose nothing by the rounding of their logits, which are tens.
+
+A head of which rows cannot be taken, because it is quantized or has a bias or a scale, stays whole:
+
+    logits = Cast(Gather(head(GatherND(states, last token)), "no" and "yes"), float32)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,60 +34,88 @@ from .reranker import Reranker
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _MATRIX_RANK = 2
 _SAME_VALUES = ("Cast", "Identity")
-# Operators that widen quantized weights, or multiply by them.
-_QUANTIZED = {
-    "MatMulNBits",
+_PRODUCTS = ("MatMul", "FusedMatMul", "Gemm", "MatMulNBits", "MatMulBnb4")
+# What may follow the product: a bias, scales, and the two of a soft cap.
+_FOLLOWING = (*_SAME_VALUES, "Add", "Mul", "Div", "Tanh")
+# They multiply states that are rounded to integers, in a scale that depends on the batch.
+_INTEGER_PRODUCTS = (
     "MatMulInteger",
     "MatMulIntegerToFloat",
     "DynamicQuantizeMatMul",
-    "MatMulBnb4",
     "QLinearMatMul",
-    "DequantizeLinear",
-}
+)
 _ROWS = PREFIX + "answers"
 
 
 @dataclass(frozen=True, slots=True)
 class VocabularyHead:
-    """The product of `states` and a stored matrix; `vocabulary_axis` is that of its logits."""
+    """What computes logits of states.
+
+    Attributes:
+        states: What it takes, of all positions.
+        logits: What it returns, in whatever shape.
+        matrix: The stored matrix that the states are multiplied by, if there is nothing else to it.
+        vocabulary_axis: The axis of that matrix that is the one of the logits.
+    """
 
     states: str
-    matrix: onnx.TensorProto
-    vocabulary_axis: int
+    logits: str
+    matrix: onnx.TensorProto | None
+    vocabulary_axis: int = 0
 
 
 def find_head(model: OnnxModel, reranker: Reranker) -> VocabularyHead:
     """Find the product that gives a causal reranker's logits.
 
     Raises:
-        ModelError: It is quantized, or the graph ends in another way.
+        ModelError: The graph ends in another way, or rounds states together.
     """
     producers = _producers(model)
-    end = _skip(producers, LOGITS_OUTPUT)
+    logits = LOGITS_OUTPUT
+    end = _skip(producers, logits)
     if end is not None and end.op_type == "Reshape":  # Gemm takes matrices only
-        end = producers.get(end.input[0])
+        logits = end.input[0]
+        end = producers.get(logits)
     if end is None:
         raise ModelError(f"{model.path}: nothing computes `{LOGITS_OUTPUT}`.")
-    states, weights, is_transposed = _operands(model, end, producers)
-    matrix, turns = _stored(model, weights, producers)
-    axis = 0 if is_transposed ^ turns else 1
-    if matrix.data_type not in _FLOATS:
-        raise _quantized(model, f"its values are {TensorProto.DataType.Name(matrix.data_type)}")
+    product = _find_product(model, producers, end)
+    options = _options(product)
+    states = product.input[0]
+    if product.op_type == "Gemm":
+        flattened = producers.get(states)
+        if flattened is None or flattened.op_type != "Reshape":
+            raise _unknown_end(model, "Gemm without a reshape")
+        states = flattened.input[0]
+    is_plain = (
+        product is end
+        and product.op_type in ("MatMul", "FusedMatMul", "Gemm")
+        and options.get("alpha", 1.0) == 1.0
+        and not options.get("transA", 0)
+        and not any(product.input[2:])
+    )
+    stored = _stored(model, product.input[1], producers) if is_plain else None
+    if stored is None or stored[0].data_type not in _FLOATS:
+        return VocabularyHead(states, logits, None)
+    matrix, turns = stored
+    axis = 0 if bool(options.get("transB", 0)) ^ turns else 1
     if len(matrix.dims) != _MATRIX_RANK or matrix.dims[axis] != reranker.width:
         msg = (
             f"{model.path}: the matrix of the head, `{as_text(matrix.name)}`, has shape "
             f"{tuple(matrix.dims)}, which is not that of {reranker.width:,} logits."
         )
         raise ModelError(msg)
-    return VocabularyHead(states, matrix, axis)
+    return VocabularyHead(states, logits, matrix, axis)
 
 
 def cut_head(
     model: OnnxModel, reranker: Reranker, head: VocabularyHead, answer_ids: Iterable[int]
 ) -> None:
-    """Replace the head by the two rows, and the outputs by their logits: float32, (batch, 2)."""
+    """Replace the outputs by the logits of the two answers: float32, (batch, 2)."""
     graph = model.proto.graph
-    rows = _read_rows(model.path.parent, head, list(answer_ids))
+    if head.matrix is None:
+        _keep_head(model, reranker, head, list(answer_ids))
+        return
+    rows = _read_rows(model.path.parent, head.matrix, head.vocabulary_axis, list(answer_ids))
     added = [
         *_last_states(model, head.states, PREFIX + "wide"),
         node("Constant", [], _ROWS, value=numpy_helper.from_array(rows)),
@@ -92,13 +124,38 @@ def cut_head(
     _replace_outputs(graph, added, reranker, len(ANSWERS))
 
 
+def _keep_head(
+    model: OnnxModel, reranker: Reranker, head: VocabularyHead, answer_ids: Sequence[int]
+) -> None:
+    """Give a head the last token's state only, and select two of its logits."""
+    graph = model.proto.graph
+    logits = PREFIX + "logits" if head.logits == LOGITS_OUTPUT else head.logits
+    _rename(graph, LOGITS_OUTPUT, PREFIX + "logits")
+    last = PREFIX + "gathered"
+    place = 1 + next(i for i, each in enumerate(graph.node) if head.states in each.output)
+    for user in graph.node[place:]:
+        user.input[:] = [last if name == head.states else name for name in user.input]
+    # The shapes that the file states behind it are those of all positions.
+    _keep(graph.value_info, {name for each in graph.node[:place] for name in each.output})
+    gathering = last_token_nodes(
+        head.states, last, opset=model.opset, with_past=bool(model.past_inputs)
+    )
+    for index, new in enumerate(gathering, place):
+        graph.node.insert(index, new)
+    ids = numpy_helper.from_array(np.array(answer_ids, dtype=np.int64))
+    added = [
+        node("Constant", [], _ROWS, value=ids),
+        node("Gather", [logits, _ROWS], PREFIX + "selected", axis=1),
+        node("Cast", [PREFIX + "selected"], LOGITS_OUTPUT, to=TensorProto.FLOAT),
+    ]
+    _replace_outputs(graph, added, reranker, len(ANSWERS))
+
+
 def select_last(model: OnnxModel, reranker: Reranker) -> None:
     """Replace the outputs by the logits of the last token, where a head is cut already: float32."""
     graph = model.proto.graph
     everywhere = PREFIX + "logits"
-    for each in graph.node:
-        for names in (each.input, each.output):
-            names[:] = [everywhere if name == LOGITS_OUTPUT else name for name in names]
+    _rename(graph, LOGITS_OUTPUT, everywhere)
     added = list(_last_states(model, everywhere, LOGITS_OUTPUT))
     _replace_outputs(graph, added, reranker, reranker.width)
 
@@ -123,42 +180,58 @@ def _replace_outputs(
     graph.node.extend(added)
 
 
-def _operands(
-    model: OnnxModel, end: onnx.NodeProto, producers: dict[str, onnx.NodeProto]
-) -> tuple[str, str, bool]:
-    """Return the states, the weights, and whether the product transposes the weights."""
-    options = {a.name: helper.get_attribute_value(a) for a in end.attribute}
-    if quantized := _quantized_operator(end, producers):
-        raise _quantized(model, f"the operator is {quantized}")
-    is_plain = options.get("alpha", 1.0) == 1.0 and not options.get("transA", 0)
-    if end.op_type == "MatMul":
-        return end.input[0], end.input[1], False
-    if end.op_type == "FusedMatMul" and is_plain:
-        return end.input[0], end.input[1], bool(options.get("transB", 0))
-    if end.op_type == "Gemm" and is_plain and not any(end.input[2:]):
-        flattened = producers.get(end.input[0])
-        if flattened is not None and flattened.op_type == "Reshape":
-            return flattened.input[0], end.input[1], bool(options.get("transB", 0))
+def _rename(graph: onnx.GraphProto, old: str, new: str) -> None:
+    for each in graph.node:
+        for names in (each.input, each.output):
+            names[:] = [new if name == old else name for name in names]
+
+
+def _find_product(
+    model: OnnxModel, producers: dict[str, onnx.NodeProto], end: onnx.NodeProto
+) -> onnx.NodeProto:
+    """Return the product of the head, behind which there may be a bias or a scale.
+
+    Raises:
+        ModelError: There is none, or it is one of integers.
+    """
+    found = [end]
+    for each in found:  # which grows
+        if each.op_type in _PRODUCTS:
+            return each
+        if each.op_type in _INTEGER_PRODUCTS:
+            msg = (
+                f"{model.path} has a vocabulary head that rounds states to integers "
+                f"({each.op_type}), together with those of the batch. Pool the float32 or float16 "
+                "export, then quantize the result with `qwen3-triton model quantize`."
+            )
+            raise ModelError(msg)
+        if each.op_type in _FOLLOWING:
+            found += [producers[name] for name in each.input if name in producers]
+    raise _unknown_end(model, end.op_type)
+
+
+def _unknown_end(model: OnnxModel, end: str) -> ModelError:
     msg = (
-        f"{model.path} ends with {end.op_type}{' and a bias' if any(end.input[2:]) else ''}, not "
-        "with the product of states and a vocabulary head. Export it with the task "
-        "text-generation."
+        f"{model.path} ends with {end}, not with the product of states and a vocabulary head. "
+        "Export it with the task text-generation."
     )
-    raise ModelError(msg)
+    return ModelError(msg)
 
 
-def _quantized_operator(end: onnx.NodeProto, producers: dict[str, onnx.NodeProto]) -> str | None:
-    """Return the operator of a quantized product, which a scaling may follow."""
-    candidates = [end]
-    if end.op_type == "Mul":
-        candidates += [found for name in end.input if (found := _skip(producers, name))]
-    return next((node.op_type for node in candidates if node.op_type in _QUANTIZED), None)
+def _options(product: onnx.NodeProto) -> dict[str, Any]:
+    return {a.name: helper.get_attribute_value(a) for a in product.attribute}
 
 
 def _stored(
     model: OnnxModel, name: str, producers: dict[str, onnx.NodeProto]
-) -> tuple[onnx.TensorProto, bool]:
-    """Follow a matrix back to where it is stored; return whether it is transposed on the way."""
+) -> tuple[onnx.TensorProto, bool] | None:
+    """Follow a matrix back to where it is stored; return whether it is transposed on the way.
+
+    None if it is computed, as one is that was quantized.
+
+    Raises:
+        ModelError: It is not in the file.
+    """
     stored = {tensor.name: tensor for tensor in model.proto.graph.initializer}
     turns = False
     while name not in stored:
@@ -168,21 +241,11 @@ def _stored(
         if producer.op_type == "Constant":
             return helper.get_attribute_value(producer.attribute[0]), turns
         if producer.op_type == "Transpose":
-            options = {a.name: helper.get_attribute_value(a) for a in producer.attribute}
-            turns ^= list(options.get("perm", (1, 0))) == [1, 0]
+            turns ^= list(_options(producer).get("perm", (1, 0))) == [1, 0]
         elif producer.op_type not in _SAME_VALUES:
-            raise _quantized(model, f"its matrix is computed by {producer.op_type}")
+            return None
         name = producer.input[0]
     return stored[name], turns
-
-
-def _quantized(model: OnnxModel, reason: str) -> ModelError:
-    msg = (
-        f"{model.path} has a quantized vocabulary head ({reason}), of which single rows cannot be "
-        "taken exactly. Pool the float32 or float16 export, then quantize the result with "
-        "`qwen3-triton model quantize`."
-    )
-    return ModelError(msg)
 
 
 def _producers(model: OnnxModel) -> dict[str, onnx.NodeProto]:
@@ -198,32 +261,30 @@ def _skip(producers: dict[str, onnx.NodeProto], name: str) -> onnx.NodeProto | N
 
 
 def _read_rows(
-    folder: Path, head: VocabularyHead, ids: list[int]
+    folder: Path, matrix: onnx.TensorProto, axis: int, ids: list[int]
 ) -> np.ndarray[Any, np.dtype[np.float32]]:
-    """Read (hidden size, 2) from a matrix that may be gigabytes."""
-    matrix, axis = head.matrix, head.vocabulary_axis
+    """Read (hidden size, 2) from a matrix that may be gigabytes; `axis` is the vocabulary's."""
     if matrix.data_location != TensorProto.EXTERNAL:
         rows = numpy_helper.to_array(matrix).take(ids, axis)
     else:
         # As a tensor of its own, since numpy has no bfloat16.
         shape = [len(ids) if index == axis else size for index, size in enumerate(matrix.dims)]
         part = TensorProto(data_type=matrix.data_type, dims=shape)
-        part.raw_data = _read_external(folder, head, ids)
+        part.raw_data = _read_external(folder, matrix, axis, ids)
         rows = numpy_helper.to_array(part)
     rows = rows.astype(np.float32)
     return np.ascontiguousarray(rows.T if axis == 0 else rows)
 
 
-def _read_external(folder: Path, head: VocabularyHead, ids: list[int]) -> bytes:
+def _read_external(folder: Path, matrix: onnx.TensorProto, axis: int, ids: list[int]) -> bytes:
     """Read the values of rows or columns in a file, and none of the others.
 
     Not mapped into memory: reading ahead would make the whole file resident.
     """
-    matrix = head.matrix
     entries = {entry.key: entry.value for entry in matrix.external_data}
     offset, item = int(entries.get("offset", "0")), 4 if matrix.data_type == _FLOATS[0] else 2
     rows, columns = matrix.dims
-    if head.vocabulary_axis == 0:
+    if axis == 0:
         parts = [(row * columns, columns) for row in ids]
     else:
         parts = [(row * columns + column, 1) for row in range(rows) for column in ids]
