@@ -46,9 +46,9 @@ HELD_BYTES = 16 * 1024
 # Fields and model names that make a request one of queries, as JSON; so do aliases. A match costs
 # no more than the framework's own look at the request.
 QUERY_MARKERS = (rb'"query"', rb'[-_]query"')
-# A pair to rerank has the prompt's tokens too, 75 with Qwen3's and the default instruction. A
+# A pair to rerank has the prompt's tokens too, 72 with Qwen3's and the default instruction. A
 # token of a text has about so many bytes.
-PROMPT_TOKENS = 75
+PROMPT_TOKENS = 72
 BYTES_PER_TOKEN = 4
 LOG_SECONDS = 1.0
 MAX_LOGGED = 20

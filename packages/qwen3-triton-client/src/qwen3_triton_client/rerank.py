@@ -119,7 +119,7 @@ class RerankJob(Job[float]):
 
     def unsent(self, texts: Sequence[str]) -> dict[int, float]:
         """Return the scores of blank documents, if the call has them last."""
-        if self._on_blank == "raise":
+        if self._on_blank != "last":
             return {}
         return {index: -math.inf for index, text in enumerate(texts) if is_blank(text)}
 
