@@ -180,6 +180,7 @@ def test_answers_equal_onnxruntimes_own(
         assert answer.dtype == expected.dtype
         tolerance = 1e-5 if answer.dtype == np.float32 else 1e-2
         np.testing.assert_allclose(answer, expected, rtol=tolerance, atol=tolerance)
+    assert "Traceback" not in triton.log_file.read_text()
 
 
 @pytest.mark.parametrize("past", [0, 5])

@@ -9,6 +9,7 @@ Tensors are exchanged by DLPack: the backend's own numpy conversion reads array 
 layout of numpy 1, and returns empty arrays with numpy 2.
 """
 
+import ctypes
 import importlib
 import json
 from pathlib import Path
@@ -20,6 +21,12 @@ from answer_checksum import (  # pyright: ignore[reportMissingImports]
     CHECKSUM_OUTPUT,
     row_checksums,
 )
+
+
+# What DLPack calls a capsule whose content has another owner now. The name is not copied.
+_USED = b"used_dltensor"
+_set_capsule_name = ctypes.pythonapi.PyCapsule_SetName
+_set_capsule_name.argtypes = [ctypes.py_object, ctypes.c_char_p]
 
 
 class _Exporter:
@@ -149,8 +156,20 @@ class TritonPythonModel:
         if CHECKSUM_OUTPUT in wanted:
             checksums = row_checksums(feed, list(outputs.values()))
             outputs[CHECKSUM_OUTPUT] = np.array(checksums, dtype=np.int64)[:, None]
-        tensors = [pb_utils.Tensor.from_dlpack(name, array) for name, array in outputs.items()]
+        tensors = [_tensor(name, array) for name, array in outputs.items()]
         return pb_utils.InferenceResponse(output_tensors=tensors)
+
+
+def _tensor(name, array):
+    """Hand an array over to the backend.
+
+    The backend calls the capsule `used_dlpack` (`PbTensor::FromDLPackCapsule`), which numpy does
+    not know: it would write an error for every output to Triton's log.
+    """
+    capsule = array.__dlpack__()
+    tensor = pb_utils.Tensor.from_dlpack(name, capsule)
+    _set_capsule_name(capsule, _USED)
+    return tensor
 
 
 def _pool_last_token(states, mask):
