@@ -161,7 +161,7 @@ $(VENV)-parity/.installed: requirements/parity.txt $(wildcard packages/qwen3-nan
 	@touch $@
 
 .PHONY: clients
-clients: install $(VENV)-clients/.installed ## Run other programs' clients against the gateway (WRITE=1: and write the table)
+clients: install $(VENV)-clients/.installed ## Run other programs' clients and the playground against the gateway (WRITE=1: and write the tables)
 	@WRITE="$(WRITE)" $(VENV)-clients/bin/python -m pytest -c tests/clients/pytest.ini --rootdir tests/clients tests/clients
 
 NODE_CLIENTS := tests/clients/node
