@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from exported_models import make_classifier, make_reranker, store_weights, write_reranker
 from numpy.typing import NDArray
-from served_product import product, score
+from served_product import product, rows_per_batch, score
 from transformers import PreTrainedTokenizerFast, Qwen3PreTrainedModel
 
 # The bars that rerankers are judged by: scores from 0 to 1.
@@ -158,7 +158,13 @@ def card_score(
 
 
 def score_differences(url: str, pairs: list[Pair], expected: NDArray[Any]) -> list[float]:
-    """Return how far served scores are from the expected, of all pairs, then of ALONE."""
-    alone = np.concatenate([score(url, [pair]) for pair in ALONE])
-    scores = np.concatenate([score(url, pairs), alone])
-    return np.abs(scores - np.concatenate([expected, expected[: len(ALONE)]])).tolist()
+    """Return how far served scores are from the expected: of ALONE as a batch, then each, then all.
+
+    The batch comes first: once the gateway knows how slow the model is, batches have one row.
+    """
+    together = score(url, ALONE)
+    assert rows_per_batch(url) > 1
+    alone = [score(url, [pair]) for pair in ALONE]
+    scores = np.concatenate([together, *alone, score(url, pairs)])
+    few = expected[: len(ALONE)]
+    return np.abs(scores - np.concatenate([few, few, expected])).tolist()

@@ -93,14 +93,14 @@ with tempfile.TemporaryDirectory() as folder:
         name, _, model = argument.partition("=")
         write_repository(Path(model), Path(folder), model_name=name, max_batch_size=8)
     with LocalTriton(model_repository=Path(folder), ready_timeout_seconds=600) as triton:
-        print(triton.grpc_url, flush=True)
+        print(triton.grpc_url, triton.http_url, flush=True)
         sys.stdin.read()
 """
 
 
 @contextmanager
-def running_triton(models: dict[str, Path]) -> Generator[str]:
-    """Run a local Triton with models by their names, and yield the address of its gRPC port."""
+def running_triton(models: dict[str, Path]) -> Generator[dict[str, str]]:
+    """Run a local Triton with models by their names, and yield its addresses by their schemes."""
     arguments = [f"{name}={folder}" for name, folder in models.items()]
     command = [COMMAND.with_name("python"), "-c", TRITON, *arguments]
     with subprocess.Popen(
@@ -109,9 +109,9 @@ def running_triton(models: dict[str, Path]) -> Generator[str]:
         assert process.stdin
         assert process.stdout
         try:
-            url = process.stdout.readline().strip()
-            assert url, "Triton did not start; its log is above."
-            yield url
+            urls = process.stdout.readline().split()
+            assert urls, "Triton did not start; its log is above."
+            yield {url.partition(":")[0]: url for url in urls}
         finally:
             process.stdin.close()  # it ends then
 
@@ -124,3 +124,15 @@ def score(url: str, pairs: list[tuple[str, str]]) -> NDArray[np.float64]:
     with urllib.request.urlopen(request, timeout=3600) as response:
         data = json.load(response)["data"]
     return np.array([entry["score"] for entry in data])
+
+
+def rows_per_batch(url: str) -> float:
+    """Return how many pairs the model was given at a time, on average."""
+    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as response:
+        lines = response.read().decode().splitlines()
+    totals = {"sum": 0.0, "count": 0.0}
+    for line in lines:
+        found = re.match(r"qwen3_triton_rerank_batch_rows_(sum|count)\{.*\} (\S+)", line)
+        if found:
+            totals[found[1]] += float(found[2])
+    return totals["sum"] / totals["count"]

@@ -24,29 +24,28 @@ SERVED: list[Served] = [
     *(("float16", "pooled"), ("float16", "whole")),
     ("classifier", "whole"),
 ]
-ENGINES = ("triton", "onnxruntime", "openvino")
-# Each engine with the forms and graphs that it may treat in its own way. OpenVINO is asked for
-# float32, which it computes in whatever the weights are.
+# Each engine, or scheme of Triton, with the forms and graphs that it may treat in its own way.
+# OpenVINO is asked for float32, which it computes in whatever the weights are.
 WAYS = [
-    *(("tied", "pooled", engine) for engine in ENGINES),
-    *(("tied", "whole", engine) for engine in ENGINES[:2]),
+    *(("tied", "pooled", engine) for engine in ("grpc", "onnxruntime", "openvino")),
+    *(("tied", "whole", engine) for engine in ("http", "onnxruntime")),
     ("float16", "pooled", "onnxruntime"),
-    ("float16", "whole", "triton"),
-    *(("classifier", "whole", engine) for engine in ("triton", "openvino")),
+    ("float16", "whole", "grpc"),
+    *(("classifier", "whole", engine) for engine in ("http", "openvino")),
 ]
 # LONG takes longer than all others: once in each engine, graph and dtype.
 LONG_WAYS = {
-    *(("tied", "pooled", engine) for engine in ("triton", "openvino")),
+    *(("tied", "pooled", engine) for engine in ("grpc", "openvino")),
     ("tied", "whole", "onnxruntime"),
     ("float16", "pooled", "onnxruntime"),
 }
 
 
-@pytest.fixture(name="triton_url", scope="module")
-def _triton_url(rerankers: Rerankers) -> Generator[str]:
+@pytest.fixture(name="triton_urls", scope="module")
+def _triton_urls(rerankers: Rerankers) -> Generator[dict[str, str]]:
     models = {"-".join(served): folder_of(rerankers, served) for served in SERVED}
-    with running_triton(models) as url:
-        yield url
+    with running_triton(models) as urls:
+        yield urls
 
 
 def folder_of(rerankers: Rerankers, served: Served) -> Path:
@@ -64,9 +63,9 @@ def test_served_scores_are_those_of_the_card_s_code(
 ) -> None:
     form, graph, engine = way
     folder = folder_of(rerankers, (form, graph))
-    if engine == "triton":
-        triton_url: str = request.getfixturevalue("triton_url")
-        flags = ["--triton-url", triton_url, "--rerank-triton-model", f"{form}-{graph}"]
+    if engine in ("grpc", "http"):
+        triton_urls: dict[str, str] = request.getfixturevalue("triton_urls")
+        flags = ["--triton-url", triton_urls[engine], "--rerank-triton-model", f"{form}-{graph}"]
         flags += ["--rerank-tokenizer-path", str(folder)]
     else:
         flags = ["--rerank-model-dir", str(folder), "--engine", engine, "--precision", "float32"]
