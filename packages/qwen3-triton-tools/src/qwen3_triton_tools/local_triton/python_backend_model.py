@@ -22,7 +22,6 @@ from answer_checksum import (  # pyright: ignore[reportMissingImports]
     row_checksums,
 )
 
-
 # What DLPack calls a capsule whose content has another owner now. The name is not copied.
 _USED = b"used_dltensor"
 _set_capsule_name = ctypes.pythonapi.PyCapsule_SetName
