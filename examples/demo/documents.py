@@ -28,14 +28,17 @@ class Question:
     expected: frozenset[str]
 
 
-def load_documents(path: Path = _FOLDER / "documents.jsonl") -> list[Document]:
+def load_documents() -> list[Document]:
     """Return all documents, in file order."""
-    return [Document(**json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    lines = (_FOLDER / "documents.jsonl").read_text(encoding="utf-8").splitlines()
+    return [Document(**json.loads(line)) for line in lines]
 
 
-def load_questions(path: Path = _FOLDER / "questions.json") -> list[Question]:
+def load_questions() -> list[Question]:
     """Return the demo's questions."""
-    entries: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))
+    entries: list[dict[str, Any]] = json.loads(
+        (_FOLDER / "questions.json").read_text(encoding="utf-8")
+    )
     return [Question(entry["question"], frozenset(entry["expected"])) for entry in entries]
 
 

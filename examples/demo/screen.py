@@ -40,9 +40,9 @@ class Stage:
 class Screen:
     """The demo's output. `console` prints everything except progress."""
 
-    def __init__(self, console: Console | None = None, *, record: bool = False) -> None:
+    def __init__(self, *, record: bool) -> None:
         width = None if sys.stdout.isatty() else _WIDTH_OF_A_FILE
-        self.console = console or Console(highlight=False, width=width, record=record)
+        self.console = Console(highlight=False, width=width, record=record)
 
     def save_picture(self, path: Path) -> None:
         """Write the output as an SVG. The screen must have been created with `record`."""

@@ -13,8 +13,8 @@ from psycopg import sql
 
 from qwen3_triton_ingest.errors import FilterError
 from qwen3_triton_ingest.layouts import LANGCHAIN, LLAMAINDEX, OWN, Layout, Table
-from qwen3_triton_ingest.search import compile_filter, parse_filters
-from qwen3_triton_ingest.search.filters import ROW
+from qwen3_triton_ingest.search import parse_filters
+from qwen3_triton_ingest.search.filters import ROW, compile_filter
 
 ROWS: list[dict[str, Any]] = [
     {"lang": "en", "year": 2019, "tags": ["a", "b"], "author": {"name": "Ada"}},

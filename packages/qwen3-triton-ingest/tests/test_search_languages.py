@@ -10,12 +10,8 @@ import pytest
 
 from filled_tables import Entry, Library, embed
 from qwen3_triton_ingest.config import GatewayOptions
-from qwen3_triton_ingest.search import (
-    Searcher,
-    create_text_index,
-    find_text_access,
-    find_text_index_for,
-)
+from qwen3_triton_ingest.search import Searcher, create_text_index, find_text_index_for
+from qwen3_triton_ingest.search.text_access import find_text_access
 
 # Each language's own words for the same: short texts, a part of them in two languages.
 TEXTS = {

@@ -29,18 +29,14 @@ from qwen3_triton_ingest.config import GatewayOptions
 from qwen3_triton_ingest.errors import TableError
 from qwen3_triton_ingest.layouts import LAYOUTS as LAYOUT_TYPES
 from qwen3_triton_ingest.layouts import LayoutName, Table
-from qwen3_triton_ingest.search import (
-    Searcher,
+from qwen3_triton_ingest.search import Searcher, create_text_index, find_text_indexes
+from qwen3_triton_ingest.search.filters import ROW
+from qwen3_triton_ingest.search.text_access import TextAccess, find_text_access, text_arm
+from qwen3_triton_ingest.search.text_indexes import (
     TextBackend,
-    create_text_index,
     detect_text_backend,
-    drop_text_indexes,
-    find_text_access,
-    find_text_indexes,
     text_index_statement,
 )
-from qwen3_triton_ingest.search.filters import ROW
-from qwen3_triton_ingest.search.text_access import TextAccess, text_arm
 from qwen3_triton_ingest.tables.preparation import find_table
 
 SHIM = Path(__file__).parents[3] / "tests" / "support" / "paradedb_shim.sql"
@@ -86,9 +82,6 @@ def test_the_index_of_postgresql_is_created_found_and_used(
         hits = searcher.search("volcanoes erupting", mode="text")
         assert any("volcan" in hit.text.lower() for hit in hits)
     assert times_used(database_url, made.name) > 0
-    with psycopg.connect(database_url, autocommit=True) as connection:
-        assert drop_text_indexes(connection, table) == [made]
-        assert find_text_indexes(connection, table) == []
 
 
 def test_a_generated_tsvector_column_is_searched_with_its_configuration(

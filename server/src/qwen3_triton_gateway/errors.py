@@ -148,8 +148,8 @@ class BackendUnavailableError(EmbeddingServerError):
     status = 503
     code: str | None = "backend_unavailable"
 
-    def __init__(self, message: str, *, retry_after_seconds: int = 1) -> None:
-        super().__init__(message, retry_after_seconds=retry_after_seconds)
+    def __init__(self, message: str) -> None:
+        super().__init__(message, retry_after_seconds=1)
 
 
 class DeadlineExceededError(EmbeddingServerError):

@@ -94,11 +94,11 @@ def connect(dsn: str, *, autocommit: bool = False) -> Connection:
         raise _connection_error(error) from None
 
 
-async def connect_async(dsn: str, *, autocommit: bool = False) -> AsyncConnection:
-    """Open a connection for an event loop, otherwise as `connect` does."""
+async def connect_async(dsn: str) -> AsyncConnection:
+    """Open an autocommit connection for an event loop, otherwise as `connect` does."""
     dsn = libpq_dsn(dsn)
     try:
-        return await psycopg.AsyncConnection.connect(dsn, autocommit=autocommit, **_keywords(dsn))
+        return await psycopg.AsyncConnection.connect(dsn, autocommit=True, **_keywords(dsn))
     except psycopg.OperationalError as error:
         raise _connection_error(error) from None
 
@@ -310,25 +310,18 @@ PAUSE_SECONDS = 1.0
 PATIENCE_SECONDS = 600.0
 
 
-def with_short_lock(
-    connection: Connection,
-    work: Callable[[], Result],
-    *,
-    what: str,
-    patience_seconds: float = PATIENCE_SECONDS,
-) -> Result:
+def with_short_lock(connection: Connection, work: Callable[[], Result], *, what: str) -> Result:
     """Call `work`, which needs an exclusive lock, in a transaction that never waits long for it.
 
     Args:
         connection: If it is in a transaction, a savepoint is used.
         work: Executes the statements; called again if the lock was not granted.
         what: What is locked, for the message.
-        patience_seconds: How long to retry.
 
     Raises:
-        BusyError: The lock was not granted in all that time.
+        BusyError: The lock was not granted within `PATIENCE_SECONDS`.
     """
-    deadline = time.monotonic() + patience_seconds
+    deadline = time.monotonic() + PATIENCE_SECONDS
     while True:
         try:
             with connection.transaction():
@@ -341,7 +334,7 @@ def with_short_lock(
         except (psycopg.errors.LockNotAvailable, psycopg.errors.DeadlockDetected):
             if time.monotonic() > deadline:
                 msg = (
-                    f"No lock on {what} was granted for {patience_seconds:.0f} s. End the long "
+                    f"No lock on {what} was granted for {PATIENCE_SECONDS:.0f} s. End the long "
                     "transactions on it (see pg_stat_activity) and run the same command again."
                 )
                 raise BusyError(msg) from None

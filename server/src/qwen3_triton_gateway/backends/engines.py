@@ -168,11 +168,10 @@ def linked_weights(model_path: Path) -> list[Path]:
     return [path for path in weights if not path.is_relative_to(folder)]
 
 
-def openvino_options(precision: Precision, machine: Machine | None = None) -> dict[str, Any]:
+def openvino_options(precision: Precision) -> dict[str, Any]:
     """Return OpenVINO's options for what `choose_engine` chose."""
     options = OPENVINO_OPTIONS[precision]
-    machine = machine or Machine.this()
-    if precision == "int8" and not machine.why_not("bfloat16"):
+    if precision == "int8" and not Machine.this().why_not("bfloat16"):
         options = options | {"INFERENCE_PRECISION_HINT": "bf16"}  # what is not a product of int8
     return options
 

@@ -128,7 +128,7 @@ class AsyncConnections:
         await self._idle.aclose()
 
     async def _open(self) -> AsyncConnection:
-        connection = await connect_async(self._dsn, autocommit=True)
+        connection = await connect_async(self._dsn)
         await connection.set_isolation_level(IsolationLevel.READ_COMMITTED)
         return connection
 

@@ -223,17 +223,6 @@ def _check_config(connection: Connection, config: str) -> None:
         raise TableError(msg) from None
 
 
-def drop_text_indexes(
-    connection: Connection, table: Table, backend: TextBackendChoice = "auto"
-) -> list[TextIndex]:
-    """Drop the text indexes of a backend, or of all backends (`auto`), and return them."""
-    found = find_text_indexes(connection, table)
-    dropped = [index for index in found if backend in ("auto", index.backend)]
-    for index in dropped:
-        connection.execute(sql.SQL("DROP INDEX {}").format(index.identifier))
-    return dropped
-
-
 def text_index_statement(
     table: Table,
     backend: TextBackend,

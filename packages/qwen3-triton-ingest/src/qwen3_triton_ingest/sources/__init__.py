@@ -1,15 +1,13 @@
 """Sources: files and queries, planned into shards that are read one by one."""
 
 from .formats import read_shard
-from .planning import OnSkip, plan_shards
+from .planning import plan_shards
 from .shards import (
     TARGET_DATABASE,
     Shard,
-    SourceFile,
     former_names,
     is_same_file,
     is_sql,
-    shown_source,
     source_name,
     wider_source,
 )
@@ -17,16 +15,13 @@ from .sql import plan_sql
 
 __all__ = [
     "TARGET_DATABASE",
-    "OnSkip",
     "Shard",
-    "SourceFile",
     "former_names",
     "is_same_file",
     "is_sql",
     "plan_shards",
     "plan_sql",
     "read_shard",
-    "shown_source",
     "source_name",
     "wider_source",
 ]

@@ -371,14 +371,14 @@ def _port_holder(port: int) -> str:
     return unknown
 
 
-def is_grpc_alive(netloc: str, timeout_seconds: float = PORT_TIMEOUT_SECONDS) -> bool:
+def is_grpc_alive(netloc: str) -> bool:
     """Return whether a Triton answers gRPC there."""
     import tritonclient.grpc as grpc_protocol
     from tritonclient.utils import InferenceServerException
 
     client: Any = grpc_protocol.InferenceServerClient(netloc, channel_args=GRPC_OPTIONS)
     try:
-        return bool(client.is_server_live(client_timeout=timeout_seconds))
+        return bool(client.is_server_live(client_timeout=PORT_TIMEOUT_SECONDS))
     except InferenceServerException:
         return False
     finally:

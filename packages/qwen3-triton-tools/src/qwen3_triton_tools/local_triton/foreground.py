@@ -21,18 +21,14 @@ class _StopRequestedError(BaseException):
     """Raised in the main thread by SIGINT or SIGTERM; no `except Exception` may swallow it."""
 
 
-def run_foreground(
-    triton: LocalTriton,
-    *,
-    on_ready: Callable[[LocalTriton], None],
-    log: BinaryIO | None = None,
-) -> int:
+def run_foreground(triton: LocalTriton, *, on_ready: Callable[[LocalTriton], None]) -> int:
     """Start `triton`, and block until it ends or a signal arrives; must run in the main thread.
+
+    Its log is forwarded to standard error.
 
     Args:
         triton: The server.
         on_ready: Called once it is ready.
-        log: Where Triton's log is forwarded to, standard error by default.
 
     Returns:
         0 after SIGINT or SIGTERM, 1 if Triton ended on its own.
@@ -40,7 +36,7 @@ def run_foreground(
     Raises:
         LocalTritonError: It did not start, or was not ready in time.
     """
-    sink = log or sys.stderr.buffer
+    sink = sys.stderr.buffer
     before = {number: signal.getsignal(number) for number in _STOP_SIGNALS}
     try:
         for number in _STOP_SIGNALS:

@@ -94,16 +94,13 @@ def default_cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "qwen3-triton"
 
 
-def ensure_runtime(
-    progress: Callable[[str], None], *, cache_dir: Path | None = None
-) -> TritonRuntime:
-    """Return the runtime below `cache_dir`, and install it first if it is missing.
+def ensure_runtime(progress: Callable[[str], None]) -> TritonRuntime:
+    """Return the runtime below `default_cache_dir()`, and install it first if it is missing.
 
     Safe to call from several processes at once: one installs, the others wait for it.
 
     Args:
         progress: Called with a sentence per step; not called if there is nothing to do.
-        cache_dir: By default `default_cache_dir()`.
 
     Raises:
         UnsupportedMachineError: The local Triton cannot run here.
@@ -112,8 +109,7 @@ def ensure_runtime(
     reason = unsupported_reason()
     if reason is not None:
         raise UnsupportedMachineError(reason)
-    parent = cache_dir or default_cache_dir()
-    runtime = TritonRuntime(parent / f"triton-{_digest()}")
+    runtime = TritonRuntime(default_cache_dir() / f"triton-{_digest()}")
     if not runtime.server.is_file():
         with _writing(runtime, progress):
             if not runtime.server.is_file():
