@@ -1,10 +1,10 @@
-"""LangChain's own suite for embeddings, against the fake gateway."""
+"""LangChain's own suites for embeddings, and a vector store, with a running gateway."""
 
 from typing import Any
 
 import pytest
-from fake_gateway import FakeGateway
 from langchain_core.embeddings import Embeddings
+from langchain_core.vectorstores import InMemoryVectorStore
 from langchain_tests.integration_tests import EmbeddingsIntegrationTests
 from langchain_tests.unit_tests import EmbeddingsUnitTests
 
@@ -29,11 +29,24 @@ class TestUnit(EmbeddingsUnitTests):
         )
 
 
-class TestOnTheWire(EmbeddingsIntegrationTests):
+class TestIntegration(EmbeddingsIntegrationTests):
     @property
     def embeddings_class(self) -> type[Embeddings]:
         return Qwen3TritonEmbeddings
 
     @pytest.fixture
-    def model(self, fake: FakeGateway) -> Embeddings:
-        return Qwen3TritonEmbeddings(base_url=fake.url)
+    def model(self, gateway_url: str) -> Embeddings:
+        return Qwen3TritonEmbeddings(base_url=gateway_url, dimensions=1024)
+
+
+async def test_a_question_finds_its_answer_in_a_vector_store(gateway_url: str) -> None:
+    texts = [
+        "A dog is a domesticated animal that barks and guards the house.",
+        "Income tax is a levy on the earnings of persons and companies.",
+        "A violin is a musical instrument with four strings played with a bow.",
+    ]
+    store = InMemoryVectorStore(Qwen3TritonEmbeddings(base_url=gateway_url, batch_size=2))
+    await store.aadd_texts(texts)
+    assert store.similarity_search("What animal barks?", k=1)[0].page_content == texts[0]
+    hits = await store.asimilarity_search("Which instrument has strings?", k=1)
+    assert hits[0].page_content == texts[2]
