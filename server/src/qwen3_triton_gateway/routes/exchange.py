@@ -191,19 +191,6 @@ class Exchange:
 
 
 @asynccontextmanager
-async def open_rerank_exchange(
-    request: Request, service: EmbeddingService
-) -> AsyncGenerator[Exchange]:
-    """Accept a request for the reranker; see `open_exchange`.
-
-    Raises:
-        ModelNotFoundError: No reranker is served.
-    """
-    async with open_exchange(request, service, service.reranker) as exchange:
-        yield exchange
-
-
-@asynccontextmanager
 async def open_exchange(
     request: Request, service: EmbeddingService, model: ServedModel | None = None
 ) -> AsyncGenerator[Exchange]:
@@ -296,7 +283,7 @@ async def while_connected(request: Request, work: Coroutine[Any, Any, Result]) -
         return await work
     except asyncio.CancelledError:
         is_gone = any(watch.done() for watch in watches)
-        if not is_gone or task.uncancel():  # somebody else wants it to end
+        if not is_gone or task.uncancel():  # something else cancels it
             raise
         raise ClientDisconnect from None
     finally:
