@@ -389,7 +389,7 @@ class Admission:
 
 
 def is_bulk_request(tokens: int) -> bool:
-    """Return whether a request of so many tokens is a bulk request, whose caller is patient."""
+    """Return whether a request of this many tokens is a bulk request, whose caller can wait."""
     return tokens >= BULK_TOKENS
 
 

@@ -44,12 +44,11 @@ RERANK_PATHS = {"/rerank", "/v1/rerank", "/v2/rerank", "/v1/ranking", "/score", 
 # Smaller bodies are read to choose a lane. A larger one is taken as bulk documents, unread.
 HELD_BYTES = 16 * 1024
 # Fields and model names that make a request one of queries, as JSON; so do aliases. A match costs
-# no more than the framework's own look at the request.
+# no more than the framework's own parsing of the request.
 QUERY_MARKERS = (rb'"query"', rb'[-_]query"')
-# A pair to rerank has the prompt's tokens too, 72 with Qwen3's and the default instruction. A
-# token of a text has about so many bytes.
+# A pair to rerank has the prompt's tokens too; these are Qwen3's, with the default instruction.
 PROMPT_TOKENS = 72
-BYTES_PER_TOKEN = 4
+BYTES_PER_TOKEN = 4  # of a text, about
 LOG_SECONDS = 1.0
 MAX_LOGGED = 20
 # How long the rest of a refused body is dropped: a connection that is closed with unread bytes is

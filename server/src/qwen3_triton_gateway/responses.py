@@ -210,7 +210,7 @@ async def _send_parts(
             return
         await asyncio.sleep(0)  # other requests get their turn
         part = await anext(others, None)
-    # Thereby the response ends when its last part has been read, too.
+    # So the response ends only once its last part has been read, too.
     await send({"type": "http.response.body"})
 
 

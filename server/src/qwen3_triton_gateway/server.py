@@ -230,7 +230,7 @@ def keep_memory_flat() -> None:
 def rest_garbage_collector() -> None:
     """Exempt what lives as long as the process from garbage collection, and collect less often.
 
-    Modules, routes and schemas are most of the objects that a full collection looks at. With the
+    Modules, routes and schemas are most of the objects that a full collection examines. With the
     more frequent ones, it took a sixth of the main thread's time under load. Nearly everything that
     requests leave behind is freed without it, when the last reference is gone.
     """

@@ -1,13 +1,14 @@
 """Whose texts go next: API keys take turns, and the requests of a key.
 
 A turn goes to the key that has had the fewest tokens of the model, and within it to the request
-that has had the fewest. A request that comes begins level with the one that is next, so it goes
+that has had the fewest. A new request begins level with the one that is next, so it goes
 next, however many texts others have waiting. The longest waiting text of the turn is the first of
 a batch (the anchor), and the batch fills up with texts of similar length: first those whose turns
-are near, in the order of turns, then any. Everything that a batch takes counts as had.
+are near, in the order of turns, then any. Each text that a batch takes is charged to its request
+and its key.
 
 A key that was away for a moment gets the turns that it missed. Every fifth batch begins with the
-oldest text at the latest, so that none waits for ever while new requests keep coming.
+oldest text at the latest, so that none waits forever while new requests keep coming.
 
 This is plain data without a clock or I/O.
 """
@@ -26,11 +27,11 @@ from .batching import OLD_AGE, BatchLimits, Lane, bucket_length, padded_length, 
 from .errors import EmbeddingServerError
 from .tensors import Float32Vector, TokenizedText
 
-# A batch is filled from so many batches of texts in the order of turns: enough lengths to choose
-# from that padding stays as low as with all texts (`bench/README.md`).
+# A batch is filled from this many batches' worth of texts in the order of turns: enough lengths to
+# choose from that padding stays as low as with all texts (`bench/README.md`).
 HORIZON_BATCHES = 8
-# A key that waits for its own next request, with an empty queue, may catch up on so many batches:
-# as many leave before the next request can be in one.
+# A key that waits for its own next request, with an empty queue, may catch up on this many
+# batches: as many leave before the next request can be in one.
 CREDIT_BATCHES = 2
 # A request of more texts is large.
 SMALL_TEXTS = 8
@@ -173,7 +174,7 @@ class Turn:
         return bool(self.texts)
 
     def upcoming(self, tokens: float) -> Iterator[QueuedText]:
-        """Yield its longest texts in the queue, until they have so many tokens."""
+        """Yield its longest texts in the queue, until they have that many tokens."""
         for entry in reversed(self.texts):
             if entry.turn is not None:
                 yield entry

@@ -41,7 +41,7 @@ Client: Any = http_client.InferenceServerClient
 
 
 class BoundedClient(Client):
-    """A client that reads so much of an answer, and refuses more.
+    """A client that reads an answer up to a limit, and refuses a larger one.
 
     Every call goes through `_get` or `_post`, which are not public (checked on tritonclient 2.73;
     `test_triton_proxy.py` fails if they move).

@@ -27,14 +27,14 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """What Triton's statistics tell about the model that it has in memory.
+    """What Triton's statistics say about the model that it has in memory.
 
     Attributes:
         version: The version that answers: the latest one, since requests name none.
         batches: Batches that it answered since it was loaded, whoever sent them.
         runs: By rows: how often the model ran on that many, and the nanoseconds that this took.
-        answered: Batches that this gateway had got answers to before it asked: all are counted.
-        sent: Those and the ones that it had sent until Triton told: some of them are counted.
+        answered: Batches of this gateway that were answered before it asked: all are counted.
+        sent: Those and the ones that it had sent until Triton replied: some of them are counted.
     """
 
     version: int

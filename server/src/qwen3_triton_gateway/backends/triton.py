@@ -211,7 +211,7 @@ class TritonBackend(Backend):
             return False
 
     async def _notice_reload(self) -> None:
-        """Compare what Triton tells about the loaded model with what it told before.
+        """Compare Triton's statistics of the loaded model with the ones before.
 
         Where the statistics are restricted, nothing is noticed here, and the canary's next turn
         has to do.

@@ -16,7 +16,7 @@ from .csv_layout import Layout, find_layout, is_blank, with_newlines
 from .encodings import UTF_8, is_line_encoding, with_encoding_of
 from .records import RecordReader, find_column, missing_column, needed_columns, with_columns
 from .shards import Shard, SourceFile, extension, shown
-from .text_files import HEAD_BYTES, check_not_binary, decoded, read_lines
+from .text_files import HEAD_BYTES, check_not_binary, decode, read_lines
 from .values import UnreadableError
 
 _SNIFFED_BYTES = 64 << 10
@@ -43,7 +43,7 @@ class _TextLines:
                 yield "\n"
                 continue
             try:
-                yield decoded(line.content, self._options, offset=line.start)
+                yield decode(line.content, self._options, offset=line.start)[0]
             except UnreadableError as error:
                 self.problem = str(error)
                 yield line.content.decode("ascii", "replace")  # to find the end of the record

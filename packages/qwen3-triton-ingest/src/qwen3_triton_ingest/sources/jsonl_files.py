@@ -14,7 +14,7 @@ from ..documents import BadRecord, Document, Origin
 from .encodings import is_utf8, with_encoding_of
 from .records import RecordReader
 from .shards import Shard, SourceFile, file_shard, shown
-from .text_files import HEAD_BYTES, Line, check_not_binary, decoded, read_lines
+from .text_files import HEAD_BYTES, Line, check_not_binary, decode, read_lines
 from .values import UnreadableError, as_json
 
 # Above 64 bits, or a float with more digits than it keeps; orjson rounds both.
@@ -88,10 +88,10 @@ def _record(line: Line, options: ReadOptions) -> dict[str, Any] | None:
     try:
         if _LONG_NUMBER.search(content):
             raise _NotForOrjsonError  # it would round it
-        record = orjson.loads(content if is_utf8(options) else decoded(content, options))
+        record = orjson.loads(content if is_utf8(options) else decode(content, options)[0])
     except (orjson.JSONDecodeError, _NotForOrjsonError) as error:
         # A wrong encoding is a better reason than what a parser says about it.
-        text = decoded(content, options, offset=line.start)
+        text, _ = decode(content, options, offset=line.start)
         record = _lenient(text, error)
     if not isinstance(record, dict):
         kind = "array" if isinstance(record, list) else type(record).__name__

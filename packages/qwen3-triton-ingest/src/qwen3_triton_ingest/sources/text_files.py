@@ -105,18 +105,16 @@ def read_content(path: str, options: ReadOptions) -> bytes:
     return content
 
 
-def decoded(content: bytes, options: ReadOptions, *, offset: int = 0) -> str:
+def decode(content: bytes, options: ReadOptions, *, offset: int = 0) -> tuple[str, str | None]:
     """Decode text that starts at byte `offset` of its file.
+
+    Returns:
+        The text, and its encoding if that had to be detected.
 
     Raises:
         UnreadableError: It is not valid in `options.encoding`, or that is to be detected and is not
             clear.
     """
-    return decode(content, options, offset=offset)[0]
-
-
-def decode(content: bytes, options: ReadOptions, *, offset: int = 0) -> tuple[str, str | None]:
-    """Like `decoded`, with the encoding if it had to be detected."""
     name = UTF_8 if options.encoding == AUTO_ENCODING else options.encoding
     try:
         return content.decode("utf-8-sig" if is_utf8(options) else name), None

@@ -145,9 +145,9 @@ class _Stubs:
 
 
 class _Heartbeat:
-    """The thread of a stub that tells the backend that it lives.
+    """The thread of a stub that tells the backend that the stub is alive.
 
-    It sleeps in between, so its voluntary context switches count what it told.
+    It sleeps in between, so its voluntary context switches count its signs of life.
     """
 
     def __init__(self, stub: int) -> None:

@@ -25,9 +25,9 @@ from .rerank_probe import (
     largest_difference,
 )
 
-# A pair of so many tokens runs on any machine. Longer ones do if a short one says that they take
-# at most so long, and if plain attention fits into half of the memory: it keeps scores of length by
-# length, here of 16 heads in float32, in the three copies that a softmax takes.
+# A pair of this many tokens runs on any machine. A longer one runs if, by the time of a short one,
+# it takes no longer than this, and if plain attention fits into half of the memory: it keeps scores
+# of length by length, here of 16 heads in float32, in the three copies that a softmax takes.
 MIN_RUN_TOKENS = 2048
 MAX_RUN_SECONDS = 20.0
 TIMED_TOKENS = 512

@@ -21,7 +21,7 @@ MAX_DIFFERENCE = 0.05
 MIN_SAME_ORDER = 0.95
 # Pairs that run together; each has the prompt's hundred tokens too.
 BATCH_PAIRS = 8
-# For `verify`: a large model takes a minute on a CPU for so many.
+# For `verify`: this many take a large model a minute on a CPU.
 CHECKED_PAIRS = 100
 
 

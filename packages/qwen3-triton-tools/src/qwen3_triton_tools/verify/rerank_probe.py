@@ -51,7 +51,7 @@ class RerankClient:
             raise InvalidAnswerError(msg) from None
 
     def score_cut(self, query: str, document: str, max_tokens: int) -> float:
-        """Score a pair that is cut to so many tokens, by `POST /score`, which vLLM has too.
+        """Score a pair that is cut to `max_tokens`, by `POST /score`, which vLLM has too.
 
         Raises:
             HttpError: The server does not answer, or its answer has no score.
