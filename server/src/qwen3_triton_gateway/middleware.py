@@ -171,6 +171,12 @@ class Guard:
         if reservation is None:
             await self._app(scope, receive, send)
             return
+        scope["state"]["memory"] = reservation
+        with reservation:
+            await self._app(scope, self._bounded(scope, receive), send)
+
+    def _bounded(self, scope: Scope, receive: Receive) -> Receive:
+        """Bound the size of a body and the time that it takes to arrive."""
         received, is_complete = 0, False
         # Servers other than the gateway's own do not tell when the first byte arrived.
         began = scope["state"].setdefault("began", asyncio.get_running_loop().time())
@@ -199,9 +205,7 @@ class Guard:
             self._check_length(received)
             return message
 
-        scope["state"]["memory"] = reservation
-        with reservation:
-            await self._app(scope, receive_bounded, send)
+        return receive_bounded
 
     def _check_length(self, length: int) -> None:
         if length > self._max_body_bytes:

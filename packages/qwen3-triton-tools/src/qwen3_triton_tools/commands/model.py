@@ -27,6 +27,8 @@ from .model_verify import verify
 if TYPE_CHECKING:
     from qwen3_triton_gateway.settings import Pooling
 
+    from ..model.pool import PooledModel
+
 # Reading and writing larger files takes long enough to say so.
 LARGE_FILE_BYTES = 256 * 1024 * 1024
 
@@ -197,29 +199,33 @@ def pool(
     elif pooled.already_pooled:
         click.echo(f"{pooled.path} is already pooled; nothing was written.")
     else:
-        shape = f"(batch, {pooled.width})"
-        click.echo(f"Wrote {pooled.path} with the output `{pooled.output}`, float32 {shape}.")
-        if pooled.is_reranker:
-            click.echo(
-                'They are those of "no" and "yes": the score is the softmax, of "yes".'
-                if pooled.width > 1
-                else "There is one for each pair: its sigmoid is the score."
-            )
-            original, values = "the whole head", "logits"
-        else:
-            click.echo("Not normalized: the gateway cuts to `dimensions`, then normalizes.")
-            click.echo(
-                "Its fingerprint differs from the unpooled file's, so tables that were filled "
-                "through that one refuse it. `model repository`, `triton` and `up` pool on the "
-                "way and keep the fingerprint."
-            )
-            original, values = "pooling outside of the graph", "vectors"
-        if pooled.not_compared:
-            click.echo(f"Not compared with {original}: {pooled.not_compared}")
-        else:
-            click.echo(f"On a few texts, its {values} are those of {original}.")
-        if pooled.external_files:
-            click.echo(f"{pooled.external_files} file(s) of weights are next to it.")
+        _report_pooled(pooled)
+
+
+def _report_pooled(pooled: PooledModel) -> None:
+    shape = f"(batch, {pooled.width})"
+    click.echo(f"Wrote {pooled.path} with the output `{pooled.output}`, float32 {shape}.")
+    if pooled.is_reranker:
+        click.echo(
+            'They are those of "no" and "yes": the score is the softmax, of "yes".'
+            if pooled.width > 1
+            else "There is one for each pair: its sigmoid is the score."
+        )
+        original, values = "the whole head", "logits"
+    else:
+        click.echo("Not normalized: the gateway cuts to `dimensions`, then normalizes.")
+        click.echo(
+            "Its fingerprint differs from the unpooled file's, so tables that were filled "
+            "through that one refuse it. `model repository`, `triton` and `up` pool on the "
+            "way and keep the fingerprint."
+        )
+        original, values = "pooling outside of the graph", "vectors"
+    if pooled.not_compared:
+        click.echo(f"Not compared with {original}: {pooled.not_compared}")
+    else:
+        click.echo(f"On a few texts, its {values} are those of {original}.")
+    if pooled.external_files:
+        click.echo(f"{pooled.external_files} file(s) of weights are next to it.")
 
 
 @model.command()

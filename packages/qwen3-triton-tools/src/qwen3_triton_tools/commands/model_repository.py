@@ -213,7 +213,8 @@ def _write_local(model_path: Path, out: Path, flags: dict[str, Any], *, as_json:
     _report_pooling(not_pooled, reranks=inspection.reranker is not None)
     _report_canary(canary_problem)
     click.echo("To run it:")
-    click.echo(f"  qwen3-triton triton --model-repository {out} --model-name {folder.name}")
+    repository = shlex.quote(str(out))
+    click.echo(f"  qwen3-triton triton --model-repository {repository} --model-name {folder.name}")
 
 
 def _pool_local(
@@ -290,13 +291,17 @@ def _report(
             f"  Triton's image runs as uid 1000 and cannot read {', '.join(written.unreadable)}: "
             f"chmod -R a+rX {shlex.quote(str(out))}"
         )
+    _report_commands(written, out, name)
+
+
+def _report_commands(written: WrittenRepository, out: Path, name: str) -> None:
     tokenizer = shlex.quote(str(written.tokenizer or "FOLDER_OF_TOKENIZER_JSON"))
     click.echo("To run Triton with it, and the gateway in front of Triton:")
     repository = shlex.quote(str(out))
     click.echo(f"  tritonserver --model-repository {repository} --disable-auto-complete-config")
-    if reranks:
+    if written.inspection.reranker is not None:
         click.echo(f"  RERANK_TRITON_MODEL={name} RERANK_TOKENIZER_PATH={tokenizer} \\")
         click.echo("      qwen3-triton serve --triton-url http://localhost:8000")
         return
     click.echo(f"  qwen3-triton serve --triton-url http://localhost:8000 --triton-model {name} \\")
-    click.echo(f"      --tokenizer-path {tokenizer} --max-batch-tokens {plan.batch_tokens}")
+    click.echo(f"      --tokenizer-path {tokenizer} --max-batch-tokens {written.plan.batch_tokens}")
