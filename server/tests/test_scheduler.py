@@ -382,37 +382,27 @@ async def test_a_slow_event_loop_does_not_make_batches_smaller() -> None:
     assert {len(markers) for _, markers in model.batches} == {8}
 
 
-async def test_a_batch_that_is_slow_for_once_does_not_make_the_next_ones_smaller() -> None:
+@pytest.mark.parametrize(
+    ("every", "slowdown", "others"),
+    [
+        pytest.param(3, 50, 1, id="slow-for-once"),
+        # As under a CPU limit: only each fifth batch shows what the model is able to do.
+        pytest.param(5, 1, 3, id="mostly-paused"),
+    ],
+)
+async def test_batches_that_are_slow_at_times_do_not_make_the_next_ones_smaller(
+    every: int, slowdown: int, others: int
+) -> None:
     class Uneven(Model):
         async def __call__(
             self, entries: Sequence[QueuedText], timeout_seconds: float
         ) -> Float32Matrix:
             seconds = sum(entry.text.length for entry in entries) / 32_000
             for entry in entries:
-                entry.model_seconds = seconds if len(self.batches) % 3 else 50 * seconds
+                entry.model_seconds = seconds * (others if len(self.batches) % every else slowdown)
             return await super().__call__(entries, timeout_seconds)
 
     model = Uneven()
-    scheduler = make(model, window=1, max_queue_tokens=10**9)
-    texts = [text(400, number) for number in range(200)]
-    await scheduler.submit(texts, lane=Lane.DOCUMENT, deadline=deadline())
-    sizes = [len(markers) for _, markers in model.batches]
-    assert set(sizes[10:-1]) == {8}
-
-
-async def test_batches_that_contain_pauses_do_not_make_the_next_ones_smaller() -> None:
-    """As under a CPU limit: only each fifth batch shows what the model is able to do."""
-
-    class Paused(Model):
-        async def __call__(
-            self, entries: Sequence[QueuedText], timeout_seconds: float
-        ) -> Float32Matrix:
-            seconds = sum(entry.text.length for entry in entries) / 32_000
-            for entry in entries:
-                entry.model_seconds = seconds * (3 if len(self.batches) % 5 else 1)
-            return await super().__call__(entries, timeout_seconds)
-
-    model = Paused()
     scheduler = make(model, window=1, max_queue_tokens=10**9)
     texts = [text(400, number) for number in range(300)]
     await scheduler.submit(texts, lane=Lane.DOCUMENT, deadline=deadline())

@@ -1,6 +1,7 @@
 """Tables are found, checked and created; every obstacle is reported with what to do."""
 
 import re
+from typing import LiteralString
 
 import psycopg
 import pytest
@@ -153,18 +154,21 @@ def test_additional_columns_that_need_no_value_are_ignored(connection: Connectio
     assert prepare_table(connection, "chunks", "own", 1024) == table
 
 
-def test_a_table_of_no_known_layout_is_refused(connection: Connection):
+@pytest.mark.parametrize(
+    ("created", "reason"),
+    [
+        ("TABLE t (id integer, content text)", r"columns of no known layout \(own lacks metadata"),
+        ("VIEW t AS SELECT * FROM chunks", "t is not a table"),
+    ],
+    ids=["columns", "view"],
+)
+def test_what_is_no_table_of_a_known_layout_is_refused(
+    connection: Connection, created: LiteralString, reason: str
+):
     prepare_table(connection, "chunks", "own", 8)
-    connection.execute("CREATE TABLE orders (id integer, content text)")
-    with pytest.raises(TableError, match=r"columns of no known layout \(own lacks metadata"):
-        find_table(connection, "orders")
-
-
-def test_what_is_not_a_table_is_refused(connection: Connection):
-    prepare_table(connection, "chunks", "own", 8)
-    connection.execute("CREATE VIEW seen AS SELECT * FROM chunks")
-    with pytest.raises(TableError, match="seen is not a table"):
-        find_table(connection, "seen")
+    connection.execute("CREATE " + created)
+    with pytest.raises(TableError, match=reason):
+        find_table(connection, "t")
 
 
 def test_a_missing_table_is_reported_with_all_names_that_were_tried(connection: Connection):

@@ -296,9 +296,7 @@ def test_an_embedding_model_that_is_named_a_reranker_is_served_with_a_warning(
     "name",
     ["Qwen3-Reranker-0.6B", "by-flag", "by-file", "by-config", "by-manifest", "onnx", "1"],
 )
-def test_a_causal_model_is_a_reranker_by_name_or_by_the_user_s_word(
-    tmp_path: Path, name: str
-) -> None:
+def test_a_causal_model_is_a_reranker_by_its_name_or_a_flag(tmp_path: Path, name: str) -> None:
     folder = tmp_path / "my-reranker" / name if name in ("onnx", "1") else tmp_path / name
     source = write_reranker(folder, causal_model())
     if name == "by-file":
