@@ -151,10 +151,9 @@ def triton(
 def up(**flags: Any) -> None:
     """Run a local Triton and the gateway in front of it; one Ctrl-C stops both.
 
-    Takes the flags of `triton` and of `serve`; --model-dir selects the model; the
-    default is the bundled nano model. With --rerank or --rerank-model-dir, the same Triton serves a
-    reranker, and the gateway both. If the local Triton cannot run, the models run in the gateway's
-    process.
+    Takes the flags of `triton` and of `serve`. --model-dir selects the model, by default the
+    bundled nano model. With --rerank or --rerank-model-dir, the same Triton serves a reranker, and
+    the gateway both. If the local Triton cannot run, the models run in the gateway's process.
 
     \b
     Examples:

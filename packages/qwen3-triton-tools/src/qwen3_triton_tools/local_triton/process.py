@@ -235,13 +235,13 @@ def choose_ports(host: str, wanted: Ports, *, patience_seconds: float = 0.0) -> 
     return Ports(*(port or next(free) for _, port in wanted.named()))
 
 
-def free_ports(count: int, host: str = "127.0.0.1") -> list[int]:
-    """Return distinct TCP ports that were free a moment ago.
+def free_ports(count: int) -> list[int]:
+    """Return distinct TCP ports of 127.0.0.1 that were free a moment ago.
 
     No outgoing connection takes them, so that a server can be restarted on its port.
     """
     with ExitStack() as open_sockets:
-        return [_listen_anywhere(open_sockets, host) for _ in range(count)]
+        return [_listen_anywhere(open_sockets, "127.0.0.1") for _ in range(count)]
 
 
 def _listen_anywhere(open_sockets: ExitStack, host: str) -> int:
