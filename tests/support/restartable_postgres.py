@@ -50,7 +50,7 @@ class RestartablePostgres:
 
     @property
     def postmaster(self) -> int:
-        """Return the process id of the server."""
+        """The process id of the server."""
         return int((self._data / "postmaster.pid").read_text().split()[0])
 
     def kill(self) -> None:

@@ -373,7 +373,7 @@ class DoorProtocol(HttpToolsProtocol):
 
     @property
     def _is_first_in_line(self) -> bool:
-        """Return whether nothing is ahead of a response on this connection."""
+        """Whether nothing is ahead of a response on this connection."""
         # uvicorn declares what is None until the first request as never None.
         cycle: Any = self.cycle
         return (cycle is None or cycle.response_complete) and not self.flow.write_paused

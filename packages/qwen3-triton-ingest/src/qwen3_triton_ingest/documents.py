@@ -115,7 +115,7 @@ class Chunk:
 
     @property
     def embedded_text(self) -> str:
-        """Return what the vector is of."""
+        """What the vector is of."""
         return with_context(self.context, self.text)
 
 

@@ -142,17 +142,17 @@ class Table:
 
     @property
     def identifier(self) -> sql.Identifier:
-        """Return the quoted, qualified name."""
+        """The quoted, qualified name."""
         return sql.Identifier(self.schema, self.name)
 
     @property
     def escaped_identifier(self) -> sql.Identifier:
-        """Return the same for a statement that is executed with parameters."""
+        """The same for a statement that is executed with parameters."""
         return escaped_identifier(self.schema, self.name)
 
     @property
     def rows(self) -> sql.Composable:
-        """Return what a query reads from, escaped likewise."""
+        """What a query reads from, escaped likewise."""
         return self.collection or self.escaped_identifier
 
     def __str__(self) -> str:

@@ -364,7 +364,7 @@ class _Load:
 
     @property
     def _workers(self) -> int:
-        """Return how many shards run at once; each process needs at least one request."""
+        """How many shards run at once; each process needs at least one request."""
         options = self._options
         if options.engine == "threads":
             return options.workers

@@ -54,17 +54,17 @@ class PreparedDocument:
 
     @property
     def is_ready(self) -> bool:
-        """Return whether each new chunk has a vector, or the document has failed."""
+        """Whether each new chunk has a vector, or the document has failed."""
         return self.failure is not None or len(self.vectors) == len(self.new)
 
     @property
     def new_rows(self) -> list[EmbeddedChunk]:
-        """Return the rows to insert."""
+        """The rows to insert."""
         return [EmbeddedChunk(self.chunks[at], self.vectors[at]) for at in self.new]
 
     @property
     def changed_rows(self) -> list[Chunk]:
-        """Return the existing rows that get other metadata or another place."""
+        """The existing rows that get other metadata or another place."""
         if self.base is None:
             return []
         places = {chunk_id: seq for seq, chunk_id in enumerate(self.base.chunk_ids)}
@@ -79,7 +79,7 @@ class PreparedDocument:
 
     @property
     def removed_ids(self) -> list[UUID]:
-        """Return the ids of the rows to delete."""
+        """The ids of the rows to delete."""
         kept = set(self.entry.chunk_ids)
         return [each for each in (self.base.chunk_ids if self.base else ()) if each not in kept]
 

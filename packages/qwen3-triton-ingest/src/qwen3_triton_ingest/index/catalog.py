@@ -40,7 +40,7 @@ class VectorIndex:
 
     @property
     def identifier(self) -> sql.Identifier:
-        """Return the quoted, qualified name."""
+        """The quoted, qualified name."""
         return sql.Identifier(self.schema, self.name)
 
 
@@ -61,7 +61,7 @@ class IndexProgress:
 
     @property
     def fraction(self) -> float | None:
-        """Return how much is done, from 0 to 1; None if that is not known."""
+        """How much is done, from 0 to 1; None if that is not known."""
         # Vectors are stored outside the heap, whose few blocks hold many rows each: rows first.
         for done, total in (
             (self.rows_done, self.rows_total),

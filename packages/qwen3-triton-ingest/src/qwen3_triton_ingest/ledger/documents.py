@@ -75,7 +75,7 @@ class VanishedCount:
 
     @property
     def fraction(self) -> float:
-        """Return the fraction of the source's documents that has certainly vanished."""
+        """The fraction of the source's documents that has certainly vanished."""
         return (self.vanished - self.doubtful) / self.known if self.known else 0.0
 
 

@@ -34,7 +34,7 @@ class Job:
 
     @property
     def successor(self) -> Table:
-        """Return the table that will take the old one's place."""
+        """The table that will take the old one's place."""
         return successor_of(self.table, self.space.dimensions)
 
 

@@ -117,7 +117,7 @@ class SearchOptions:
 
     @property
     def rows(self) -> int:
-        """Return how many rows the search finds: the hits, or what is reranked."""
+        """How many rows the search finds: the hits, or what is reranked."""
         if not self.rerank or self.fetch_k is not None:
             return self._least_rows
         fetched = max(_OVERSAMPLING * self.k, _LEAST_FETCHED)
@@ -129,14 +129,14 @@ class SearchOptions:
 
     @property
     def arm_rows(self) -> int:
-        """Return how many rows each arm finds."""
+        """How many rows each arm finds."""
         if self.candidates is not None:
             return self.candidates
         return max(_OVERSAMPLING * self.rows, _LEAST_CANDIDATES[self.mode])
 
     @property
     def search_width(self) -> int:
-        """Return the value of `hnsw.ef_search`."""
+        """The value of `hnsw.ef_search`."""
         if self.ef_search is not None:
             return self.ef_search
         return min(MAX_EF_SEARCH, max(_LEAST_EF_SEARCH, self.arm_rows))

@@ -156,7 +156,7 @@ class Searcher:
 
     @property
     def table(self) -> Table:
-        """Return the table as it is in the database."""
+        """The table as it is in the database."""
         return self._target(SearchOptions(mode="vector"), fresh=False).table
 
     def close(self) -> None:

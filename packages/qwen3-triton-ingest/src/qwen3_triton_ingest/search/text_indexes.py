@@ -101,7 +101,7 @@ class TextIndex:
 
     @property
     def identifier(self) -> sql.Identifier:
-        """Return the quoted, qualified name."""
+        """The quoted, qualified name."""
         return sql.Identifier(self.schema, self.name)
 
 

@@ -47,7 +47,7 @@ class Relation:
 
     @property
     def identifier(self) -> sql.Identifier:
-        """Return the quoted, qualified name."""
+        """The quoted, qualified name."""
         return sql.Identifier(self.schema, self.name)
 
     def __str__(self) -> str:
