@@ -24,7 +24,7 @@ Stage: TypeAlias = Literal["engine", "threads", "batch"]
 
 MAX_TEXTS, MIN_TEXTS, PILOT_TEXTS, FIRST_TEXTS = 240, 24, 16, 2
 MAX_ROUNDS, QUERIES = 5, 8
-# A round of all texts takes so long at most with the first candidate, and so long at least.
+# A round of all texts takes at most and at least this long with the first candidate.
 LONGEST_ROUND_SECONDS, SHORTEST_ROUND_SECONDS = 10.0, 3.0
 # By when each stage ends, in parts of the budget.
 STAGE_ENDS: dict[Stage, float] = {"engine": 0.6, "threads": 0.8, "batch": 1.0}
