@@ -21,9 +21,9 @@ from qwen3_triton_gateway.admission import ALWAYS_ADMITTED, Admission, Limit
 from qwen3_triton_gateway.app import create_app
 from qwen3_triton_gateway.batching import Lane
 from qwen3_triton_gateway.connections import Connections
+from qwen3_triton_gateway.dialects import Dialect, error_response
 from qwen3_triton_gateway.door import HELD_BYTES
 from qwen3_triton_gateway.http_protocol import GatewayProtocol, HttpBounds
-from qwen3_triton_gateway.responses import Dialect, error_response
 from qwen3_triton_gateway.service import EmbeddingService
 from qwen3_triton_gateway.settings import Settings
 

@@ -21,11 +21,11 @@ from . import __version__
 from .api_description import describe
 from .auth import ApiKeys, read_api_keys, warn_about_keys
 from .compression import Decompression
+from .dialects import dialect_of, error_response
 from .door import Door
 from .errors import INTERNAL_ERROR, EmbeddingServerError, InvalidRequestError, StartupError, shorten
 from .middleware import Guard, HeadRequests, RequestLog
 from .paths import ForgivingPaths, suggest
-from .responses import dialect_of, error_response
 from .routes import cohere, native, ollama, openai, ops, pages, rerank, tei
 from .service import EmbeddingService
 from .tracing import REQUEST_SPANS

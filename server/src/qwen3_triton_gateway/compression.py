@@ -10,13 +10,13 @@ from typing import Protocol
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from .dialects import dialect_of, error_response
 from .errors import (
     BodyTooLargeError,
     EmbeddingServerError,
     InvalidRequestError,
     UnsupportedEncodingError,
 )
-from .responses import dialect_of, error_response
 
 if sys.version_info >= (3, 14):
     from compression import zstd

@@ -25,9 +25,10 @@ from uvicorn.server import ServerState
 from .admission import Admission, Limit, is_bulk_request, settle_entry
 from .auth import ApiKeys
 from .batching import Lane
+from .dialects import Dialect, dialect_of, error_response
 from .errors import QueueFullError
 from .paths import canonical_path
-from .responses import Dialect, choose_request_id, dialect_of, error_response, raw_head
+from .responses import choose_request_id, raw_head
 from .service import EmbeddingService
 
 logger: logging.Logger = logging.getLogger(__name__)

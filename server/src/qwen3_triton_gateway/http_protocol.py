@@ -27,6 +27,7 @@ from uvicorn.server import ServerState
 from .auth import is_health_path
 from .chunk_sizes import ChunkSizes
 from .connections import Connections, Waiting
+from .dialects import Dialect, dialect_of, error_response
 from .door import HOST, DoorProtocol
 from .errors import (
     BodyTooLargeError,
@@ -36,7 +37,7 @@ from .errors import (
     QueueFullError,
     RequestTimeoutError,
 )
-from .responses import Dialect, dialect_of, error_response, raw_head
+from .responses import raw_head
 
 if sys.platform == "linux":
     import fcntl

@@ -15,10 +15,11 @@ from starlette.routing import BaseRoute, Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .auth import ApiKeys, is_health_path, is_open
+from .dialects import dialect_of, error_response
 from .door import RefusalLog
 from .errors import BodyTooLargeError, EmbeddingServerError, RequestTimeoutError, shorten
 from .memory import MemoryBudget
-from .responses import choose_request_id, dialect_of, error_response
+from .responses import choose_request_id
 from .service import EmbeddingService
 
 logger: logging.Logger = logging.getLogger(__name__)

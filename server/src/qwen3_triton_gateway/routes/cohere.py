@@ -8,9 +8,10 @@ from typing import Annotated, Any, ClassVar, Literal
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from ..dialects import CohereErrorResponse
 from ..embedder import EmbedCall, Truncation
 from ..errors import InvalidRequestError
-from ..responses import VECTORS, CohereErrorResponse, VectorForm
+from ..responses import VECTORS, VectorForm
 from ..schemas import MIN_TOKENS, LenientDimensions, Texts, integral, never_together, validate
 from .answers import EmbedAnswer
 from .exchange import ServiceDep, ServiceRoute, describe_call, open_exchange

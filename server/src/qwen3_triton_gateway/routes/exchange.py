@@ -15,11 +15,11 @@ from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
 
 from ..admission import settle_entry
+from ..dialects import Dialect
 from ..embedder import EmbedCall
 from ..errors import BackendUnavailableError, InvalidRequestError, shorten
 from ..memory import Reservation, in_worker, request_bytes
 from ..reranker import RerankCall
-from ..responses import Dialect
 from ..schemas import parse_json
 from ..served import ServedModel
 from ..service import EmbeddingService

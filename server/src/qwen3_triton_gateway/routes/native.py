@@ -7,9 +7,10 @@ from typing import ClassVar
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict
 
+from ..dialects import Dialect, ErrorResponse, TeiErrorResponse
 from ..embedder import EmbedCall
 from ..errors import InvalidRequestError
-from ..responses import VECTORS, Dialect, EncodingFormat, ErrorResponse, TeiErrorResponse
+from ..responses import VECTORS, EncodingFormat
 from ..schemas import INSTRUCTION_NEEDS_QUERY, Dimensions, Texts, Usage, validate
 from ..tokenization import InputType
 from . import tei

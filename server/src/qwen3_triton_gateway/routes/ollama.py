@@ -10,8 +10,9 @@ from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic.json_schema import WithJsonSchema
 
+from ..dialects import OllamaErrorResponse
 from ..embedder import EmbedCall
-from ..responses import VECTORS, JsonResponse, OllamaErrorResponse
+from ..responses import VECTORS, JsonResponse
 from ..schemas import NOT_BLANK, LenientDimensions, Text, one_or_more, validate
 from ..service import EmbeddingService
 from ..settings import MAX_TEXTS

@@ -8,9 +8,10 @@ from typing import Any, ClassVar, Literal, cast
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict
 
+from ..dialects import OpenAIErrorResponse
 from ..embedder import EmbedCall, Truncation
 from ..errors import InvalidRequestError, ModelNotFoundError
-from ..responses import VECTORS, EncodingFormat, JsonResponse, OpenAIErrorResponse
+from ..responses import VECTORS, EncodingFormat, JsonResponse
 from ..schemas import (
     INSTRUCTION_NEEDS_QUERY,
     BrokenText,

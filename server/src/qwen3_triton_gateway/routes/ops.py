@@ -10,10 +10,11 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.responses import PlainTextResponse, Response
 
 from .. import __version__
+from ..dialects import ErrorResponse
 from ..embedder import Embedder
 from ..rerank_prompt import PAIR_TEMPLATE, PREFIX, SUFFIX
 from ..reranker import Reranker
-from ..responses import ErrorResponse, JsonResponse, file_response
+from ..responses import JsonResponse, file_response
 from ..served import ServedModel
 from ..settings import MAX_TEXTS, MIN_DIMENSIONS
 from ..tokenization import DEFAULT_INSTRUCTION, QUERY_TEMPLATE

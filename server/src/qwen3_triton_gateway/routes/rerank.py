@@ -18,15 +18,15 @@ from typing import Any, cast
 
 from fastapi import APIRouter, Request, Response
 
-from ..errors import InvalidRequestError
-from ..reranker import RerankCall, Scores
-from ..responses import (
+from ..dialects import (
     Dialect,
     JinaErrorResponse,
     NimErrorResponse,
     OpenAIErrorResponse,
     RerankErrorResponse,
 )
+from ..errors import InvalidRequestError
+from ..reranker import RerankCall, Scores
 from ..schemas import limit_tokens, validate
 from .answers import RerankAnswer
 from .exchange import Exchange, ServiceDep, ServiceRoute, describe_call, open_exchange

@@ -9,17 +9,11 @@ import orjson
 from fastapi import APIRouter, Request, Response
 from pydantic import BaseModel, ConfigDict
 
+from ..dialects import Dialect, TeiErrorResponse
 from ..embedder import EmbedCall, Truncation
 from ..errors import InvalidRequestError
 from ..memory import in_worker
-from ..responses import (
-    BYTES_PER_PART,
-    VECTORS,
-    Dialect,
-    EncodingFormat,
-    PartsResponse,
-    TeiErrorResponse,
-)
+from ..responses import BYTES_PER_PART, VECTORS, EncodingFormat, PartsResponse
 from ..schemas import LenientDimensions, OneOrMoreTexts, TokenizableTexts, never_together, validate
 from ..tokenization import InputType, TextTokenizer, format_inputs
 from .exchange import Exchange, ServiceDep, ServiceRoute, describe_call, open_exchange
