@@ -60,8 +60,8 @@ logger: logging.Logger = logging.getLogger(__name__)
 PROMPT_VERSION = "qwen3-rerank-1"
 # The tokens that divide the prompt; without them, a tokenizer is not of the family.
 PROMPT_TOKENS = ("<|im_start|>", "<|im_end|>")
-# Without a cut head, a token has the logits of the whole vocabulary, 600 kB: a batch has at most
-# so many bytes of them, unless one pair alone has more.
+# Without a cut head, a token has the logits of the whole vocabulary, 600 kB. A batch has at most
+# this many bytes of them, unless one pair alone has more.
 MAX_LOGITS_BYTES = 256 << 20
 
 
@@ -263,7 +263,7 @@ class Reranker(ServedModel):
         with stage_span("queue and infer"):
             entries = await scheduler.submit(
                 tokenized,
-                lane=Lane.QUERY,  # somebody waits for the answer to a question
+                lane=Lane.QUERY,  # a caller is waiting for the answer to a question
                 deadline=deadline,
                 caller=caller,
                 priority=call.priority,
@@ -277,12 +277,6 @@ class Reranker(ServedModel):
         self.metrics.truncated_documents.inc(len(truncated))
         scores = Scores(raw_scores(logits), prompt_tokens, truncated)
         return scores, Timings(tokenize_seconds, *queue_and_infer_seconds(entries))
-
-    def count_for_key(self, key: str, scores: Scores) -> None:
-        """Count what was scored for an API key; without one, nothing."""
-        if key:
-            self.metrics.key_pairs.labels(key).inc(len(scores.raw))
-            self.metrics.key_tokens.labels(key).inc(scores.prompt_tokens)
 
     async def _tokenize(
         self, call: RerankCall, deadline: float, memory: Reservation | None = None

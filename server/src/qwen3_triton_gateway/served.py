@@ -228,7 +228,7 @@ class ServedModel(ABC):
         raise ModelNotFoundError(msg, param="model")
 
     async def watch(self) -> None:
-        """Keep `readiness` current until cancelled."""
+        """Keep `readiness` current until canceled."""
         while True:
             await self.check()
             is_pending = self._canary is not None and self._canary.is_pending

@@ -137,7 +137,7 @@ class EmbeddingService:
         return self._admission_of(self.served_reranker)
 
     async def run(self) -> None:
-        """Connect and watch every model until cancelled.
+        """Connect and watch every model until canceled.
 
         Raises:
             StartupError: A model and the settings do not match.

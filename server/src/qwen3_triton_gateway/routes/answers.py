@@ -85,14 +85,11 @@ class EmbedAnswer:
     def _headers(self) -> dict[str, str]:
         headers = {
             "X-Embedding-Fingerprint": self.fingerprint,
-            "Server-Timing": self._server_timing(),
+            "Server-Timing": server_timing(self.service.metrics, self.timings, self.encode_seconds),
         }
         if self.embeddings.truncated:
             headers["X-Embedding-Truncated"] = _indices(self.embeddings.truncated)
         return headers
-
-    def _server_timing(self) -> str:
-        return server_timing(self.service.metrics, self.timings, self.encode_seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,12 @@ from ..dialects import Dialect
 from ..embedder import EmbedCall
 from ..errors import BackendUnavailableError, InvalidRequestError, shorten
 from ..memory import Reservation, in_worker, request_bytes
-from ..reranker import RerankCall
+from ..reranker import RerankCall, Scores
 from ..schemas import parse_json
-from ..served import ServedModel
+from ..served import ServedModel, Timings
 from ..service import EmbeddingService
 from ..settings import ModelAlias
+from ..tensors import Embeddings
 from ..tokenization import InputType
 from ..tracing import describe_embeddings
 from .answers import EmbedAnswer, RerankAnswer
@@ -132,14 +133,8 @@ class Exchange:
         embedder = self.service.embedder
         work = embedder.embed(call, deadline=self.deadline, memory=self.memory, caller=self.caller)
         embeddings, timings = await self._answered(embedder, work)
-        self.request.scope["state"]["log"] = {
-            "input_type": call.input_type,
-            "texts": len(call.texts),
-            "tokens": embeddings.prompt_tokens,
-            "truncated": len(embeddings.truncated),
-            "queue_ms": round(timings.queue_seconds * 1000, 1),
-            "infer_ms": round(timings.infer_seconds * 1000, 1),
-        }
+        asked = {"input_type": call.input_type, "texts": len(call.texts)}
+        self._log(asked, embeddings, timings)
         if self.caller:
             self.service.metrics.key_texts.labels(self.caller).inc(len(call.texts))
             self.service.metrics.key_tokens.labels(self.caller).inc(embeddings.prompt_tokens)
@@ -163,15 +158,20 @@ class Exchange:
         reranker = self.service.reranker
         work = reranker.score(call, deadline=self.deadline, memory=self.memory, caller=self.caller)
         scores, timings = await self._answered(reranker, work)
-        self.request.scope["state"]["log"] = {
-            "documents": len(call.documents),
-            "tokens": scores.prompt_tokens,
-            "truncated": len(scores.truncated),
+        self._log({"documents": len(call.documents)}, scores, timings)
+        if self.caller:
+            reranker.metrics.key_pairs.labels(self.caller).inc(len(scores.raw))
+            reranker.metrics.key_tokens.labels(self.caller).inc(scores.prompt_tokens)
+        return RerankAnswer(reranker, scores, timings)
+
+    def _log(self, asked: dict[str, Any], result: Embeddings | Scores, timings: Timings) -> None:
+        """Note what the request's log line says."""
+        self.request.scope["state"]["log"] = asked | {
+            "tokens": result.prompt_tokens,
+            "truncated": len(result.truncated),
             "queue_ms": round(timings.queue_seconds * 1000, 1),
             "infer_ms": round(timings.infer_seconds * 1000, 1),
         }
-        reranker.count_for_key(self.caller, scores)
-        return RerankAnswer(reranker, scores, timings)
 
     async def _answered(self, model: ServedModel, work: Coroutine[Any, Any, Result]) -> Result:
         """Await a model's answer; if it is unavailable, see to it that others know."""
