@@ -347,6 +347,25 @@ def test_no_request_is_dropped_by_a_gateway_that_stops(
         assert gateway.process.wait(timeout=60) == 0
 
 
+def test_a_second_ctrl_c_ends_without_the_requests_in_progress(
+    kind: type[Traffic], healthy_triton: LocalTriton
+) -> None:
+    with (
+        running_gateway("--triton-url", healthy_triton.grpc_url, *kind.flags) as gateway,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        texts = [f"{number} {'word ' * 300}" for number in range(1000)]
+        caller = pool.submit(kind(gateway.url).send, texts)
+        wait_for(lambda: gateway.metric(f"{kind.metrics}_batches_in_flight") > 0, "batches")
+        gateway.process.send_signal(signal.SIGINT)
+        wait_for(lambda: "Shutting down" in gateway.log, "the first one counts")
+        gateway.process.send_signal(signal.SIGINT)
+        assert gateway.process.wait(timeout=60) == 0
+        assert "Traceback" not in gateway.log
+        with pytest.raises(httpx2.TransportError):
+            caller.result()
+
+
 def _call_while_ready(url: str, kind: type[Traffic]) -> list[int]:
     """Send requests on kept-alive connections until the gateway is no longer ready."""
     statuses: list[int] = []

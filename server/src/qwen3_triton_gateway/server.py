@@ -16,6 +16,7 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
+from types import FrameType
 from typing import Any
 
 import uvicorn
@@ -57,7 +58,8 @@ class GatewayServer(uvicorn.Server):
     """A uvicorn server that drains before it exits, and exits with 0.
 
     SIGTERM comes from an orchestrator that may still send requests: readiness turns false at once,
-    and the gateway stops listening a moment later. SIGINT comes from a person who wants it to end.
+    and the gateway stops listening a moment later. SIGINT comes from a person who wants it to end,
+    and a second one without the requests in progress.
     SIGHUP means that files have changed; from a terminal that is closed, that the person is gone.
 
     Attributes:
@@ -87,6 +89,17 @@ class GatewayServer(uvicorn.Server):
                 loop.remove_signal_handler(number)
                 # Everything is drained: a second signal must not turn exit code 0 into 143.
                 signal.signal(number, signal.SIG_IGN)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Begin to drain, or disconnect every caller if a person is tired of waiting for that.
+
+        uvicorn would leave out the application's shutdown, and on Python 3.12 wait all the same.
+        """
+        if self.should_exit and sig == signal.SIGINT:
+            for connection in list(self.server_state.connections):
+                connection.transport.abort()
+            return
+        super().handle_exit(sig, frame)
 
     def _stop_soon(self) -> None:
         if self._service.stopping:
