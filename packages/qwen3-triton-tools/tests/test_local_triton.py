@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -423,6 +423,15 @@ def test_a_model_that_does_not_load_shows_the_log(
         server = LocalTriton(model_dir=tmp_path / folder, runtime=runtime)
         with pytest.raises(error, match=message), server:
             pass
+
+
+def test_a_log_without_space_ends_the_start_instead_of_its_time(
+    runtime: TritonRuntime, graphs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=0))
+    server = LocalTriton(model_dir=graphs / "plain", runtime=runtime)
+    with pytest.raises(LaunchError, match=r"the disk of .* is full"), server:
+        pass
 
 
 def test_two_processes_may_install_the_runtime_at_once_over_what_a_killed_one_has_left(

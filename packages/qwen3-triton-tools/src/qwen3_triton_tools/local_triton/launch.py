@@ -33,6 +33,8 @@ _READY_PATH = "/v2/health/ready"
 _METRICS_PATH = "/metrics"
 # A killed server's sockets close within milliseconds; a busy machine may take longer.
 _RESTART_PATIENCE_SECONDS = 5.0
+# Its log has some kilobytes when it is ready, which is known by the last of its lines.
+_MIN_LOG_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -196,7 +198,7 @@ class LocalTriton:
 
         Raises:
             PortInUseError: Another process took a port that the caller chose.
-            LaunchError: The server ended, or was not ready in time.
+            LaunchError: The server ended, was not ready in time, or cannot write its log.
         """
         seconds = self.ready_timeout_seconds if timeout_seconds is None else timeout_seconds
         deadline = time.monotonic() + seconds
@@ -206,6 +208,11 @@ class LocalTriton:
             if self._started.poll() is not None:
                 attempts += 1
                 self._restart_on_other_ports(attempts)
+            elif shutil.disk_usage(self.log_file.parent).free < _MIN_LOG_BYTES:
+                raise LaunchError(
+                    f"Triton cannot write its log: the disk of {self.log_file.parent} is full. "
+                    "Free some space, or set TMPDIR to a folder on another disk."
+                )
             elif time.monotonic() >= deadline:
                 tail = self._started.log_tail()
                 raise LaunchError(f"Triton was not ready after {seconds:g} s.\n{tail}")
