@@ -244,6 +244,28 @@ def test_a_head_cut_at_every_position_is_recognized_and_pooled(
     assert (pooled["width"], pooled["not_compared"]) == (width, "")
 
 
+@pytest.mark.parametrize("build", [causal_model, classifier_model])
+def test_the_logits_may_have_any_name(tmp_path: Path, build: Callable[[], onnx.ModelProto]) -> None:
+    model = build()
+    model.graph.output[0].name = "scores"
+    model.graph.node.append(helper.make_node("Identity", ["logits"], ["scores"]))
+    source = write_reranker(tmp_path / "reranker", model)
+    done = pool_model(source, probe=False)
+    assert done.width == (2 if build is causal_model else 1)
+    assert document("inspect", done.path)["reranker"]
+
+
+@pytest.mark.parametrize("activation", ["Sigmoid", "Softmax"])
+def test_probabilities_are_not_logits(tmp_path: Path, activation: str) -> None:
+    model = classifier_model()
+    model.graph.node[-1].output[0] = "raw"
+    model.graph.node.append(helper.make_node(activation, ["raw"], ["logits"]))
+    source = write_reranker(tmp_path / "reranker", model)
+    code, output = run("inspect", source, "--no-probe")
+    assert code == 1
+    assert f"`logits` is computed by {activation}" in output
+
+
 def test_an_output_in_bfloat16_is_replaced_by_one_in_float32(tmp_path: Path) -> None:
     # Only a GPU runs it.
     source = write_reranker(tmp_path / "reranker", causal_model(dtype=TensorProto.BFLOAT16))

@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, TypeAlias
 
 import numpy as np
 
-from .backends.base import LOGITS_OUTPUT, Backend, ModelSpec, Probe
+from .backends.base import Backend, ModelSpec, Probe
 from .backends.behavior import Behavior, accept_pooling, probe_behavior
 from .batching import BatchLimits, Lane
 from .cache import VectorCache
@@ -159,7 +159,7 @@ class Embedder(ServedModel):
         return Probe(canary_batch(self.tokenizer))
 
     async def _accept(self, spec: ModelSpec) -> BatchLimits:
-        if spec.output.name == LOGITS_OUTPUT and spec.hidden_size <= len(ANSWERS):
+        if spec.hidden_size <= len(ANSWERS):
             msg = (
                 f"Model {spec.name!r} returns logits instead of vectors: it is a reranker. Serve "
                 "it with RERANK_TRITON_MODEL or RERANK_MODEL_DIR."

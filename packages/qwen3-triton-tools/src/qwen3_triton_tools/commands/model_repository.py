@@ -253,13 +253,14 @@ def _report_canary(problem: str) -> None:
 def _report(
     written: WrittenRepository, out: Path, name: str, *, has_digest: bool, as_json: bool
 ) -> None:
-    plan = written.plan
+    plan, spec = written.plan, written.inspection.spec
+    rows = 1 if spec and spec.max_batch_size == 1 else plan.max_batch_size
     if as_json:
         print_json(
             {
                 "folder": str(written.folder),
                 "tokenizer": str(written.tokenizer) if written.tokenizer else None,
-                "max_batch_size": plan.max_batch_size,
+                "max_batch_size": rows,
                 "gpu_mem_limit_bytes": plan.arena_bytes or None,
                 "max_batch_tokens": plan.batch_tokens,
                 "reason": plan.reason,
@@ -273,7 +274,7 @@ def _report(
             }
         )
         return
-    click.echo(f"Wrote {written.folder}: batches of up to {plan.max_batch_size} rows.")
+    click.echo(f"Wrote {written.folder}: batches of up to {rows} row{'s' * (rows > 1)}.")
     click.echo(f"  {plan.reason}")
     for finding in written.inspection.findings:
         if finding.severity == "warning":

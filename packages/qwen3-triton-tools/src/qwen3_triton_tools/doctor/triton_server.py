@@ -17,6 +17,7 @@ from qwen3_triton_gateway.backends.base import LOGITS_OUTPUT, ModelSpec
 from qwen3_triton_gateway.backends.triton import TritonBackend
 from qwen3_triton_gateway.cli import flag_name
 from qwen3_triton_gateway.errors import EmbeddingServerError, StartupError
+from qwen3_triton_gateway.rerank_prompt import ANSWERS
 from qwen3_triton_gateway.tensors import HiddenStates, PooledStates, TokenBatch
 
 from ..errors import UnreachableError
@@ -287,7 +288,7 @@ def _check_logits(spec: ModelSpec) -> Finding:
         f"{'pair' if spec.pooling == 'in_graph' else 'token'}, batches of up to "
         f"{spec.max_batch_size}"
     )
-    if spec.output.name != LOGITS_OUTPUT:
+    if spec.output.name != LOGITS_OUTPUT and spec.hidden_size > len(ANSWERS):
         remedy = "Set RERANK_TRITON_MODEL to a reranker, which returns `logits`."
         return failure(name, message, remedy)
     if spec.pooling != "in_graph":

@@ -47,7 +47,7 @@ from .reranker import (
 )
 from .tokenizer_file import NAME as TOKENIZER
 from .tokenizer_file import TokenizerFile, check_tokenizer_file, read_tokenizer_file
-from .vocabulary_head import find_head
+from .vocabulary_head import check_activation, find_head
 
 # A batch of eight pairs of 1,024 tokens.
 _EXAMPLE_TOKENS = 8192
@@ -154,6 +154,7 @@ def inspect_graph(
         hidden_size = _state_size(config, table)
         findings += check_answers(reranker, tokenizer) if tokenizer else []
         findings += check_precision(precision, None)
+        findings += check_activation(model, reranker)
         findings += check_positions(reranker) or _check_logits(model, reranker)
     else:
         hidden_size = spec.hidden_size if spec else _hidden_size(output)

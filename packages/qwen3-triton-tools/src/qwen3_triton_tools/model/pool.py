@@ -169,7 +169,8 @@ def pool_for_local_triton(
         The ONNX file to serve, and why it is the export itself; empty if it is the copy.
     """
     if inspection.is_pooled:
-        return inspection.path, f"`{LOGITS_OUTPUT}` is pooled in the graph already."
+        name = inspection.output.name if inspection.output else LOGITS_OUTPUT
+        return inspection.path, f"`{name}` is pooled in the graph already."
     try:
         pooled = pool_model(
             inspection.path, folder, force=True, transfer=transfer, probe=probe, rerank=True

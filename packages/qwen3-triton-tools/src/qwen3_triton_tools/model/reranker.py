@@ -83,7 +83,7 @@ def recognize_reranker(
         vocabulary_size: Rows of its token table, or tokens of its tokenizer.
         is_named: Whether its name, or the user, says that it is one.
     """
-    output = next((t for t in model.outputs if t.name == LOGITS_OUTPUT), None)
+    output = _find_logits(model, vocabulary_size)
     if output is None or output.shape is None or output.dtype.name not in _FLOATS:
         return None
     width = output.shape[-1] if output.shape else 0
@@ -97,6 +97,19 @@ def recognize_reranker(
     if width <= 0:
         width = int(config.get("vocab_size") or vocabulary_size or 0)
     return Reranker("causal", _with_width(output, width)) if width > len(ANSWERS) else None
+
+
+def _find_logits(model: OnnxModel, vocabulary_size: int | None) -> TensorInfo | None:
+    """Return `logits`, or the only output if its size says that it is that of a head.
+
+    The gateway does not ask for its name then, and exports by hand have others, such as `scores`.
+    """
+    named = next((t for t in model.outputs if t.name == LOGITS_OUTPUT), None)
+    if named or len(model.outputs) > 1:
+        return named
+    only = next(iter(model.outputs), None)
+    is_narrow = only is not None and (only.shape or (0,))[-1] in (1, len(ANSWERS))
+    return only if is_narrow or has_vocabulary_head(only, vocabulary_size) else None
 
 
 def check_form(model: OnnxModel, *, is_asked: bool) -> list[Finding]:
@@ -134,7 +147,7 @@ def check_positions(reranker: Reranker) -> list[Finding]:
 
 def has_vocabulary_head(output: TensorInfo | None, vocabulary_size: int | None) -> bool:
     """Return whether an output has logits for the vocabulary at every position."""
-    if output is None or output.name != LOGITS_OUTPUT or len(output.shape or ()) != HIDDEN_RANK:
+    if output is None or len(output.shape or ()) != HIDDEN_RANK:
         return False
     width = (output.shape or (0,))[-1]
     size = vocabulary_size or 0

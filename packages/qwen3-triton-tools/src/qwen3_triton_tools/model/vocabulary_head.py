@@ -27,6 +27,7 @@ from qwen3_triton_gateway.backends.base import LOGITS_OUTPUT
 from qwen3_triton_gateway.rerank_prompt import ANSWERS
 
 from ..errors import ModelError
+from ..findings import Finding, failure
 from ..onnx_model import OnnxModel, as_text
 from .last_token import PREFIX, last_token_nodes, node
 from .reranker import Reranker
@@ -71,13 +72,13 @@ def find_head(model: OnnxModel, reranker: Reranker) -> VocabularyHead:
         ModelError: The graph ends in another way, or rounds states together.
     """
     producers = _producers(model)
-    logits = LOGITS_OUTPUT
+    logits = reranker.output.name
     end = _skip(producers, logits)
     if end is not None and end.op_type == "Reshape":  # Gemm takes matrices only
         logits = end.input[0]
         end = producers.get(logits)
     if end is None:
-        raise ModelError(f"{model.path}: nothing computes `{LOGITS_OUTPUT}`.")
+        raise ModelError(f"{model.path}: nothing computes `{logits}`.")
     product = _find_product(model, producers, end)
     options = _options(product)
     states = product.input[0]
@@ -107,6 +108,17 @@ def find_head(model: OnnxModel, reranker: Reranker) -> VocabularyHead:
     return VocabularyHead(states, logits, matrix, axis)
 
 
+def check_activation(model: OnnxModel, reranker: Reranker) -> list[Finding]:
+    """Report probabilities, of which the gateway would compute probabilities again."""
+    end = _skip(_producers(model), reranker.output.name)
+    if end is None or end.op_type not in ("Sigmoid", "Softmax"):
+        return []
+    message = (
+        f"It returns probabilities: `{as_text(reranker.output.name)}` is computed by {end.op_type}."
+    )
+    return [failure("reranker", message, "Export it without the activation: scores need logits.")]
+
+
 def cut_head(
     model: OnnxModel, reranker: Reranker, head: VocabularyHead, answer_ids: Iterable[int]
 ) -> None:
@@ -129,8 +141,8 @@ def _keep_head(
 ) -> None:
     """Give a head the last token's state only, and select two of its logits."""
     graph = model.proto.graph
-    logits = PREFIX + "logits" if head.logits == LOGITS_OUTPUT else head.logits
-    _rename(graph, LOGITS_OUTPUT, PREFIX + "logits")
+    logits = PREFIX + "logits" if head.logits == reranker.output.name else head.logits
+    _rename(graph, reranker.output.name, PREFIX + "logits")
     last = PREFIX + "gathered"
     place = 1 + next(i for i, each in enumerate(graph.node) if head.states in each.output)
     for user in graph.node[place:]:
@@ -155,7 +167,7 @@ def select_last(model: OnnxModel, reranker: Reranker) -> None:
     """Replace the outputs by the logits of the last token, where a head is cut already: float32."""
     graph = model.proto.graph
     everywhere = PREFIX + "logits"
-    _rename(graph, LOGITS_OUTPUT, everywhere)
+    _rename(graph, reranker.output.name, everywhere)
     added = list(_last_states(model, everywhere, LOGITS_OUTPUT))
     _replace_outputs(graph, added, reranker, reranker.width)
 
