@@ -158,13 +158,12 @@ def card_score(
 
 
 def score_differences(url: str, pairs: list[Pair], expected: NDArray[Any]) -> list[float]:
-    """Return how far served scores are from the expected: of ALONE as a batch, then each, then all.
+    """Return how far served scores are from the expected: of ALONE each, as a batch, then the rest.
 
     The batch comes first: once the gateway knows how slow the model is, batches have one row.
     """
     together = score(url, ALONE)
     assert rows_per_batch(url) > 1
     alone = [score(url, [pair]) for pair in ALONE]
-    scores = np.concatenate([together, *alone, score(url, pairs)])
-    few = expected[: len(ALONE)]
-    return np.abs(scores - np.concatenate([few, few, expected])).tolist()
+    scores = np.concatenate([*alone, together, score(url, pairs[len(ALONE) :])])
+    return np.abs(scores - np.concatenate([expected[: len(ALONE)], expected])).tolist()

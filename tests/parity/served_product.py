@@ -95,6 +95,7 @@ with tempfile.TemporaryDirectory() as folder:
     with LocalTriton(model_repository=Path(folder), ready_timeout_seconds=600) as triton:
         print(triton.grpc_url, triton.http_url, flush=True)
         sys.stdin.read()
+        sys.stderr.write(triton.end_reason)
 """
 
 
