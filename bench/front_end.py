@@ -31,7 +31,8 @@ from rich.console import Console
 
 import qwen3_nano
 from qwen3_triton_gateway import server
-from qwen3_triton_gateway.backends.base import ModelSpec, TensorSpec, describe_model, wrap_output
+from qwen3_triton_gateway.backends.base import ModelSpec, TensorSpec
+from qwen3_triton_gateway.backends.interface import describe_model, wrap_output
 from qwen3_triton_gateway.settings import Settings
 from qwen3_triton_gateway.tensors import HiddenStates, PooledStates, TokenBatch
 from qwen3_triton_tools.local_triton.launch import answers_ok

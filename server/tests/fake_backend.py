@@ -8,14 +8,8 @@ from functools import cache
 
 import numpy as np
 
-from qwen3_triton_gateway.backends.base import (
-    AnyArray,
-    ModelSpec,
-    Probe,
-    TensorSpec,
-    describe_model,
-    wrap_output,
-)
+from qwen3_triton_gateway.backends.base import AnyArray, ModelSpec, Probe, TensorSpec
+from qwen3_triton_gateway.backends.interface import describe_model, wrap_output
 from qwen3_triton_gateway.errors import DeadlineExceededError
 from qwen3_triton_gateway.settings import Task
 from qwen3_triton_gateway.tensors import HiddenStates, PooledStates, TokenBatch

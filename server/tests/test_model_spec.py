@@ -3,13 +3,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from qwen3_triton_gateway.backends.base import (
-    ModelSpec,
-    TensorSpec,
-    build_feed,
-    describe_model,
-    wrap_output,
-)
+from qwen3_triton_gateway.backends.base import ModelSpec, TensorSpec
+from qwen3_triton_gateway.backends.interface import build_feed, describe_model, wrap_output
 from qwen3_triton_gateway.errors import BackendError, StartupError
 from qwen3_triton_gateway.settings import Precision
 from qwen3_triton_gateway.tensors import PooledStates, TokenBatch

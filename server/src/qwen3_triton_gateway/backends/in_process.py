@@ -18,14 +18,11 @@ from ..fingerprint import weights_digest
 from ..model_files import ModelFileError, export_name, find_model
 from ..settings import Precision, Task
 from ..tensors import HiddenStates, PooledStates, TokenBatch
-from .base import (
+from .base import AnyArray, Backend, ModelSpec, TensorSpec
+from .interface import (
     HIDDEN_RANK,
     POOLED_RANK,
-    AnyArray,
-    Backend,
     Feed,
-    ModelSpec,
-    TensorSpec,
     build_feed,
     check_inputs,
     describe_model,

@@ -12,9 +12,10 @@ import numpy as np
 
 from ..errors import StartupError
 from ..settings import Precision
-from .base import AnyArray, Feed, TensorSpec
+from .base import AnyArray, TensorSpec
 from .engines import linked_weights
 from .in_process import InProcessBackend
+from .interface import Feed
 
 DTYPES: dict[str, type[np.generic]] = {
     "tensor(int64)": np.int64,

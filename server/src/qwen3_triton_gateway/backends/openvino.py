@@ -13,9 +13,10 @@ from ..memory import trim_heap
 from ..model_files import describe_os_error
 from ..openvino_model import OpenVinoError, OpenVinoModel
 from ..settings import Precision, Task
-from .base import AnyArray, Feed, TensorSpec, find_output
+from .base import AnyArray, TensorSpec
 from .engines import openvino_options
 from .in_process import InProcessBackend, is_open
+from .interface import Feed, find_output
 
 DTYPES: dict[str, type[np.generic]] = {
     "i64": np.int64,

@@ -23,18 +23,8 @@ from ..settings import Precision, Task
 from ..tensors import HiddenStates, PooledStates, TokenBatch
 from ..tracing import trace_headers
 from .address import METADATA_BYTES, TritonAddress
-from .base import (
-    CANARY_PARAMETER,
-    PRECISION_PARAMETER,
-    AnyArray,
-    Backend,
-    Feed,
-    ModelSpec,
-    TensorSpec,
-    build_feed,
-    describe_model,
-    wrap_output,
-)
+from .base import CANARY_PARAMETER, PRECISION_PARAMETER, AnyArray, Backend, ModelSpec, TensorSpec
+from .interface import Feed, build_feed, describe_model, wrap_output
 from .model_time import ModelTime
 from .refusals import translate, translate_at_start
 from .reloads import LoadHistory, Verdict, read_statistics

@@ -12,7 +12,7 @@ from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
 from qwen3_triton_gateway.answer_checksum import CHECKSUM_OUTPUT
-from qwen3_triton_gateway.backends.base import POOLED_OUTPUT
+from qwen3_triton_gateway.backends.interface import POOLED_OUTPUT
 from qwen3_triton_gateway.errors import StartupError
 from qwen3_triton_gateway.tokenization import TextTokenizer
 

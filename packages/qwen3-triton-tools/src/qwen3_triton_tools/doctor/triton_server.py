@@ -13,7 +13,8 @@ from typing import Any, cast
 import numpy as np
 
 from qwen3_triton_gateway.backends.address import GRPC_OPTIONS, TritonAddress
-from qwen3_triton_gateway.backends.base import LOGITS_OUTPUT, ModelSpec
+from qwen3_triton_gateway.backends.base import ModelSpec
+from qwen3_triton_gateway.backends.interface import LOGITS_OUTPUT
 from qwen3_triton_gateway.backends.triton import TritonBackend
 from qwen3_triton_gateway.cli import flag_name
 from qwen3_triton_gateway.errors import EmbeddingServerError, StartupError

@@ -13,11 +13,10 @@ import numpy as np
 import onnx
 import orjson
 
-from qwen3_triton_gateway.backends.base import (
+from qwen3_triton_gateway.backends.base import ModelSpec, TensorSpec
+from qwen3_triton_gateway.backends.interface import (
     HIDDEN_RANK,
     POOLED_RANK,
-    ModelSpec,
-    TensorSpec,
     describe_model,
     find_output,
 )

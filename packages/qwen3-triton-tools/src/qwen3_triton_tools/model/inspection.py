@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from qwen3_triton_gateway.backends.base import POOLED_RANK, ModelSpec
+from qwen3_triton_gateway.backends.base import ModelSpec
 from qwen3_triton_gateway.backends.behavior import Behavior, check_width
+from qwen3_triton_gateway.backends.interface import POOLED_RANK
 from qwen3_triton_gateway.errors import StartupError
 from qwen3_triton_gateway.model_files import find_sibling
 

@@ -14,7 +14,7 @@ from typing import Literal
 
 import onnx
 
-from qwen3_triton_gateway.backends.base import LOGITS_OUTPUT
+from qwen3_triton_gateway.backends.interface import LOGITS_OUTPUT
 
 from ..errors import ModelError
 from ..onnx_model import MAX_FILE_BYTES, OnnxModel, read_model

@@ -16,14 +16,14 @@ from pathlib import Path
 import numpy as np
 from onnx import TensorProto, helper
 
-from qwen3_triton_gateway.backends.base import (
+from qwen3_triton_gateway.backends.base import TensorSpec
+from qwen3_triton_gateway.backends.behavior import check_width
+from qwen3_triton_gateway.backends.interface import (
     HIDDEN_RANK,
     LOGITS_OUTPUT,
     POOLED_OUTPUT,
     TOKEN_RANK,
-    TensorSpec,
 )
-from qwen3_triton_gateway.backends.behavior import check_width
 from qwen3_triton_gateway.errors import StartupError
 from qwen3_triton_gateway.model_files import find_sibling
 from qwen3_triton_gateway.rerank_prompt import ANSWERS

@@ -18,8 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
-from qwen3_triton_gateway.backends.base import HIDDEN_RANK, LOGITS_OUTPUT, POOLED_RANK
 from qwen3_triton_gateway.backends.behavior import VOCABULARY_PADDING, VOCABULARY_STEP
+from qwen3_triton_gateway.backends.interface import HIDDEN_RANK, LOGITS_OUTPUT, POOLED_RANK
 from qwen3_triton_gateway.rerank_prompt import ANSWERS
 
 from ..findings import Finding, failure, note, ok, warning

@@ -23,7 +23,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from qwen3_triton_gateway.backends.base import LOGITS_OUTPUT
+from qwen3_triton_gateway.backends.interface import LOGITS_OUTPUT
 from qwen3_triton_gateway.rerank_prompt import ANSWERS
 
 from ..errors import ModelError
