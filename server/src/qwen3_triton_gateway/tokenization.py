@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -65,6 +66,10 @@ def query_prefix(instruction: str | None) -> str:
     return QUERY_TEMPLATE.format(instruction=instruction or DEFAULT_INSTRUCTION, text="")
 
 
+# Such as `<|im_end|>`, `<think>` and `</think>`: one name in angle brackets.
+CONTROL_TOKEN = re.compile(r"</?[^\s<>]+>\Z")
+
+
 class TextTokenizer:
     """A Qwen3-Embedding tokenizer.
 
@@ -109,8 +114,15 @@ class TextTokenizer:
         self.appends_end_token: bool = self._tokenizer.encode("probe").ids[-1:] == [end_token_id]
 
     def without_special_tokens(self) -> TextTokenizer:
-        """Return a copy for which `<|im_end|>` and the like are plain text."""
-        content = orjson.loads(self.file_content) | {"added_tokens": []}
+        """Return a copy for which `<|im_end|>`, `<think>` and the like are plain text."""
+        content = orjson.loads(self.file_content)
+        # The nano reranker's file has parts of the prompt, too, such as `<Instruct>:`. In the
+        # vocabulary they keep their IDs when those before them are gone.
+        kept = [
+            each for each in content["added_tokens"] if not CONTROL_TOKEN.match(each["content"])
+        ]
+        content["added_tokens"] = kept
+        content["model"]["vocab"].update({each["content"]: each["id"] for each in kept})
         plain = copy.copy(self)
         plain._use(_load(self.path, orjson.dumps(content)))
         return plain
