@@ -28,7 +28,7 @@ from .auth import is_health_path
 from .chunk_sizes import ChunkSizes
 from .connections import Connections, Waiting
 from .dialects import Dialect, dialect_of, error_response
-from .door import HOST, DoorProtocol
+from .door_protocol import HOST, DoorProtocol
 from .errors import (
     BodyTooLargeError,
     EmbeddingServerError,
