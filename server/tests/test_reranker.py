@@ -191,6 +191,16 @@ async def test_an_embedding_model_is_not_served_as_a_reranker() -> None:
         await service.reranker.connect()
 
 
+async def test_probabilities_are_not_activated_again(caplog: pytest.LogCaptureFixture) -> None:
+    two, one = FakeReranker(), FakeReranker(width=1)
+    two.corrupt = lambda _, logits: np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    with pytest.raises(StartupError, match="returns probabilities of no and yes"):
+        await connected(two)
+    one.corrupt = lambda _, logits: 1 / (1 + np.exp(-logits))
+    await connected(one)
+    assert "numbers from 0 to 1" in caplog.text
+
+
 async def test_pairs_run_one_by_one_if_a_batch_changes_them() -> None:
     backend = FakeReranker()
     backend.corrupt = lambda batch, values: values * np.float32(len(batch.input_ids))

@@ -19,7 +19,7 @@ from .canary import canary_pairs
 from .errors import BackendError, DeadlineExceededError, StartupError
 from .pooling import Float64Vector, logits_of, raw_scores
 from .rerank_prompt import ANSWERS
-from .tensors import TokenizedText
+from .tensors import Float32Matrix, TokenizedText
 from .tokenization import TextTokenizer
 
 logger: logging.Logger = logging.getLogger(__name__)
@@ -30,6 +30,8 @@ TIMEOUT_SECONDS = 60.0
 # How far a score may be from that of the pair alone and without padding, of what scores typically
 # are: rounding and int8 scales stay far below, a padded position or another pair far above.
 MAX_DRIFT = 0.25
+# How far two probabilities in float16 may be from 1 together.
+PROBABILITY_ROUNDING = 2e-3
 
 
 def find_answers(spec: ModelSpec, tokenizer: TextTokenizer) -> list[int] | None:
@@ -78,8 +80,7 @@ async def scores_batches(
     texts = canary_pairs(tokenizer, tokenizer.max_length)
     width = max(text.length for text in texts)
     try:
-        rows = [await probe.score([text], text.length) for text in texts]
-        alone: Float64Vector = np.concatenate(rows)
+        rows = [await probe.logits([text], text.length) for text in texts]
         padded = await probe.score(texts[:1], width + PADDING)
         together = await probe.score_together(texts, width)
     except DeadlineExceededError:
@@ -87,8 +88,11 @@ async def scores_batches(
         return True
     except BackendError as error:
         raise StartupError(f"The model cannot score a plain pair: {error.message}") from error
+    logits: Float32Matrix = np.concatenate(rows)
+    alone = raw_scores(logits)
     if not np.isfinite(alone).all():
         raise StartupError(f"Model {name!r} returns logits that are not finite.")
+    _check_activation(logits, name)
     allowed = MAX_DRIFT * float(np.sqrt(np.mean(alone**2)))
     if not abs(float(padded[0] - alone[0])) <= allowed:
         msg = (
@@ -109,6 +113,27 @@ async def scores_batches(
     return is_same
 
 
+def _check_activation(logits: Float32Matrix, name: str) -> None:
+    """Check that a model returns logits and not probabilities, which would be activated again.
+
+    Raises:
+        StartupError: The two of each pair sum to 1.
+    """
+    if not ((logits >= 0) & (logits <= 1)).all():
+        return
+    if logits.shape[1] == 1:
+        logger.warning(
+            "The reranker returns numbers from 0 to 1 for its model card's examples, which are "
+            "taken for logits. If they are probabilities, export it without the activation."
+        )
+    elif np.abs(logits.sum(axis=1) - 1).max() < PROBABILITY_ROUNDING:
+        msg = (
+            f"Model {name!r} returns probabilities of no and yes instead of their logits. Export "
+            "it without the softmax."
+        )
+        raise StartupError(msg)
+
+
 @dataclass(frozen=True, slots=True)
 class _Probe:
     """Pairs that are scored without the queue."""
@@ -118,6 +143,9 @@ class _Probe:
     answer_ids: Sequence[int] | None
 
     async def score(self, texts: Sequence[TokenizedText], width: int) -> Float64Vector:
+        return raw_scores(await self.logits(texts, width))
+
+    async def logits(self, texts: Sequence[TokenizedText], width: int) -> Float32Matrix:
         batch = pad_batch(
             texts,
             pad_token_id=self.tokenizer.end_token_id,
@@ -127,7 +155,7 @@ class _Probe:
         states = await self.backend.infer(
             batch, timeout_seconds=TIMEOUT_SECONDS, priority=QUERY_PRIORITY
         )
-        return raw_scores(logits_of(states, batch.attention_mask, self.answer_ids))
+        return logits_of(states, batch.attention_mask, self.answer_ids)
 
     async def score_together(
         self, texts: Sequence[TokenizedText], width: int
