@@ -81,6 +81,30 @@ async def test_a_shape_that_the_file_leaves_open_is_measured(tmp_path: Path) -> 
         assert spec.output.shape == shape
 
 
+async def test_activations_are_not_rounded_where_only_weights_are_in_int8(tmp_path: Path) -> None:
+    rng = np.random.default_rng(2)
+    weights = rng.integers(-127, 128, (64, 64)).astype(np.int8)
+    scales = rng.uniform(0.01, 0.02, 64).astype(np.float32)
+    stored = {"weights": weights, "scales": scales, "zeros": np.zeros(64, dtype=np.int8)}
+    nodes = [
+        helper.make_node("Constant", [], [name], value=numpy_helper.from_array(array))
+        for name, array in stored.items()
+    ]
+    nodes += [
+        helper.make_node("DequantizeLinear", list(stored), ["matrix"], axis=1),
+        helper.make_node("Gather", ["table", "input_ids"], ["states"]),
+        helper.make_node("MatMul", ["states", "matrix"], ["last_hidden_state"]),
+    ]
+    write_graph(tmp_path / "model.onnx", nodes)
+    backend = OnnxBackend(tmp_path)
+    await backend.connect()
+    ids = np.arange(12).reshape(1, 12)
+    answer = await backend.infer(TokenBatch(ids, np.ones_like(ids)), timeout_seconds=60, priority=2)
+    table = np.random.default_rng(1).normal(size=(100, 64)).astype(np.float32)
+    np.testing.assert_allclose(answer.values[0], table[:12] @ (weights * scales), atol=1e-3)
+    await backend.close()
+
+
 async def test_token_types_are_zeros(tmp_path: Path) -> None:
     types = helper.make_node("Cast", ["token_type_ids"], ["floats"], to=TensorProto.FLOAT)
     column = helper.make_node("Unsqueeze", ["floats", "axis"], ["column"])

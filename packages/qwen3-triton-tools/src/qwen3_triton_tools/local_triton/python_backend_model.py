@@ -52,6 +52,8 @@ class _OnnxRuntime:
         options.inter_op_num_threads = 1
         # Threads that spin between runs would take the cores that Triton needs to send its answers.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # As in the gateway's own process: activations are not rounded unless the graph says so.
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
         self._session = onnxruntime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"]
         )

@@ -46,6 +46,7 @@ _DYNAMIC_INT8 = {
 }
 _INT8 = {"int8", "uint8"}
 _INT8_LEVEL = 4
+_WEIGHTS_ONLY = "weights only (DequantizeLinear)"
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
 # hidden_size of Qwen3-Embedding-8B, the member of the family known to overflow float16.
 _OVERFLOWING_HIDDEN_SIZE = 4096
@@ -248,6 +249,17 @@ def check_precision(precision: Precision, hidden_size: int | None) -> list[Findi
                 "Set accuracy_level 0 when quantizing; it is slower on a CPU.",
             )
         )
+    if precision.quantization == _WEIGHTS_ONLY:
+        findings.append(
+            warning(
+                name,
+                "Triton's ONNX Runtime backend quantizes activations to int8 on a CPU wherever "
+                "weights are behind a DequantizeLinear, which is inexact for Qwen3 "
+                "(microsoft/onnxruntime#29849). The gateway's process and the local Triton do not.",
+                "There, use an export with MatMulNBits weights and accuracy_level 0, or what "
+                "`model quantize` writes.",
+            )
+        )
     if precision.compute == "float16" and hidden_size == _OVERFLOWING_HIDDEN_SIZE:
         findings.append(
             warning(
@@ -358,7 +370,7 @@ def _quantization(model: OnnxModel, bytes_by_type: Counter[str]) -> str:
     elif operators["QuantizeLinear"] and operators["DequantizeLinear"]:
         kinds.append("int8 weights and activations, scales in the file (QDQ)")
     elif operators["DequantizeLinear"]:
-        kinds.append("weights only (DequantizeLinear)")
+        kinds.append(_WEIGHTS_ONLY)
     if not kinds and _INT8 & bytes_by_type.keys():
         kinds.append("int8 weights, widened by plain operators")
     return "; ".join(kinds)
