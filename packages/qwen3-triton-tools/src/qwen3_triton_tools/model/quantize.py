@@ -34,9 +34,14 @@ Array: TypeAlias = "np.ndarray[Any, np.dtype[Any]]"
 
 # Smaller tensors are norms and tables of positions, which save nothing.
 _MIN_VALUES = 4096
+# Of a narrower one, such as a column of scales, the new scales would take what the values save.
+_MIN_SIDE = 16
 _MATRIX_RANK = 2
 _FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.BFLOAT16)
 _LEVELS = 127.0
+_INT8 = ("int8", "uint8")
+# Triton's OpenVINO backend rounds activations if weights are one of these.
+NARROW = (*_INT8, "int4", "uint4")
 # Weights within the ONNX file itself are read as a whole.
 _INLINE_BYTES = 1 << 30
 
@@ -59,13 +64,18 @@ def default_folder(model_path: Path) -> Path:
     return folder.with_name(f"{folder.name}-int8")
 
 
-def is_quantized(model: OnnxModel) -> bool:
-    """Return whether most weights of matrices are in 8 bits; a table of tokens is not one."""
+def is_quantized(model: OnnxModel, *, types: tuple[str, ...] = _INT8) -> bool:
+    """Return whether most weights of matrices are in 8 bits; a table of tokens is not one.
+
+    Args:
+        model: The model.
+        types: What counts as quantized.
+    """
     tables = {node.input[0] for node in model.nodes if node.op_type == "Gather"}
     sizes: Counter[bool] = Counter()
     for weight in model.weights:
         if weight.name not in tables:
-            sizes[weight.dtype.name in ("int8", "uint8")] += prod(weight.shape)
+            sizes[weight.dtype.name in types] += prod(weight.shape)
     return sizes[True] > sizes[False]
 
 
@@ -178,8 +188,9 @@ def _output_axis(node: onnx.NodeProto, place: int) -> int | None:
 
 
 def _is_matrix(tensor: onnx.TensorProto) -> bool:
-    is_large = int(np.prod(tensor.dims)) >= _MIN_VALUES
-    return tensor.data_type in _FLOATS and len(tensor.dims) == _MATRIX_RANK and is_large
+    if tensor.data_type not in _FLOATS or len(tensor.dims) != _MATRIX_RANK:
+        return False
+    return prod(tensor.dims) >= _MIN_VALUES and min(tensor.dims) >= _MIN_SIDE
 
 
 def _look_up(tensor: onnx.TensorProto, node: onnx.NodeProto) -> Iterator[onnx.NodeProto]:

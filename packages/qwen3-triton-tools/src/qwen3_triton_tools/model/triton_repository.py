@@ -28,7 +28,7 @@ from .openvino_plan import OpenVinoPlan, plan_openvino
 from .pool import check_size
 from .pooling_plan import PoolingPlan, output_to_pool, plan_pooling
 from .probing import canary_of, with_probe
-from .quantize import is_quantized
+from .quantize import NARROW, is_quantized
 from .triton_config import TritonConfig, plan_samples, render_config, write_warmup_files
 
 # The first Triton with ONNX Runtime 1.27, whose fused layer norms sum in float32.
@@ -287,7 +287,7 @@ def _plan_openvino(inspection: Inspection, options: RepositoryOptions) -> OpenVi
     model = inspection.model
     return plan_openvino(
         options.openvino,
-        is_quantized=is_quantized(model) or "MatMulNBits" in model.operators,
+        is_quantized=is_quantized(model, types=NARROW) or "MatMulNBits" in model.operators,
         threads=options.threads,
         instances=options.instances,
     )
