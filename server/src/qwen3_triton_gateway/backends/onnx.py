@@ -68,7 +68,7 @@ def _open_session(path: Path, threads: int) -> Any:
     # Threads that spin between runs take the cores that tokenize and answer: a run for one text
     # costs twice the CPU, for 0.1 ms of its time on an idle machine.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    # By default, it rounds activations to int8 where weights are behind a DequantizeLinear, which is
+    # By default, it rounds activations to int8 where weights are behind a DequantizeLinear. That is
     # inexact for Qwen3 (https://github.com/microsoft/onnxruntime/issues/29849).
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
     # A pattern makes a second run of a shape allocate all of its memory again, in one block, and
