@@ -93,7 +93,7 @@ def _load(point: EntryPoint) -> click.Command:
 )
 @click.version_option(__version__)
 def main() -> None:
-    """Serve Qwen3-Embedding vectors that match the reference implementation, through Triton.
+    """Serve Qwen3-Embedding and Qwen3-Reranker on Triton, matching the reference implementation.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""Model tools, doctor and local Triton: the commands around the qwen3-triton gateway."""
+"""Model tools, doctor, tuning and local Triton: the commands around the qwen3-triton gateway."""
 
 from importlib.metadata import version
 
