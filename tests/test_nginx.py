@@ -90,21 +90,26 @@ def test_a_gateway_is_restarted_without_a_failed_request_and_its_death_breaks_of
     assert statuses[0] <= CALLERS
 
 
-def test_callers_get_the_503_of_gateways_that_are_not_ready() -> None:
+def test_callers_get_the_503_of_gateways_that_are_not_ready_or_gone() -> None:
     gateway = GatewayProcess(*triton_flags(NOWHERE))
     try:
         gateway.wait_listening()
         with running_nginx([gateway.url, gateway.url]) as nginx:
             responses = [post(nginx.url, texts=["text"]) for _ in range(4)]
+            gateway.stop()
+            responses.append(post(nginx.url, texts=["text"]))
     finally:
         gateway.stop()
     assert {response.status_code for response in responses} == {503}
     assert all("Retry-After" in response.headers for response in responses)
+    assert {response.json()["error"]["code"] for response in responses} == {"backend_unavailable"}
 
 
 def test_bodies_and_answers_of_megabytes_pass(in_process_gateway: GatewayProcess) -> None:
     with running_nginx([in_process_gateway.url] * 2) as nginx:
         assert embed(nginx.url, ["x" * 4096] * 300).shape == (300, 1024)
+        refused = post(nginx.url, texts=["x" * 4096] * 2048 + ["x" * 4096])
+    assert (refused.status_code, refused.json()["error"]["code"]) == (413, "body_too_large")
 
 
 def test_each_gateway_has_its_own_metrics(in_process_gateway: GatewayProcess) -> None:
