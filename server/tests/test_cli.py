@@ -41,11 +41,10 @@ def test_serve_has_help_with_examples() -> None:
     assert "qwen3-triton serve" in output.split("Examples:")[1]
 
 
-@pytest.mark.parametrize("variable", VARIABLES)
-def test_every_setting_is_a_flag_that_names_its_variable(variable: str) -> None:
-    _, output = run("serve", "--help")
-    assert f"{flag_name(variable)} " in output
-    assert f"[{variable}" in output.replace("\n", " ")
+def test_every_setting_is_a_flag_that_names_its_variable() -> None:
+    words = " ".join(run("serve", "--help")[1].split())
+    assert [name for name in VARIABLES if f" {flag_name(name)} " not in words] == []
+    assert [name for name in VARIABLES if f"[{name}" not in words] == []
 
 
 @pytest.mark.parametrize(

@@ -38,11 +38,10 @@ def test_every_command_has_help_with_examples(command: str) -> None:
     assert f"qwen3-triton {command}" in output.split("Examples:")[1]
 
 
-@pytest.mark.parametrize("variable", VARIABLES)
-def test_up_takes_every_setting_of_the_gateway(variable: str) -> None:
-    _, output = run("up", "--help")
-    assert f"{flag_name(variable)} " in output
-    assert f"[{variable}" in output.replace("\n", " ")
+def test_up_takes_every_setting_of_the_gateway() -> None:
+    words = " ".join(run("up", "--help")[1].split())
+    assert [name for name in VARIABLES if f" {flag_name(name)} " not in words] == []
+    assert [name for name in VARIABLES if f"[{name}" not in words] == []
 
 
 @pytest.mark.parametrize(
