@@ -20,6 +20,10 @@ from qwen3_triton_tools.local_triton import LocalTriton
 # Tests import ONNX Runtime directly; the product sets this itself.
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"
 
+# To look for plugins, pydantic would read the entry points of some 280 distributions in every
+# process.
+os.environ["PYDANTIC_DISABLE_PLUGINS"] = "__all__"
+
 # As in the Makefile, for tests that are run without it: compile each module once, not in every
 # process that a test starts.
 sys.dont_write_bytecode = False

@@ -6,9 +6,11 @@ from collections.abc import Iterator
 from typing import Any, cast
 
 from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
 from pydantic import BaseModel
 
 from .auth import is_open
+from .routes.exchange import ServiceRoute
 from .schemas import describe_body
 from .service import EmbeddingService
 from .settings import MIN_DIMENSIONS
@@ -28,8 +30,9 @@ def describe(app: FastAPI) -> dict[str, Any]:
     """Describe the API as this gateway serves it, with the key if it requires one."""
     service: EmbeddingService = app.state.service
     settings = service.settings
-    _describe_bodies(app)
-    schema = FastAPI.openapi(app)
+    if app.openapi_schema is None:
+        app.openapi_schema = _infer_schema(app)
+    schema = app.openapi_schema
     for name in UNUSED_SCHEMAS:
         schema["components"]["schemas"].pop(name, None)
     if settings.root_path:
@@ -48,15 +51,19 @@ def describe(app: FastAPI) -> dict[str, Any]:
     return schema
 
 
-def _describe_bodies(app: FastAPI) -> None:
-    """Put JSON schemas in place of the models that `describe_call` left."""
-    for route in app.routes:
+def _infer_schema(app: FastAPI) -> dict[str, Any]:
+    """Build FastAPI's own document, with JSON schemas in place of what `describe_call` left."""
+    routes = [
+        route.described() if isinstance(route, ServiceRoute) else route for route in app.routes
+    ]
+    for route in routes:
         extra: dict[str, Any] = getattr(route, "openapi_extra", None) or {}
         for content in extra.get("requestBody", {}).get("content", {}).values():
             if isinstance(content["schema"], tuple):
                 bodies = cast("tuple[type[BaseModel], ...]", content["schema"])
                 schemas = [describe_body(body) for body in bodies]
                 content["schema"] = schemas[0] if len(schemas) == 1 else {"oneOf": schemas}
+    return get_openapi(title=app.title, version=app.version, summary=app.summary, routes=routes)
 
 
 def _describe_key(operation: dict[str, Any], *, is_required: bool) -> None:

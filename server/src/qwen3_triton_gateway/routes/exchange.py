@@ -53,14 +53,30 @@ class ServiceRoute(APIRoute):
     headers to. Functions with other parameters are called in its own way.
     """
 
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        self._options = dict(options)
+        if _takes_service(endpoint):
+            # FastAPI would build a schema for each status, which only `described` needs: a sixth
+            # of what a start imports.
+            options.update(responses=None, response_model=None)
+        super().__init__(path, endpoint, **options)
+
+    def described(self) -> APIRoute:
+        """Build the route as FastAPI's own, for the OpenAPI document."""
+        return APIRoute(self.path, self.endpoint, **self._options)
+
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        if [*signature(self.endpoint).parameters] != ["request", "service"]:
+        if not _takes_service(self.endpoint):
             return super().get_route_handler()
 
         async def call(request: Request) -> Response:
             return await self.endpoint(request, request.app.state.service)
 
         return call
+
+
+def _takes_service(endpoint: Callable[..., Any]) -> bool:
+    return [*signature(endpoint).parameters] == ["request", "service"]
 
 
 def is_trusted(request: Request) -> bool:
