@@ -35,11 +35,11 @@ class CommandGroup(click.Group):
     """The commands of the gateway and of every installed distribution that adds some."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *_added_commands()})
+        return sorted({*super().list_commands(ctx), *_added_commands(ctx)})
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         command = super().get_command(ctx, cmd_name)
-        if command is None and cmd_name in (commands := _added_commands()):
+        if command is None and cmd_name in (commands := _added_commands(ctx)):
             command = _load(commands[cmd_name])
         return command
 
@@ -54,8 +54,12 @@ class CommandGroup(click.Group):
         return super().resolve_command(ctx, args)
 
 
-def _added_commands() -> dict[str, EntryPoint]:
-    return {point.name: point for point in entry_points(group=COMMANDS_GROUP)}
+def _added_commands(ctx: click.Context) -> dict[str, EntryPoint]:
+    """Find the added commands once per command line: that reads files of every distribution."""
+    if COMMANDS_GROUP not in ctx.meta:
+        points = entry_points(group=COMMANDS_GROUP)
+        ctx.meta[COMMANDS_GROUP] = {point.name: point for point in points}
+    return ctx.meta[COMMANDS_GROUP]
 
 
 def _load(point: EntryPoint) -> click.Command:
