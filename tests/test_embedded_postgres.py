@@ -6,14 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import psycopg
 import pytest
 
 from demo.embedded_postgres import EmbeddedPostgresError, embedded_postgres
+from polling import wait_for
 
 pytestmark = pytest.mark.stack
 
@@ -28,12 +27,6 @@ with embedded_postgres({port}) as uri, psycopg.connect(uri) as connection:
     print(directory, flush=True)
     sys.stdin.read()
 """
-
-
-def wait_until(condition: Callable[[], bool]) -> None:
-    """Return when `condition` holds; the timeout of pytest ends the wait otherwise."""
-    while not condition():
-        time.sleep(0.02)
 
 
 def is_running(pid: int) -> bool:
@@ -101,8 +94,8 @@ def test_a_killed_parent_leaves_neither_server_nor_files(
         pid = int((directory / "data" / "postmaster.pid").read_text().splitlines()[0])
         assert is_running(pid)
         parent.send_signal(signal_number)
-    wait_until(lambda: not is_running(pid))
-    wait_until(lambda: not directory.exists())
+    wait_for(lambda: not is_running(pid), "the server ends")
+    wait_for(lambda: not directory.exists(), "its folder is removed")
 
 
 def test_an_error_in_the_block_stops_the_server_and_removes_its_files():

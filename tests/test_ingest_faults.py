@@ -31,6 +31,7 @@ from demo.unprivileged import unprivileged
 from filled_tables import create_database
 from gateway_process import GatewayProcess
 from ingest_corpus import LoadedRow, assert_same_rows, assert_true_ledger, rows_of, write_corpus
+from polling import wait_for
 from qwen3_triton_ingest.config import GatewayOptions, IndexOptions, LoadOptions, SplitOptions
 from qwen3_triton_ingest.load import load
 from qwen3_triton_tools.local_triton.process import free_ports
@@ -175,13 +176,6 @@ def assert_whole(dsn: str, expected: dict[str, LoadedRow]) -> None:
     assert_true_ledger(dsn, "chunks", documents=documents)
 
 
-def _wait_until(condition: Callable[[], bool], what: str, *, seconds: float = 120) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, f"never happened: {what}"
-        time.sleep(0.01)
-
-
 def _own_backends(dsn: str, state: str = "%") -> list[int]:
     with psycopg.connect(dsn) as connection:
         rows = connection.execute(
@@ -207,7 +201,7 @@ def _index_is_being_built(dsn: str) -> bool:
 
 
 def _wait_for_index_build(dsn: str, loader: Loader) -> None:
-    _wait_until(
+    wait_for(
         lambda: _index_is_being_built(dsn) or not loader.is_running(), "the index build starts"
     )
 
@@ -228,7 +222,7 @@ class Moments:
         def reached() -> bool:
             return _documents_done(self._dsn) >= mark or not loader.is_running()
 
-        _wait_until(reached, f"{mark} documents are loaded")
+        wait_for(reached, f"{mark} documents are loaded")
         time.sleep(self._rng.uniform(0, 0.4))
 
 
@@ -364,7 +358,7 @@ def test_a_load_survives_kills_of_postgres_backends(
                     return not loader.is_running()
                 return server.kill_backend(kills.rng.choice(backends))
 
-            _wait_until(kill_one, "a backend of the loader is killed")
+            wait_for(kill_one, "a backend of the loader is killed")
             server.wait()
         loader.finish()
     assert_whole(server.uri, expected)
@@ -395,7 +389,7 @@ def test_a_load_survives_kills_of_ray_workers(
         for mark in moments.marks:
             moments.wait(mark, loader)
             # A worker may end by itself just before.
-            _wait_until(
+            wait_for(
                 lambda: _kill_one(_ray_workers(loader), kills.rng) or not loader.is_running(),
                 "a Ray worker dies",
             )

@@ -5,8 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -23,6 +22,7 @@ import tritonclient.http
 import qwen3_nano
 from onnx_exports import feed as padded_feed
 from onnx_exports import masks
+from polling import wait_for
 from qwen3_nano.graph import build_graph
 from qwen3_nano.weights import load_weights
 from qwen3_triton_gateway.pooling import last_token_pool
@@ -135,15 +135,6 @@ def infer(protocol: ModuleType, server: LocalTriton, model: str, arrays: Arrays,
         answer = client.infer(model, inputs, **options)
         output = "sentence_embedding" if "pooled" in model else "last_hidden_state"
         return answer.as_numpy(output)
-
-
-def eventually(condition: Callable[[], bool], timeout_seconds: float = 120.0) -> bool:
-    deadline = time.monotonic() + timeout_seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.02)
-    return True
 
 
 def is_running(pid: int) -> bool:
@@ -343,10 +334,11 @@ sys.exit(run_foreground(triton, on_ready=ready))
         _, errors = process.communicate(timeout=120)
         assert process.returncode == status
         assert b"Started HTTPService" in errors or sent == signal.SIGKILL
-        assert eventually(lambda pid=pid: not is_running(pid))
-        assert eventually(lambda log=log: not log.parent.exists())
-        pattern = f"qwen3triton{process.pid}x*"
-        assert eventually(lambda pattern=pattern: not list(Path("/dev/shm").glob(pattern)))
+        wait_for(lambda pid=pid: not is_running(pid), "Triton ends")
+        wait_for(lambda log=log: not log.parent.exists(), "its folder is removed")
+        memory = Path("/dev/shm").glob
+        names = f"qwen3triton{process.pid}x*"
+        wait_for(lambda glob=memory, names=names: not list(glob(names)), "its memory is removed")
 
 
 @pytest.mark.parametrize("host", ["::1", "::"])
