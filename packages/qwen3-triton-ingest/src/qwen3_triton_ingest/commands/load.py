@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from ..config import LoadOptions
 from ..errors import NothingLoadedError
@@ -18,6 +16,10 @@ from ..load import LoadProgress, LoadReport
 from ..reembed import ReembedProgress, ReembedReport
 from .options import database_options, json_option, option_flags, read_options
 from .output import plain_errors, print_json
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 
 @click.command()
@@ -181,6 +183,9 @@ class _LoadBar:
 @contextmanager
 def _load_bar() -> Generator[_LoadBar]:
     """Show progress on standard error if that is a terminal."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
     console = Console(stderr=True)
     columns = (
         SpinnerColumn(),

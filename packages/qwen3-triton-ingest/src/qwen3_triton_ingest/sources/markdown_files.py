@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
+from functools import cache
 from itertools import pairwise
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import yaml
-from markdown_it import MarkdownIt
 
 from ..config import ReadOptions
 from ..documents import Metadata
@@ -17,6 +17,9 @@ from ..places import Mark
 from .shards import extension
 from .text_files import Extracted, whole_text
 from .values import as_json
+
+if TYPE_CHECKING:
+    from markdown_it import MarkdownIt
 
 # YAML or TOML at the top of a file, as Jekyll, Hugo, Obsidian and Pandoc write it. Where a blank
 # line follows, the dashes are a rule, and what comes next is text.
@@ -28,8 +31,6 @@ _FRONT_MATTER = re.compile(
 # A statement ends at a blank line.
 _MDX_CODE = re.compile(r"(?:\s*(?:import|export)\b(?:[^\n]*\S[^\n]*(?:\n|\Z))+)+\s*")
 _MAX_FRONT_MATTER = 1 << 16
-# For headings, blocks are enough; what is within a line is parsed for headings alone.
-_BLOCKS, _INLINES = MarkdownIt().disable("inline"), MarkdownIt()
 _LINE_END = re.compile(r"\r\n?|\n")
 _MAX_INDENT = 3
 _ANCHOR = re.compile(r"\s*\{\s*#[^{}]*\}\s*$")  # `## Title {#title}`, as in Pandoc and Docusaurus
@@ -93,19 +94,31 @@ def _front_matter(fence: str, content: str) -> dict[str, Any] | None:
     return dict(cast("Metadata", as_json(parsed)))
 
 
+@cache
+def _parsers() -> tuple[MarkdownIt, MarkdownIt]:
+    """Return the parsers of blocks, enough to find headings, and of what is within a heading.
+
+    Most commands read no Markdown, and would start a tenth later with its parser.
+    """
+    from markdown_it import MarkdownIt
+
+    return MarkdownIt().disable("inline"), MarkdownIt()
+
+
 def markdown_headings(text: str) -> Iterator[Mark]:
     """Yield the headings of a Markdown text, but not those in lists and quotations."""
+    blocks, inlines = _parsers()
     begins = [0, *(end.end() for end in _LINE_END.finditer(text))]
-    for token, content in pairwise(_BLOCKS.parse(text)):
+    for token, content in pairwise(blocks.parse(text)):
         if token.type == "heading_open" and token.map and not token.level:
             line = text[begins[token.map[0]] : begins[token.map[0]] + _MAX_INDENT + 1]
             begin = begins[token.map[0]] + len(line) - len(line.lstrip(" "))
-            if title := _plain(content.content):
+            if title := _plain(content.content, inlines):
                 yield Mark(begin, "heading", title, int(token.tag.removeprefix("h")))
 
 
-def _plain(markdown: str) -> str:
+def _plain(markdown: str, inlines: MarkdownIt) -> str:
     """Return the text of a heading without its markup and its explicit anchor."""
-    (line,) = _INLINES.parseInline(_ANCHOR.sub("", markdown))
+    (line,) = inlines.parseInline(_ANCHOR.sub("", markdown))
     parts = [" " if part.type == "softbreak" else part.content for part in line.children or ()]
     return " ".join("".join(parts).split())
