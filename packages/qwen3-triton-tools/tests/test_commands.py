@@ -145,10 +145,11 @@ def test_a_model_in_the_current_folder_has_that_folder_s_name(
     assert "Both models are called 'ranks'." in output
 
 
-def test_a_name_that_no_folder_can_have_is_refused() -> None:
-    code, output = run("triton", "--model-name", "a/b", "--http-port", "0")
+@pytest.mark.parametrize("name", ["a/b", "a b", "$(id)", "模型"])
+def test_a_name_that_triton_s_shell_would_change_is_refused(name: str) -> None:
+    code, output = run("triton", "--model-name", name, "--http-port", "0")
     assert code == 1
-    assert "A model cannot be called 'a/b' in Triton. Set --model-name." in output
+    assert f"A model cannot be called {name!r} in the local Triton. Set --model-name" in output
 
 
 def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
@@ -163,14 +164,14 @@ def test_two_models_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_two_folders_of_one_name_are_two_models(tmp_path: Path) -> None:
     wanted = WantedModels(
         model_dir=None,
-        model_name="ranks",
+        model_name="My_ranks",
         rerank=True,
-        rerank_model_dir=write_reranker(tmp_path / "ranks"),
+        rerank_model_dir=write_reranker(tmp_path / "My $ranks"),
         rerank_model_name=None,
         pool=True,
     )
     with local_triton(wanted, Settings(), print) as server:
-        assert server.model_names == "ranks and ranks-reranker"
+        assert server.model_names == "My_ranks and My_ranks-reranker"
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:

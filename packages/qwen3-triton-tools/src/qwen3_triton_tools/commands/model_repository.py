@@ -176,11 +176,14 @@ def _write_local(model_path: Path, out: Path, flags: dict[str, Any], *, as_json:
     from qwen3_triton_gateway.fingerprint import weights_digest
 
     from ..errors import ModelError
-    from ..local_triton import write_repository
+    from ..local_triton import MODEL_NAME, write_repository
     from ..model.gpu_plan import MAX_CPU_ROWS
     from ..model.inspection import check_servable, inspect_model
     from ..model.probing import canary_of, with_probe
 
+    if not MODEL_NAME.fullmatch(flags["model_name"]):
+        msg = "`--model-name` must consist of ASCII letters, digits, `_`, `-` and `.`, not "
+        raise ModelError(f"{msg}{flags['model_name']!r}.")
     target = out / flags["model_name"]
     if target.exists() and not flags["force"]:
         raise ModelError(f"{target} already exists. Pass `--force` to replace it.")

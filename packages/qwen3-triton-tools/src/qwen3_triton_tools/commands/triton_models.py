@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Generator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -135,21 +136,27 @@ def repository_triton(
 
 
 def _name(given: str | None, model_dir: Path | None, bundled: str, flag: str) -> str:
-    """Return the name of a model in Triton: the given one, else that of its folder.
+    """Return the name of a model in Triton: the given one, else what is possible of its folder's.
 
     Raises:
-        ModelError: It cannot be the name of a folder in a model repository.
+        ModelError: The local Triton cannot serve a model of that name.
     """
     from qwen3_triton_gateway.model_files import export_name
 
     from ..errors import ModelError
+    from ..local_triton import MODEL_NAME
     from ..model.files import find_model
 
-    name = given
+    wanted = name = given
     if name is None:
-        name = export_name(find_model(model_dir)) if model_dir else bundled
-    if not name or name.startswith(".") or "/" in name:
-        raise ModelError(f"A model cannot be called {name!r} in Triton. Set {flag}.")
+        wanted = export_name(find_model(model_dir)) if model_dir else bundled
+        name = re.sub(r"[^A-Za-z0-9._-]+", "_", wanted).lstrip("._-")
+    if not MODEL_NAME.fullmatch(name):
+        msg = (
+            f"A model cannot be called {wanted!r} in the local Triton. Set {flag}, with letters, "
+            "digits, `.`, `_` and `-`."
+        )
+        raise ModelError(msg)
     return name
 
 

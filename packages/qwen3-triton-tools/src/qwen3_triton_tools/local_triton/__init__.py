@@ -15,7 +15,7 @@ from ..errors import (
 )
 from .foreground import run_foreground
 from .launch import DEFAULT_MODEL_NAME, LocalReranker, LocalTriton
-from .repository import OpenVino, needs_openvino, write_repository
+from .repository import MODEL_NAME, OpenVino, needs_openvino, write_repository
 from .runtime import (
     TritonRuntime,
     default_cache_dir,
@@ -26,6 +26,7 @@ from .runtime import (
 
 __all__ = [
     "DEFAULT_MODEL_NAME",
+    "MODEL_NAME",
     "LaunchError",
     "LocalReranker",
     "LocalTriton",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -24,6 +25,9 @@ _BATCHING = """\
 # the wake-up of about every tenth batch and leave it idle for half a second.
 dynamic_batching { }"""
 _NO_BATCHING = "# The graph takes one text at a time, so the batch is part of all dims."
+# The Python backend starts a model's process through a shell, with its name as it is, and under
+# some locales in ASCII.
+MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 MODEL_SOURCE = Path(__file__).with_name("python_backend_model.py")
 CHECKSUM_SOURCE = Path(answer_checksum.__file__)
 OPENVINO_SOURCE = Path(openvino_model.__file__)
@@ -158,8 +162,11 @@ def _openvino_parameters(openvino: OpenVino, digest: str) -> dict[str, str]:
 
 
 def _check_options(model_name: str, max_batch_size: int, instance_count: int) -> None:
-    if not model_name or model_name.startswith(".") or "/" in model_name:
-        raise ValueError(f"`model_name` must be a plain folder name, not {model_name!r}.")
+    if not MODEL_NAME.fullmatch(model_name):
+        msg = (
+            f"`model_name` must consist of ASCII letters, digits, `.`, `_` and `-`: {model_name!r}."
+        )
+        raise ValueError(msg)
     if max_batch_size < 1:
         raise ValueError(f"`max_batch_size` must be at least 1, not {max_batch_size}.")
     if instance_count < 1:
