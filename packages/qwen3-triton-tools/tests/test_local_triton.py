@@ -417,6 +417,15 @@ def test_a_model_that_does_not_load_shows_the_log(
             pass
 
 
+def test_a_repository_in_a_folder_of_any_name_is_served(
+    runtime: TritonRuntime, graphs: Path, tmp_path: Path
+) -> None:
+    repository = tmp_path / "my $(id) repository"
+    write_repository(graphs / "plain", repository, model_name="plain")
+    with LocalTriton(model_repository=repository, runtime=runtime) as server:
+        assert infer(tritonclient.http, server, "plain", feed(session(graphs, "plain"), 1, 3)).any()
+
+
 def test_a_log_without_space_ends_the_start_instead_of_its_time(
     runtime: TritonRuntime, graphs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

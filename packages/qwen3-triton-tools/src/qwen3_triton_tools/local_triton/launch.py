@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import secrets
 import shutil
 import tempfile
@@ -31,6 +32,8 @@ _PORT_ATTEMPTS = 5
 _LAST_SERVICE = b"Started Metrics Service"
 _READY_PATH = "/v2/health/ready"
 _METRICS_PATH = "/metrics"
+# The Python backend passes the path of a repository to a shell, without quotation marks.
+_PLAIN_PATH = re.compile(r"[A-Za-z0-9._/@+=-]+")
 # A killed server's sockets close within milliseconds; a busy machine may take longer.
 _RESTART_PATIENCE_SECONDS = 5.0
 # Its log has some kilobytes when it is ready, which is known by the last of its lines.
@@ -254,7 +257,8 @@ class LocalTriton:
         if self.model_repository is not None:
             if not self.model_repository.is_dir():
                 raise ModelFolderError(f"There is no model repository at {self.model_repository}.")
-            return self.model_repository.absolute()
+            repository = self.model_repository.absolute()
+            return repository if _PLAIN_PATH.fullmatch(str(repository)) else self._link(repository)
         assert self.model_dir is not None
         repository = self._ensure_work_dir() / "repository"
         write = partial(
@@ -270,6 +274,12 @@ class LocalTriton:
             second = self.reranker
             write(second.model_dir, model_name=second.model_name, digest=second.digest)
         return repository
+
+    def _link(self, repository: Path) -> Path:
+        link = self._ensure_work_dir() / "repository"
+        if not link.is_symlink():
+            link.symlink_to(repository)
+        return link
 
     def _spawn(self, runtime: TritonRuntime, repository: Path, ports: Ports) -> None:
         prefix = f"qwen3triton{os.getpid()}x{secrets.token_hex(4)}"
