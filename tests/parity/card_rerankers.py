@@ -83,11 +83,13 @@ class Rerankers:
     def expected(self, form: str, pairs: Sequence[Pair]) -> NDArray[Any]:
         """Return the card's scores of pairs, each computed alone in float32."""
         weights = _weights_of(form)
+        model = self._model(weights)
+        model.set_attn_implementation("sdpa")  # needs no 4,096 x 4,096 numbers for each head
         for pair in pairs:
             if (weights, pair) not in self._scores:
                 [ids] = card_inputs(self.tokenizer, [pair])
-                score = card_score(self._model(weights), self.tokenizer, ids)
-                self._scores[weights, pair] = score
+                self._scores[weights, pair] = card_score(model, self.tokenizer, ids)
+        model.set_attn_implementation("eager")  # which is exported
         return np.array([self._scores[weights, pair] for pair in pairs])
 
     def _model(self, weights: str) -> Qwen3PreTrainedModel:
