@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from onnx_exports import write_export
+from onnx_exports import float_weights, write_export
 from qwen3_triton_tools.errors import ModelError
 from qwen3_triton_tools.model.files import check_place
 from qwen3_triton_tools.writing import replacing_folder, temporary_folder
@@ -112,9 +112,8 @@ def test_a_full_disk_leaves_no_pieces(
 
 
 @pytest.mark.slow
-def test_a_model_is_written_to_a_volume_above_which_nothing_is(
-    tmp_path: Path, export: Path
-) -> None:
+def test_a_model_is_written_to_a_volume_above_which_nothing_is(tmp_path: Path) -> None:
+    export = write_export(tmp_path / "export", weights=float_weights())
     (tmp_path / "closed" / "volume").mkdir(parents=True)
     (tmp_path / "closed").chmod(0o555)
     folder = tmp_path / "closed" / "volume" / "int8"
