@@ -213,10 +213,11 @@ async def test_a_replica_at_work_on_a_long_batch_is_not_excluded(
     left: NamedFake, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(probe, "TIMEOUT_SECONDS", 0.001)
+    monkeypatch.setattr(probe, "INTERVAL_SECONDS", 0.0)
     backend = await start(left)
     await infer(backend)  # now its speed is known
     left.gate = asyncio.Event()
-    ids = np.ones((1, 100_000), dtype=np.int64)
+    ids = np.ones((1, 4_000), dtype=np.int64)
     long = asyncio.create_task(
         backend.infer(TokenBatch(ids, ids), timeout_seconds=3600, priority=2)
     )
