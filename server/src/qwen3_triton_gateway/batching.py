@@ -87,9 +87,9 @@ class ModelSpeed:
         self.tokens_per_second: float = 0.0
         self._last: deque[float] = deque(maxlen=MEASURED_BATCHES)
 
-    def record(self, tokens_per_second: float) -> None:
+    def record(self, tokens: int, seconds: float) -> None:
         """Add a batch."""
-        self._last.append(tokens_per_second)
+        self._last.append(tokens / max(seconds, 1e-6))
         ordered = sorted(self._last)
         self.tokens_per_second = ordered[len(ordered) * 7 // 8]
 

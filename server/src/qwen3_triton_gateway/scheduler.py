@@ -342,7 +342,7 @@ class Scheduler:
         tokens = sum(entry.text.length for entry in batch)
         # Without it, batches in flight share the model: together they were that many times as fast.
         model_seconds = batch[0].model_seconds or seconds / len(self._tasks)
-        self._speeds[batch[0].lane].record(tokens / max(model_seconds, 1e-6))
+        self._speeds[batch[0].lane].record(tokens, model_seconds)
         self.admission.record_batch(
             tokens,
             asyncio.get_running_loop().time(),

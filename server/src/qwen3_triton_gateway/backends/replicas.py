@@ -90,7 +90,7 @@ class Replica:
             self.last_answer = loop.time()
             # Without the model's own time, batches in flight share it.
             seconds = answer.seconds or (self.last_answer - began) / len(self.overdue)
-            self.speed.record(tokens / max(seconds, 1e-6))
+            self.speed.record(tokens, seconds)
             return answer
         finally:
             self.overdue.remove(overdue)
