@@ -93,7 +93,7 @@ class GatewayServer(uvicorn.Server):
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Begin to drain, or disconnect every caller if a person is tired of waiting for that.
 
-        uvicorn would leave out the application's shutdown, and on Python 3.12 wait all the same.
+        uvicorn would leave out the application's shutdown, and on Python 3.12 wait anyway.
         """
         if self.should_exit and sig == signal.SIGINT:
             for connection in list(self.server_state.connections):
