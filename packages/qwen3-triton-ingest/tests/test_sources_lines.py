@@ -13,8 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qwen3_triton_ingest.config import ReadOptions
 from qwen3_triton_ingest.documents import BadRecord, Document
-from qwen3_triton_ingest.sources import planning
+from qwen3_triton_ingest.sources import plan_shards, planning, read_shard
 from record_files import good, read, reasons
 
 
@@ -39,6 +40,22 @@ def test_a_bad_line_does_not_affect_its_neighbors(tmp_path: Path, line: bytes, w
     # The position points to the line.
     begin = items[1].origin.position
     assert path.read_bytes()[begin - 1 :].startswith(line)
+
+
+def test_a_file_that_is_written_while_it_is_read_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(planning, "SHARD_BYTES", 56)
+    path = tmp_path / "a.jsonl"
+    lines = [f'{{"id": "{name}", "text": "text"}}\n' for name in "abcd"]
+    path.write_text("".join(lines))
+    first, second = plan_shards([str(path)], ReadOptions())
+    assert [item.doc_id for item in read_shard(first, ReadOptions())] == ["a", "b"]
+    path.write_text("".join(reversed(lines)))  # c and d are where a and b were
+    *_, report = read_shard(second, ReadOptions())
+    assert isinstance(report, BadRecord)
+    assert "changed while it was being loaded" in report.reason
+    assert report.doc_id is None  # it may be any record of the file, so none counts as vanished
 
 
 @given(

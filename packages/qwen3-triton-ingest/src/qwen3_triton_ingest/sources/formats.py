@@ -29,13 +29,17 @@ from .office_files import read_office
 from .parquet_files import find_missing_in_parquet, plan_parquet, read_parquet
 from .pdf_files import read_pdf
 from .records import RecordReader
-from .shards import Shard, SourceFile, extension, matches_end, shown
+from .shards import Shard, SourceFile, extension, has_changed, matches_end, shown
 from .sql import read_sql
 from .text_files import Extracted, read_rst, read_text
 from .values import UnreadableError, checked_id, checked_metadata, checked_text, reader_failure
 from .xml_files import read_epub, read_xml
 
 _SHOWN_EXTENSIONS = 5
+_CHANGED = (
+    "The file was changed while it was being loaded, so some of its records may be missing. Run "
+    "the same command again."
+)
 
 ReadRecords: TypeAlias = Callable[
     [Shard, SourceFile, ReadOptions, RecordReader], Iterator[Document | BadRecord | Extracted]
@@ -256,6 +260,9 @@ def read_shard(
             if reason := file.problem or why_unreadable(shard.kind, chosen):
                 raise UnreadableError(reason)
             encoding = yield from _read(shard, file, chosen, dimensions)
+            # Records may have moved to a part that was read before, and must not count as vanished.
+            if FORMATS[shard.kind].read_records and has_changed(file):
+                raise UnreadableError(_CHANGED)
         except UnreadableError as error:
             yield _bad(shard, file, str(error))
         except OSError as error:

@@ -336,6 +336,11 @@ def _look_at(path: str) -> SourceFile:
     return SourceFile(path, found.st_size, found.st_mtime_ns, problem)
 
 
+def has_changed(file: SourceFile) -> bool:
+    """Return whether a file is not the one that was listed."""
+    return _look_at(file.path) != file
+
+
 def _matches(parts: tuple[str, ...], pattern: tuple[str, ...]) -> bool:
     if not pattern:
         return not parts
