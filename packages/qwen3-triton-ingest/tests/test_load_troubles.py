@@ -26,6 +26,11 @@ def _loading(database_url: str, in_process_gateway: GatewayProcess) -> Loading:
     return quick_loading(database_url, in_process_gateway)
 
 
+def state_of_run(loading: Loading) -> str | None:
+    run = status(loading.dsn, TABLE).run
+    return run.state if run else None
+
+
 def test_first_record_of_an_id_wins(loading: Loading, tmp_path: Path) -> None:
     path = write_jsonl(
         tmp_path / "a.jsonl",
@@ -117,6 +122,7 @@ def test_unfinished_run_counts_bad_records_once(loading: Loading, tmp_path: Path
     # As if it had been killed just before it was done.
     loading.execute("UPDATE qwen3_ingest.shards SET done = false")
     loading.execute("UPDATE qwen3_ingest.runs SET state = 'running', finished_at = NULL")
+    assert state_of_run(loading) == "interrupted"
     report = loading(path, split=SplitOptions(chunk_tokens=0))
     assert report.resumed
     assert report.counts == Counts(documents=19, failed=3, duplicates=1, chunks_written=19)
@@ -174,6 +180,7 @@ def test_two_loads_of_one_table(loading: Loading, tmp_path: Path) -> None:
         wait_for(lambda: inside.is_set() or not thread.is_alive(), "the load is at work")
         with pytest.raises(BusyError, match="Another load is running"):
             loading(corpus)
+        assert state_of_run(loading) == "running"
         loading(corpus, table="another")
     finally:
         go_on.set()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from psycopg import sql
 
@@ -11,7 +11,7 @@ from .database import Connection, Session
 from .index.catalog import IndexProgress, VectorIndex, find_vector_indexes, index_progress
 from .layouts import LayoutName, Table
 from .ledger.runs import Counts, DeadLetter, Run, last_run, list_dead_letters, run_counts
-from .ledger.tables import Space, find_record
+from .ledger.tables import Space, find_record, is_held
 from .tables.preparation import check_ledger_rights, find_table
 
 
@@ -24,7 +24,8 @@ class TableStatus:
         space: None for a table that this package did not load.
         context: What precedes chunks when they are embedded.
         documents: In the ledger.
-        run: The latest one.
+        run: The latest one; `interrupted` if no load holds the table, so that the same command
+            would resume it.
         counts: Of the latest run.
         shards_done: In the latest run.
         dead_letters: Number of documents that were skipped.
@@ -74,6 +75,8 @@ def _look(
     check_ledger_rights(connection, ("SELECT",))
     record = find_record(connection, table)
     run = last_run(connection, record.id) if record else None
+    if record and run and run.state == "running" and not is_held(connection, record.id):
+        run = replace(run, state="interrupted")
     counts, shards_done = run_counts(connection, run.id) if run else (Counts(), 0)
     letters = list_dead_letters(connection, record.id, limit=max_dead_letters) if record else []
     rows, size_bytes = _size(connection, table)

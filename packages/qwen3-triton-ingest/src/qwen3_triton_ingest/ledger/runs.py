@@ -15,7 +15,8 @@ from ..database import Connection
 from ..documents import BadRecord, Origin
 from .documents import Ownership
 
-RunState: TypeAlias = Literal["running", "complete", "replaced"]
+# The ledger has `running` for an interrupted run, too.
+RunState: TypeAlias = Literal["running", "interrupted", "complete", "replaced"]
 
 
 @dataclass(frozen=True, slots=True)

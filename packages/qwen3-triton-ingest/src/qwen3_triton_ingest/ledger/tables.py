@@ -211,14 +211,26 @@ class TableHold:
         raise BusyError(msg)
 
 
-def _holder(connection: Connection, record_id: int) -> str:
+def is_held(connection: Connection, table_id: int) -> bool:
+    """Return whether a load holds a table; true on a standby, which cannot know."""
+    row = connection.execute(
+        "SELECT pg_is_in_recovery() OR EXISTS (SELECT FROM pg_locks l JOIN pg_database d "
+        "ON d.oid = l.database WHERE d.datname = current_database() AND l.locktype = 'advisory' "
+        "AND l.classid = %s AND l.objid = %s AND l.granted)",
+        (LOCK_CLASS, table_id),
+    ).fetchone()
+    return bool(row and row[0])
+
+
+def _holder(connection: Connection, table_id: int) -> str:
     row = connection.execute(
         "SELECT coalesce(host(a.client_addr), 'this machine'), a.backend_start::timestamptz(0) "
         "FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'advisory' "
-        "AND l.classid = %s AND l.objid = %s AND l.granted",
-        (LOCK_CLASS, record_id),
+        "AND l.classid = %s AND l.objid = %s AND l.granted AND a.datname = current_database()",
+        (LOCK_CLASS, table_id),
     ).fetchone()
-    return f" (from {row[0]}, since {row[1]})" if row else ""
+    # PostgreSQL shows neither of another role's connection.
+    return f" (from {row[0]}, since {row[1]})" if row and row[1] else ""
 
 
 def _was_emptied(connection: Connection, table: Table, record: TableRecord) -> bool:
