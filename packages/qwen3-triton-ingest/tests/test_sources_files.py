@@ -261,9 +261,13 @@ def test_html_without_main_content_is_read_as_all_of_its_text(tmp_path: Path) ->
         (b"<html><body><script>var x</script></body></html>", "The text is empty or blank."),
         (b"<p>ab\xff</p>", "Byte 5 is not valid utf-8. Set the encoding with `--encoding`."),
         (b"GIF89a\0\0", "The file contains NUL bytes: it is binary, not HTML."),
+        (
+            b"<b>text " * 3000,  # of which lxml returns a part
+            "The page is nested too deeply. Close the elements that it opens.",
+        ),
     ],
 )
-def test_a_page_without_text_is_rejected(tmp_path: Path, content: bytes, words: str) -> None:
+def test_a_page_without_text_or_end_is_rejected(tmp_path: Path, content: bytes, words: str) -> None:
     path = tmp_path / "a.html"
     path.write_bytes(content)
     assert reason(path) == words

@@ -38,7 +38,7 @@ def extract_page(page: str, encoding: str | None = None) -> Extracted:
     """Convert a page to Markdown.
 
     Raises:
-        UnreadableError: It has no text.
+        UnreadableError: It has no text, or is too deep.
     """
     tree = _parse(page)
     title = " ".join((tree.findtext(".//title") or "").split()) or None
@@ -101,15 +101,23 @@ def _decoder(label: bytes) -> Callable[[bytes, str], tuple[str, int]] | None:
 
 
 def _parse(page: str) -> Any:
-    """Parse a page with lxml."""
+    """Parse a page with lxml.
+
+    Raises:
+        UnreadableError: It has no text, or more levels than the parser takes.
+    """
     html, etree = import_module("lxml.html"), import_module("lxml.etree")
     parser = html.HTMLParser(
         encoding="utf-8", remove_comments=True, remove_pis=True, huge_tree=True, collect_ids=False
     )
     try:
-        return html.document_fromstring(page.encode("utf-8", "replace"), parser=parser)
+        tree = html.document_fromstring(page.encode("utf-8", "replace"), parser=parser)
     except (etree.LxmlError, ValueError):
         raise UnreadableError("The page has no text.") from None
+    # libxml2 repairs everything but what is below 2,048 levels, where it leaves out the rest.
+    if parser.error_log.filter_from_fatals():
+        raise UnreadableError("The page is nested too deeply. Close the elements that it opens.")
+    return tree
 
 
 def _all_text(tree: Any) -> str:
