@@ -325,6 +325,23 @@ async def test_every_request_is_refused_or_judged_whatever_its_pieces(
     await gateway.open_door(waiting)
 
 
+@pytest.mark.parametrize(
+    "request_bytes",
+    [in_one_piece(b"Connection: close\r\n"), in_one_piece().replace(b"1.1", b"1.0", 1)],
+)
+async def test_a_refusal_closes_the_connection_of_a_caller_that_waits_for_that(
+    gateway: Gateway, request_bytes: bytes
+) -> None:
+    waiting = await gateway.close_door()
+    reader, writer = await gateway.connect()
+    writer.write(request_bytes)
+    head, _, _ = (await asyncio.wait_for(reader.read(), 30)).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 429 ")
+    assert b"\r\nconnection: close" in head
+    writer.close()
+    await gateway.open_door(waiting)
+
+
 @pytest.mark.parametrize(("path", "body"), QUERIES)
 async def test_queries_pass_while_documents_are_refused(
     gateway: Gateway, path: str, body: dict[str, Any]

@@ -1,22 +1,13 @@
 """What callers may send before a request is complete, by raw bytes to the protocol."""
 
 import asyncio
-import socket
-import struct
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
-from functools import partial
-from typing import Any
 
 import orjson
 import pytest
-import uvicorn
-from uvicorn.server import ServerState
 
-from qwen3_triton_gateway.http_protocol import GatewayProtocol, HttpBounds
+from qwen3_triton_gateway.http_protocol import HttpBounds
+from raw_http import BODY, BOUNDS, Echo, answer, last, post, serve
 
-BOUNDS = HttpBounds(header_bytes=20_000, headers=20)
-BODY = b'{"texts": ["a"]}'
 H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQ\r\n"
 TLS = b"Connection: Upgrade\r\nUpgrade: TLS/1.2\r\n"
 WEBSOCKET = b"Connection: keep-alive, Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Key: eA==\r\n"
@@ -33,107 +24,6 @@ NOT_HTTP = [
     pytest.param(b"CONNECT host:443 HTTP/1.1\r\nHost: a\r\n\r\n", id="connect"),
     pytest.param(b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", id="tls"),
 ]
-
-
-class Echo:
-    """An application that answers with what it got, and can be told to wait before it answers."""
-
-    def __init__(self) -> None:
-        self.requests: list[Any] = []
-        self.may_answer = asyncio.Event()
-        self.may_answer.set()
-        self.disconnected = asyncio.Event()
-
-    async def __call__(
-        self, scope: Any, receive: Callable[[], Any], send: Callable[[Any], Any]
-    ) -> None:
-        body, more_body = b"", True
-        while more_body:
-            message = await receive()
-            if message["type"] == "http.disconnect":
-                self.disconnected.set()
-                return
-            body, more_body = body + message["body"], message["more_body"]
-        self.requests.append({"scope": scope, "body": body})
-        answer = asyncio.ensure_future(self.may_answer.wait())
-        gone = asyncio.ensure_future(receive())
-        await asyncio.wait({answer, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not answer.done():
-            self.disconnected.set()
-        answer.cancel()
-        gone.cancel()
-        headers = [(b"content-length", str(len(body)).encode())]
-        await send({"type": "http.response.start", "status": 200, "headers": headers})
-        await send({"type": "http.response.body", "body": body})
-
-
-@asynccontextmanager
-async def serve(
-    app: Echo, bounds: HttpBounds = BOUNDS, state: ServerState | None = None, **options: Any
-) -> AsyncGenerator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """Serve an application with the protocol, and yield a connection to it."""
-    config = uvicorn.Config(app, lifespan="off", log_config=None, server_header=False, **options)
-    config.load()
-    loop = asyncio.get_running_loop()
-    state = state or ServerState()
-    create = partial(GatewayProtocol, config, state, {}, loop, bounds=bounds)
-    server = await loop.create_server(create, "127.0.0.1", 0)
-    async with server:
-        reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
-        yield reader, writer
-        writer.close()
-
-
-async def answer(request: bytes, app: Echo | None = None, **options: Any) -> tuple[str, bytes]:
-    """Send bytes, and return everything that comes back until the connection is closed."""
-    async with serve(app or Echo(), **options) as (reader, writer):
-        writer.write(request)
-        head, _, body = (await reader.read()).partition(b"\r\n\r\n")
-    return head.decode(), body
-
-
-def post(headers: bytes = b"", body: bytes = BODY) -> bytes:
-    length = b"Content-Length: %d\r\n" % len(body)
-    return b"POST /embed HTTP/1.1\r\nHost: a\r\n" + length + headers + b"\r\n" + body
-
-
-def last(request: bytes) -> bytes:
-    """Ask the server to close the connection after a request."""
-    return request.replace(b"Host: a\r\n", b"Host: a\r\nConnection: close\r\n", 1)
-
-
-class Recorder:
-    """A transport that notes what is written to it at a time."""
-
-    def __init__(self, transport: asyncio.Transport, writes: list[bytes]) -> None:
-        self._transport = transport
-        self._writes = writes
-
-    def write(self, data: bytes) -> None:
-        self._writes.append(data)
-        self._transport.write(data)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-
-@pytest.mark.parametrize("method", [b"POST", b"HEAD"])
-async def test_an_answer_is_one_write(method: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
-    writes: list[bytes] = []
-    connect = GatewayProtocol.connection_made
-
-    def record(protocol: GatewayProtocol, transport: Any) -> None:
-        connect(protocol, Recorder(transport, writes))  # pyright: ignore[reportArgumentType]
-
-    monkeypatch.setattr(GatewayProtocol, "connection_made", record)
-    app = Echo()
-    async with serve(app) as (reader, writer):
-        for _ in range(2):
-            writer.write(post().replace(b"POST", method))
-            await reader.readuntil(b"\r\n\r\n")
-            if method == b"POST":
-                assert await reader.readexactly(len(BODY)) == BODY
-    assert len(writes) == len(app.requests) == 2
 
 
 @pytest.mark.parametrize("request_bytes", NOT_HTTP)
@@ -372,49 +262,6 @@ async def test_the_request_begins_with_its_first_byte() -> None:
             assert before <= app.requests[-1]["scope"]["state"]["began"] < between
 
 
-async def test_a_caller_that_stopped_sending_gets_its_answer(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("qwen3_triton_gateway.http_protocol.HALF_CLOSED_SECONDS", 60.0)
-    app = Echo()
-    app.may_answer.clear()
-    async with serve(app) as (reader, writer):
-        writer.write(post())
-        writer.write_eof()
-        while not app.requests:
-            await asyncio.sleep(0)
-        app.may_answer.set()
-        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
-        assert (await reader.read()).endswith(BODY)
-
-
-async def test_a_caller_that_stopped_sending_still_gets_a_late_answer() -> None:
-    app = Echo()
-    app.may_answer.clear()
-    async with serve(app) as (reader, writer):
-        writer.write(post())
-        writer.write_eof()
-        assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
-        app.may_answer.set()
-        assert (await reader.readline()).startswith(b"HTTP/1.1 200")
-
-
-@pytest.mark.parametrize("version", [b"1.0", b"1.1"])
-@pytest.mark.parametrize("is_reset", [False, True])
-async def test_a_caller_that_is_gone_is_noticed(version: bytes, is_reset: bool) -> None:
-    app = Echo()
-    app.may_answer.clear()
-    async with serve(app) as (_, writer):
-        writer.write(post().replace(b"HTTP/1.1", b"HTTP/" + version))
-        while not app.requests:
-            await asyncio.sleep(0)
-        if is_reset:
-            connection = writer.get_extra_info("socket")
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-        writer.close()
-        await asyncio.wait_for(app.disconnected.wait(), timeout=30)
-
-
 async def test_a_refused_second_request_does_not_damage_the_first_answer() -> None:
     app = Echo()
     app.may_answer.clear()
@@ -426,36 +273,6 @@ async def test_a_refused_second_request_does_not_damage_the_first_answer() -> No
         answers = await reader.read()
     assert answers.count(b"HTTP/1.1 200") == 1
     assert answers.endswith(BODY)
-
-
-class Flood(Echo):
-    """An application whose answer is longer than what any socket takes."""
-
-    async def __call__(
-        self, scope: Any, receive: Callable[[], Any], send: Callable[[Any], Any]
-    ) -> None:
-        await receive()
-        await send({"type": "http.response.start", "status": 200, "headers": []})
-        gone = asyncio.ensure_future(receive())
-        while not gone.done():
-            await send({"type": "http.response.body", "body": bytes(1 << 17), "more_body": True})
-            await asyncio.sleep(0)
-        self.disconnected.set()
-
-
-async def test_a_caller_that_does_not_read_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(GatewayProtocol, "write_timeout_seconds", 0.2)
-    app = Flood()
-    async with serve(app) as (reader, writer):
-        writer.write(post())
-        await reader.read(1)
-        transport: Any = writer.transport
-        transport.pause_reading()
-        await asyncio.wait_for(app.disconnected.wait(), timeout=30)
-
-
-LONG_BYTES = 32 << 20
-LONG_HEADERS = [(b"content-length", str(LONG_BYTES).encode())]
 
 
 CHUNKED = b"POST /embed HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -502,62 +319,3 @@ async def test_chunks_within_the_limit_pass_however_they_are_cut(size: int) -> N
         answers = await reader.read()
     assert answers.count(b"HTTP/1.1 200") == 4
     assert {request["body"] for request in app.requests} == {body + body[:1] + body}
-
-
-class Long(Echo):
-    """An application with one long answer, which it writes at once or in parts."""
-
-    def __init__(self, parts: int) -> None:
-        super().__init__()
-        self.parts = parts
-
-    async def __call__(
-        self, scope: Any, receive: Callable[[], Any], send: Callable[[Any], Any]
-    ) -> None:
-        await receive()
-        await send({"type": "http.response.start", "status": 200, "headers": LONG_HEADERS})
-        for _ in range(self.parts):
-            body = bytes(LONG_BYTES // self.parts)
-            await send({"type": "http.response.body", "body": body, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
-
-
-@pytest.mark.parametrize("parts", [1, 64])
-async def test_a_caller_that_does_not_read_does_not_hold_up_the_end(
-    monkeypatch: pytest.MonkeyPatch, parts: int
-) -> None:
-    monkeypatch.setattr(GatewayProtocol, "write_timeout_seconds", 3600)
-    monkeypatch.setattr(GatewayProtocol, "stall_seconds", 0.1)
-    state = ServerState()
-    async with serve(Long(parts), state=state) as (reader, writer):
-        writer.write(post())
-        await reader.read(1)
-        transport: Any = writer.transport
-        transport.pause_reading()
-        protocol: Any = next(iter(state.connections))
-        protocol.shutdown()
-        async with asyncio.timeout(30):
-            while state.connections:
-                await asyncio.sleep(0.01)
-
-
-@pytest.mark.parametrize("parts", [1, 64])
-async def test_a_caller_that_reads_slowly_gets_its_answer_to_the_end(
-    monkeypatch: pytest.MonkeyPatch, parts: int
-) -> None:
-    monkeypatch.setattr(GatewayProtocol, "stall_seconds", 3600)
-    state = ServerState()
-    async with serve(Long(parts), state=state) as (reader, writer):
-        # Less than a step, so that each one takes something from the gateway.
-        connection = writer.get_extra_info("socket")
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 17)
-        writer.write(post())
-        await reader.readuntil(b"\r\n\r\n")
-        protocol: Any = next(iter(state.connections))
-        protocol.shutdown()
-        for _ in range(LONG_BYTES >> 20):
-            assert len(await reader.readexactly(1 << 20)) == 1 << 20
-            if state.connections:
-                protocol._end_stall()
-        assert await reader.read() == b""
-    assert not state.connections

@@ -1,4 +1,4 @@
-"""uvicorn's protocol with the door in front of the application: when a request is refused."""
+"""The protocol's middle layer: the door in front of the application, which refuses requests."""
 
 from __future__ import annotations
 
@@ -8,18 +8,16 @@ from typing import Any
 
 import uvicorn
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
 from .admission import Limit, settle_entry
+from .answer_protocol import AnswerProtocol
 from .batching import Lane
 from .dialects import Dialect, dialect_of
 from .door import HELD_BYTES, Door
 from .responses import choose_request_id
 
-# How long the rest of a refused body is dropped: a connection that is closed with unread bytes is
-# reset, and the caller may lose the response.
-LINGER_SECONDS = 1.0
 # A head that can be answered without the parser, and the fields that matter to that.
 PLAIN_HEAD = re.compile(rb"POST (/[!-~]*) HTTP/1\.1\r\n((?:[!-9;-~]+:[^\r\n\0]*\r\n)+)\r\n")
 FIELDS = re.compile(
@@ -38,7 +36,7 @@ PLAIN_FIELDS = {
 HOST = re.compile(rb"[^\x00-\x20\x7f/?#@\\]*")
 
 
-class DoorProtocol(HttpToolsProtocol):
+class DoorProtocol(AnswerProtocol):
     """A connection whose requests meet the door before the application.
 
     While a lane is full, a small request waits for its body, which tells whether it is a query.
@@ -58,12 +56,7 @@ class DoorProtocol(HttpToolsProtocol):
         self._caller: str | None = ""
         self._held: bytearray | None = None
         self._is_dropping = False
-        self._is_reading = False
         self._refused_at = 0.0
-
-    def on_message_begin(self) -> None:
-        self._is_reading = True
-        super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         self._path = None
@@ -81,7 +74,7 @@ class DoorProtocol(HttpToolsProtocol):
         if limit is None or is_judged_later:
             super().on_headers_complete()
         elif is_bulk:
-            self._refuse(self._door, limit, lane, self._sent_id(), b"")
+            self._refuse(self._door, limit, lane, self._sent_id(), b"", is_kept=False)
             self._is_dropping = True
         elif self.expect_100_continue:  # it sends its body only when it is asked to
             super().on_headers_complete()
@@ -95,13 +88,15 @@ class DoorProtocol(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        self._is_reading = False
         if self._is_dropping:
             self._is_dropping = False
             return
         if self._held is not None:
             body, self._held = bytes(self._held), None
-            if self._is_refused(body, self._sent_id()):
+            # As uvicorn decides after an answer.
+            parser: Any = self.parser
+            is_kept = parser.get_http_version() != "1.0" and parser.should_keep_alive()
+            if self._is_refused(body, self._sent_id(), is_kept=is_kept and bool(body)):
                 return
             super().on_headers_complete()
             super().on_body(body)
@@ -166,14 +161,12 @@ class DoorProtocol(HttpToolsProtocol):
         if not is_plain or not body or door.needs_framework(fields):
             return False
         self._path, self._caller = path, caller
-        return self._is_refused(body, by_name.get(b"x-request-id", b""))
+        return self._is_refused(body, by_name.get(b"x-request-id", b""), is_kept=True)
 
     @property
     def _is_first_in_line(self) -> bool:
         """Whether nothing is ahead of a response on this connection."""
-        # uvicorn declares what is None until the first request as never None.
-        cycle: Any = self.cycle
-        return (cycle is None or cycle.response_complete) and not self.flow.write_paused
+        return not self._is_answer_due and not self.flow.write_paused
 
     def _is_refusable(self, door: Door) -> bool:
         """Return whether the request embeds or reranks texts, and may be answered here."""
@@ -191,16 +184,25 @@ class DoorProtocol(HttpToolsProtocol):
     def _sent_id(self) -> bytes:
         return next((value for name, value in self.headers if name == b"x-request-id"), b"")
 
-    def _is_refused(self, body: bytes, sent_id: bytes) -> bool:
+    def _is_refused(self, body: bytes, sent_id: bytes, *, is_kept: bool) -> bool:
         """Refuse a small request whose body is complete, if its lane is still full."""
         assert self._door is not None, "it holds the request"
         limit, lane = self._door.limit_of_small(self._path or "", self._caller or "", body)
         if limit is not None:
-            self._refuse(self._door, limit, lane, sent_id, body)
+            self._refuse(self._door, limit, lane, sent_id, body, is_kept=is_kept)
         return limit is not None
 
-    def _refuse(self, door: Door, limit: Limit, lane: Lane, sent_id: bytes, body: bytes) -> None:
-        """Answer with 429; a body that is empty has not been read."""
+    def _refuse(
+        self,
+        door: Door,
+        limit: Limit,
+        lane: Lane,
+        sent_id: bytes,
+        body: bytes,
+        *,
+        is_kept: bool,
+    ) -> None:
+        """Answer with 429, and keep the connection or not; a body that is empty was not read."""
         path = self._path or ""
         dialect = dialect_of({"path": path})
         if path == "/embed" and b'"inputs"' in body and b'"texts"' not in body:
@@ -210,9 +212,6 @@ class DoorProtocol(HttpToolsProtocol):
         request_id = choose_request_id(sent_id.decode("latin-1"))
         lines = [b"%b: %b\r\n" % header for header in self.server_state.default_headers]
         lines.append(b"x-request-id: %b\r\n" % request_id.encode())
-        # Between messages, the parser does not know yet: whoever asked for it was plain.
-        parser: Any = self.parser
-        is_kept = bool(body) and (not self._is_reading or parser.should_keep_alive())
         if not is_kept:
             lines.append(b"connection: close\r\n")
         self.transport.write(
@@ -226,11 +225,3 @@ class DoorProtocol(HttpToolsProtocol):
             self._close_soon(has_rest=not body)
         elif self.timeout_keep_alive_task is None:
             self._keep_alive_for(self.timeout_keep_alive)
-
-    def _close_soon(self, *, has_rest: bool) -> None:
-        if not has_rest:
-            self.transport.close()
-            return
-        if self.transport.can_write_eof():
-            self.transport.write_eof()
-        self.loop.call_later(LINGER_SECONDS, self.transport.close)

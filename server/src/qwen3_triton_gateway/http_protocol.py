@@ -1,27 +1,21 @@
-"""uvicorn's HTTP protocol with bounds on what a caller may send before its request is complete.
+"""The protocol of a connection, with bounds on what a caller may send, and how slowly.
 
-The parser is httptools: h11 bounds headers by itself, but takes 2.4 times as much CPU
-(`docs/architecture.md`). What this file overrides is not documented by uvicorn (checked on 0.54;
-`test_http_protocol.py` fails if it moves).
+It is built in three layers, each a class: this one bounds a request until it is complete,
+`door_protocol` refuses one while its lane is full, and `answer_protocol` writes the answer.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import socket
-import sys
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, ClassVar
+from typing import Any
 
 import httptools
 import uvicorn
 from starlette.types import Receive, Scope, Send
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
 from .auth import is_health_path
@@ -39,10 +33,6 @@ from .errors import (
 )
 from .responses import raw_head
 
-if sys.platform == "linux":
-    import fcntl
-    import termios
-
 logger: logging.Logger = logging.getLogger(__name__)
 
 # Headers are fed in pieces, so that what is between two counts is small.
@@ -52,11 +42,8 @@ PIECE_BYTES = 16 * 1024
 EARLY_BYTES = 64 * 1024
 # Chunked bodies of one byte a chunk have five bytes around each.
 MAX_FRAMING_RATIO = 8
-# How long after the end of its own stream a caller is asked whether it still reads.
-HALF_CLOSED_SECONDS = 1.0
 BODY_GRACE_SECONDS = 1.0
 END_OF_HEAD = b"\r\n\r\n"
-CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,48 +73,8 @@ class Part(Enum):
     BODY = "body and trailers"
 
 
-class AnswerTransport:
-    """Where uvicorn writes one answer: the head leaves with the first bytes of the body.
-
-    Each write to a connection is a system call and a packet.
-    """
-
-    def __init__(self, transport: asyncio.Transport, cycle: RequestResponseCycle) -> None:
-        self._transport = transport
-        self._cycle = cycle
-        self._head: bytes | None = None
-        self.is_closing: Callable[[], bool] = transport.is_closing
-
-    def write(self, data: bytes) -> None:
-        if self._head is None and self._cycle.response_started:
-            self._head = data
-        elif self._head:
-            # Not `writelines`: up to Python 3.13.1, it never asks to pause (CVE-2024-12254).
-            self._transport.write(self._head + data)
-            self._head = b""
-        else:
-            self._transport.write(data)
-
-    def flush(self) -> None:
-        """Send the head of an answer without a body."""
-        if self._head:
-            self.write(b"")
-
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
-
-
 class GatewayProtocol(DoorProtocol):
-    """The protocol for `uvicorn.Config(http=...)`.
-
-    Attributes:
-        write_timeout_seconds: How long more than 64 KiB of an answer may wait for its caller.
-        stall_seconds: How long a caller may read nothing of its answer once the gateway stops.
-    """
-
-    write_timeout_seconds: ClassVar[float] = 30.0
-    stall_seconds: ClassVar[float] = 5.0
+    """The protocol for `uvicorn.Config(http=...)`."""
 
     def __init__(
         self,
@@ -156,17 +103,11 @@ class GatewayProtocol(DoorProtocol):
         self._read_timer: asyncio.TimerHandle | None = None
         self._timed: object = None
         self._waiting = Waiting.FOR_REQUEST
-        self._half_closed_timer: asyncio.TimerHandle | None = None
-        self._write_timer: asyncio.TimerHandle | None = None
-        self._stall_timer: asyncio.TimerHandle | None = None
-        self._unread_bytes = 0
-        self._descriptor = -1
 
     # What asyncio calls.
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
         super().connection_made(transport)
-        self._descriptor = transport.get_extra_info("socket").fileno()
         # A connection opened in advance is idle, like one between two requests.
         self.timeout_keep_alive_task: asyncio.TimerHandle | None = self.loop.call_later(
             self.timeout_keep_alive, self.timeout_keep_alive_handler
@@ -209,23 +150,10 @@ class GatewayProtocol(DoorProtocol):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        timers = self._read_timer, self._half_closed_timer, self._write_timer, self._stall_timer
-        for timer in timers:
-            if timer is not None:
-                timer.cancel()
+        if self._read_timer is not None:
+            self._read_timer.cancel()
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
-
-    def pause_writing(self) -> None:
-        """Cut the caller off unless it soon reads what waits for it, and costs memory."""
-        super().pause_writing()
-        self._write_timer = self.loop.call_later(self.write_timeout_seconds, self._cut_off)
-
-    def resume_writing(self) -> None:
-        super().resume_writing()
-        self._unread_bytes = 0
-        if self._write_timer is not None:
-            self._write_timer.cancel()
 
     # What httptools calls.
 
@@ -254,13 +182,13 @@ class GatewayProtocol(DoorProtocol):
             self._offers_upgrade = True
             return
         self._check_host()
-        if self._can_wait_for_body():
+        fields = dict(self.headers)
+        if self._can_wait_for_body(fields):
             self._early = bytearray()
         else:
             self._start_request()
         self._part = Part.BODY
-        is_chunked = any(name == b"transfer-encoding" for name, _ in self.headers)
-        self._chunks = ChunkSizes() if is_chunked else None
+        self._chunks = ChunkSizes() if b"transfer-encoding" in fields else None
         self._framing_bytes = 0
         self._allowed_framing = self._bounds.header_bytes
 
@@ -288,39 +216,20 @@ class GatewayProtocol(DoorProtocol):
 
     # What uvicorn calls.
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
-        self._answer = AnswerTransport(self.transport, cycle)
-        cycle.transport = self._answer  # pyright: ignore[reportAttributeAccessIssue]
-        super()._start_asgi_task(cycle, app)
-
     def on_response_complete(self) -> None:
-        self._answer.flush()
         super().on_response_complete()
         self._update_wait()
-
-    def shutdown(self) -> None:
-        """Finish the answer that is due, and from now on wait only for callers that read theirs."""
-        super().shutdown()
-        self._end_stall()
-
-    def timeout_keep_alive_handler(self) -> None:
-        """Close an idle connection, even if its caller has not read the end of an answer."""
-        if self.transport.get_write_buffer_size():
-            self._cut_off()
-        else:
-            super().timeout_keep_alive_handler()
 
     def send_400_response(self, msg: str) -> None:
         self._reject(_malformed())
 
-    def _can_wait_for_body(self) -> bool:
+    def _can_wait_for_body(self, fields: dict[bytes, bytes]) -> bool:
         """Return whether nothing can be said about a request before its body is there."""
-        fields = dict(self.headers)
         has_body = b"transfer-encoding" in fields or fields.get(b"content-length", b"0") != b"0"
         # A caller that expects `100 Continue` waits too.
         if not has_body or self.expect_100_continue:
             return False
-        length = self._announced_length()
+        length = int(fields.get(b"content-length", -1))
         door = self._door
         path = door.path_of(self.url) if door is not None and not door.is_calm else None
         if door is not None and path is not None:
@@ -352,26 +261,6 @@ class GatewayProtocol(DoorProtocol):
         early, self._early = self._early, None
         if early:
             super().on_body(bytes(early))
-
-    def _end_stall(self) -> None:
-        """Cut the caller off if it has read nothing since the last call, of what waits for it.
-
-        A caller that reads slowly takes from the kernel's buffer for a while before that takes
-        more from the transport's, so both count.
-        """
-        waiting = self.transport.get_write_buffer_size()
-        unread = waiting + _unsent_bytes(self._descriptor) if waiting else 0
-        # Otherwise, the application may have added as much as was read.
-        is_constant = self.flow.write_paused or not self._is_answer_due
-        if is_constant and 0 < self._unread_bytes <= unread:
-            self._cut_off()
-            return
-        self._unread_bytes = unread
-        self._stall_timer = self.loop.call_later(self.stall_seconds, self._end_stall)
-
-    def _cut_off(self) -> None:
-        logger.info("A caller did not read its answer and was cut off.")
-        self.transport.abort()
 
     def _feed(self, data: bytes) -> None:
         """Feed the parser, and count what it consumed without giving it back."""
@@ -429,12 +318,6 @@ class GatewayProtocol(DoorProtocol):
         """Whether the request whose body is read has left the protocol."""
         return self._part is Part.BODY and self._early is None and self._held is None
 
-    @property
-    def _is_answer_due(self) -> bool:
-        # uvicorn declares what is None until the first request as never None.
-        cycle: Any = self.cycle
-        return cycle is not None and not cycle.response_complete
-
     def _update_wait(self) -> None:
         """Record what the connection waits for now, and until when."""
         if self._part is Part.BODY:
@@ -473,18 +356,6 @@ class GatewayProtocol(DoorProtocol):
         elif not self._is_answer_due:
             self.transport.close()
 
-    def _ask_whether_gone(self) -> None:
-        """Find out, by sending something, whether a caller that sends no more still reads."""
-        connection = self.transport.get_extra_info("socket")
-        if connection.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            self.transport.abort()
-            return
-        if self._half_closed_timer is not None and not self.pipeline:
-            if self.cycle.response_started:
-                return
-            self.transport.write(CONTINUE)
-        self._half_closed_timer = self.loop.call_later(HALF_CLOSED_SECONDS, self._ask_whether_gone)
-
     def _refuse_with(self, error: EmbeddingServerError) -> EmbeddingServerError:
         """Record an error, and return it to be raised through the parser."""
         self._refusal = error
@@ -520,15 +391,6 @@ class GatewayProtocol(DoorProtocol):
         response.headers.update({"x-request-id": request_id, "connection": "close"})
         self.transport.write(raw_head(response) + b"\r\n" + bytes(response.body))
         self._close_soon(has_rest=True)
-
-
-def _unsent_bytes(descriptor: int) -> int:
-    """Return what the kernel holds for the other side of a connection; 0 where it does not tell."""
-    held = b""
-    if sys.platform == "linux":
-        with suppress(OSError):  # it has just been closed
-            held = fcntl.ioctl(descriptor, termios.TIOCOUTQ, bytes(4))
-    return int.from_bytes(held, sys.byteorder)
 
 
 def _malformed() -> InvalidRequestError:
