@@ -417,12 +417,16 @@ def test_a_model_that_does_not_load_shows_the_log(
             pass
 
 
-def test_a_repository_in_a_folder_of_any_name_is_served(
-    runtime: TritonRuntime, graphs: Path, tmp_path: Path
+def test_folders_may_have_any_name(
+    runtime: TritonRuntime, graphs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    repository = tmp_path / "my $(id) repository"
-    write_repository(graphs / "plain", repository, model_name="plain")
-    with LocalTriton(model_repository=repository, runtime=runtime) as server:
+    odd = tmp_path / "my $(id) folder's"
+    write_repository(graphs / "plain", odd / "repository", model_name="plain")
+    (odd / "runtime").symlink_to(runtime.folder)
+    monkeypatch.setattr("tempfile.tempdir", str(odd))
+    with LocalTriton(
+        model_repository=odd / "repository", runtime=TritonRuntime(odd / "runtime")
+    ) as server:
         assert infer(tritonclient.http, server, "plain", feed(session(graphs, "plain"), 1, 3)).any()
 
 

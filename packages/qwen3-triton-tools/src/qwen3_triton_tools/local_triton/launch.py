@@ -32,8 +32,10 @@ _PORT_ATTEMPTS = 5
 _LAST_SERVICE = b"Started Metrics Service"
 _READY_PATH = "/v2/health/ready"
 _METRICS_PATH = "/metrics"
-# The Python backend passes the path of a repository to a shell, without quotation marks.
+# The Python backend passes the paths of a repository and of its stub to a shell, without quotation
+# marks. Other paths are reached through links in a folder that has a plain one.
 _PLAIN_PATH = re.compile(r"[A-Za-z0-9._/@+=-]+")
+_PLAIN_TEMPORARY_FOLDER = "/tmp"
 # A killed server's sockets close within milliseconds; a busy machine may take longer.
 _RESTART_PATIENCE_SECONDS = 5.0
 # Its log has some kilobytes when it is ready, which is known by the last of its lines.
@@ -250,15 +252,16 @@ class LocalTriton:
 
     def _ensure_work_dir(self) -> Path:
         if self._work_dir is None:
-            self._work_dir = Path(tempfile.mkdtemp(prefix="qwen3-triton-"))
+            parent = tempfile.gettempdir()
+            parent = parent if _PLAIN_PATH.fullmatch(parent) else _PLAIN_TEMPORARY_FOLDER
+            self._work_dir = Path(tempfile.mkdtemp(prefix="qwen3-triton-", dir=parent))
         return self._work_dir
 
     def _prepare_repository(self) -> Path:
         if self.model_repository is not None:
             if not self.model_repository.is_dir():
                 raise ModelFolderError(f"There is no model repository at {self.model_repository}.")
-            repository = self.model_repository.absolute()
-            return repository if _PLAIN_PATH.fullmatch(str(repository)) else self._link(repository)
+            return self._plain(self.model_repository.absolute(), "repository")
         assert self.model_dir is not None
         repository = self._ensure_work_dir() / "repository"
         write = partial(
@@ -275,14 +278,18 @@ class LocalTriton:
             write(second.model_dir, model_name=second.model_name, digest=second.digest)
         return repository
 
-    def _link(self, repository: Path) -> Path:
-        link = self._ensure_work_dir() / "repository"
+    def _plain(self, folder: Path, name: str) -> Path:
+        """Return a folder, or a link to it where its path needs quotation marks in a shell."""
+        if _PLAIN_PATH.fullmatch(str(folder)):
+            return folder
+        link = self._ensure_work_dir() / name
         if not link.is_symlink():
-            link.symlink_to(repository)
+            link.symlink_to(folder)
         return link
 
     def _spawn(self, runtime: TritonRuntime, repository: Path, ports: Ports) -> None:
         prefix = f"qwen3triton{os.getpid()}x{secrets.token_hex(4)}"
+        runtime = TritonRuntime(self._plain(runtime.folder, "runtime"))
         command = server_command(
             runtime,
             repository=repository,
