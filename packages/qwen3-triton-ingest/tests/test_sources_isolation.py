@@ -82,7 +82,7 @@ def test_a_source_that_is_left_early_leaves_no_work_behind(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("name", ["a.pdf", "a.txt"])
-def test_a_process_ends_with_the_loader(tmp_path: Path, name: str) -> None:
+def test_a_process_ends_with_the_loader_and_leaves_no_files(tmp_path: Path, name: str) -> None:
     """Killed while a file is being read, and while the process is idle."""
     path = tmp_path / name
     path.write_bytes(pdf_bomb(150) if name == "a.pdf" else b"Text")
@@ -102,13 +102,20 @@ for shard in plan_shards([{str(path)!r}], options):
     list(read_shard(shard, options))
 os.kill(os.getpid(), 9)
 """
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
     done = subprocess.run(
-        [sys.executable, "-c", script], stdout=subprocess.PIPE, timeout=200, check=False
+        [sys.executable, "-c", script],
+        env=os.environ | {"TMPDIR": str(temporary)},
+        stdout=subprocess.PIPE,
+        timeout=200,
+        check=False,
     )
     assert done.returncode == -signal.SIGKILL
     pid = int(done.stdout.split()[0])
     while _is_running(pid):
         time.sleep(0.05)
+    assert not list(temporary.iterdir())
 
 
 def _is_running(pid: int) -> bool:

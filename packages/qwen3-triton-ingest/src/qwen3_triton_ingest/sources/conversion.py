@@ -147,7 +147,7 @@ class _Process:
             self._process = subprocess.Popen(
                 [
                     *(sys.executable, "-P", "-m", f"{__package__}.conversion_process"),
-                    str(os.getpid()),
+                    *(str(os.getpid()), folder),
                 ],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -6,6 +6,7 @@ import contextlib
 import os
 import pickle
 import resource
+import shutil
 import signal
 import sys
 import threading
@@ -42,9 +43,9 @@ _EXTRA_SECONDS = 10
 
 def main() -> None:
     """Read files until the parent process ends."""
-    parent = int(sys.argv[1])
+    parent, folder = int(sys.argv[1]), sys.argv[2]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_watch, args=(parent,), daemon=True).start()
+    threading.Thread(target=_watch, args=(parent, folder), daemon=True).start()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     # If memory runs out, this process is the one to end, not the loader.
     with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
@@ -62,15 +63,22 @@ def main() -> None:
         done = _answer(request, answers)
         _set_soft_limit(resource.RLIMIT_DATA, resource.RLIM_INFINITY)
         _send(answers, done)
+    _remove(folder)
 
 
-def _watch(parent: int) -> None:
+def _watch(parent: int, folder: str) -> None:
     """End this process with its parent, in whichever way that ends."""
     while os.getppid() == parent:
         time.sleep(_WATCH_SECONDS)
+    _remove(folder)
     if os.getpgrp() == os.getpid():
         os.killpg(0, signal.SIGKILL)  # with the converters that it has started
     os._exit(1)
+
+
+def _remove(folder: str) -> None:
+    """Remove the folder for temporary files, as the parent would have done."""
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def _answer(request: Request, answers: BinaryIO) -> Done:
