@@ -12,6 +12,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 import qwen3_nano
 from fake_backend import FakeBackend, FakeReranker
+from polling import wait_for
 from qwen3_triton_gateway.app import create_app
 from qwen3_triton_gateway.service import EmbeddingService
 from qwen3_triton_gateway.settings import Settings
@@ -68,10 +69,11 @@ def _start_gateway(tokenizer_dir: Path, backend: FakeBackend) -> Iterator[StartG
                 backend if embed else None,
                 FakeReranker() if reranker else None,
             )
-            app = create_app(service, on_fatal=pytest.fail)
+            errors: list[str] = []
+            app = create_app(service, on_fatal=errors.append)
             client = stack.enter_context(TestClient(app, raise_server_exceptions=False))
-            while not service.readiness.ready:
-                client.get("/health/live")
+            wait_for(lambda: service.readiness.ready or bool(errors), "the gateway is ready")
+            assert not errors
             backend.calls.clear()
             backend.priorities.clear()
             return client

@@ -13,7 +13,7 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
     end = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < end, f"Never happened: {what}."
-        time.sleep(0.02)
+        time.sleep(0.005)
 
 
 def wait_until_alone(uri: str) -> None:
