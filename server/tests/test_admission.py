@@ -151,7 +151,7 @@ async def test_the_limit_of_requests_leaves_a_share_to_queries_at_the_door() -> 
     admission = make(max_queue_requests=8)
     with ExitStack() as stack:
         for _ in range(7):
-            stack.enter_context(admission.request())
+            admission.begin_request()
             submit(admission, stack, 10)
         limits = [
             admission.limit_at_the_door(lane, is_bulk=False, timeout_seconds=1.0) for lane in Lane

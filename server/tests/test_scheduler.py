@@ -305,15 +305,17 @@ async def test_documents_age_while_queries_overtake_them_and_then_go_first() -> 
     assert order.count(Lane.DOCUMENT) == 2
 
 
-async def test_one_request_too_many_is_refused_before_its_body_is_read() -> None:
+async def test_one_request_too_many_is_refused_before_its_texts_are_read() -> None:
     scheduler = make(Model(), max_queue_requests=2)
-    with scheduler.request(), scheduler.request():
-        with pytest.raises(QueueFullError, match="EMBED_MAX_QUEUE_REQUESTS") as caught:
-            scheduler.request().__enter__()
-        assert caught.value.retry_after_seconds == 1
-    with scheduler.request():
-        assert scheduler.requests_under_way == 1
-    assert scheduler.requests_under_way == 0
+    admission = scheduler.admission
+    admission.begin_request()
+    admission.begin_request()
+    with pytest.raises(QueueFullError, match="EMBED_MAX_QUEUE_REQUESTS") as caught:
+        admission.begin_request()
+    assert caught.value.retry_after_seconds == 1
+    admission.end_request()
+    assert scheduler.requests_under_way == 1
+    admission.begin_request()
 
 
 async def test_retry_after_is_the_time_in_which_the_excess_drains(

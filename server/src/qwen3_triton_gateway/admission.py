@@ -170,9 +170,8 @@ class Admission:
             sum(self._by_lane.values()) + entering < few
         )
 
-    @contextmanager
-    def request(self) -> Generator[None]:
-        """Count a request as in progress, once its body has arrived.
+    def begin_request(self) -> None:
+        """Count a request as in progress, once its body has arrived, until `end_request`.
 
         Raises:
             QueueFullError: As many requests as allowed are in progress.
@@ -180,10 +179,9 @@ class Admission:
         if self.requests >= self._max_requests:
             raise self.refuse(Limit.REQUESTS, Lane.QUERY)
         self.requests += 1
-        try:
-            yield
-        finally:
-            self.requests -= 1
+
+    def end_request(self) -> None:
+        self.requests -= 1
 
     @contextmanager
     def submission(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import TypeAlias, TypeVar
 
@@ -126,13 +127,13 @@ def stack_vectors(vectors: Sequence[Float32Vector]) -> Float32Matrix:
 
 def l2_normalize(vectors: Float32Matrix) -> Float32Matrix:
     """Scale each row to norm 1. Rows must be usable; see `unusable_rows`."""
-    return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    # For few rows, `np.linalg.norm` takes longer than what it computes.
+    return vectors / np.sqrt(np.vecdot(vectors, vectors))[:, np.newaxis]
 
 
 def unusable_rows(vectors: Float32Matrix) -> list[int]:
     """List the rows without a direction: a component is not finite, or the norm is about zero."""
     # In float64, because the squares of large but finite components overflow float32.
-    # `einsum` converts as it goes, without a copy of all.
-    norms = np.sqrt(np.einsum("ij,ij->i", vectors, vectors, dtype=np.float64))
-    usable = (norms >= MIN_NORM) & (norms < np.inf)
-    return [] if usable.all() else np.flatnonzero(~usable).tolist()
+    wide = vectors.astype(np.float64)
+    squares = np.vecdot(wide, wide).tolist()
+    return [row for row, square in enumerate(squares) if not MIN_NORM**2 <= square < math.inf]

@@ -28,7 +28,6 @@ import logging
 import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import AbstractContextManager
 from functools import partial
 from typing import TypeAlias
 
@@ -134,10 +133,6 @@ class Scheduler:
         """Describe what is waiting in each lane."""
         now = asyncio.get_running_loop().time()
         return [_lane_state(lane, queue.by_length, now) for lane, queue in self._lanes.items()]
-
-    def request(self) -> AbstractContextManager[None]:
-        """Count a request as in progress; see `Admission.request`."""
-        return self.admission.request()
 
     async def submit(
         self,
@@ -308,7 +303,7 @@ class Scheduler:
         else:
             self.last_answer = loop.time()
             self._settle(batch, vectors)
-            self._measure(batch, loop.time() - started)
+            self._measure(batch, tokens, loop.time() - started)
         del self._overdue[batch[0].serial]
         self._documents_in_flight -= batch[0].lane is Lane.DOCUMENT
         finished = loop.time()
@@ -333,13 +328,12 @@ class Scheduler:
         else:
             entry.finish(error)
 
-    def _measure(self, batch: Sequence[QueuedText], seconds: float) -> None:
+    def _measure(self, batch: Sequence[QueuedText], tokens: int, seconds: float) -> None:
         """Update the rates from a batch.
 
         The model's own time decides how large batches are. The round trip would contain the event
         loop's delays: under load, they would make batches smaller, which makes the load heavier.
         """
-        tokens = sum(entry.text.length for entry in batch)
         # Without it, batches in flight share the model: together they were that many times as fast.
         model_seconds = batch[0].model_seconds or seconds / len(self._tasks)
         self._speeds[batch[0].lane].record(tokens, model_seconds)

@@ -134,7 +134,7 @@ def server_timing(metrics: ModelMetrics, timings: Timings, encode_seconds: float
     }
     for stage, seconds in stages.items():
         metrics.stage_seconds.labels(stage).observe(seconds)
-    return ", ".join(f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items())
+    return ", ".join([f"{name};dur={seconds * 1000:.2f}" for name, seconds in stages.items()])
 
 
 def _indices(truncated: tuple[int, ...]) -> str:

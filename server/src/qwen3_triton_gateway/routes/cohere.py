@@ -76,7 +76,7 @@ class CohereEmbedResponse(BaseModel):
 )
 async def embed(request: Request, service: ServiceDep) -> Response:
     """Embed 1 to 2,048 texts; those that are too long are truncated unless `truncate` is NONE."""
-    async with open_exchange(request, service) as exchange:
+    with await open_exchange(request, service) as exchange:
         body = validate(CohereEmbedRequest, exchange.body)
         alias = resolve_model(body.model, service)
         types: list[VectorForm] = list(dict.fromkeys(body.embedding_types or ["float"]))

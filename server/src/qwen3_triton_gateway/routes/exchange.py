@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from inspect import signature
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Self, TypeVar
 
-from fastapi import Depends, Request, Response
+from fastapi import Depends, Request
 from fastapi.routing import APIRoute
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from ..admission import settle_entry
+from ..admission import Admission, settle_entry
 from ..dialects import Dialect
 from ..embedder import EmbedCall
 from ..errors import BackendUnavailableError, InvalidRequestError, shorten
@@ -49,34 +49,30 @@ ServiceDep = Annotated[EmbeddingService, Depends(_service)]
 class ServiceRoute(APIRoute):
     """A route that calls `function(request, service) -> Response` without resolving arguments.
 
-    FastAPI would look for parameters and dependencies in each request, and build a response to add
-    headers to. Functions with other parameters are called in its own way.
+    FastAPI would look for parameters and dependencies in each request, build a response to add
+    headers to, and prepare to close what dependencies open. Functions with other parameters are
+    called in its own way.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         self._options = dict(options)
-        if _takes_service(endpoint):
+        takes_service = [*signature(endpoint).parameters] == ["request", "service"]
+        if takes_service:
             # FastAPI would build a schema for each status, which only `described` needs: a sixth
             # of what a start imports.
             options.update(responses=None, response_model=None)
         super().__init__(path, endpoint, **options)
+        if takes_service:
+            self.app: ASGIApp = self._answer
 
     def described(self) -> APIRoute:
         """Build the route as FastAPI's own, for the OpenAPI document."""
         return APIRoute(self.path, self.endpoint, **self._options)
 
-    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        if not _takes_service(self.endpoint):
-            return super().get_route_handler()
-
-        async def call(request: Request) -> Response:
-            return await self.endpoint(request, request.app.state.service)
-
-        return call
-
-
-def _takes_service(endpoint: Callable[..., Any]) -> bool:
-    return [*signature(endpoint).parameters] == ["request", "service"]
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send)
+        response = await self.endpoint(request, scope["app"].state.service)
+        await response(scope, receive, send)
 
 
 def is_trusted(request: Request) -> bool:
@@ -113,17 +109,31 @@ def describe_errors(statuses: set[int], errors: Any) -> dict[int | str, dict[str
 
 @dataclass(frozen=True, slots=True)
 class Exchange:
-    """One request for vectors or scores in progress.
+    """One request for vectors or scores, in progress while it is entered.
 
     Attributes:
         body: The parsed JSON object.
         deadline: When the request times out, in the event loop's time.
+        admission: The bounds of the queue that it counts towards.
     """
 
     request: Request
     service: EmbeddingService
     body: dict[str, Any]
     deadline: float
+    admission: Admission
+
+    def __enter__(self) -> Self:
+        """Count the request.
+
+        Raises:
+            QueueFullError: Too many requests are in progress.
+        """
+        self.admission.begin_request()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.admission.end_request()
 
     @property
     def memory(self) -> Reservation:
@@ -206,18 +216,16 @@ class Exchange:
             raise
 
 
-@asynccontextmanager
 async def open_exchange(
     request: Request, service: EmbeddingService, model: ServedModel | None = None
-) -> AsyncGenerator[Exchange]:
-    """Accept a request for a model, by default the embedder: read its body, then count it.
+) -> Exchange:
+    """Read the body of a request for a model, by default the embedder.
 
-    A body may take long to arrive, and may never be complete. Until it is, it takes no place from
-    others.
+    A body may take long to arrive, and may never be complete. Until it is, and the exchange is
+    entered, it takes no place from others.
 
     Raises:
         BackendUnavailableError: The model is unavailable.
-        QueueFullError: Too many requests are in progress.
         BodyTooLargeError: The body exceeds the limit.
         RequestTimeoutError: The body did not arrive in time.
         InvalidRequestError: The body is not a JSON object.
@@ -225,8 +233,7 @@ async def open_exchange(
     deadline = request.scope["state"]["began"] + service.settings.timeout_seconds
     scheduler = (model or service.embedder).require_ready()
     body = await read_json(request)
-    with scheduler.request():
-        yield Exchange(request, service, body, deadline)
+    return Exchange(request, service, body, deadline, scheduler.admission)
 
 
 def choose_input_type(sent: InputType | None, alias: ModelAlias, model: str | None) -> InputType:

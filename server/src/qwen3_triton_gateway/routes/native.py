@@ -70,7 +70,7 @@ async def embed(request: Request, service: ServiceDep) -> Response:
     With `inputs` instead of `texts`, the call follows text-embeddings-inference and returns a bare
     array of vectors.
     """
-    async with open_exchange(request, service) as exchange:
+    with await open_exchange(request, service) as exchange:
         if "inputs" not in exchange.body:
             return await _embed_texts(exchange)
         if "texts" in exchange.body:

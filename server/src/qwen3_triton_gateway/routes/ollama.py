@@ -109,7 +109,7 @@ class OllamaPromptResponse(BaseModel):
 async def embed(request: Request, service: ServiceDep) -> Response:
     """Embed one text or a list of up to 2,048, truncated unless `truncate` is false."""
     began = time.perf_counter_ns()
-    async with open_exchange(request, service) as exchange:
+    with await open_exchange(request, service) as exchange:
         body = validate(OllamaEmbedRequest, exchange.body)
         alias = resolve_model(_without_tag(body.model, service), service)
         call = EmbedCall(
@@ -137,7 +137,7 @@ async def embed(request: Request, service: ServiceDep) -> Response:
 )
 async def embed_prompt(request: Request, service: ServiceDep) -> Response:
     """Embed one text, for clients older than `/api/embed`."""
-    async with open_exchange(request, service) as exchange:
+    with await open_exchange(request, service) as exchange:
         body = validate(OllamaPromptRequest, exchange.body)
         alias = resolve_model(_without_tag(body.model, service), service)
         if not body.prompt:

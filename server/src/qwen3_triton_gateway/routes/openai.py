@@ -124,7 +124,7 @@ async def embeddings(request: Request, service: ServiceDep) -> Response:
 
     A string that is too long is refused, unless `truncate` or EMBED_OPENAI_TRUNCATE is set.
     """
-    async with open_exchange(request, service) as exchange:
+    with await open_exchange(request, service) as exchange:
         sent = exchange.body
         if "messages" in sent and "input" not in sent:
             sent = sent | {"input": _texts_of_messages(sent["messages"])}

@@ -77,7 +77,7 @@ async def rerank(request: Request, service: ServiceDep) -> Response:
     The answer names truncated texts in `X-Rerank-Truncated`. With `documents` instead of `texts`,
     the call is that of `POST /v1/rerank`, as vLLM has it.
     """
-    async with open_exchange(request, service, service.reranker) as exchange:
+    with await open_exchange(request, service, service.reranker) as exchange:
         return await _rerank_either(exchange, usual="texts")
 
 
@@ -96,7 +96,7 @@ async def jina_rerank(request: Request, service: ServiceDep) -> Response:
 
     With `texts` instead of `documents`, the call is that of `POST /rerank`.
     """
-    async with open_exchange(request, service, service.reranker) as exchange:
+    with await open_exchange(request, service, service.reranker) as exchange:
         return await _rerank_either(exchange, usual="documents")
 
 
@@ -107,7 +107,7 @@ async def jina_rerank(request: Request, service: ServiceDep) -> Response:
 )
 async def cohere_rerank(request: Request, service: ServiceDep) -> Response:
     """Score 1 to 2,048 documents against a query, as Cohere's version 2 does."""
-    async with open_exchange(request, service, service.reranker) as exchange:
+    with await open_exchange(request, service, service.reranker) as exchange:
         return await _rerank_documents(exchange, version="2")
 
 
@@ -198,7 +198,7 @@ async def ranking(request: Request, service: ServiceDep) -> Response:
 
     A passage that is too long is refused, unless `truncate` is END.
     """
-    async with open_exchange(request, service, service.reranker) as exchange:
+    with await open_exchange(request, service, service.reranker) as exchange:
         body = validate(NimRankingRequest, exchange.body)
         service.reranker.alias_of(body.model)
         answer = await exchange.rerank(
@@ -232,7 +232,7 @@ async def score(request: Request, service: ServiceDep) -> Response:
 
     A document that is too long is refused, unless `truncate_prompt_tokens` or `truncate` is set.
     """
-    async with open_exchange(request, service, service.reranker) as exchange:
+    with await open_exchange(request, service, service.reranker) as exchange:
         sent, (left, right) = _with_usual_names(exchange.body)
         body = validate(ScoreRequest, sent, {"text_1": left, "text_2": right})
         service.reranker.alias_of(body.model)

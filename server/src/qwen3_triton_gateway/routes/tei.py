@@ -78,7 +78,7 @@ class Token(BaseModel):
 )
 async def embed(request: Request, service: ServiceDep) -> Response:
     """Embed `inputs` at the server's root, where huggingface_hub's InferenceClient sends them."""
-    async with open_exchange(request, service) as exchange:
+    with await open_exchange(request, service) as exchange:
         return await embed_inputs(exchange)
 
 
@@ -108,7 +108,7 @@ async def tokenize(request: Request, service: ServiceDep) -> Response:
 
     The texts of a request may have 1 MiB together.
     """
-    async with open_exchange(request, service) as exchange:
+    with await open_exchange(request, service) as exchange:
         body = validate(TokenizeRequest, exchange.body)
         prompts = format_inputs(body.inputs, input_type=body.prompt_name or "document")
         await in_worker(_check_tokenizable, service.embedder.tokenizer, prompts)
