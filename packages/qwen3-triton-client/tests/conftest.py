@@ -21,6 +21,9 @@ Embed = Callable[..., EmbeddingResult]
 def no_settings_from_outside(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("QWEN3_TRITON_URL", raising=False)
     monkeypatch.delenv("QWEN3_TRITON_API_KEY", raising=False)
+    for name in ("http_proxy", "all_proxy", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.upper(), raising=False)
 
 
 @pytest.fixture(params=["sync", "async"])

@@ -175,6 +175,21 @@ def test_an_address_where_no_one_listens_is_named() -> None:
         client.embed_query("x")
 
 
+@pytest.mark.parametrize(
+    ("proxy", "words"),
+    [
+        ("http://127.0.0.1:1", "to the proxy in `ALL_PROXY`; .*, add '127.0.0.1' to `NO_PROXY`"),
+        ("ftp://127.0.0.1", "No connection can be opened: .* Check the proxies"),
+    ],
+)
+def test_a_proxy_that_does_not_work_is_named(
+    embed: Embed, fake: FakeGateway, monkeypatch: pytest.MonkeyPatch, proxy: str, words: str
+) -> None:
+    monkeypatch.setenv("ALL_PROXY", proxy)
+    with pytest.raises(EmbeddingConnectionError, match=words):
+        embed(["x"], max_retries=0)
+
+
 def test_a_slow_gateway_is_a_timeout(embed: Embed, fake: FakeGateway) -> None:
     fake.hold(lambda _: True)
     with pytest.raises(EmbeddingTimeoutError, match=r"did not answer in time"):
@@ -230,10 +245,13 @@ def test_the_key_is_not_in_an_error(
     assert "secret-key" not in str(caught.value.__dict__) + caplog.text
 
 
-def test_an_error_page_of_a_proxy_is_abbreviated(fake: FakeGateway) -> None:
+def test_an_error_page_of_a_proxy_is_abbreviated(
+    fake: FakeGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:1")
     page = httpx2.MockTransport(lambda _: httpx2.Response(502, text="<h1>Bad</h1>\n" * 99))
     with httpx2.Client(transport=page) as http:
         client = EmbeddingClient(fake.url, http_client=http, max_retries=0)
-        with pytest.raises(GatewayError, match="<h1>Bad</h1> <h1>") as caught:
+        with pytest.raises(GatewayError, match=r"<h1>Bad</h1> <h1>.* `HTTP_PROXY`") as caught:
             client.embed_query("x")
-    assert len(str(caught.value)) < 500
+    assert len(str(caught.value)) < 550

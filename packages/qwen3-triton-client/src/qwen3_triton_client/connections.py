@@ -19,7 +19,7 @@ import httpx2
 from .errors import EmbeddingConnectionError, EmbeddingTimeoutError
 from .exchange import Tries
 from .settings import ClientSettings
-from .wire import WireRequest, WireResponse
+from .wire import WireRequest, WireResponse, proxy_hint
 
 # A gateway that is running accepts a connection at once, however busy its model is.
 CONNECT_SECONDS = 10.0
@@ -82,7 +82,8 @@ class SyncSender:
             return self._user_client
         with self._lock:
             if self._http is None:
-                self._http = httpx2.Client(limits=_limits(self._settings), verify=_tls())
+                with _mapped_set_up():
+                    self._http = httpx2.Client(limits=_limits(self._settings), verify=_tls())
                 self._finalizer = weakref.finalize(self, self._http.close)
             return self._http
 
@@ -95,7 +96,8 @@ class AsyncSender:
         self._settings = settings
 
         def create_pool() -> _AsyncPool:
-            http = http_client or httpx2.AsyncClient(limits=_limits(settings), verify=_tls())
+            with _mapped_set_up():
+                http = http_client or httpx2.AsyncClient(limits=_limits(settings), verify=_tls())
             return _AsyncPool(http, asyncio.Semaphore(settings.max_concurrency))
 
         async def close_pool(pool: _AsyncPool) -> None:
@@ -341,6 +343,21 @@ def _wire_response(response: httpx2.Response, content: bytes) -> WireResponse:
 
 
 @contextmanager
+def _mapped_set_up() -> Generator[None]:
+    """Explain what httpx2 cannot use of the environment, whatever the address is."""
+    try:
+        yield
+    except (ImportError, OSError, ValueError, httpx2.InvalidURL) as error:
+        reason = str(error).removesuffix(".")
+        msg = (
+            f"No connection can be opened: {reason}. Check the proxies and certificates in the "
+            "environment: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE and "
+            "SSL_CERT_DIR."
+        )
+        raise EmbeddingConnectionError(msg) from error
+
+
+@contextmanager
 def _mapped_errors(base_url: str) -> Generator[None]:
     try:
         yield
@@ -348,6 +365,7 @@ def _mapped_errors(base_url: str) -> Generator[None]:
         if isinstance(error, EmbeddingTimeoutError):
             raise
         msg = f"The gateway at {base_url} did not answer in time ({type(error).__name__})."
+        msg += proxy_hint(base_url)
         raise EmbeddingTimeoutError(msg, retryable=True) from error
     except (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError) as error:
         msg = f"The request to the gateway at {base_url} cannot be sent: {error}."
@@ -355,10 +373,11 @@ def _mapped_errors(base_url: str) -> Generator[None]:
     except httpx2.ConnectError as error:
         msg = (
             f"Cannot reach the gateway at {base_url}: {error}. "
-            "Check that it is running and that `base_url` is correct."
+            f"Check that it is running and that `base_url` is correct.{proxy_hint(base_url)}"
         )
         raise EmbeddingConnectionError(msg, retryable=True) from error
     except httpx2.RequestError as error:
         reason = error if str(error) else type(error).__name__
         msg = f"The connection to the gateway at {base_url} was interrupted: {reason}."
+        msg += proxy_hint(base_url)
         raise EmbeddingConnectionError(msg, retryable=True) from error

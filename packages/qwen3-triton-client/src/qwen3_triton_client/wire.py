@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Generic, TypeVar, cast, get_origin
+from urllib.parse import urlsplit
 
 import orjson
 import pybase64
@@ -168,17 +169,35 @@ def raise_for_status(response: WireResponse, settings: ClientSettings, *, texts:
     server_message = settings.redact(server_message)
     message = f"The gateway at {settings.base_url} answered {status}"
     message += f": {_sentence(server_message)}" if server_message else "."
+    request_id = response.headers.get("x-request-id")
+    if not request_id:  # it is not the gateway's own answer
+        message += proxy_hint(settings.base_url)
     if status in _HINTS and code != _MODEL_NOT_FOUND:
         message += f" {_HINTS[status]}"
     raise _ERROR_OF_STATUS.get(status, GatewayError)(
         message,
         status=status,
         server_message=server_message or None,
-        request_id=response.headers.get("x-request-id"),
+        request_id=request_id,
         retry_after_seconds=parse_retry_after(response.headers),
         retryable=status in RETRYABLE_STATUS,
         positions=_named_positions(where, texts),
         param=where,
+    )
+
+
+def proxy_hint(base_url: str) -> str:
+    """Return a sentence about the proxy that the environment names for an address, if any."""
+    from urllib.request import getproxies, proxy_bypass
+
+    address, proxies = urlsplit(base_url), getproxies()
+    name = next((name for name in (address.scheme, "all") if name in proxies), None)
+    if name is None or proxy_bypass(address.hostname or ""):
+        return ""
+    # Not the proxy's address, which may contain a password.
+    return (
+        f" The request went to the proxy in `{name.upper()}_PROXY`; to send it to the gateway "
+        f"itself, add {address.hostname!r} to `NO_PROXY`."
     )
 
 
