@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,31 +62,35 @@ def read_tokenizer_file(path: Path) -> TokenizerFile:
         )
         raise ModelError(msg)
     try:
-        document: dict[str, Any] = orjson.loads(path.read_bytes())
-        appends = _appended_token(document.get("post_processor"))
-        added: list[dict[str, Any]] = document.get("added_tokens") or []
-        vocabulary: Any = document["model"].get("vocab") or {}
-        by_added = {str(token.get("content")): int(token["id"]) for token in added}
-        by_token: dict[str, int] = {}
-        ids = list(by_added.values())
-        if isinstance(vocabulary, dict):
-            by_token = cast("dict[str, int]", vocabulary)
-            ids += by_token.values()
-        else:
-            ids.append(len(vocabulary) - 1)
-        # The library looks a token up among the added ones first.
-        answer_ids = tuple(by_added.get(answer, by_token.get(answer)) for answer in ANSWERS)
+        return replace(_parse(path.read_bytes()), path=str(path))
     except OSError as error:
         raise ModelError(describe_os_error(error, path)) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         msg = f"{path} is not a tokenizer file ({type(error).__name__}: {error}). Fetch it again."
         raise ModelError(msg) from error
+
+
+# A command inspects a model and each file that it makes of it, all with the same tokenizer.
+@lru_cache(maxsize=2)
+def _parse(content: bytes) -> TokenizerFile:
+    document: dict[str, Any] = orjson.loads(content)
+    added: list[dict[str, Any]] = document.get("added_tokens") or []
+    vocabulary: Any = document["model"].get("vocab") or {}
+    by_added = {str(token.get("content")): int(token["id"]) for token in added}
+    by_token: dict[str, int] = {}
+    ids = list(by_added.values())
+    if isinstance(vocabulary, dict):
+        by_token = cast("dict[str, int]", vocabulary)
+        ids += by_token.values()
+    else:
+        ids.append(len(vocabulary) - 1)
     return TokenizerFile(
-        path=str(path),
-        appends=appends,
+        path="",
+        appends=_appended_token(document.get("post_processor")),
         end_token_id=by_added.get(END_TOKEN),
         vocabulary_size=max(ids, default=-1) + 1,
-        answer_ids=answer_ids,
+        # The library looks a token up among the added ones first.
+        answer_ids=tuple(by_added.get(answer, by_token.get(answer)) for answer in ANSWERS),
         special_tokens=tuple(by_added),
     )
 
