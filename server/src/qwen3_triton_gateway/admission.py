@@ -144,6 +144,7 @@ class Admission:
         self._max_requests = max_queue_requests
         reserved = max_queue_requests // RESERVED_FOR_QUERIES
         self._max_document_requests = max(1, max_queue_requests - reserved)
+        self._calm_requests = min(ALWAYS_ADMITTED, self._max_document_requests)
         self._refusals = {limit: metrics.rejected_requests.labels(limit.value) for limit in Limit}
         self.requests: int = 0
         self.queued: dict[Lane, LaneTokens] = {lane: LaneTokens() for lane in Lane}
@@ -165,9 +166,10 @@ class Admission:
     def is_calm(self) -> bool:
         """Whether so few requests are in progress that none would be refused."""
         entering = self._entering_requests
-        few = min(ALWAYS_ADMITTED, self._max_document_requests)
-        return self.requests + entering < self._max_requests and (
-            sum(self._by_lane.values()) + entering < few
+        waiting = self._by_lane[Lane.QUERY] + self._by_lane[Lane.DOCUMENT]
+        return (
+            waiting + entering < self._calm_requests
+            and self.requests + entering < self._max_requests
         )
 
     def begin_request(self) -> None:

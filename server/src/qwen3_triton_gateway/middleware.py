@@ -73,7 +73,7 @@ class RequestLog:
         # The route's pattern instead of the path: unknown paths must not create endless metrics.
         route = getattr(scope.get("route") or self._find_route(scope), "path", "unknown")
         dialect = dialect_of(scope)
-        self._service.metrics.requests.labels(route, dialect.value, status).inc()
+        self._service.metrics.requests.labels(route, dialect, status).inc()
         self._service.metrics.request_seconds.labels(route).observe(seconds)
         state: dict[str, Any] = scope.get("state", {})
         key = state.get("key", "")
@@ -88,7 +88,7 @@ class RequestLog:
             "status": status,
             "duration_ms": round(seconds * 1000, 1),
             "request_id": request_id,
-            "dialect": dialect.value,
+            "dialect": dialect,
             **({"key": key} if key else {}),
             **state.get("log", {}),
         }
