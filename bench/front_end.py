@@ -58,6 +58,7 @@ class TableBackend:
         self.states = {"table": True}
         self.problems: dict[str, str] = {}
         self.max_output_bytes: int | None = None
+        self.run_memory = None
         self._table = np.random.default_rng(7).normal(size=(ROWS, hidden_size)).astype(np.float32)
         int64 = np.dtype(np.int64)
         names = ("input_ids", "attention_mask")

@@ -11,6 +11,7 @@ import numpy as np
 from qwen3_triton_gateway.backends.base import AnyArray, ModelSpec, Probe, TensorSpec
 from qwen3_triton_gateway.backends.interface import describe_model, wrap_output
 from qwen3_triton_gateway.errors import DeadlineExceededError
+from qwen3_triton_gateway.run_memory import RunMemory
 from qwen3_triton_gateway.settings import Task
 from qwen3_triton_gateway.tensors import HiddenStates, PooledStates, TokenBatch
 
@@ -38,6 +39,7 @@ class FakeBackend:
         generation: To be incremented as if a reload was noticed.
         doubts: To be incremented as if one might have happened.
         max_output_bytes: The largest output that is transferred, if there is a bound.
+        run_memory: What a batch would take.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class FakeBackend:
         self.doubts = 0
         self.problems: dict[str, str] = {}
         self.max_output_bytes: int | None = None
+        self.run_memory: RunMemory | None = None
 
     @property
     def spec(self) -> ModelSpec:

@@ -12,12 +12,13 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
 from functools import cached_property
 
 import numpy as np
 
+from .run_memory import RunMemory
 from .tensors import TokenBatch, TokenizedText
 
 # Batches of queries that may overtake waiting documents in a row: when both lanes are full, queries
@@ -61,15 +62,25 @@ class BatchLimits:
         max_batch_size: Maximum rows.
         max_batch_tokens: Maximum tokens, padding included; a longer text runs alone.
         max_length: Maximum padded length of a row.
+        memory: What a batch takes in this process; None where that is not known.
+        max_batch_bytes: Maximum memory that a batch takes; a larger text runs alone.
     """
 
     max_batch_size: int
     max_batch_tokens: int
     max_length: int
+    memory: RunMemory | None = None
+    max_batch_bytes: int = 0
 
     def with_tokens(self, max_batch_tokens: int) -> BatchLimits:
         """Return the same bounds with other maximum tokens."""
-        return BatchLimits(self.max_batch_size, max_batch_tokens, self.max_length)
+        return replace(self, max_batch_tokens=max_batch_tokens)
+
+    def allow(self, rows: int, width: int) -> bool:
+        """Return whether a batch of so many rows of a padded length is within the bounds."""
+        if rows * width > self.max_batch_tokens:
+            return False
+        return self.memory is None or self.memory.bytes_of(rows, width) <= self.max_batch_bytes
 
 
 class ModelSpeed:
@@ -176,7 +187,7 @@ def similar_lengths(
         candidates = [
             (growth, index, padded)
             for growth, index, padded in neighbors
-            if growth <= BATCH_OVERHEAD_TOKENS and (rows + 1) * padded <= limits.max_batch_tokens
+            if growth <= BATCH_OVERHEAD_TOKENS and limits.allow(rows + 1, padded)
         ]
         if not candidates:
             break

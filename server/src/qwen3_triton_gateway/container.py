@@ -12,6 +12,7 @@ from .openvino_model import core_count
 
 CGROUPS = Path("/sys/fs/cgroup")
 OWN_CGROUPS = Path("/proc/self/cgroup")
+MEMORY_INFO = Path("/proc/meminfo")
 
 
 def thread_count(threads: int) -> int:
@@ -52,6 +53,30 @@ def memory_bytes() -> int:
         with suppress(ValueError):  # "max"
             limits.append(int(text))
     return min(limits)
+
+
+def available_bytes() -> int:
+    """Return the memory that this process can still take before the kernel ends it.
+
+    It counts what the kernel would free first, and no swap.
+    """
+    free = [_machine_bytes()]
+    with suppress(OSError, StopIteration, ValueError):
+        lines = MEMORY_INFO.read_text().splitlines()
+        free.append(1024 * next(_value(line) for line in lines if "MemAvailable:" in line))
+    limits = read_cgroups("memory", "memory.max", "memory.limit_in_bytes")
+    used = read_cgroups("memory", "memory.current", "memory.usage_in_bytes")
+    statistics = read_cgroups("memory", "memory.stat", "memory.stat")
+    for limit, taken, lines in zip(limits, used, statistics, strict=False):
+        with suppress(ValueError):  # "max"
+            names = ("inactive_file ", "total_inactive_file ")  # version 1 has both
+            files = [_value(line) for line in lines.splitlines() if line.startswith(names)]
+            free.append(int(limit) - int(taken) + max(files, default=0))
+    return max(0, min(free))
+
+
+def _value(line: str) -> int:
+    return int(line.split()[1])
 
 
 def _machine_bytes() -> int:

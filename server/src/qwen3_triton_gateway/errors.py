@@ -12,6 +12,7 @@ EmbeddingServerError
 ├── QueueFullError             429  with Retry-After
 ├── BadVectorError             502  the model returned something that is not an embedding
 ├── BackendError               502  the model refused the batch or broke the contract
+│   └── InsufficientMemoryError 413  there is not enough memory for it in the gateway's process
 ├── BackendUnavailableError    503  with Retry-After
 └── DeadlineExceededError      504
 """
@@ -132,6 +133,14 @@ class BadVectorError(EmbeddingServerError):
 class BackendError(EmbeddingServerError):
     status = 502
     code: str | None = "backend_error"
+
+
+class InsufficientMemoryError(BackendError):
+    """A batch needs more memory than there is."""
+
+    status = 413
+    error_type = "invalid_request_error"
+    code: str | None = "insufficient_memory"
 
 
 class AnswerTooLargeError(BackendError):

@@ -1,4 +1,8 @@
-"""What bounds the gateway's memory: a budget for requests in progress, and few worker threads."""
+"""What bounds the gateway's memory: a budget for requests, few worker threads, and room for runs.
+
+`MemoryBudget` bounds what requests in progress take, and `ModelRuns` what the models take that run
+in this process.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,16 @@ import asyncio
 import ctypes
 import math
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from typing import ParamSpec, Self, TypeVar
 
-from .container import memory_bytes
-from .errors import MAX_RETRY_AFTER_SECONDS, QueueFullError
+from .container import available_bytes, memory_bytes
+from .errors import MAX_RETRY_AFTER_SECONDS, InsufficientMemoryError, QueueFullError
 from .metrics import Metrics
 
 P = ParamSpec("P")
@@ -30,6 +36,9 @@ REQUEST_BYTES = 16 << 10
 BODY_COPIES = 3
 # How fast memory is released is measured over about this time.
 RATE_SECONDS = 5.0
+
+# Runs of a model that take less are not checked.
+LARGE_RUN_BYTES = 64 << 20
 
 # A task for a worker is short, so two suffice. More would take their memory at the same time.
 _WORKERS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="worker")
@@ -124,6 +133,46 @@ class Reservation:
 
     def __exit__(self, *_: object) -> None:
         self.resize(0)
+
+
+class ModelRuns:
+    """The runs of the models in this process, which share the memory that is left."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running_bytes = 0
+
+    @contextmanager
+    def room_for(self, size_bytes: int, what: str) -> Generator[None]:
+        """Wait until the other runs leave enough memory for one, while it runs.
+
+        Args:
+            size_bytes: What it takes, by an estimate.
+            what: A clause that names it, for the error.
+
+        Raises:
+            InsufficientMemoryError: There is not enough, and no other run that would leave some.
+        """
+        if size_bytes < LARGE_RUN_BYTES:
+            yield
+            return
+        with self._changed:
+            # What the others have taken so far is counted twice, which at worst waits for them.
+            while size_bytes > (free := available_bytes() - self._running_bytes):
+                if not self._running_bytes:
+                    msg = (
+                        f"{what} takes about {size_bytes / 1e9:.1f} GB of memory, and "
+                        f"{free / 1e9:.1f} GB are available."
+                    )
+                    raise InsufficientMemoryError(msg)
+                self._changed.wait()
+            self._running_bytes += size_bytes
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running_bytes -= size_bytes
+                self._changed.notify_all()
 
 
 def request_bytes(body_bytes: int) -> int:

@@ -1,4 +1,4 @@
-"""Find the files of an ONNX file's external weights, without an ONNX library.
+"""Find the files of an ONNX file's external weights and its operators, without an ONNX library.
 
 The file is walked in protobuf's wire format: a field's key, then its value. Weights are skipped by
 their length, so a file of gigabytes takes milliseconds. What cannot be parsed is an error, since a
@@ -23,7 +23,8 @@ _KIND_BITS, _MORE = 0x7, 0x80
 _MAX_NUMBER_BYTES = 10
 
 _MODEL_GRAPH, _MODEL_FUNCTIONS, _FUNCTION_NODES = 7, 25, 7
-_GRAPH_NODES, _GRAPH_TENSORS, _GRAPH_SPARSE_TENSORS, _NODE_ATTRIBUTES = 1, 5, 15, 5
+_GRAPH_NODES, _GRAPH_TENSORS, _GRAPH_SPARSE_TENSORS = 1, 5, 15
+_NODE_OPERATOR, _NODE_ATTRIBUTES = 4, 5
 _ATTRIBUTE_TENSORS, _ATTRIBUTE_GRAPHS, _ATTRIBUTE_SPARSE_TENSORS = (5, 10), (6, 11), (22, 23)
 _TENSOR_EXTERNAL_DATA, _TENSOR_DATA_LOCATION = 13, 14
 _SPARSE_TENSOR_PARTS = (1, 2)
@@ -40,6 +41,19 @@ def external_locations(path: Path) -> set[str]:
     Raises:
         ModelFileError: The file cannot be read, or is not an ONNX model.
     """
+    return _walk(path).locations
+
+
+def operators(path: Path) -> set[str]:
+    """List the kinds of operators in an ONNX file, such as "MatMul".
+
+    Raises:
+        ModelFileError: The file cannot be read, or is not an ONNX model.
+    """
+    return {name.decode(errors="replace") for name in _walk(path).operators}
+
+
+def _walk(path: Path) -> _Walker:
     try:
         with path.open("rb") as file:
             if not os.fstat(file.fileno()).st_size:  # an empty file cannot be mapped
@@ -53,7 +67,7 @@ def external_locations(path: Path) -> set[str]:
         raise _not_a_model(path, "it cannot be parsed to its end") from error
     if not walker.has_graph:
         raise _not_a_model(path, "it holds no graph")
-    return walker.locations
+    return walker
 
 
 def _not_a_model(path: Path, reason: str) -> ModelFileError:
@@ -66,6 +80,7 @@ class _Walker:
     def __init__(self, content: mmap.mmap) -> None:
         self._content = content
         self.locations: set[str] = set()
+        self.operators: set[bytes] = set()
         self.has_graph = False
 
     def read_model(self, span: range) -> None:
@@ -87,7 +102,9 @@ class _Walker:
             self._read_node(node)
 
     def _read_node(self, span: range) -> None:
-        for attribute in map(self._fields, _messages(self._fields(span), _NODE_ATTRIBUTES)):
+        fields = self._fields(span)
+        self.operators.update(self._texts(fields, _NODE_OPERATOR))
+        for attribute in map(self._fields, _messages(fields, _NODE_ATTRIBUTES)):
             for tensor in _messages(attribute, *_ATTRIBUTE_TENSORS):
                 self._read_tensor(tensor)
             for tensor in _messages(attribute, *_ATTRIBUTE_SPARSE_TENSORS):

@@ -123,6 +123,12 @@ class OpenVinoModel:
         # The next run writes to the same memory.
         return [self._request.get_tensor(name).data.copy() for name in names]
 
+    def operators(self) -> set[str]:
+        """List the kinds of operators that the compiled model runs."""
+        compiled = self._request.get_compiled_model()
+        operators = compiled.get_runtime_model().get_ops()
+        return {str(operator.get_rt_info()["layerType"]) for operator in operators}
+
     def _check_ids(self, input_ids: Any) -> None:
         """Refuse what ONNX Runtime refuses: OpenVINO reads zeros for a token that it lacks."""
         limit = self._vocabulary_size

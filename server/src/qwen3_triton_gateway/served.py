@@ -7,13 +7,14 @@ import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Protocol
 
 from .admission import Admission
 from .backends.base import Backend, ModelSpec, Probe
 from .batching import BatchLimits, pad_batch
 from .canary import Canary, check_stated_canary
+from .container import available_bytes
 from .errors import (
     DEADLINE_PASSED,
     BackendUnavailableError,
@@ -47,6 +48,9 @@ PENDING_INTERVAL_SECONDS = 0.1
 CONFIRM_SECONDS = 10.0
 # By now requests have had their time (see `server`): no caller waits for what is left.
 DRAIN_SECONDS = 5.0
+# Of what is available at start, so that the batches of two models fit, and later ones do if there
+# is less. A longer text runs alone.
+BATCH_SHARE_OF_MEMORY = 4
 # Below this, a thread costs more than tokenizing does.
 TOKENIZE_INLINE_CHARACTERS = 4096
 # A queued text has a record, a future and their places in lists, and its tokens twice.
@@ -95,6 +99,7 @@ class ServedModel(ABC):
 
     Attributes:
         kind: What it is, for errors: the gateway may serve a model of another kind by that name.
+        length_setting: The setting with the maximum length of its texts.
         backend: What runs the model.
         tokenizer: The model's tokenizer.
         settings: The gateway's settings.
@@ -103,6 +108,7 @@ class ServedModel(ABC):
     """
 
     kind: ClassVar[str]
+    length_setting: ClassVar[str]
 
     def __init__(
         self,
@@ -357,7 +363,7 @@ class ServedModel(ABC):
         """Accept a model, and prepare its queue and its canary."""
         probe = self._build_canary(spec)
         checks_itself = await self.backend.adopt_canary(probe)
-        limits = await self._accept(spec)
+        limits = self._within_memory(await self._accept(spec))
         scheduler = Scheduler(
             self._run_batch,
             self._unusable,
@@ -380,6 +386,25 @@ class ServedModel(ABC):
         self._generation, self._doubts = self.backend.generation, self.backend.doubts
         self.readiness = Readiness(ready=True, backend_ready=True)
         self._backends, self._problems = self.backend.states, self.backend.problems
+
+    def _within_memory(self, limits: BatchLimits) -> BatchLimits:
+        """Bound batches by the memory that is left, and warn of texts that do not fit into it."""
+        memory = self.backend.run_memory
+        if memory is None:
+            return limits
+        available = available_bytes()
+        longest = memory.longest_text(available)
+        if longest < limits.max_length:
+            logger.warning(
+                "%s is %s, but the %.1f GB of memory that are available suffice for texts of about "
+                "%s tokens with this engine. Longer ones are refused with status 413. Lower it so "
+                "that they are truncated, or see docs/cpu.md for what takes less.",
+                self.length_setting,
+                f"{limits.max_length:,}",
+                available / 1e9,
+                f"{longest:,}",
+            )
+        return replace(limits, memory=memory, max_batch_bytes=available // BATCH_SHARE_OF_MEMORY)
 
     async def _finish(self, steps: Steps, *, characters: int, deadline: float) -> None:
         """Do work in steps between which others get their turn.

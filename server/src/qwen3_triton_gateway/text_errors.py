@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from .errors import BackendError, BadVectorError, EmbeddingServerError, InvalidRequestError
+from .errors import (
+    BackendError,
+    BadVectorError,
+    EmbeddingServerError,
+    InsufficientMemoryError,
+    InvalidRequestError,
+)
 from .tensors import TokenCount
 
 
@@ -87,7 +93,9 @@ class TextErrors:
         if not isinstance(error, BackendError):
             return error
         msg = f"{self._name(index)} could not be {self.done}, even alone. {error.message}"
-        return BackendError(msg, index=index, param=self.param_of(index), code=error.code)
+        needs_memory = isinstance(error, InsufficientMemoryError)
+        kind = InsufficientMemoryError if needs_memory else BackendError
+        return kind(msg, index=index, param=self.param_of(index), code=error.code)
 
     def param_of(self, index: int) -> str | None:
         """Return the field of a text, as errors name it."""

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 import numpy as np
 
 from ..fingerprint import SAME_PRECISIONS
+from ..run_memory import RunMemory
 from ..settings import Precision, Task
 from ..tensors import HiddenStates, PooledStates, TokenBatch
 
@@ -132,6 +133,11 @@ class Backend(Protocol):
         """The largest output that a batch can have here; None if only memory limits it."""
         return None
 
+    @property
+    def run_memory(self) -> RunMemory | None:
+        """What a batch takes of this process's memory, once it is connected; None if nothing."""
+        return None
+
     async def connect(self) -> ModelSpec:
         """Connect, and read the model's interface.
 
@@ -166,7 +172,8 @@ class Backend(Protocol):
             priority: 1 for queries, which overtake 2 for documents.
 
         Raises:
-            BackendError: The model refused the batch, or its answer has the wrong shape.
+            BackendError: The model refused the batch, its answer has the wrong shape, or there is
+                not enough memory for it (`InsufficientMemoryError`).
             BackendUnavailableError: The model does not answer.
             DeadlineExceededError: The model does not answer within `timeout_seconds`.
         """

@@ -5,17 +5,26 @@ from __future__ import annotations
 import asyncio
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from ..container import thread_count
-from ..errors import BackendError, DeadlineExceededError, StartupError
+from ..errors import (
+    BackendError,
+    DeadlineExceededError,
+    InsufficientMemoryError,
+    StartupError,
+)
 from ..fingerprint import weights_digest
+from ..memory import ModelRuns
 from ..model_files import ModelFileError, export_name, find_model
+from ..onnx_file import operators
+from ..run_memory import RunMemory, estimate_run_memory
 from ..settings import Precision, Task
 from ..tensors import HiddenStates, PooledStates, TokenBatch
 from .base import AnyArray, Backend, ModelSpec, TensorSpec
@@ -34,6 +43,12 @@ from .interface import (
 # A CPU gains nothing from larger batches: the matrices fill its cores long before.
 MAX_BATCH_SIZE = 32
 MODEL_DIR_SETTINGS: dict[Task, str] = {"embed": "EMBED_MODEL_DIR", "rerank": "RERANK_MODEL_DIR"}
+LENGTH_SETTINGS: dict[Task, str] = {"embed": "EMBED_MAX_LENGTH", "rerank": "RERANK_MAX_LENGTH"}
+# Operators that compute attention with all of its scores in memory, unless the engine fuses them.
+SOFTMAX = "Softmax"
+PLAIN_ATTENTION = {SOFTMAX, "Attention"}
+
+_RUNS = ModelRuns()
 
 
 class InProcessBackend(Backend, ABC):
@@ -42,6 +57,7 @@ class InProcessBackend(Backend, ABC):
     name: str  # as the setting EMBED_ENGINE and the metrics have it
     title: str  # as its authors write it
     precision: Precision
+    keeps_memory: bool  # of the largest run, for the next
 
     def __init__(self, model_dir: Path, *, threads: int = 0, task: Task = "embed") -> None:
         """Prepare to load; with 0 `threads` the engine uses every core that it may."""
@@ -51,6 +67,8 @@ class InProcessBackend(Backend, ABC):
         # One thread: a run already uses every core, and the next batch waits here, prepared.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=self.name)
         self._spec: ModelSpec | None = None
+        self._run_memory: RunMemory | None = None
+        self._kept_bytes = 0
 
     @property
     def spec(self) -> ModelSpec:
@@ -65,6 +83,10 @@ class InProcessBackend(Backend, ABC):
     @property
     def states(self) -> dict[str, bool]:
         return {self.name: self._is_open}
+
+    @property
+    def run_memory(self) -> RunMemory | None:
+        return self._run_memory
 
     async def connect(self) -> ModelSpec:
         loop = asyncio.get_running_loop()
@@ -110,6 +132,10 @@ class InProcessBackend(Backend, ABC):
         """Compute the outputs with these names; whatever is raised, the engine refused the feed."""
 
     @abstractmethod
+    def _fuses_attention(self) -> bool:
+        """Return whether the engine computes a softmax of the graph within a larger operator."""
+
+    @abstractmethod
     def _release(self) -> None:
         """Forget the model."""
 
@@ -119,13 +145,42 @@ class InProcessBackend(Backend, ABC):
             msg = "The model is closed."
             raise BackendError(msg)
         feed = build_feed(self.spec, batch)
-        began = time.perf_counter()
+        with self._room_for(batch):
+            began = time.perf_counter()
+            try:
+                [values] = self._evaluate([self.spec.output.name], feed)
+            except Exception as error:  # the engines' errors share no public base class
+                msg = f"{self.title} refused the batch: {error}"
+                raise BackendError(msg) from error
+            return values, time.perf_counter() - began
+
+    @contextmanager
+    def _room_for(self, batch: TokenBatch) -> Generator[None]:
+        """Wait for the memory of a batch.
+
+        Raises:
+            InsufficientMemoryError: There is not enough.
+        """
+        rows, length = batch.input_ids.shape
+        assert self._run_memory is not None, "connect() comes first"
+        size_bytes = self._run_memory.bytes_of(rows, length)
+        texts = "A text" if rows == 1 else f"A batch of {rows} texts"
         try:
-            [values] = self._evaluate([self.spec.output.name], feed)
-        except Exception as error:  # the engines' errors share no public base class
-            msg = f"{self.title} refused the batch: {error}"
-            raise BackendError(msg) from error
-        return values, time.perf_counter() - began
+            with _RUNS.room_for(
+                size_bytes - self._kept_bytes, f"{texts} of {length:,} tokens in {self.title}"
+            ):
+                yield
+        except InsufficientMemoryError as error:
+            setting = LENGTH_SETTINGS[self._task]
+            error.message += (
+                f" Send shorter texts, lower {setting} so that they are truncated, or give the "
+                "gateway more memory."
+            )
+            if self.name == "onnxruntime":
+                error.message += " EMBED_ENGINE=openvino takes much less for long texts."
+            raise
+        if self.keeps_memory:
+            self._kept_bytes = max(self._kept_bytes, size_bytes)
 
     def _load(self) -> ModelSpec:
         self._path = find_served(self._path, self._task)
@@ -136,7 +191,7 @@ class InProcessBackend(Backend, ABC):
         inputs, outputs = self._open(self._path, digest)
         name = export_name(self._path)
         check_inputs(name, inputs)
-        return describe_model(
+        spec = describe_model(
             name=name,
             inputs=inputs,
             outputs=self._with_shapes(inputs, outputs),
@@ -146,6 +201,21 @@ class InProcessBackend(Backend, ABC):
             engine=self.name,
             precision=self.precision,
             task=self._task,
+        )
+        self._run_memory = self._estimate_memory(spec)
+        return spec
+
+    def _estimate_memory(self, spec: ModelSpec) -> RunMemory:
+        is_plain = not PLAIN_ATTENTION.isdisjoint(operators(self._path))
+        output = spec.output
+        output_bytes = 0 if spec.pooling == "in_graph" else spec.hidden_size * output.dtype.itemsize
+        return estimate_run_memory(
+            self._path,
+            output_bytes=output_bytes,
+            hidden_size=spec.hidden_size,
+            fuses_attention=not is_plain or self._fuses_attention(),
+            masks=is_plain,
+            is_float16=output.dtype == np.float16,
         )
 
     def _with_shapes(

@@ -15,7 +15,7 @@ from ..openvino_model import OpenVinoError, OpenVinoModel
 from ..settings import Precision, Task
 from .base import AnyArray, TensorSpec
 from .engines import openvino_options
-from .in_process import InProcessBackend, is_open
+from .in_process import SOFTMAX, InProcessBackend, is_open
 from .interface import Feed, find_output
 
 DTYPES: dict[str, type[np.generic]] = {
@@ -33,6 +33,7 @@ class OpenVinoBackend(InProcessBackend):
 
     name = "openvino"
     title = "OpenVINO"
+    keeps_memory = True
 
     def __init__(
         self,
@@ -93,6 +94,10 @@ class OpenVinoBackend(InProcessBackend):
             self._has_run = True
             trim_heap()  # what loading took, now that the weights are copied for their products
         return values
+
+    def _fuses_attention(self) -> bool:
+        assert self._model is not None  # it is loaded
+        return SOFTMAX not in self._model.operators()
 
     def _release(self) -> None:
         self._model = None

@@ -146,6 +146,10 @@ class ReplicatedBackend:
         }
 
     @property
+    def run_memory(self) -> None:
+        """They run elsewhere."""
+
+    @property
     def max_output_bytes(self) -> int | None:
         bounds = [replica.backend.max_output_bytes for replica in self._replicas]
         return min((bound for bound in bounds if bound is not None), default=None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from qwen3_triton_gateway.run_memory import FAMILY_SIZES, floats_per_token
+
 from ..errors import ModelError
 
 MIB = 1024 * 1024
@@ -20,8 +22,6 @@ MAX_CPU_ROWS = 32
 # Default of EMBED_MAX_BATCH_TOKENS.
 GATEWAY_BATCH_TOKENS = 8192
 _TOKEN_STEP = 256
-# (heads, intermediate_size) of the family's config.json files, by hidden size.
-_FAMILY = {1024: (16, 3072), 2560: (32, 9728), 4096: (32, 12288)}
 _MODEL_SIZES = {"0.6b": 1024, "4b": 2560, "8b": 4096}
 MODEL_SIZES = tuple(_MODEL_SIZES)
 
@@ -45,7 +45,7 @@ class ModelShape:
         reranker that is not pooled has the logits of all tokens. An estimate by the graph's
         formulas, not a measurement.
         """
-        widths = 3 * self.intermediate_size + 8 * self.hidden_size + self.logits
+        widths = floats_per_token(self.hidden_size, self.intermediate_size) + self.logits
         states = widths * self.float_bytes
         scores = 0 if self.fused_attention else self.heads * length * (2 * self.float_bytes + 4)
         return states + scores
@@ -82,7 +82,7 @@ def model_shape(
     Raises:
         ModelError: Neither has them, and `model_size` is not given.
     """
-    known = _FAMILY.get(_MODEL_SIZES[model_size] if model_size else hidden_size, (0, 0))
+    known = FAMILY_SIZES.get(_MODEL_SIZES[model_size] if model_size else hidden_size, (0, 0))
     heads = int(config.get("num_attention_heads") or known[0])
     intermediate_size = int(config.get("intermediate_size") or known[1])
     if not heads or not intermediate_size:
