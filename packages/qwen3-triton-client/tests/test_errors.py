@@ -180,14 +180,19 @@ def test_an_address_where_no_one_listens_is_named() -> None:
     [
         ("http://127.0.0.1:1", "to the proxy in `ALL_PROXY`; .*, add '127.0.0.1' to `NO_PROXY`"),
         ("ftp://127.0.0.1", "No connection can be opened: .* Check the proxies"),
+        (
+            "http://user:pass/word@127.0.0.1",
+            "No connection can be opened: a proxy's address is not",
+        ),
     ],
 )
 def test_a_proxy_that_does_not_work_is_named(
     embed: Embed, fake: FakeGateway, monkeypatch: pytest.MonkeyPatch, proxy: str, words: str
 ) -> None:
     monkeypatch.setenv("ALL_PROXY", proxy)
-    with pytest.raises(EmbeddingConnectionError, match=words):
+    with pytest.raises(EmbeddingConnectionError, match=words) as caught:
         embed(["x"], max_retries=0)
+    assert "pass" not in f"{caught.value!r} {caught.value.__cause__!r}"
 
 
 def test_a_slow_gateway_is_a_timeout(embed: Embed, fake: FakeGateway) -> None:

@@ -347,14 +347,19 @@ def _mapped_set_up() -> Generator[None]:
     """Explain what httpx2 cannot use of the environment, whatever the address is."""
     try:
         yield
-    except (ImportError, OSError, ValueError, httpx2.InvalidURL) as error:
-        reason = str(error).removesuffix(".")
-        msg = (
-            f"No connection can be opened: {reason}. Check the proxies and certificates in the "
-            "environment: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE and "
-            "SSL_CERT_DIR."
-        )
-        raise EmbeddingConnectionError(msg) from error
+    except (ImportError, OSError, ValueError) as error:
+        raise _cannot_be_opened(str(error).removesuffix(".")) from error
+    except httpx2.InvalidURL:
+        # Its message may contain a part of the password.
+        raise _cannot_be_opened("a proxy's address is not a URL") from None
+
+
+def _cannot_be_opened(reason: str) -> EmbeddingConnectionError:
+    msg = (
+        f"No connection can be opened: {reason}. Check the proxies and certificates in the "
+        "environment: HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR."
+    )
+    return EmbeddingConnectionError(msg)
 
 
 @contextmanager
