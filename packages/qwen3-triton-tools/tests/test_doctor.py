@@ -309,6 +309,21 @@ def test_a_bare_machine_is_not_a_failure_and_the_report_says_what_was_skipped() 
     assert skipped >= {"GPU", "Docker", "model", "tokenizer"}
 
 
+def test_what_old_versions_and_models_take_on_disk_is_reported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("QWEN3_TRITON_RUNTIME_DIR", str(tmp_path))
+    compiled = tmp_path / "compiled"
+    for folder in (tmp_path / "triton-old", compiled / "one", compiled / "two"):
+        folder.mkdir(parents=True)
+        (folder / "file").write_bytes(bytes(1 << 20))
+    _, checks, _ = doctor("--engine-cache-dir", str(compiled))
+    old, models = checks["old local Tritons"], checks["compiled models"]
+    assert old["seen"].startswith(f"1.0 MiB at {tmp_path}, of other versions")
+    assert old["remedy"].endswith(f"rm -r {tmp_path / 'triton-old'}")
+    assert models["seen"] == f"2.0 MiB at {compiled}, of 2 models or versions of them"
+
+
 def test_a_machine_with_a_gpu_docker_and_the_toolkit_is_healthy(install: Install) -> None:
     install("nvidia-smi", {"--query-gpu": (0, RTX_3090, "")})
     info = ENGINE | {"Runtimes": {"nvidia": {}, "runc": {}}}

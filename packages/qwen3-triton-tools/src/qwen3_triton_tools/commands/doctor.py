@@ -89,6 +89,12 @@ EXPLICIT_SOURCES = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
     help="Folder or file of the reranker's tokenizer.json. [RERANK_TOKENIZER_PATH]",
 )
 @click.option(
+    "--engine-cache-dir",
+    envvar="EMBED_ENGINE_CACHE_DIR",
+    type=ANY_PATH,
+    help="Folder in which OpenVINO keeps compiled models. [EMBED_ENGINE_CACHE_DIR]",
+)
+@click.option(
     "--output-dim",
     envvar="EMBED_OUTPUT_DIM",
     type=int,

@@ -50,6 +50,7 @@ class Target:
     rerank_model_dir: Path | None
     rerank_tokenizer_path: Path | None
     model_repository: Path | None
+    engine_cache_dir: Path | None
     tokenizer_path: Path | None
     output_dim: int
     api_key: str | None
@@ -117,7 +118,9 @@ def _check_machine(
     folders = {"model": _existing(target.model_repository or target.model_dir or Path.cwd())}
     if docker.root:
         folders["Docker"] = docker.root
-    system = check_machine(model_bytes=files.model_bytes, folders=folders)
+    system = check_machine(
+        model_bytes=files.model_bytes, folders=folders, engine_cache_dir=target.engine_cache_dir
+    )
     return [*system, *gpus, *docker.findings, *check_ports(_local_ports(target, gateway))]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import time
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..findings import Finding, failure, ok, skipped, warning
-from ..local_triton import unsupported_reason
+from ..local_triton import unsupported_reason, unused_runtimes
 
 PROGRAM_TIMEOUT_SECONDS = 15.0
 # Recommended by the runbook for model, images and build cache.
@@ -79,15 +80,19 @@ def run_program(name: str, *arguments: str) -> ProgramResult | None:
     return ProgramResult(done.returncode, done.stdout, done.stderr)
 
 
-def check_machine(*, model_bytes: int, folders: dict[str, Path]) -> list[Finding]:
+def check_machine(
+    *, model_bytes: int, folders: dict[str, Path], engine_cache_dir: Path | None
+) -> list[Finding]:
     """Check the system itself.
 
     Args:
         model_bytes: Size of the model, 0 if unknown.
         folders: Folders whose disks matter, by what they contain.
+        engine_cache_dir: Where OpenVINO keeps compiled models.
     """
     findings = [_check_system(), _check_local_triton(), _check_memory(model_bytes)]
     findings += [_check_disk(content, folder) for content, folder in folders.items()]
+    findings += _check_old_tritons() + _check_compiled_models(engine_cache_dir)
     return [*findings, _check_clock()]
 
 
@@ -162,6 +167,35 @@ def _check_disk(content: str, folder: Path) -> Finding:
         remedy = "Model, images and build cache of the 4B model need about 20 GiB."
         return warning(name, message, remedy)
     return ok(name, message)
+
+
+def _check_old_tritons() -> list[Finding]:
+    """List local Tritons of other versions: whether something still runs from them is not known."""
+    folders = unused_runtimes()
+    if not folders:
+        return []
+    taken = format_gib(sum(map(_size_of, folders)))
+    message = f"{taken} at {folders[0].parent}, of other versions of this project or of Python"
+    remedy = f"Once nothing runs from them: rm -r {shlex.join(map(str, folders))}"
+    return [Finding("old local Tritons", "ok", message, remedy=remedy)]
+
+
+def _check_compiled_models(cache_dir: Path | None) -> list[Finding]:
+    """List what OpenVINO keeps: a folder for each digest of weights that was ever served."""
+    folders = list(cache_dir.glob("*/")) if cache_dir else []
+    if len(folders) <= 1:
+        return []
+    taken = format_gib(sum(map(_size_of, folders)))
+    message = f"{taken} at {cache_dir}, of {len(folders)} models or versions of them"
+    remedy = (
+        "Each can be removed while the gateway is stopped; the models that are served are compiled "
+        "again at the next start."
+    )
+    return [Finding("compiled models", "ok", message, remedy=remedy)]
+
+
+def _size_of(folder: Path) -> int:
+    return sum(file.lstat().st_size for file in folder.rglob("*") if file.is_file())
 
 
 def _check_clock() -> Finding:

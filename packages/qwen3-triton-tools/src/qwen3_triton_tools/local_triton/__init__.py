@@ -22,6 +22,7 @@ from .runtime import (
     ensure_openvino,
     ensure_runtime,
     unsupported_reason,
+    unused_runtimes,
 )
 
 __all__ = [
@@ -43,5 +44,6 @@ __all__ = [
     "needs_openvino",
     "run_foreground",
     "unsupported_reason",
+    "unused_runtimes",
     "write_repository",
 ]

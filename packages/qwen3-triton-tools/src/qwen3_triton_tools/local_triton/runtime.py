@@ -109,12 +109,18 @@ def ensure_runtime(progress: Callable[[str], None]) -> TritonRuntime:
     reason = unsupported_reason()
     if reason is not None:
         raise UnsupportedMachineError(reason)
-    runtime = TritonRuntime(default_cache_dir() / f"triton-{_digest()}")
+    runtime = TritonRuntime(_folder())
     if not runtime.server.is_file():
         with _writing(runtime, progress):
             if not runtime.server.is_file():
                 _create(runtime, progress)
     return runtime
+
+
+def unused_runtimes() -> list[Path]:
+    """List the folders of other versions and Pythons than this one."""
+    folder = _folder()
+    return sorted(other for other in folder.parent.glob("triton-*") if other != folder)
 
 
 def ensure_openvino(runtime: TritonRuntime, progress: Callable[[str], None]) -> None:
@@ -149,6 +155,10 @@ def _writing(runtime: TritonRuntime, progress: Callable[[str], None]) -> Generat
             f"The local Triton cannot be written to {parent} ({error}). Set "
             "QWEN3_TRITON_RUNTIME_DIR to a writable folder with 600 MB of free space."
         ) from error
+
+
+def _folder() -> Path:
+    return default_cache_dir() / f"triton-{_digest()}"
 
 
 def _digest() -> str:
