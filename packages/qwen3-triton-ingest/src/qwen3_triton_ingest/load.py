@@ -26,12 +26,7 @@ from .finishing import (
     remove_vanished_documents,
 )
 from .index.build import OnNotice
-from .index.catalog import (
-    IndexProgress,
-    VectorIndex,
-    drop_vector_indexes,
-    find_vector_indexes,
-)
+from .index.catalog import IndexProgress, drop_vector_indexes, find_vector_indexes
 from .index.plan import decide
 from .layouts import Table
 from .ledger.documents import Ownership, VanishedCount
@@ -68,6 +63,10 @@ _PLANNED_AHEAD = 10_000
 _CONTEXT_CHANGED = (
     "The context of {} was {!r} and is {!r} from now on: documents with headings are embedded "
     "again as they are loaded. Load all sources of the table, so that its vectors are alike."
+)
+_INDEX_DROPPED = (
+    "The vector index was dropped, because this many rows load faster without it. It is rebuilt "
+    "after the load; until then searches are exact and slow."
 )
 
 Phase: TypeAlias = Literal["load", "vanished", "index"]
@@ -384,7 +383,7 @@ class _Load:
         ) as engine:
             for _ in map_shards(engine, self._shards(), workers=self._workers):
                 hold.renew(self._wait_for_postgres)
-                self._look(task, run)
+                self._check_progress(task.table, run)
 
     def _shards(self) -> Iterator[Shard]:
         self._skipped.clear()
@@ -394,16 +393,14 @@ class _Load:
             self._progress = replace(self._progress, shards_planned=len(ahead))
         return chain(ahead, shards)
 
-    def _look(self, task: ShardTask, run: Run) -> None:
+    def _check_progress(self, table: Table, run: Run) -> None:
         """Show the progress, and drop the index once maintaining it costs more than a rebuild."""
-
-        def work(connection: Connection) -> tuple[Counts, int, list[VectorIndex]]:
-            return (
-                *run_counts(connection, run.id),
-                find_vector_indexes(connection, task.table),
+        (counts, done), indexes = self._session.run(
+            lambda connection: (
+                run_counts(connection, run.id),
+                find_vector_indexes(connection, table),
             )
-
-        counts, done, indexes = self._session.run(work)
+        )
         self._show(counts=counts, shards_done=done, waiting_for=None)
         plan = decide(
             self._index_policy,
@@ -412,11 +409,8 @@ class _Load:
             index_exists=bool(indexes),
         )
         if plan == "drop and rebuild":
-            self._session.run(lambda connection: drop_vector_indexes(connection, task.table))
-            self._on_notice(
-                "The vector index was dropped, because this many rows load faster without it. "
-                "It is rebuilt after the load; until then searches are exact and slow."
-            )
+            self._session.run(lambda connection: drop_vector_indexes(connection, table))
+            self._on_notice(_INDEX_DROPPED)
 
     def _note_skipped(self, extension: str) -> None:
         self._skipped[extension] = self._skipped.get(extension, 0) + 1

@@ -22,7 +22,6 @@ from .ledger.runs import Counts, add_counts, begin_shard, clear_dead_letters, fi
 from .preparing import (
     Digests,
     PreparedDocument,
-    Verdict,
     compare,
     conflict,
     digests_of,
@@ -208,14 +207,15 @@ class _ShardRun:
         self, documents: Sequence[Document], bad: Sequence[BadRecord] = ()
     ) -> list[PreparedDocument]:
         """Return the documents to write, and record the unchanged and the bad ones."""
-        task, bad = self._task, list(bad)
+        task = self._task
         known_by_id = self._session.run(
             lambda connection: known_documents(
                 connection, task.table_id, [document.doc_id for document in documents]
             )
         )
-        unchanged: list[Document] = []
         prepared: list[PreparedDocument] = []
+        unchanged: list[Document] = []
+        bad = list(bad)
         for read in documents:
             stored = known_by_id.get(read.doc_id)
             document, known = in_one_source(read, stored, task.owner)
@@ -228,28 +228,37 @@ class _ShardRun:
                 all_read=task.all_read,
                 may_replace=task.on_conflict == "replace",
             )
-            if verdict == "write":
+            if known is None or verdict == "write":
                 item = self._prepare(document, digests, stored)
-                bad += [item] if isinstance(item, BadRecord) else []
-                prepared += [item] if isinstance(item, PreparedDocument) else []
-            elif verdict == "unchanged" or (stored and _is_moved(document, stored, verdict)):
-                unchanged.append(document)
-            elif verdict == "contested":
-                self.contested += 1
-            elif verdict == "foreign" and known is not None:
+                if isinstance(item, BadRecord):
+                    bad.append(item)
+                else:
+                    prepared.append(item)
+            elif verdict == "foreign":
                 bad.append(self._foreign(document, known))
                 continue
+            elif verdict == "contested":
+                self.contested += 1
+            elif verdict == "unchanged" or (verdict == "done" and _is_moved(document, stored)):
+                unchanged.append(document)
             if known is not None and is_duplicate(document, known, task.run_id):
-                if task.on_conflict == "fail" and known.origin.source != document.origin.source:
-                    self._foreign(document, known)  # of two sources of this run
-                self.duplicates += 1
-                bad += conflict(document, digests, known)
+                bad += self._duplicate(document, digests, known)
         self._record_unchanged(unchanged)
         if bad:
             self._writer.refuse(bad)
         return prepared
 
+    def _duplicate(
+        self, document: Document, digests: Digests, known: KnownDocument
+    ) -> list[BadRecord]:
+        """Count the second of two records with one id, and report it if they differ."""
+        if self._task.on_conflict == "fail" and known.origin.source != document.origin.source:
+            self._foreign(document, known)
+        self.duplicates += 1
+        return conflict(document, digests, known)
+
     def _foreign(self, document: Document, known: KnownDocument) -> BadRecord:
+        """Report a document whose id belongs to another source, or raise if the load shall fail."""
         record = foreign_conflict(document, known)
         if self._task.on_conflict == "fail":
             raise ConflictError(f"{record.origin}: {record.reason}")
@@ -332,9 +341,9 @@ class _ShardRun:
         return [item if item.is_ready else next(self._embed([item])) for item in again]
 
 
-def _is_moved(document: Document, stored: KnownDocument, verdict: Verdict) -> bool:
+def _is_moved(document: Document, stored: KnownDocument | None) -> bool:
     """Return whether a narrower source of this run was the first to read the document's file."""
-    return verdict == "done" and stored.origin.source != document.origin.source
+    return stored is not None and stored.origin.source != document.origin.source
 
 
 def _batches(records: Iterable[Document | BadRecord]) -> Iterator[list[Document | BadRecord]]:
