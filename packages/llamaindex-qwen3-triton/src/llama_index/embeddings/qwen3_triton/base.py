@@ -33,7 +33,7 @@ from qwen3_triton_client import (
     EmbeddingClient,
 )
 
-from .driver import arun, run
+from .calls import aembed, embed
 
 
 def _base_url_from_environment() -> str:
@@ -246,19 +246,19 @@ class Qwen3TritonEmbedding(GatewayComponent, BaseEmbedding):
         Raises:
             EmbeddingError: The query has no vector.
         """
-        return run(self, [query], "query")[0]
+        return embed(self, [query], "query")[0]
 
     async def aget_query_embedding(self, query: str) -> Embedding:
         """Embed a query, without blocking the event loop."""
-        return (await arun(self, [query], "query"))[0]
+        return (await aembed(self, [query], "query"))[0]
 
     def get_text_embedding(self, text: str) -> Embedding:
         """Embed a document."""
-        return run(self, [text], "document")[0]
+        return embed(self, [text], "document")[0]
 
     async def aget_text_embedding(self, text: str) -> Embedding:
         """Embed a document, without blocking the event loop."""
-        return (await arun(self, [text], "document"))[0]
+        return (await aembed(self, [text], "document"))[0]
 
     def get_text_embedding_batch(
         self,
@@ -271,7 +271,7 @@ class Qwen3TritonEmbedding(GatewayComponent, BaseEmbedding):
         Raises:
             EmbeddingError: A text has no vector; `completed` holds the vectors that did arrive.
         """
-        return run(self, texts, "document", show_progress=show_progress)
+        return embed(self, texts, "document", show_progress=show_progress)
 
     async def aget_text_embedding_batch(
         self,
@@ -284,7 +284,7 @@ class Qwen3TritonEmbedding(GatewayComponent, BaseEmbedding):
         Raises:
             EmbeddingError: A text has no vector; `completed` holds the vectors that did arrive.
         """
-        return await arun(self, texts, "document", show_progress=show_progress)
+        return await aembed(self, texts, "document", show_progress=show_progress)
 
     def _get_query_embedding(self, query: str) -> Embedding:
         return self.clients()[0].embed_query(query)

@@ -38,7 +38,7 @@ Embeddings = list[list[float]]
 Report = Callable[[Embeddings], None]
 
 
-def run(
+def embed(
     model: Qwen3TritonEmbedding,
     texts: Sequence[str],
     input_type: InputType,
@@ -58,7 +58,7 @@ def run(
     return call.embeddings
 
 
-async def arun(
+async def aembed(
     model: Qwen3TritonEmbedding,
     texts: Sequence[str],
     input_type: InputType,
