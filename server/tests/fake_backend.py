@@ -1,18 +1,21 @@
-"""A model made of arithmetic: the only fake, at the seam that every backend shares."""
+"""A model made of arithmetic, the only fake, at the seam of every backend; and services on it."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from qwen3_triton_gateway.backends.base import AnyArray, ModelSpec, Probe, TensorSpec
+from qwen3_triton_gateway.backends.base import AnyArray, Backend, ModelSpec, Probe, TensorSpec
 from qwen3_triton_gateway.backends.interface import describe_model, wrap_output
 from qwen3_triton_gateway.errors import DeadlineExceededError
 from qwen3_triton_gateway.run_memory import RunMemory
-from qwen3_triton_gateway.settings import Task
+from qwen3_triton_gateway.service import EmbeddingService
+from qwen3_triton_gateway.settings import Settings, Task
 from qwen3_triton_gateway.tensors import HiddenStates, PooledStates, TokenBatch
 
 HIDDEN_SIZE = 1280
@@ -124,6 +127,10 @@ class FakeBackend:
     async def close(self) -> None:
         self.ready = False
 
+    def swap_weights(self) -> None:
+        """Answer like a model with other weights."""
+        self.corrupt = lambda _, values: values[..., ::-1]
+
     def hidden_states(self, batch: TokenBatch) -> AnyArray:
         rows = self._table[batch.input_ids % VOCABULARY_SIZE] * batch.attention_mask[..., None]
         weights = 1.0 + np.arange(batch.input_ids.shape[1])[None, :, None] % 7
@@ -141,3 +148,15 @@ class FakeReranker(FakeBackend):
             stated_canary=stated_canary,
             task="rerank",
         )
+
+
+def make_service(tokenizer_dir: Path, backend: Backend, **settings: Any) -> EmbeddingService:
+    """Build a service that embeds with a fake model, not connected yet."""
+    return EmbeddingService(Settings(**{"TOKENIZER_PATH": tokenizer_dir, **settings}), backend)
+
+
+async def connected(tokenizer_dir: Path, backend: Backend, **settings: Any) -> EmbeddingService:
+    """Build a service that embeds with a fake model, and connect it."""
+    service = make_service(tokenizer_dir, backend, **settings)
+    await service.embedder.connect()
+    return service

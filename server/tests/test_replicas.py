@@ -8,13 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fake_backend import FakeBackend
+from fake_backend import FakeBackend, connected
 from qwen3_triton_gateway.backends import probe
 from qwen3_triton_gateway.backends.base import Probe
 from qwen3_triton_gateway.backends.replicas import ReplicatedBackend
 from qwen3_triton_gateway.errors import BackendUnavailableError, StartupError
-from qwen3_triton_gateway.service import EmbeddingService
-from qwen3_triton_gateway.settings import Settings
 from qwen3_triton_gateway.tensors import HiddenStates, PooledStates, TokenBatch
 
 CANARY = TokenBatch(np.array([[5, 6, 7]]), np.array([[1, 1, 1]]))
@@ -39,10 +37,6 @@ class NamedFake(FakeBackend):
     @property
     def states(self) -> dict[str, bool]:
         return {self.name: self.ready}
-
-
-def swap_weights(backend: FakeBackend) -> None:
-    backend.corrupt = lambda _, values: values[..., ::-1]
 
 
 def restore_weights(backend: FakeBackend) -> None:
@@ -105,7 +99,7 @@ async def test_a_replica_that_returns_with_other_weights_gets_no_work(
 ) -> None:
     backend = await start(left, right)
     await restart(backend, right)
-    swap_weights(right)
+    right.swap_weights()
     assert await watch(backend)
     assert await users(backend, left, right) == {"left"}
     assert "other weights" in backend.problems["right"]
@@ -117,7 +111,7 @@ async def test_an_excluded_replica_gets_work_again_once_its_canary_is_correct(
 ) -> None:
     backend = await start(left, right)
     await restart(backend, right)
-    swap_weights(right)
+    right.swap_weights()
     await watch(backend)
     assert "right stays excluded: its answer to the canary agrees only to" in caplog.text
     await restart(backend, right)
@@ -131,7 +125,7 @@ async def test_a_reloaded_replica_gets_no_work_before_its_canary(
     left: NamedFake, right: NamedFake
 ) -> None:
     backend = await start(left, right)
-    swap_weights(right)
+    right.swap_weights()
     right.generation += 1
     await backend.is_ready()
     right.calls.clear()
@@ -144,7 +138,7 @@ async def test_a_replica_in_doubt_is_excluded_once_its_canary_is_wrong(
     left: NamedFake, right: NamedFake, caplog: pytest.LogCaptureFixture
 ) -> None:
     backend = await start(left, right)
-    swap_weights(right)
+    right.swap_weights()
     right.doubts += 1
     await watch(backend)
     assert "other weights" in backend.problems["right"]
@@ -192,7 +186,7 @@ async def test_each_replica_is_checked_in_turn(
     monkeypatch.setattr(probe, "INTERVAL_SECONDS", 0.0)
     monkeypatch.setattr(probe, "MAX_SHARE", float("inf"))
     backend = await start(left, right)
-    swap_weights(left)
+    left.swap_weights()
     await watch(backend)
     assert set(backend.problems) == {"left"}
 
@@ -241,7 +235,7 @@ async def test_the_majority_decides_which_weights_are_served(
     left: NamedFake, right: NamedFake
 ) -> None:
     third = NamedFake("third")
-    swap_weights(left)
+    left.swap_weights()
     backend = await start(left, right, third)
     assert await users(backend, left, right, third) == {"right", "third"}
     assert set(backend.problems) == {"left"}
@@ -250,7 +244,7 @@ async def test_the_majority_decides_which_weights_are_served(
 async def test_replicas_that_disagree_without_a_majority_refuse_to_start(
     left: NamedFake, right: NamedFake
 ) -> None:
-    swap_weights(left)
+    left.swap_weights()
     with pytest.raises(StartupError, match="left, right return different answers"):
         await start(left, right)
 
@@ -258,7 +252,7 @@ async def test_replicas_that_disagree_without_a_majority_refuse_to_start(
 async def test_without_a_trusted_replica_a_batch_is_refused(left: NamedFake) -> None:
     backend = await start(left)
     await restart(backend, left)
-    swap_weights(left)
+    left.swap_weights()
     assert not await watch(backend)
     with pytest.raises(BackendUnavailableError, match="other weights"):
         await infer(backend)
@@ -268,10 +262,9 @@ async def test_the_service_stays_ready_on_the_others(
     tokenizer_dir: Path, left: NamedFake, right: NamedFake
 ) -> None:
     backend = ReplicatedBackend([left, right])
-    service = EmbeddingService(Settings(TOKENIZER_PATH=tokenizer_dir), backend)  # pyright: ignore[reportCallIssue]
-    await service.embedder.connect()
+    service = await connected(tokenizer_dir, backend)
     await restart(backend, right)
-    swap_weights(right)
+    right.swap_weights()
     await watch(backend)
     assert (await service.embedder.check()).ready
     assert set(service.state().problems) == {"right"}

@@ -17,7 +17,7 @@ import pytest_asyncio
 from onnx import numpy_helper
 
 import qwen3_nano
-from fake_backend import FakeBackend, FakeReranker
+from fake_backend import FakeBackend, FakeReranker, make_service
 from qwen3_triton_gateway.backends import choose_backend, with_stated_lengths
 from qwen3_triton_gateway.backends.base import Probe
 from qwen3_triton_gateway.backends.onnx import OnnxBackend
@@ -308,7 +308,7 @@ async def test_the_canary_notices_another_reranker() -> None:
     backend = FakeReranker()
     reranker = await connected(backend)
     backend.generation += 1
-    backend.corrupt = lambda _, values: values[:, ::-1]
+    backend.swap_weights()
     await reranker.check()
     with pytest.raises(BackendUnavailableError, match="has changed"):
         await reranker.confirm(asyncio.get_running_loop().time() + 60)
@@ -393,7 +393,7 @@ async def test_scores_other_than_those_that_the_configuration_states_refuse_to_s
 
 async def test_replicas_with_different_rerankers_are_noticed() -> None:
     backends = [FakeReranker() for _ in range(2)]
-    backends[1].corrupt = lambda _, values: values[:, ::-1]
+    backends[1].swap_weights()
     service = EmbeddingService(settings_for(), None, ReplicatedBackend(backends))
     with pytest.raises(StartupError, match="different answers to the same canary"):
         await service.reranker.connect()
@@ -596,9 +596,8 @@ def test_the_model_that_is_not_served_says_how_to_serve_it(tokenizer_dir: Path) 
     alone = fake_service(FakeReranker())
     with pytest.raises(ModelNotFoundError, match="only a reranker"):
         _ = alone.embedder
-    service = EmbeddingService(settings_for(TOKENIZER_PATH=tokenizer_dir), FakeBackend())
     with pytest.raises(ModelNotFoundError, match="RERANK_TRITON_MODEL"):
-        _ = service.reranker
+        _ = make_service(tokenizer_dir, FakeBackend()).reranker
 
 
 async def test_two_models_with_one_name_are_refused(tokenizer_dir: Path) -> None:
