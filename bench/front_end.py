@@ -2,6 +2,7 @@
 
     python bench/front_end.py         # lone queries, requests of 64 texts, and 50 pairs to rerank
     python bench/front_end.py --rounds 9
+    python bench/front_end.py --against ../before   # compared in turns with another checkout
 
 The gateway runs in a process of its own, complete but for the backends, which return rows of a
 table. What counts is that process's CPU time, kernel included, and not how long a request takes: so
@@ -19,10 +20,11 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from tempfile import NamedTemporaryFile
+from typing import Any, NamedTuple, TypeAlias
 
 import click
 import numpy as np
@@ -43,7 +45,41 @@ WORDS, TEXTS_PER_REQUEST = 40, 64
 QUERY_WORDS, PAIR_WORDS, PAIRS_PER_REQUEST = 10, 150, 50
 QUERIES, REQUESTS, WARM_UP = 500, 25, 0.2
 MAX_QUERY_MS, MAX_TEXT_US = 0.7, 100
-HEADER = ("", "CPU of the gateway", "")
+# Two gateways that are compared take turns this often in a round.
+TURNS = 12
+HEADER = ("", "CPU of the gateway", "CPU of the other")
+TASKS = ("embed", "rerank")
+ROOT = Path(__file__).resolve().parents[1]
+Body: TypeAlias = dict[str, Any]
+
+
+class Gateway(NamedTuple):
+    """A running gateway: its process, and its port on this machine."""
+
+    pid: int
+    port: int
+
+
+class Case(NamedTuple):
+    """A kind of request whose cost is measured, per text or pair.
+
+    Attributes:
+        what: What costs that, for the table.
+        task: The gateway that answers it.
+        bodies: The requests.
+        items: The texts or pairs of each.
+        unit: The unit of the table: ms or µs.
+        digits: Its decimals.
+        target: The maximum in that unit, if there is one.
+    """
+
+    what: str
+    task: str
+    bodies: Sequence[Body]
+    items: int
+    unit: str
+    digits: int
+    target: float | None = None
 
 
 class TableBackend:
@@ -99,7 +135,7 @@ class Connection:
     def __init__(self, port: int) -> None:
         self._socket = socket.create_connection(("127.0.0.1", port))
 
-    def send(self, body: dict[str, object]) -> None:
+    def send(self, body: Body) -> None:
         """Send one request to embed texts or to rerank them, and read its response to the end.
 
         Raises:
@@ -129,16 +165,18 @@ def _is_whole(answer: bytes) -> bool:
 
 
 @contextmanager
-def gateway(task: str = "embed") -> Generator[tuple[int, int]]:
-    """Run a gateway that embeds or reranks on that backend, and yield its process ID and port."""
-    command = [sys.executable, __file__, "--serve", task]
+def gateway(task: str, checkout: Path = ROOT) -> Generator[Gateway]:
+    """Run a gateway of a checkout that embeds or reranks on that backend."""
+    command = [sys.executable, "bench/front_end.py", "--serve", task]
+    sources = [checkout / "server" / "src", *checkout.glob("packages/*/src")]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, sources))}
     # A file, since a pipe that is not read would block it: it logs every request.
     with (
         NamedTemporaryFile("w+") as log,
-        subprocess.Popen(command, stderr=log) as process,
+        subprocess.Popen(command, stderr=log, cwd=checkout, env=environment) as process,
     ):
         try:
-            yield process.pid, _wait_for_port(process, Path(log.name))
+            yield Gateway(process.pid, _wait_for_port(process, Path(log.name)))
         finally:
             process.send_signal(signal.SIGINT)
 
@@ -158,17 +196,21 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(pid: int, port: int, bodies: list[dict[str, object]]) -> float:
-    """Return the CPU seconds per request."""
-    connection = Connection(port)
-    for body in bodies[: int(WARM_UP * len(bodies))]:
-        connection.send(body)
-    before = cpu_seconds(pid)
-    for body in bodies:
-        connection.send(body)
-    spent = cpu_seconds(pid) - before
-    connection.close()
-    return spent / len(bodies)
+def measure(gateways: Sequence[Gateway], bodies: Sequence[Body]) -> list[float]:
+    """Return the CPU seconds per request of each gateway, which take turns."""
+    connections = [Connection(gateway.port) for gateway in gateways]
+    for connection in connections:
+        for body in bodies[: int(WARM_UP * len(bodies))]:
+            connection.send(body)
+    spent = [-cpu_seconds(gateway.pid) for gateway in gateways]
+    for turn in chunks(bodies, max(1, len(bodies) // TURNS)):
+        for connection in connections:
+            for body in turn:
+                connection.send(body)
+    spent = [time + cpu_seconds(gateway.pid) for time, gateway in zip(spent, gateways, strict=True)]
+    for connection in connections:
+        connection.close()
+    return [time / len(bodies) for time in spent]
 
 
 def plain_texts(count: int, length: int = WORDS) -> list[str]:
@@ -178,60 +220,80 @@ def plain_texts(count: int, length: int = WORDS) -> list[str]:
     return [" ".join(words[at : at + length]) for at in starts]
 
 
+def build_cases() -> list[Case]:
+    """Build the requests of each row."""
+    base64 = {"encoding_format": "base64"}
+    queries: list[Body] = [
+        {"texts": [text], "input_type": "query"} | base64 for text in plain_texts(QUERIES)
+    ]
+    texts = chunks(plain_texts(REQUESTS * TEXTS_PER_REQUEST), TEXTS_PER_REQUEST)
+    questions = plain_texts(REQUESTS, QUERY_WORDS)
+    documents = chunks(plain_texts(REQUESTS * PAIRS_PER_REQUEST, PAIR_WORDS), PAIRS_PER_REQUEST)
+    pairs = zip(questions, documents, strict=True)
+    return [
+        Case(f"a lone query of {WORDS} words", "embed", queries, 1, "ms", 2, MAX_QUERY_MS),
+        Case(
+            f"a text of {WORDS} words in requests of {TEXTS_PER_REQUEST}",
+            "embed",
+            [{"texts": some} | base64 for some in texts],
+            TEXTS_PER_REQUEST,
+            "µs",
+            0,
+            MAX_TEXT_US,
+        ),
+        Case(
+            f"a pair of {QUERY_WORDS} and {PAIR_WORDS} words in requests of {PAIRS_PER_REQUEST}",
+            "rerank",
+            [{"query": query, "texts": some} for query, some in pairs],
+            PAIRS_PER_REQUEST,
+            "µs",
+            0,
+        ),
+    ]
+
+
 @click.command(help=__doc__)
 @click.option("--rounds", type=int, default=5, show_default=True)
 @click.option("--markdown", type=click.Path(path_type=Path), help="Write the table there, too.")
-@click.option("--serve", type=click.Choice(["embed", "rerank"]), hidden=True)
-def main(rounds: int, markdown: Path | None, serve: str | None) -> None:
+@click.option(
+    "--against",
+    type=click.Path(exists=True, file_okay=False, resolve_path=True, path_type=Path),
+    help="A checkout of another commit, which runs on this one's packages.",
+)
+@click.option("--serve", type=click.Choice(TASKS), hidden=True)
+def main(rounds: int, markdown: Path | None, against: Path | None, serve: str | None) -> None:
     if serve:
         _serve(serve)
         return
-    base64 = {"encoding_format": "base64"}
-    queries: list[dict[str, object]] = [
-        {"texts": [text], "input_type": "query"} | base64 for text in plain_texts(QUERIES)
-    ]
-    requests: list[dict[str, object]] = [
-        {"texts": texts} | base64
-        for texts in chunks(plain_texts(REQUESTS * TEXTS_PER_REQUEST), TEXTS_PER_REQUEST)
-    ]
-    questions = plain_texts(REQUESTS, QUERY_WORDS)
-    documents = chunks(plain_texts(REQUESTS * PAIRS_PER_REQUEST, PAIR_WORDS), PAIRS_PER_REQUEST)
-    reranked: list[dict[str, object]] = [
-        {"query": query, "texts": texts} for query, texts in zip(questions, documents, strict=True)
-    ]
-    lone, each, pair = list[float](), list[float](), list[float]()
-    with gateway() as embeds, gateway("rerank") as reranks:
+    checkouts = [ROOT, against] if against else [ROOT]
+    cases = build_cases()
+    spent: list[list[list[float]]] = [[] for _ in cases]
+    with ExitStack() as stack:
+        gateways = {
+            task: [stack.enter_context(gateway(task, checkout)) for checkout in checkouts]
+            for task in TASKS
+        }
         for _ in range(rounds):
-            lone.append(1000 * measure(*embeds, queries))
-            each.append(1e6 * measure(*embeds, requests) / TEXTS_PER_REQUEST)
-            pair.append(1e6 * measure(*reranks, reranked) / PAIRS_PER_REQUEST)
-    rows = [
-        Row(
-            f"a lone query of {WORDS} words",
-            f"{statistics.median(lone):.2f} ms",
-            "",
-            spread(lone),
-            f"at most {MAX_QUERY_MS} ms",
-            statistics.median(lone) <= MAX_QUERY_MS,
-        ),
-        Row(
-            f"a text of {WORDS} words in requests of {TEXTS_PER_REQUEST}",
-            f"{statistics.median(each):.0f} µs",
-            "",
-            spread(each, 0),
-            f"at most {MAX_TEXT_US} µs",
-            statistics.median(each) <= MAX_TEXT_US,
-        ),
-        Row(
-            f"a pair of {QUERY_WORDS} and {PAIR_WORDS} words in requests of {PAIRS_PER_REQUEST}",
-            f"{statistics.median(pair):.0f} µs",
-            "",
-            spread(pair, 0),
-        ),
-    ]
-    show(rows, Console(), HEADER)
+            for case, rows in zip(cases, spent, strict=True):
+                rows.append(measure(gateways[case.task], case.bodies))
+    table = [_row(case, rows) for case, rows in zip(cases, spent, strict=True)]
+    show(table, Console(), HEADER)
     if markdown:
-        write_markdown(rows, markdown, HEADER)
+        write_markdown(table, markdown, HEADER)
+
+
+def _row(case: Case, spent: Sequence[Sequence[float]]) -> Row:
+    """Build the row of a case: without another checkout, its result is the time itself."""
+    scale = {"ms": 1e3, "µs": 1e6}[case.unit] / case.items
+    sides = [[scale * time for time in side] for side in zip(*spent, strict=True)]
+    medians = [statistics.median(side) for side in sides]
+    ours, other, *_ = [*(f"{median:.{case.digits}f} {case.unit}" for median in medians), ""]
+    ratios = [ours / theirs for ours, theirs in spent] if len(sides) > 1 else []
+    result = spread(ratios) if ratios else spread(sides[0], case.digits)
+    if case.target is None:
+        return Row(case.what, ours, other, result)
+    target = f"at most {case.target} {case.unit}"
+    return Row(case.what, ours, other, result, target, medians[0] <= case.target)
 
 
 def _serve(task: str) -> None:
