@@ -11,11 +11,11 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 from tokenizers import Tokenizer
 
 import qwen3_nano
+from onnx_session import open_session
 from qwen3_nano.graph import build_graph
 from qwen3_nano.weights import NanoWeights, load_weights
 from qwen3_triton_gateway.rerank_prompt import ANSWERS, PREFIX, SUFFIX, render_pair
@@ -83,7 +83,7 @@ def reference_logits(
         query: The query.
         documents: The documents.
     """
-    session: Any = onnxruntime.InferenceSession(folder / "model.onnx")
+    session: Any = open_session(folder / "model.onnx")
     rows: list[Any] = []
     for document in documents:
         ids = np.array([tokenize_as_the_card(query, document)], dtype=np.int64)

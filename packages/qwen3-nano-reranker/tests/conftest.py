@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from onnx_session import open_session
 from padding import padded_inputs
 from qwen3_nano_reranker import golden_path, model_dir
 
@@ -45,11 +45,7 @@ class Reranker:
 
     def __init__(self) -> None:
         self.tokenizer = Tokenizer.from_file(str(model_dir() / "tokenizer.json"))
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 2
-        self.session: Any = onnxruntime.InferenceSession(
-            model_dir() / "model.onnx", options, providers=["CPUExecutionProvider"]
-        )
+        self.session: Any = open_session(model_dir() / "model.onnx")
 
     def token_ids(self, pair: Pair) -> list[int]:
         """Tokenize prefix, pair and suffix on their own, as the model card does."""

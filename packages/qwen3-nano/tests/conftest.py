@@ -11,6 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from tokenizers import Tokenizer
 
+from onnx_session import open_session
 from padding import padded_inputs
 from qwen3_nano import golden_path, model_dir
 from qwen3_nano.graph import build_graph
@@ -26,11 +27,11 @@ class Nano:
     def __init__(self) -> None:
         self.tokenizer = Tokenizer.from_file(str(model_dir() / "tokenizer.json"))
         self.weights: NanoWeights = load_weights(model_dir() / "model.onnx")
-        self.plain = session((model_dir() / "model.onnx").read_bytes())
+        self.plain = open_session(model_dir() / "model.onnx")
         self.variant = cache(self._variant)
 
     def _variant(self, **options: Any) -> onnxruntime.InferenceSession:
-        return session(build_graph(self.weights, **options).SerializeToString())
+        return open_session(build_graph(self.weights, **options).SerializeToString())
 
     def feeds(self, texts: list[str], *, left: bool = False) -> Feeds:
         """Return the three inputs, padded right or left, with positions counted from the mask."""
@@ -48,12 +49,6 @@ class Nano:
         """Return the golden texts, their token counts and their vectors."""
         with np.load(golden_path()) as file:
             return file["texts"].tolist(), file["token_counts"], file["vectors"]
-
-
-def session(model: bytes) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 2
-    return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
 def pool(hidden: NDArray[Any], mask: NDArray[np.int64]) -> NDArray[np.float32]:

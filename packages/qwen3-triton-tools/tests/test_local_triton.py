@@ -22,6 +22,7 @@ import tritonclient.http
 import qwen3_nano
 from onnx_exports import feed as padded_feed
 from onnx_exports import masks
+from onnx_session import open_session
 from polling import wait_for
 from qwen3_nano.graph import build_graph
 from qwen3_nano.weights import load_weights
@@ -102,7 +103,7 @@ def _triton(
 
 @functools.cache
 def session(graphs: Path, name: str) -> onnxruntime.InferenceSession:
-    return onnxruntime.InferenceSession(graphs / name / "model.onnx")
+    return open_session(graphs / name / "model.onnx")
 
 
 def feed(model: onnxruntime.InferenceSession, batch: int, length: int) -> Arrays:

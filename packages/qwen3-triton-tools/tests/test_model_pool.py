@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper
@@ -24,6 +23,7 @@ from onnx_exports import (
     write_external_giant,
     write_inline_giant,
 )
+from onnx_session import open_session
 from qwen3_triton_gateway.cli import main
 from qwen3_triton_gateway.pooling import last_token_pool
 from qwen3_triton_tools.errors import ModelError
@@ -51,8 +51,8 @@ def test_pooled_vectors_are_those_of_pooling_outside(tmp_path: Path, variant: st
     source = write_export(tmp_path, **VARIANTS[variant])
     done = pool_model(source)
     assert done.checked_by == "onnx"
-    hidden_model = onnxruntime.InferenceSession(source)
-    pooled_model = onnxruntime.InferenceSession(done.path)
+    hidden_model = open_session(source)
+    pooled_model = open_session(done.path)
     [output] = pooled_model.get_outputs()
     assert (output.name, output.type) == ("sentence_embedding", "tensor(float)")
     assert output.shape == ["batch", HIDDEN_SIZE]
@@ -71,7 +71,7 @@ def test_with_a_past_the_index_counts_within_the_sequence(
     tmp_path: Path, variant: str, past: int
 ) -> None:
     source = write_export(tmp_path, **VARIANTS[variant])
-    session = onnxruntime.InferenceSession(pool_model(source, keep_hidden=True).path)
+    session = open_session(pool_model(source, keep_hidden=True).path)
     for mask in masks().values():
         hidden, pooled = session.run(
             ["last_hidden_state", "sentence_embedding"], feed(session, mask, past)
@@ -86,7 +86,7 @@ def test_operators_are_those_of_the_files_own_opset(tmp_path: Path, opset: int) 
     done = pool_model(tmp_path / "model.onnx", keep_hidden=True)
     before, after = read_model(tmp_path / "model.onnx"), read_model(done.path)
     assert (after.opsets, after.proto.ir_version) == (before.opsets, before.proto.ir_version)
-    session = onnxruntime.InferenceSession(done.path)
+    session = open_session(done.path)
     for mask in masks().values():
         hidden, pooled = session.run(None, feed(session, mask))
         np.testing.assert_array_equal(pooled, last_token_pool(hidden, mask))
@@ -95,8 +95,8 @@ def test_operators_are_those_of_the_files_own_opset(tmp_path: Path, opset: int) 
 def test_the_pooling_in_the_graph_is_that_of_the_nano_models_own(tmp_path: Path) -> None:
     source = write_export(tmp_path / "plain")
     own = write_export(tmp_path / "own", output="sentence_embedding")
-    pooled = onnxruntime.InferenceSession(pool_model(source).path)
-    expected = onnxruntime.InferenceSession(own)
+    pooled = open_session(pool_model(source).path)
+    expected = open_session(own)
     for mask in masks().values():
         arrays = feed(pooled, mask)
         [a], [b] = pooled.run(None, arrays), expected.run(None, arrays)
@@ -133,9 +133,7 @@ def test_grouped_attention_is_pooled_correctly_for_right_padding(
     tmp_path: Path,
 ) -> None:
     save(grouped_attention_model(), tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(
-        pool_model(tmp_path / "model.onnx", keep_hidden=True).path
-    )
+    session = open_session(pool_model(tmp_path / "model.onnx", keep_hidden=True).path)
     mask = masks()["right"]
     arrays = feed(session, mask)
     hidden, pooled = session.run(None, arrays)
@@ -148,9 +146,7 @@ def test_grouped_attention_is_pooled_correctly_for_right_padding(
 
 def test_a_fully_masked_row_gives_its_first_state_and_no_crash(tmp_path: Path) -> None:
     save(tiny_model(), tmp_path / "model.onnx")
-    session = onnxruntime.InferenceSession(
-        pool_model(tmp_path / "model.onnx", keep_hidden=True).path
-    )
+    session = open_session(pool_model(tmp_path / "model.onnx", keep_hidden=True).path)
     hidden, pooled = session.run(None, feed(session, np.zeros((2, 3), dtype=np.int64)))
     np.testing.assert_array_equal(pooled, hidden[:, 0])
 
@@ -180,7 +176,7 @@ def test_without_keep_hidden_the_vector_is_the_only_output(tmp_path: Path) -> No
     both = pool_model(tmp_path / "model.onnx", tmp_path / "both.onnx", keep_hidden=True).path
     names = [output.name for output in outputs(both)]
     assert names == ["last_hidden_state", "sentence_embedding"]
-    onnxruntime.InferenceSession(both)
+    open_session(both)
 
 
 def test_everything_else_of_the_file_stays_as_it_was(tmp_path: Path) -> None:
@@ -214,7 +210,7 @@ def test_a_folder_gets_real_files_even_where_the_source_has_links(tmp_path: Path
     assert names == {"model.onnx", "model.onnx_data", "tokenizer.json", "config.json"}
     assert not any(file.is_symlink() for file in (tmp_path / "out").iterdir())
     assert (tmp_path / "out" / "model.onnx_data").samefile(blobs / "model.onnx_data")
-    onnxruntime.InferenceSession(done.path)  # which minds hard links no more than files
+    open_session(done.path)  # which minds hard links no more than files
     copied = pool_model(blobs / "model.onnx", tmp_path / "copied", transfer="copy")
     assert copied.checked_by == "onnx"
     assert not (tmp_path / "copied" / "model.onnx_data").samefile(blobs / "model.onnx_data")
@@ -244,7 +240,7 @@ def test_a_model_may_be_pooled_in_its_place(tmp_path: Path) -> None:
     source = write_export(tmp_path)
     assert run(str(source), "-o", str(source), "--force")[0] == 0
     assert [output.name for output in outputs(source)] == ["sentence_embedding"]
-    onnxruntime.InferenceSession(source)
+    open_session(source)
 
 
 def test_a_pooled_file_is_left_alone(tmp_path: Path) -> None:

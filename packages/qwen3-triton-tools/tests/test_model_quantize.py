@@ -9,13 +9,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 import qwen3_nano
 from onnx_exports import float_weights, nano_weights, write_export
+from onnx_session import open_session
 from qwen3_triton_gateway.backends.engines import Machine
 from qwen3_triton_gateway.cli import main
 from qwen3_triton_tools import verify
@@ -120,7 +120,7 @@ def write_product(folder: Path, *, transposed: bool, dtype: type[np.floating]) -
 
 def states(path: Path) -> np.ndarray:
     ids = np.random.default_rng(2).integers(0, 600, (3, 7))
-    session = onnxruntime.InferenceSession(path)
+    session = open_session(path)
     feed = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
     return np.asarray(session.run(None, feed)[0])
 

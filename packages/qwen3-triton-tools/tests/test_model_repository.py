@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import tritonclient.grpc
 from click.testing import CliRunner
@@ -30,6 +29,7 @@ from onnx_exports import (
     write_external_giant,
     write_tokenizer,
 )
+from onnx_session import open_session
 from qwen3_triton_gateway.backends.base import CANARY_PARAMETER, Probe
 from qwen3_triton_gateway.backends.onnx import OnnxBackend
 from qwen3_triton_gateway.backends.probe import run_probe
@@ -106,7 +106,7 @@ def test_a_real_triton_loads_warms_up_and_answers_as_onnxruntime(
     triton: LocalTriton, exports: Path, form: str, padding: str
 ) -> None:
     """Names, types, shapes and warm-up are the ones written; only the backend is another."""
-    session = onnxruntime.InferenceSession(exports / form / "model.onnx")
+    session = open_session(exports / form / "model.onnx")
     arrays = feed(session, masks()[padding])
     [expected] = session.run(None, arrays)
     if form != "pooled":
@@ -359,7 +359,7 @@ def test_files_are_real_and_shared_with_the_source_unless_copied(tmp_path: Path)
     assert {entry.name for entry in folder.iterdir()} == {"1", "config.pbtxt", "warmup"}
     copied = write(source, tmp_path / "c" / "repository", transfer="copy")
     assert not (copied / "1" / "model.onnx_data").samefile(data)
-    onnxruntime.InferenceSession(folder / "1" / "model.onnx")
+    open_session(folder / "1" / "model.onnx")
 
 
 def test_another_name_of_the_onnx_file_becomes_tritons(tmp_path: Path) -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 import pytest
 import tritonclient.grpc
 from click.testing import CliRunner
@@ -24,6 +23,7 @@ from tritonclient.grpc import model_config_pb2
 
 from embed_call import cosines
 from onnx_exports import HIDDEN_SIZE, feed, float_weights, masks, nano_weights, write_export
+from onnx_session import open_session
 from qwen3_triton_gateway.backends.engines import Machine, openvino_options
 from qwen3_triton_gateway.backends.triton import TritonBackend
 from qwen3_triton_gateway.cli import main
@@ -209,7 +209,7 @@ def test_openvino_takes_model_and_parameters_as_the_backend_passes_them(
     compiled = core.compile_model(model, "CPU", {"ALLOW_AUTO_BATCHING": False})
     hint = compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name()
     assert hint == HINTS[parameters["precision"]]
-    session = onnxruntime.InferenceSession(folder / "1" / "model.onnx")
+    session = open_session(folder / "1" / "model.onnx")
     arrays = feed(session, masks()["right"])
     [expected] = session.run(None, arrays)
     answer = compiled(arrays)[config.output[0].name]
@@ -252,7 +252,7 @@ def test_a_real_triton_loads_warms_up_and_answers(
     triton: LocalTriton, repository: Path, form: str
 ) -> None:
     """Names, types, shapes and warm-up are the ones written; only the backend is another."""
-    session = onnxruntime.InferenceSession(repository / form / "1" / "model.onnx")
+    session = open_session(repository / form / "1" / "model.onnx")
     arrays = feed(session, masks()["right"])
     [expected] = session.run(None, arrays)
     inputs = []

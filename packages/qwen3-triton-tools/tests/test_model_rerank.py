@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 import qwen3_nano
 from onnx_exports import feed, masks, peak_memory, write_tokenizer
+from onnx_session import open_session
 from qwen3_triton_gateway.cli import main
 from qwen3_triton_tools.errors import ModelError
 from qwen3_triton_tools.model.inspection import inspect_model
@@ -63,14 +63,14 @@ def document(*arguments: object) -> Any:
 
 def last_logits(path: Path, mask: np.ndarray, past: int = 0) -> Any:
     """Return the logits of "no" and "yes" at each row's last token, of the whole head."""
-    session = onnxruntime.InferenceSession(path)
+    session = open_session(path)
     [logits] = session.run(["logits"], feed(session, mask, past))
     last = mask.shape[1] - 1 - np.argmax(mask[:, ::-1], axis=1)
     return logits[np.arange(len(mask)), last][:, [NO, YES]].astype(np.float32)
 
 
 def pooled_logits(path: Path, mask: np.ndarray, past: int = 0) -> Any:
-    session = onnxruntime.InferenceSession(path)
+    session = open_session(path)
     [output] = session.get_outputs()
     assert (output.name, output.type) == ("logits", "tensor(float)")
     assert output.shape == ["batch", 2]

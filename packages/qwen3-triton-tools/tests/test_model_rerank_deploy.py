@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 from click.testing import CliRunner
 from google.protobuf import text_format
@@ -19,6 +18,7 @@ from tritonclient.grpc import model_config_pb2
 
 import qwen3_nano
 from onnx_exports import feed, masks
+from onnx_session import open_session
 from qwen3_triton_gateway.backends.base import CANARY_PARAMETER, Probe
 from qwen3_triton_gateway.backends.onnx import OnnxBackend
 from qwen3_triton_gateway.backends.probe import run_probe
@@ -188,7 +188,7 @@ def test_logits_of_a_vocabulary_count_in_the_memory_of_a_token() -> None:
 
 
 def logits_of(path: Path) -> Any:
-    session = onnxruntime.InferenceSession(path)
+    session = open_session(path)
     [logits] = session.run(None, feed(session, masks()["right"]))
     return logits
 
