@@ -12,7 +12,7 @@ import signal
 import socket
 import ssl
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from importlib.util import find_spec
@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 from pythonjsonlogger.orjson import OrjsonFormatter
 
 from .app import create_app
@@ -27,6 +28,7 @@ from .auth import ApiKeys, read_api_keys, warn_about_keys
 from .backends import choose_backend, with_bundled_model, with_stated_lengths
 from .connections import (
     Connections,
+    Listener,
     connection_limit,
     open_listeners,
     raise_descriptor_limit,
@@ -59,8 +61,8 @@ class GatewayServer(uvicorn.Server):
 
     SIGTERM comes from an orchestrator that may still send requests: readiness turns false at once,
     and the gateway stops listening a moment later. SIGINT comes from a person who wants it to end,
-    and a second one without the requests in progress.
-    SIGHUP means that files have changed; from a terminal that is closed, that the person is gone.
+    and a second one without the requests in progress. SIGHUP means that files have changed; from a
+    terminal that is closed, that the person is gone.
 
     Attributes:
         failure: Why the gateway cannot serve; None if it can.
@@ -155,28 +157,9 @@ async def serve(settings: Settings) -> None:
     app = create_app(service, on_fatal=stop)
     descriptors = raise_descriptor_limit()
     connections = Connections(connection_limit(settings.max_connections, descriptors))
-    config = uvicorn.Config(
-        app,
-        http=_http_protocol(settings, connections),
-        ws="none",
-        log_config=None,
-        access_log=False,
-        timeout_keep_alive=math.ceil(settings.keep_alive_seconds),
-        timeout_graceful_shutdown=math.ceil(settings.timeout_seconds) + GRACE_SECONDS,
-        server_header=False,
-        ssl_certfile=settings.tls_certificate,
-        ssl_keyfile=settings.tls_key,
-    )
     reload = partial(reload_api_keys, settings, app.state.api_keys)
-    server = GatewayServer(config, service, reload)
-    try:
-        listeners = open_listeners(settings.host, settings.port, connections)
-    except OSError as error:
-        msg = (
-            f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}. Choose another "
-            "port with --port."
-        )
-        raise StartupError(msg) from None
+    server = GatewayServer(_uvicorn_config(app, settings, connections), service, reload)
+    listeners = _listen(settings, connections)
     trimming = asyncio.create_task(return_memory(service.memory))
     try:
         await server.serve(sockets=[*listeners])
@@ -191,6 +174,37 @@ async def serve(settings: Settings) -> None:
         send_last_spans()
     if server.failure:
         raise StartupError(server.failure)
+
+
+def _uvicorn_config(app: FastAPI, settings: Settings, connections: Connections) -> uvicorn.Config:
+    return uvicorn.Config(
+        app,
+        http=_http_protocol(settings, connections),
+        ws="none",
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=math.ceil(settings.keep_alive_seconds),
+        timeout_graceful_shutdown=math.ceil(settings.timeout_seconds) + GRACE_SECONDS,
+        server_header=False,
+        ssl_certfile=settings.tls_certificate,
+        ssl_keyfile=settings.tls_key,
+    )
+
+
+def _listen(settings: Settings, connections: Connections) -> Sequence[Listener]:
+    """Bind to the address of the settings.
+
+    Raises:
+        StartupError: It cannot be bound.
+    """
+    try:
+        return open_listeners(settings.host, settings.port, connections)
+    except OSError as error:
+        msg = (
+            f"Cannot listen on {settings.host}:{settings.port}: {error.strerror}. Choose another "
+            "port with --port."
+        )
+        raise StartupError(msg) from None
 
 
 def reload_api_keys(settings: Settings, keys: ApiKeys) -> None:
