@@ -75,11 +75,26 @@ async def test_what_would_wait_too_long_is_refused() -> None:
 async def test_the_first_requests_are_admitted_however_slow_the_model_is() -> None:
     admission = measured()
     with ExitStack() as stack:
-        # A request alone takes 30 s.
         for _ in range(ALWAYS_ADMITTED):
-            submit(admission, stack, int(30 * RATE))
+            submit(admission, stack, BULK_TOKENS - 1)
         with pytest.raises(QueueFullError):
-            submit(admission, stack, int(30 * RATE))
+            submit(admission, stack, BULK_TOKENS - 1)
+
+
+@pytest.mark.parametrize(("seconds", "admitted"), [(7.0, 15), (30.0, 3), (300.0, 1)])
+async def test_as_many_bulk_requests_are_admitted_as_end_in_time_by_turns(
+    seconds: float, admitted: int
+) -> None:
+    with ExitStack() as stack:
+        assert fill(measured(), stack, int(seconds * RATE)) == admitted
+
+
+async def test_a_bulk_request_is_admitted_when_little_is_ahead_of_it() -> None:
+    admission = measured()
+    with ExitStack() as stack:
+        for _ in range(4):
+            submit(admission, stack, BULK_TOKENS)
+        submit(admission, stack, int(40 * RATE))
 
 
 async def test_bulk_requests_may_wait_for_half_of_their_deadline() -> None:
@@ -301,5 +316,5 @@ async def test_nobody_is_refused_at_a_calm_door() -> None:
     with ExitStack() as stack:
         for number in range(ALWAYS_ADMITTED):
             assert admission.is_calm
-            submit_for(admission, stack, f"key-{number % 2}", int(30 * RATE))
+            submit_for(admission, stack, f"key-{number % 2}", BULK_TOKENS - 1)
         assert not admission.is_calm

@@ -3,7 +3,9 @@
 A request is admitted if the work ahead of it is done within `MAX_WAIT_SECONDS`, by the rate at
 which work was done recently. What waits longer than callers want costs goodput: its answer comes
 when its caller has given up. A few requests of each kind are admitted whatever is ahead, so that a
-slow model serves its callers, each of whom waits for an answer before sending more.
+slow model serves its callers, each of whom waits for an answer before sending more. Of bulk, only
+as many as end in time: they take turns, so that too many would all miss their deadlines at once,
+and again when they are retried.
 
 Queries have their own wait, since they overtake documents, and a share of requests and tokens that
 documents cannot take. Since requests take turns (`turns`), a small one does not wait for all of a
@@ -34,12 +36,15 @@ LATE_WAIT_SECONDS = 1.0
 # Requests of this many tokens are bulk: their callers wait, for up to half of the deadline.
 BULK_TOKENS = 4096
 BULK_WAIT_SHARE = 0.5
+# Bulk requests that take turns end within this share of the deadline.
+BULK_TURNS_SHARE = 0.9
 # Requests of each kind that are admitted whatever is ahead of them, for each API key: two of this
 # repository's clients with their default concurrency.
 ALWAYS_ADMITTED = 16
 # Queries keep one request, and one token, out of this many.
 RESERVED_FOR_QUERIES = 8
-# The rate is measured while at least this many requests wait, and over about this long.
+# The rate is measured while at least this many requests wait, or the tokens of a bulk request, and
+# over about this long.
 MEASURED_BACKLOG = 8
 MEMORY_SECONDS = 2.0
 # Less shows nothing: the first batches of a shape are slow.
@@ -164,7 +169,7 @@ class Admission:
 
     @property
     def is_calm(self) -> bool:
-        """Whether so few requests are in progress that none would be refused."""
+        """Whether so few requests are in progress that none would be refused at the door."""
         entering = self._entering_requests
         waiting = self._by_lane[Lane.QUERY] + self._by_lane[Lane.DOCUMENT]
         return (
@@ -236,7 +241,8 @@ class Admission:
         """
         self._model_rate = model_rate
         waiting = self._entering_requests + (sum(self._by_lane.values()) if has_more else 0)
-        self.drain.record(tokens, now, is_backlogged=waiting >= MEASURED_BACKLOG)
+        has_bulk = has_more and self.queued_tokens >= BULK_TOKENS
+        self.drain.record(tokens, now, is_backlogged=has_bulk or waiting >= MEASURED_BACKLOG)
 
     def enter(self, state: dict[str, Any], caller: str = "") -> None:
         """Count a request that has arrived, until `settle_entry` gets its `state`."""
@@ -309,6 +315,8 @@ class Admission:
         patience = LATE_WAIT_SECONDS
         if is_bulk:
             patience = max(patience, BULK_WAIT_SHARE * seconds_left)
+            if self._misses_deadline(lane, tokens, seconds_left, caller):
+                return Limit.WAIT
         return self._limit_of_wait(lane, caller, tokens, is_bulk=is_bulk, patience_seconds=patience)
 
     def _limit_of_wait(
@@ -322,6 +330,20 @@ class Admission:
             return None
         ahead = self._tokens_ahead(lane, caller, tokens, is_bulk=is_bulk)
         return None if ahead <= rate * patience_seconds else Limit.WAIT
+
+    def _misses_deadline(self, lane: Lane, tokens: int, seconds_left: float, caller: str) -> bool:
+        """Return whether a bulk request would miss its deadline, and others theirs because of it.
+
+        It does not if little is ahead of it, or if it ends in time although each of the others has
+        as many tokens as it has itself.
+        """
+        others = self._bulk_requests[lane]
+        possible = self.drain.per_second * seconds_left
+        if not others or not possible:
+            return False
+        ahead = self._tokens_ahead(lane, caller, tokens, is_bulk=True)
+        has_little_ahead = ahead + tokens <= BULK_WAIT_SHARE * possible
+        return not has_little_ahead and (1 + others) * tokens > BULK_TURNS_SHARE * possible
 
     def _has_share(self, lane: Lane, caller: str) -> bool:
         """Return whether requests of a lane and of a key may be added.

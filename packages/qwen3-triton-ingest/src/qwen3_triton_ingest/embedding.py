@@ -17,8 +17,9 @@ from .ledger.tables import Space
 from .preparing import PreparedDocument
 
 DEFAULT_MAX_RETRIES = 10
-# With waits of up to 16 s, the deadline comes first.
-_PATIENT_RETRIES = 100
+# A slow model refuses requests for as long as it has others, for which it asks to wait a minute or
+# less. A gateway that is away is given up after half as many waits of up to 16 s.
+_PATIENT_RETRIES, _PATIENT_SECONDS = 100, 7200.0
 
 
 def open_client(gateway: GatewayOptions, *, patient: bool = False) -> EmbeddingClient:
