@@ -129,7 +129,8 @@ async def running(tokenizer_dir: Path, **values: Any) -> AsyncGenerator[Gateway]
     settings = Settings(**values)
     has_reranker = settings.rerank_tokenizer_path is not None
     service = EmbeddingService(settings, backend, rerank_backend if has_reranker else None)
-    app = create_app(service, on_fatal=pytest.fail)
+    errors: list[str] = []
+    app = create_app(service, on_fatal=errors.append)
     entered: list[str] = []
     options: dict[str, Any] = {}
 
@@ -156,6 +157,7 @@ async def running(tokenizer_dir: Path, **values: Any) -> AsyncGenerator[Gateway]
             httpx2.AsyncClient(base_url=f"http://{host}:{port}", timeout=60)
         )
         while not service.readiness.ready:
+            assert not errors
             await asyncio.sleep(0.01)
         yield Gateway(service, backend, client, entered, options, rerank_backend)
 
