@@ -31,7 +31,7 @@ PAUSE_SECONDS = 0.5
 # A task waits for the gateway most of the time, so two of them share a core.
 RAY_CORES_PER_TASK = 0.5
 RAY_CONNECT_SECONDS = 10.0
-# A running task notices within PAUSE_SECONDS and a batch that it shall stop. Not waited for
+# A running task notices within PAUSE_SECONDS and a batch that it should stop. Not waited for
 # longer, because a task that still waits for a place in the cluster notices only when it has one.
 RAY_STOP_SECONDS = 10.0
 
@@ -213,7 +213,7 @@ class _Ray:
 
 
 class _Flag:
-    """Whether the tasks of a load shall stop."""
+    """Whether the tasks of a load should stop."""
 
     def __init__(self) -> None:
         self._is_set = False

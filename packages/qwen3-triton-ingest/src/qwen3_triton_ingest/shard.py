@@ -258,7 +258,7 @@ class _ShardRun:
         return conflict(document, digests, known)
 
     def _foreign(self, document: Document, known: KnownDocument) -> BadRecord:
-        """Report a document whose id belongs to another source, or raise if the load shall fail."""
+        """Report a document whose id belongs to another source, or raise if that ends the load."""
         record = foreign_conflict(document, known)
         if self._task.on_conflict == "fail":
             raise ConflictError(f"{record.origin}: {record.reason}")

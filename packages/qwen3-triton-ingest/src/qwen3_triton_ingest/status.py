@@ -65,10 +65,12 @@ def status(
         DatabaseError: PostgreSQL cannot be reached.
     """
     with Session(dsn, retry_seconds=retry_seconds) as session:
-        return session.run(lambda connection: _look(connection, table, layout, max_dead_letters))
+        return session.run(
+            lambda connection: _read_status(connection, table, layout, max_dead_letters)
+        )
 
 
-def _look(
+def _read_status(
     connection: Connection, name: str, layout: LayoutName | None, max_dead_letters: int
 ) -> TableStatus:
     table = find_table(connection, name, layout)
