@@ -60,6 +60,14 @@ def test_text_search_needs_no_gateway(library: Library) -> None:
     assert "text #1" in result.output
 
 
+def test_a_question_that_is_too_long_is_truncated_or_refused(library: Library) -> None:
+    arguments = ("lava " * 2000, "--table", "manuals_own", "--mode", "vector")
+    assert _run(library, *arguments).exit_code == 0
+    refused = _run(library, *arguments, "--no-truncate")
+    assert refused.exit_code == 1
+    assert "the limit is 1024" in refused.output
+
+
 def test_the_sql_is_shown_but_not_run(library: Library) -> None:
     arguments = ("x", "--table", "manuals_own", "--show-sql", "--filter", "lang=secret")
     result = _run(library, *arguments, QWEN3_TRITON_URL="http://127.0.0.1:9")

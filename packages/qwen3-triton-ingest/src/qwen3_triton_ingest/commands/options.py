@@ -110,7 +110,7 @@ def _flag(declared: Field[Any], annotation: Any) -> Callable[[Command], Command]
     default = None if declared.default is MISSING else declared.default
     settings: dict[str, Any] = {"help": how.help}
     if annotation is bool:
-        settings |= {"is_flag": True}
+        settings |= {"is_flag": True, "callback": _inverted if how.is_inverted else None}
     else:
         settings |= {"metavar": how.metavar, **_type(how, annotation)}
         if default is not None:
@@ -120,6 +120,10 @@ def _flag(declared: Field[Any], annotation: Any) -> Callable[[Command], Command]
         settings |= {"envvar": how.variable, "show_envvar": True}
     flag = how.flag or "--" + declared.name.replace("_", "-")
     return click.option(*flag.split(", "), declared.name, **settings)
+
+
+def _inverted(_ctx: click.Context, _param: click.Parameter, value: bool) -> bool:
+    return not value
 
 
 def _type(how: Option, annotation: Any) -> dict[str, Any]:
@@ -143,8 +147,6 @@ def _type(how: Option, annotation: Any) -> dict[str, Any]:
 
 def _value(declared: Field[Any], annotation: Any, value: Any) -> Any:
     how: Option = declared.metadata["option"]
-    if how.is_inverted:
-        return not value
     if how.unit > 1:
         return int(value * how.unit)
     if get_origin(annotation) is Mapping:
