@@ -54,7 +54,7 @@ AsyncEmbed = Callable[[list[str]], Awaitable[Any]]
 
 
 @dataclass(frozen=True, slots=True)
-class Face:
+class Adapter:
     """One way to embed documents, sync and async."""
 
     name: str
@@ -62,7 +62,7 @@ class Face:
     aembed: AsyncEmbed
 
 
-def faces(url: str) -> list[Face]:
+def adapters(url: str) -> list[Adapter]:
     """Create every adapter that can talk to the gateway, with its own defaults."""
     model = qwen3_nano.MODEL_ID
     langchain = Qwen3TritonEmbeddings(base_url=url)
@@ -78,21 +78,21 @@ def faces(url: str) -> list[Face]:
     openai_like = OpenAILikeEmbedding(model_name=model, api_base=f"{url}/v1", api_key="unused")
     tei = TextEmbeddingsInference(base_url=url, model_name=model)
     return [
-        Face(OURS_LANGCHAIN, langchain.embed_documents, langchain.aembed_documents),
-        Face(
+        Adapter(OURS_LANGCHAIN, langchain.embed_documents, langchain.aembed_documents),
+        Adapter(
             OURS_LLAMAINDEX,
             llamaindex.get_text_embedding_batch,
             llamaindex.aget_text_embedding_batch,
         ),
-        Face(OURS_ARRAYS, client.embed, aclient.embed),
-        Face(OPENAI, openai.embed_documents, openai.aembed_documents),
-        Face("LangChain NVIDIAEmbeddings", nvidia.embed_documents, nvidia.aembed_documents),
-        Face(
+        Adapter(OURS_ARRAYS, client.embed, aclient.embed),
+        Adapter(OPENAI, openai.embed_documents, openai.aembed_documents),
+        Adapter("LangChain NVIDIAEmbeddings", nvidia.embed_documents, nvidia.aembed_documents),
+        Adapter(
             "LlamaIndex OpenAILikeEmbedding",
             openai_like.get_text_embedding_batch,
             openai_like.aget_text_embedding_batch,
         ),
-        Face(
+        Adapter(
             "LlamaIndex TextEmbeddingsInference",
             tei.get_text_embedding_batch,
             tei.aget_text_embedding_batch,
@@ -112,17 +112,17 @@ def speed(url: str, what: str, runner: asyncio.Runner, rounds: int, *, warm: boo
     rows: list[Row] = []
     for kind in ("sync", "async"):
         seconds: dict[str, list[float]] = {}
-        everyone = faces(url)
+        everyone = adapters(url)
         reference = _vectors(everyone[0].embed(texts)) if warm else None
         for _ in track(range(rounds), f"{DOCUMENTS} documents, {what}, {kind}"):
-            for face in everyone:
-                run = _caller(face, kind, texts, runner)
+            for adapter in everyone:
+                run = _caller(adapter, kind, texts, runner)
                 gc.collect()
                 began = time.perf_counter()
                 answer = run()
-                seconds.setdefault(face.name, []).append(time.perf_counter() - began)
+                seconds.setdefault(adapter.name, []).append(time.perf_counter() - began)
                 if reference is not None:
-                    _compare(_vectors(answer), reference, face.name)
+                    _compare(_vectors(answer), reference, adapter.name)
         rows += _speed_rows(what, kind, seconds)
     return rows
 
@@ -132,7 +132,7 @@ def cpu(url: str, runner: asyncio.Runner, rounds: int) -> list[Row]:
     documents = short_documents()
     rows: list[Row] = []
     for kind in ("sync", "async"):
-        everyone = {face.name: face for face in faces(url)}
+        everyone = {adapter.name: adapter for adapter in adapters(url)}
         for size in track(CPU_SIZES, f"CPU of a call, {kind}"):
             texts, calls = documents[:size], max(1, CPU_TEXTS // size)
             micros: dict[str, list[float]] = {}
@@ -154,13 +154,13 @@ def cpu(url: str, runner: asyncio.Runner, rounds: int) -> list[Row]:
 
 
 def _caller(
-    face: Face, kind: str, texts: list[str], runner: asyncio.Runner
+    adapter: Adapter, kind: str, texts: list[str], runner: asyncio.Runner
 ) -> Callable[[], object]:
     if kind == "sync":
-        return lambda: face.embed(texts)
+        return lambda: adapter.embed(texts)
 
     async def call() -> object:
-        return await face.aembed(texts)
+        return await adapter.aembed(texts)
 
     return lambda: runner.run(call())
 

@@ -20,8 +20,8 @@ from typing import Any
 import numpy as np
 import pytest
 
+from callers import CALLERS, RERANK_CALLERS, Caller, EmbeddingCaller
 from embed_call import cosines, embed
-from faces import FACES, RERANK_FACES, EmbeddingFace, Face
 from fault_proxy import (
     BEARABLE,
     PASSING,
@@ -61,7 +61,7 @@ SEEDS = {str(seed): seed for seed in (1, 2, 3)}
 BOUND = 3
 CACHE_BYTES = 100_000_000
 
-MakeFace = Callable[..., Face]
+MakeCaller = Callable[..., Caller]
 Right = Callable[[Sequence[str], Iterable[Any]], bool]
 
 
@@ -106,42 +106,42 @@ def _right(gateway_url: str) -> Right:
 
 
 @pytest.fixture(
-    name="face",
-    params=[*FACES, *(pytest.param(name, marks=pytest.mark.campaign) for name in RERANK_FACES)],
+    name="caller",
+    params=[*CALLERS, *(pytest.param(name, marks=pytest.mark.campaign) for name in RERANK_CALLERS)],
 )
-def _face(request: pytest.FixtureRequest) -> str:
+def _caller(request: pytest.FixtureRequest) -> str:
     """The name of the client or of one of the adapters."""
     return request.param
 
 
-def faced(name: str, values: dict[str, Any]) -> pytest.MarkDecorator:
+def for_each_caller(name: str, values: dict[str, Any]) -> pytest.MarkDecorator:
     """Parametrize by `name`: every value with the client, and the first one with the adapters.
 
     The adapters leave all exchanges to the client, so one shows what they do with the outcome.
     """
     return pytest.mark.parametrize(
-        ("face", name),
+        ("caller", name),
         [
             pytest.param(
-                face,
+                caller,
                 value,
-                id=f"{face}-{key}",
-                marks=pytest.mark.campaign if face in RERANK_FACES else (),
+                id=f"{caller}-{key}",
+                marks=pytest.mark.campaign if caller in RERANK_CALLERS else (),
             )
-            for face in (*FACES, *RERANK_FACES)
+            for caller in (*CALLERS, *RERANK_CALLERS)
             for number, (key, value) in enumerate(values.items())
-            if number == 0 or face.startswith("client")
+            if number == 0 or caller.startswith("client")
         ],
     )
 
 
 @pytest.fixture(name="make")
-def _make(face: str, proxy: FaultProxy) -> MakeFace:
+def _make(caller: str, proxy: FaultProxy) -> MakeCaller:
     """Create one, with the options that they share."""
 
-    def make(**options: Any) -> Face:
+    def make(**options: Any) -> Caller:
         defaults = {"batch_size": BATCH_SIZE, "max_concurrency": BOUND, "max_retries": 3}
-        return (FACES | RERANK_FACES)[face](proxy.url, **{**defaults, **options})
+        return (CALLERS | RERANK_CALLERS)[caller](proxy.url, **{**defaults, **options})
 
     return make
 
@@ -163,9 +163,9 @@ def client_threads() -> list[str]:
 # Transient faults
 
 
-@faced("fault", PASSING)
+@for_each_caller("fault", PASSING)
 def test_a_transient_fault_costs_one_try_of_one_batch(
-    make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right, fault: Fault
+    make: MakeCaller, asynchronous: bool, proxy: FaultProxy, right: Right, fault: Fault
 ) -> None:
     proxy.rule = first_tries(SOME_TEXT, fault)
     assert right(FEW, make().run(FEW, asynchronous=asynchronous))
@@ -175,22 +175,22 @@ def test_a_transient_fault_costs_one_try_of_one_batch(
     assert sorted(text for batch in proxy.tries for text in batch) == sorted(FEW)
 
 
-@faced("fault", BEARABLE)
+@for_each_caller("fault", BEARABLE)
 def test_a_slow_answer_is_waited_for(
-    make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right, fault: Fault
+    make: MakeCaller, asynchronous: bool, proxy: FaultProxy, right: Right, fault: Fault
 ) -> None:
     proxy.rule = first_tries(SOME_TEXT, fault)
     assert right(FEW, make().run(FEW, asynchronous=asynchronous))
     assert set(proxy.tries.values()) == {1}
 
 
-@pytest.mark.parametrize("face", FACES)
+@pytest.mark.parametrize("caller", CALLERS)
 def test_a_query_is_retried_too(
-    make: MakeFace, asynchronous: bool, proxy: FaultProxy, gateway_url: str
+    make: MakeCaller, asynchronous: bool, proxy: FaultProxy, gateway_url: str
 ) -> None:
     proxy.rule = first_tries(SOME_TEXT, busy(), busy(429))
     model = make()
-    assert isinstance(model, EmbeddingFace)
+    assert isinstance(model, EmbeddingCaller)
     vector = asyncio.run(model.aquery(SOME_TEXT)) if asynchronous else model.query(SOME_TEXT)
     expected = embed(gateway_url, [SOME_TEXT], input_type="query")
     assert cosines(np.array([vector]), expected).min() >= FLOAT32_COSINE
@@ -198,7 +198,7 @@ def test_a_query_is_retried_too(
 
 
 def test_responses_in_reverse_order_reach_their_texts(
-    make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right
+    make: MakeCaller, asynchronous: bool, proxy: FaultProxy, right: Right
 ) -> None:
     proxy.answer_in_reverse(BOUND)
     assert right(TEXTS, make().run(TEXTS, asynchronous=asynchronous))
@@ -206,14 +206,14 @@ def test_responses_in_reverse_order_reach_their_texts(
     assert sorted(first, key=lambda request: request.ended) == first[::-1]
 
 
-@faced("seed", SEEDS)
+@for_each_caller("seed", SEEDS)
 def test_all_faults_at_once_cost_tries_but_no_vector(
-    make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right, seed: int
+    make: MakeCaller, asynchronous: bool, proxy: FaultProxy, right: Right, seed: int
 ) -> None:
     proxy.rule = plan = RandomPlan(seed, [*PASSING.values(), *BEARABLE.values()])
     proxy.answer_in_reverse(6)
-    face = make(max_concurrency=6, max_retries=plan.most_tries - 1)
-    assert right(TEXTS, face.run(TEXTS, asynchronous=asynchronous))
+    caller = make(max_concurrency=6, max_retries=plan.most_tries - 1)
+    assert right(TEXTS, caller.run(TEXTS, asynchronous=asynchronous))
     assert proxy.tries == {batch: plan.tries(batch) for batch in proxy.tries}
     assert sum(proxy.tries.values()) > 30
     assert proxy.most_in_flight == 6
@@ -241,9 +241,9 @@ LASTING = {
 BROKEN = {kind: kind for kind in ("reset", "reset_in_body", "cut_body", "cut_json")}
 
 
-@faced("lasting", LASTING)
+@for_each_caller("lasting", LASTING)
 def test_a_permanent_fault_is_one_typed_error_with_every_detail(
-    make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right, lasting: Lasting
+    make: MakeCaller, asynchronous: bool, proxy: FaultProxy, right: Right, lasting: Lasting
 ) -> None:
     proxy.rule = poison([SOME_TEXT], lasting.fault)
     with pytest.raises(lasting.kind, match=r"(texts|documents): ") as caught:
@@ -259,9 +259,9 @@ def test_a_permanent_fault_is_one_typed_error_with_every_detail(
     assert right([FEW[index] for index in error.completed], error.completed.values())
 
 
-@faced("kind", BROKEN)
+@for_each_caller("kind", BROKEN)
 def test_a_response_that_never_arrives_completely_is_a_connection_error(
-    make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right, kind: Any
+    make: MakeCaller, asynchronous: bool, proxy: FaultProxy, right: Right, kind: Any
 ) -> None:
     proxy.rule = poison([SOME_TEXT], Fault(kind))
     with pytest.raises(EmbeddingConnectionError, match="tries: 2") as caught:
@@ -273,7 +273,7 @@ def test_a_response_that_never_arrives_completely_is_a_connection_error(
 
 
 def test_a_result_of_nan_fails_its_own_text_and_no_other(
-    make: MakeFace, asynchronous: bool, proxy: FaultProxy
+    make: MakeCaller, asynchronous: bool, proxy: FaultProxy
 ) -> None:
     proxy.rule = poison([SOME_TEXT], Fault("nan"))
     with pytest.raises(BadAnswerError, match="NaN") as caught:
@@ -285,30 +285,32 @@ def test_a_result_of_nan_fails_its_own_text_and_no_other(
 
 
 def test_a_gateway_that_never_responds_is_a_timeout_after_all_tries(
-    make: MakeFace, asynchronous: bool, proxy: FaultProxy
+    make: MakeCaller, asynchronous: bool, proxy: FaultProxy
 ) -> None:
     proxy.rule = poison([SOME_TEXT], Fault("hang"))
-    face = make(timeout=0.5, max_retries=1)
+    caller = make(timeout=0.5, max_retries=1)
     with pytest.raises(EmbeddingTimeoutError, match="tries: 2"):
-        face.run([SOME_TEXT], asynchronous=asynchronous)
+        caller.run([SOME_TEXT], asynchronous=asynchronous)
     wait_for(lambda: proxy.tries == {(SOME_TEXT,): 2}, "both tries arrive")
     wait_for(lambda: quiet(proxy), "the client disconnects")
 
 
 def test_a_response_that_trickles_forever_is_a_timeout(
-    make: MakeFace, asynchronous: bool, proxy: FaultProxy
+    make: MakeCaller, asynchronous: bool, proxy: FaultProxy
 ) -> None:
     proxy.rule = poison([SOME_TEXT], Fault("trickle"))
-    face = make(timeout=0.3, max_retries=0)
+    caller = make(timeout=0.3, max_retries=0)
     with pytest.raises(EmbeddingTimeoutError, match="in time"):
-        face.run([SOME_TEXT], asynchronous=asynchronous)
+        caller.run([SOME_TEXT], asynchronous=asynchronous)
     wait_for(lambda: quiet(proxy), "the client disconnects")
 
 
 # Nothing keeps running
 
 
-async def test_the_first_error_cancels_what_is_in_flight(make: MakeFace, proxy: FaultProxy) -> None:
+async def test_the_first_error_cancels_what_is_in_flight(
+    make: MakeCaller, proxy: FaultProxy
+) -> None:
     # The longest text is in the first batch.
     texts = [SOME_TEXT + " and more" * 50, *FEW]
     proxy.rule = poison(texts[:1], Fault(status=400))
@@ -323,7 +325,7 @@ async def test_the_first_error_cancels_what_is_in_flight(make: MakeFace, proxy: 
 
 
 def test_after_the_first_error_no_thread_and_no_request_is_left(
-    make: MakeFace, proxy: FaultProxy
+    make: MakeCaller, proxy: FaultProxy
 ) -> None:
     longest = SOME_TEXT + " and more" * 50
     # Slow, so that the error comes long before the last batch.
@@ -337,12 +339,12 @@ def test_after_the_first_error_no_thread_and_no_request_is_left(
 
 
 async def test_a_cancelled_call_disconnects_and_the_next_one_works(
-    make: MakeFace, proxy: FaultProxy, right: Right
+    make: MakeCaller, proxy: FaultProxy, right: Right
 ) -> None:
     proxy.hold(lambda _: True)
-    face = make()
+    caller = make()
     before = asyncio.all_tasks()
-    call = asyncio.create_task(face.arows(TEXTS))
+    call = asyncio.create_task(caller.arows(TEXTS))
     await asyncio.to_thread(wait_for, lambda: proxy.in_flight == BOUND, "requests in flight")
     call.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -351,11 +353,11 @@ async def test_a_cancelled_call_disconnects_and_the_next_one_works(
     await asyncio.to_thread(wait_for, lambda: quiet(proxy), "no request in flight")
     assert [request.hung_up for request in proxy.requests] == [True] * BOUND
     proxy.release()
-    assert right(FEW, await face.arows(FEW))
+    assert right(FEW, await caller.arows(FEW))
 
 
 async def test_a_call_cancelled_during_its_backoff_sends_nothing_more(
-    make: MakeFace, proxy: FaultProxy
+    make: MakeCaller, proxy: FaultProxy
 ) -> None:
     proxy.rule = lambda _: Fault(headers={"Retry-After": "60"})
     before = asyncio.all_tasks()
@@ -371,12 +373,12 @@ async def test_a_call_cancelled_during_its_backoff_sends_nothing_more(
 
 
 async def test_cancelling_some_of_several_calls_leaves_the_others_correct(
-    make: MakeFace, proxy: FaultProxy, right: Right
+    make: MakeCaller, proxy: FaultProxy, right: Right
 ) -> None:
     parts = [TEXTS[start::4] for start in range(4)]
     proxy.hold(lambda _: True)
-    face = make()
-    calls = [asyncio.create_task(face.arows(part)) for part in parts]
+    caller = make()
+    calls = [asyncio.create_task(caller.arows(part)) for part in parts]
     await asyncio.to_thread(wait_for, lambda: proxy.in_flight == BOUND, "requests in flight")
     calls[0].cancel()
     calls[2].cancel()
@@ -388,7 +390,7 @@ async def test_cancelling_some_of_several_calls_leaves_the_others_correct(
 
 
 def test_an_interrupt_ends_a_call_after_what_is_in_flight(
-    make: MakeFace, proxy: FaultProxy
+    make: MakeCaller, proxy: FaultProxy
 ) -> None:
     proxy.hold(lambda _: True)
     interrupted = threading.Event()
@@ -420,9 +422,9 @@ def test_an_interrupt_ends_a_call_after_what_is_in_flight(
 # Shared by threads, tasks and event loops
 
 
-@faced("bound", {"5": 5, "1": 1, "2": 2})
+@for_each_caller("bound", {"5": 5, "1": 1, "2": 2})
 def test_requests_in_flight_reach_the_limit_and_never_exceed_it(
-    make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right, bound: int
+    make: MakeCaller, asynchronous: bool, proxy: FaultProxy, right: Right, bound: int
 ) -> None:
     proxy.rule = RandomPlan(bound, [busy(), Fault("slow")])
     proxy.answer_in_reverse(bound)
@@ -431,34 +433,34 @@ def test_requests_in_flight_reach_the_limit_and_never_exceed_it(
 
 
 def test_threads_share_one_limit_and_each_gets_its_vectors(
-    make: MakeFace, proxy: FaultProxy, right: Right
+    make: MakeCaller, proxy: FaultProxy, right: Right
 ) -> None:
     parts = [TEXTS[start::6] for start in range(6)]
     proxy.rule = plan = RandomPlan(0, [busy(), busy(429), Fault("slow")])
     proxy.answer_in_reverse(BOUND)
-    face = make(max_retries=plan.most_tries - 1)
+    caller = make(max_retries=plan.most_tries - 1)
     with ThreadPoolExecutor(6) as pool:
-        results = list(pool.map(face.rows, parts))
+        results = list(pool.map(caller.rows, parts))
     assert all(right(part, vectors) for part, vectors in zip(parts, results, strict=True))
     assert proxy.tries == {batch: plan.tries(batch) for batch in proxy.tries}
     assert proxy.most_in_flight == BOUND
 
 
 async def test_gathered_calls_share_one_limit_and_each_gets_its_vectors(
-    make: MakeFace, proxy: FaultProxy, right: Right
+    make: MakeCaller, proxy: FaultProxy, right: Right
 ) -> None:
     parts = [TEXTS[start::12] for start in range(12)]
     proxy.rule = plan = RandomPlan(0, [busy(), busy(429), Fault("slow")])
     proxy.answer_in_reverse(BOUND)
-    face = make(max_retries=plan.most_tries - 1)
-    results = await asyncio.gather(*(face.arows(part) for part in parts))
+    caller = make(max_retries=plan.most_tries - 1)
+    results = await asyncio.gather(*(caller.arows(part) for part in parts))
     assert all(right(part, vectors) for part, vectors in zip(parts, results, strict=True))
     assert proxy.tries == {batch: plan.tries(batch) for batch in proxy.tries}
     assert proxy.most_in_flight == BOUND
 
 
 async def test_a_gathered_call_that_fails_leaves_the_others_correct(
-    make: MakeFace, proxy: FaultProxy, right: Right
+    make: MakeCaller, proxy: FaultProxy, right: Right
 ) -> None:
     parts = [TEXTS[start::6] for start in range(6)]
     proxy.rule = poison([parts[3][0]], busy(500))
@@ -470,35 +472,35 @@ async def test_a_gathered_call_that_fails_leaves_the_others_correct(
 
 
 def test_a_second_event_loop_is_served_after_faults_in_the_first(
-    make: MakeFace, proxy: FaultProxy, right: Right
+    make: MakeCaller, proxy: FaultProxy, right: Right
 ) -> None:
-    face = make()
+    caller = make()
     for part in (FEW[:20], FEW[20:]):
         proxy.rule = first_tries(part[3], Fault("reset_in_body"), busy())
-        assert right(part, asyncio.run(face.arows(part)))
+        assert right(part, asyncio.run(caller.arows(part)))
 
 
 def test_event_loops_in_several_threads_share_one_adapter(
-    make: MakeFace, proxy: FaultProxy, right: Right
+    make: MakeCaller, proxy: FaultProxy, right: Right
 ) -> None:
     parts = [TEXTS[start::4] for start in range(4)]
     proxy.rule = RandomPlan(0, [busy(), busy(429), Fault("slow")])
-    face = make()
+    caller = make()
     with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda part: asyncio.run(face.arows(part)), parts))
+        results = list(pool.map(lambda part: asyncio.run(caller.arows(part)), parts))
     assert all(right(part, vectors) for part, vectors in zip(parts, results, strict=True))
 
 
 def test_a_copy_pickled_in_the_middle_of_a_call_works_and_so_does_the_call(
-    make: MakeFace, asynchronous: bool, proxy: FaultProxy, right: Right
+    make: MakeCaller, asynchronous: bool, proxy: FaultProxy, right: Right
 ) -> None:
     first, second = FEW[:20], FEW[20:]
     proxy.hold(lambda request: request.texts[0] in first)
-    face = make()
+    caller = make()
     with ThreadPoolExecutor(1) as pool:
-        pending = pool.submit(face.run, first, asynchronous=asynchronous)
+        pending = pool.submit(caller.run, first, asynchronous=asynchronous)
         wait_for(lambda: proxy.in_flight == BOUND, "requests in flight")
-        copied = pickle.loads(pickle.dumps(face))
+        copied = pickle.loads(pickle.dumps(caller))
         assert right(second, copied.run(second, asynchronous=asynchronous))
         proxy.release()
         assert right(first, pending.result())
@@ -561,10 +563,12 @@ def rerank_through_kills(triton: LocalTriton, gateway: MortalGateway) -> None:
     outcomes: list[list[type[EmbeddingError] | None]] = []
     over = threading.Event()
 
-    def call(face: Face, asynchronous: bool, outcomes: list[type[EmbeddingError] | None]) -> None:
+    def call(
+        caller: Caller, asynchronous: bool, outcomes: list[type[EmbeddingError] | None]
+    ) -> None:
         while not over.is_set():
             try:
-                found = face.run(FEW, asynchronous=asynchronous)
+                found = caller.run(FEW, asynchronous=asynchronous)
             except EmbeddingError as error:
                 outcomes.append(type(error))
             else:
@@ -574,11 +578,11 @@ def rerank_through_kills(triton: LocalTriton, gateway: MortalGateway) -> None:
     with ThreadPoolExecutor() as pool:
         options = {"batch_size": BATCH_SIZE, "max_concurrency": 2, "max_retries": 1}
         calls: list[Future[None]] = []
-        for make in RERANK_FACES.values():
+        for make in RERANK_CALLERS.values():
             for asynchronous in (False, True):
                 outcomes.append([])
-                face = make(gateway.url, **options)
-                calls.append(pool.submit(call, face, asynchronous, outcomes[-1]))
+                caller = make(gateway.url, **options)
+                calls.append(pool.submit(call, caller, asynchronous, outcomes[-1]))
 
         def wait_for_right_answers() -> None:
             counts = [len(each) for each in outcomes]

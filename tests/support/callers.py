@@ -21,8 +21,8 @@ from traffic import QUERY
 Rows = list[list[float]]
 
 
-class Face(ABC):
-    """One of the three; can be pickled and shared among threads and event loops like its model."""
+class Caller(ABC):
+    """The client or an adapter; can be pickled and shared by threads and event loops, as it can."""
 
     model: Any
 
@@ -38,7 +38,7 @@ class Face(ABC):
         return asyncio.run(self.arows(texts)) if asynchronous else self.rows(texts)
 
 
-class EmbeddingFace(Face):
+class EmbeddingCaller(Caller):
     @abstractmethod
     def query(self, text: str) -> list[float]: ...
 
@@ -46,7 +46,7 @@ class EmbeddingFace(Face):
     async def aquery(self, text: str) -> list[float]: ...
 
 
-class _Client(Face):
+class _Client(Caller):
     """The client, which retries without a backoff; the adapters have no option for that."""
 
     def __init__(self, url: str, **options: Any) -> None:
@@ -54,7 +54,7 @@ class _Client(Face):
         self._async = self.model.as_async()
 
 
-class ClientFace(_Client, EmbeddingFace):
+class ClientCaller(_Client, EmbeddingCaller):
     def rows(self, texts: list[str]) -> Rows:
         return self.model.embed_documents(texts)
 
@@ -68,7 +68,7 @@ class ClientFace(_Client, EmbeddingFace):
         return await self._async.embed_query(text)
 
 
-class LangChainFace(EmbeddingFace):
+class LangChainCaller(EmbeddingCaller):
     def __init__(self, url: str, **options: Any) -> None:
         self.model = Qwen3TritonEmbeddings(base_url=url, **options)
 
@@ -85,7 +85,7 @@ class LangChainFace(EmbeddingFace):
         return await self.model.aembed_query(text)
 
 
-class LlamaIndexFace(EmbeddingFace):
+class LlamaIndexCaller(EmbeddingCaller):
     def __init__(self, url: str, batch_size: int = 32, **options: Any) -> None:
         self.model = Qwen3TritonEmbedding(base_url=url, embed_batch_size=batch_size, **options)
 
@@ -102,7 +102,7 @@ class LlamaIndexFace(EmbeddingFace):
         return await self.model.aget_query_embedding(text)
 
 
-class ClientRerankFace(_Client):
+class ClientRerankCaller(_Client):
     def rows(self, texts: list[str]) -> Rows:
         return self._rows(self.model.rerank(QUERY, texts))
 
@@ -114,7 +114,7 @@ class ClientRerankFace(_Client):
         return _in_order(ranked, range(len(ranked)))
 
 
-class LangChainRerankFace(Face):
+class LangChainRerankCaller(Caller):
     def __init__(self, url: str, **options: Any) -> None:
         self.model = LangChainRerank(base_url=url, top_n=None, **options)
 
@@ -131,7 +131,7 @@ class LangChainRerankFace(Face):
         return _in_order(scores, texts)
 
 
-class LlamaIndexRerankFace(Face):
+class LlamaIndexRerankCaller(Caller):
     def __init__(self, url: str, **options: Any) -> None:
         self.model = LlamaIndexRerank(base_url=url, top_n=None, **options)
 
@@ -160,13 +160,13 @@ def _in_order(ranked: Iterable[tuple[Any, float]], keys: Iterable[Any]) -> Rows:
     return [[math.log(scores[key] / (1.0 - scores[key]))] for key in expected]
 
 
-FACES: dict[str, Callable[..., Face]] = {
-    "client": ClientFace,
-    "langchain": LangChainFace,
-    "llamaindex": LlamaIndexFace,
+CALLERS: dict[str, Callable[..., Caller]] = {
+    "client": ClientCaller,
+    "langchain": LangChainCaller,
+    "llamaindex": LlamaIndexCaller,
 }
-RERANK_FACES: dict[str, Callable[..., Face]] = {
-    "client-rerank": ClientRerankFace,
-    "langchain-rerank": LangChainRerankFace,
-    "llamaindex-rerank": LlamaIndexRerankFace,
+RERANK_CALLERS: dict[str, Callable[..., Caller]] = {
+    "client-rerank": ClientRerankCaller,
+    "langchain-rerank": LangChainRerankCaller,
+    "llamaindex-rerank": LlamaIndexRerankCaller,
 }
