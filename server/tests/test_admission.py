@@ -1,6 +1,7 @@
 """Which requests are admitted, and when refused ones may come back."""
 
 import asyncio
+import time
 from contextlib import ExitStack
 from functools import partial
 
@@ -28,11 +29,12 @@ def make(**bounds: int) -> Admission:
     return Admission(**bounds, metrics=Metrics())
 
 
-def measured(**bounds: int) -> Admission:
-    """Create bounds whose rate is known: `RATE` tokens per second."""
+def measured(*, seconds_ago: float = 0.0, **bounds: int) -> Admission:
+    """Create bounds whose rate was measured: `RATE` tokens per second."""
     admission = make(**bounds)
-    for second in range(3):
-        admission.drain.record(int(RATE), float(second), is_backlogged=True)
+    measured_at = int(time.monotonic() - seconds_ago)
+    for now in range(measured_at - 2, measured_at + 1):
+        admission.drain.record(int(RATE), now, is_backlogged=True)
     return admission
 
 
@@ -87,6 +89,12 @@ async def test_as_many_bulk_requests_are_admitted_as_end_in_time_by_turns(
 ) -> None:
     with ExitStack() as stack:
         assert fill(measured(), stack, int(seconds * RATE)) == admitted
+
+
+async def test_an_old_rate_refuses_none_of_the_first_bulk_requests() -> None:
+    with ExitStack() as stack:
+        admission = measured(seconds_ago=TIMEOUT_SECONDS + 1)
+        assert fill(admission, stack, int(30 * RATE)) == ALWAYS_ADMITTED
 
 
 async def test_a_bulk_request_is_admitted_when_little_is_ahead_of_it() -> None:
@@ -191,8 +199,9 @@ async def test_a_pause_after_the_last_batch_does_not_lower_the_rate() -> None:
     with ExitStack() as stack:
         for _ in range(20):
             submit(admission, stack, 10)
-        admission.record_batch(1000, 3.0, model_rate=RATE, has_more=False)
-        admission.record_batch(1000, 60.0, model_rate=RATE, has_more=True)
+        now = admission.drain.measured_at
+        admission.record_batch(1000, now + 1, model_rate=RATE, has_more=False)
+        admission.record_batch(1000, now + 58, model_rate=RATE, has_more=True)
     assert admission.drain.per_second == pytest.approx(RATE, rel=0.1)
 
 

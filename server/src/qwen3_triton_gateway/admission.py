@@ -102,9 +102,13 @@ class DrainRate:
 
     What leaves is counted, not how long each batch took: so the rate is right whether the model is
     the bottleneck or the gateway. Without requests that wait, it would only show how many come.
+
+    Attributes:
+        measured_at: When it was last measured, in the time of `record`.
     """
 
     def __init__(self) -> None:
+        self.measured_at: float = -math.inf
         self._tokens = 0.0
         self._seconds = 0.0
         self._since: float | None = None
@@ -128,6 +132,7 @@ class DrainRate:
             kept = math.exp(-seconds / MEMORY_SECONDS)
             self._tokens = self._tokens * kept + tokens
             self._seconds = self._seconds * kept + seconds
+            self.measured_at = now
         self._since = now if is_backlogged else None
 
 
@@ -335,11 +340,13 @@ class Admission:
         """Return whether a bulk request would miss its deadline, and others theirs because of it.
 
         It does not if little is ahead of it, or if it ends in time although each of the others has
-        as many tokens as it has itself.
+        as many tokens as it has itself. A rate from before a deadline ago tells nothing: where
+        requests are refused by it, none might wait, and so it would not be measured again.
         """
         others = self._bulk_requests[lane]
         possible = self.drain.per_second * seconds_left
-        if not others or not possible:
+        age = asyncio.get_running_loop().time() - self.drain.measured_at
+        if not others or not possible or age > seconds_left:
             return False
         ahead = self._tokens_ahead(lane, caller, tokens, is_bulk=True)
         has_little_ahead = ahead + tokens <= BULK_WAIT_SHARE * possible
