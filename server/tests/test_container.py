@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from qwen3_triton_gateway import container
+from qwen3_triton_gateway import container, run_memory
 from qwen3_triton_gateway.backends.onnx import OnnxBackend
 
 V1_QUOTA, V1_PERIOD = "cpu/cpu.cfs_quota_us", "cpu/cpu.cfs_period_us"
@@ -32,8 +32,8 @@ def test_an_engine_gets_as_many_threads_as_a_quota_pays_for(
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(f"{content}\n")
     (tmp_path / "own").write_text("4:cpu,cpuacct:/\n0::/\n")
-    monkeypatch.setattr(container, "CGROUPS", tmp_path)
-    monkeypatch.setattr(container, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(run_memory, "CGROUPS", tmp_path)
+    monkeypatch.setattr(run_memory, "OWN_CGROUPS", tmp_path / "own")
     monkeypatch.setattr(container, "core_count", lambda: 8)
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     assert container.usable_cores() == cores

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 import qwen3_nano
 from fake_backend import FakeBackend
-from qwen3_triton_gateway import container, memory
+from qwen3_triton_gateway import container, memory, run_memory
 from qwen3_triton_gateway.errors import InvalidRequestError, QueueFullError
 from qwen3_triton_gateway.memory import MemoryBudget
 from qwen3_triton_gateway.metrics import Metrics
@@ -113,9 +113,9 @@ def test_the_default_follows_the_limit_of_the_container(
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"{content}\n")
     (tmp_path / "own").write_text(lines)
-    monkeypatch.setattr(container, "CGROUPS", tmp_path)
-    monkeypatch.setattr(container, "OWN_CGROUPS", tmp_path / "own")
-    monkeypatch.setattr(container, "_machine_bytes", lambda: 16 << 30)
+    monkeypatch.setattr(run_memory, "CGROUPS", tmp_path)
+    monkeypatch.setattr(run_memory, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(container, "machine_bytes", lambda: 16 << 30)
     assert memory.default_max_bytes() == expected
 
 

@@ -12,7 +12,7 @@ from starlette.testclient import TestClient
 
 import qwen3_nano
 from fake_backend import FakeBackend
-from qwen3_triton_gateway import container, memory
+from qwen3_triton_gateway import memory, run_memory
 from qwen3_triton_gateway.backends.onnx import OnnxBackend
 from qwen3_triton_gateway.batching import BatchLimits, similar_lengths
 from qwen3_triton_gateway.errors import InsufficientMemoryError
@@ -90,7 +90,7 @@ async def test_a_text_that_does_not_fit_is_refused_before_it_runs(
     with pytest.raises(InsufficientMemoryError) as error:
         await run(backend, 1, 27_000)
     assert error.value.message.startswith(
-        "A text of 27,000 tokens in ONNX Runtime takes about 51.5 GB of memory, and 1.1 GB are "
+        "A text of 27,000 tokens takes about 51.5 GB of memory, and 1.1 GB are "
         "available. Send shorter texts, lower EMBED_MAX_LENGTH so that they are truncated"
     )
     await run(backend, 1, 1024)
@@ -108,13 +108,13 @@ def test_runs_wait_for_each_other_s_memory(monkeypatch: pytest.MonkeyPatch) -> N
     started = threading.Event()
 
     def second() -> None:
-        with runs.room_for(GIB // 2 + 1, "Another"):
+        with runs.room_for(1, 8, GIB // 2 + 1):
             started.set()
 
-    with runs.room_for(GIB // 2, "One"):
+    with runs.room_for(1, 8, GIB // 2):
         other = threading.Thread(target=second)
         other.start()
-        with runs.room_for(1, "A small one"):
+        with runs.room_for(1, 8, 1):
             assert not started.is_set()
     other.join(timeout=10)
     assert started.is_set()
@@ -135,10 +135,10 @@ def test_the_longest_text_is_the_longest_that_fits(max_bytes: int) -> None:
         assert run.bytes_of(1, longest) <= max_bytes < run.bytes_of(1, longest + 1)
 
 
-def test_a_model_without_a_configuration_has_the_sizes_of_the_family(tmp_path: Path) -> None:
+def test_a_model_without_a_configuration_has_the_sizes_of_the_family() -> None:
     def estimate(hidden_size: int, *, fuses: bool = False) -> RunMemory:
         return estimate_run_memory(
-            tmp_path / "model.onnx",
+            {},
             output_bytes=0,
             hidden_size=hidden_size,
             fuses_attention=fuses,
@@ -180,7 +180,7 @@ def test_what_is_available_is_the_least_of_the_machine_and_the_container(
         (tmp_path / f"memory.{name}").write_text(f"{content}\n")
     (tmp_path / "own").write_text("0::/\n")
     (tmp_path / "meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {9 * GIB // 1024} kB\n")
-    monkeypatch.setattr(container, "CGROUPS", tmp_path)
-    monkeypatch.setattr(container, "OWN_CGROUPS", tmp_path / "own")
-    monkeypatch.setattr(container, "MEMORY_INFO", tmp_path / "meminfo")
-    assert container.available_bytes() == available
+    monkeypatch.setattr(run_memory, "CGROUPS", tmp_path)
+    monkeypatch.setattr(run_memory, "OWN_CGROUPS", tmp_path / "own")
+    monkeypatch.setattr(run_memory, "MEMORY_INFO", tmp_path / "meminfo")
+    assert run_memory.available_bytes() == available

@@ -26,6 +26,9 @@ from onnx_session import open_session
 from polling import wait_for
 from qwen3_nano.graph import build_graph
 from qwen3_nano.weights import load_weights
+from qwen3_triton_gateway.backends.address import TritonAddress
+from qwen3_triton_gateway.backends.refusals import translate
+from qwen3_triton_gateway.errors import InsufficientMemoryError
 from qwen3_triton_gateway.pooling import last_token_pool
 from qwen3_triton_tools.local_triton import (
     LaunchError,
@@ -251,6 +254,16 @@ def test_requests_of_equal_shape_share_runs_and_a_bad_one_fails_alone(
     with client_of(tritonclient.http, triton) as client:
         [statistics] = client.get_inference_statistics("pooled")["model_stats"]
     assert statistics["execution_count"] < statistics["inference_count"]
+
+
+def test_a_text_that_does_not_fit_into_memory_is_refused(triton: LocalTriton) -> None:
+    ids = np.full((1, 1 << 20), 7)
+    arrays = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": ids}
+    with pytest.raises(tritonclient.http.InferenceServerException) as caught:
+        infer(tritonclient.http, triton, "plain", arrays)
+    refused = translate(caught.value, TritonAddress.parse("http://localhost:8000"))
+    assert isinstance(refused, InsufficientMemoryError)
+    assert refused.message.startswith("A text of 1,048,576 tokens takes about ")
 
 
 def test_the_batcher_has_no_policy_that_leaves_batches_idle(graphs: Path, tmp_path: Path) -> None:

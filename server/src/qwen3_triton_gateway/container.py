@@ -4,15 +4,10 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
 from contextlib import suppress
-from pathlib import Path
 
 from .openvino_model import core_count
-
-CGROUPS = Path("/sys/fs/cgroup")
-OWN_CGROUPS = Path("/proc/self/cgroup")
-MEMORY_INFO = Path("/proc/meminfo")
+from .run_memory import machine_bytes, read_cgroups
 
 
 def thread_count(threads: int) -> int:
@@ -48,63 +43,8 @@ def cpu_quota() -> float:
 
 def memory_bytes() -> int:
     """Return the memory of this machine, or what its container may have of it."""
-    limits = [_machine_bytes()]
+    limits = [machine_bytes()]
     for text in read_cgroups("memory", "memory.max", "memory.limit_in_bytes"):
         with suppress(ValueError):  # "max"
             limits.append(int(text))
     return min(limits)
-
-
-def available_bytes() -> int:
-    """Return the memory that this process can still take before the kernel ends it.
-
-    It counts what the kernel would free first, and no swap.
-    """
-    free = [_machine_bytes()]
-    with suppress(OSError, StopIteration, ValueError):
-        lines = MEMORY_INFO.read_text().splitlines()
-        free.append(1024 * next(_value(line) for line in lines if "MemAvailable:" in line))
-    limits = read_cgroups("memory", "memory.max", "memory.limit_in_bytes")
-    used = read_cgroups("memory", "memory.current", "memory.usage_in_bytes")
-    statistics = read_cgroups("memory", "memory.stat", "memory.stat")
-    for limit, taken, lines in zip(limits, used, statistics, strict=False):
-        with suppress(ValueError):  # "max"
-            names = ("inactive_file ", "total_inactive_file ")  # version 1 has both
-            files = [_value(line) for line in lines.splitlines() if line.startswith(names)]
-            free.append(int(limit) - int(taken) + max(files, default=0))
-    return max(0, min(free))
-
-
-def _value(line: str) -> int:
-    return int(line.split()[1])
-
-
-def _machine_bytes() -> int:
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def read_cgroups(controller: str, name: str, old_name: str) -> Iterator[str]:
-    """Read a file of this process's control group and of those around it, innermost first.
-
-    In a container the group's own path may not exist, and the root is the container's.
-
-    Args:
-        controller: Whose file it is.
-        name: The file in version 2.
-        old_name: The file in version 1.
-    """
-    groups: list[str] = []
-    with suppress(OSError):
-        groups = OWN_CGROUPS.read_text().splitlines()
-    for line in groups:
-        controllers, group = line.split(":", 2)[1:]
-        if controllers == "":
-            root, file = CGROUPS, name
-        elif controller in controllers.split(","):
-            root, file = CGROUPS / controller, old_name
-        else:
-            continue
-        folder = root / group.lstrip("/")
-        for place in (folder, *folder.parents):
-            with suppress(OSError):  # no such file
-                yield (place / file).read_text()

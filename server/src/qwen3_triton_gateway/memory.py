@@ -18,9 +18,10 @@ from contextlib import contextmanager
 from functools import partial
 from typing import ParamSpec, Self, TypeVar
 
-from .container import available_bytes, memory_bytes
+from .container import memory_bytes
 from .errors import MAX_RETRY_AFTER_SECONDS, InsufficientMemoryError, QueueFullError
 from .metrics import Metrics
+from .run_memory import LARGE_RUN_BYTES, available_bytes, describe_shortage
 
 P = ParamSpec("P")
 Result = TypeVar("Result")
@@ -36,9 +37,6 @@ REQUEST_BYTES = 16 << 10
 BODY_COPIES = 3
 # How fast memory is released is measured over about this time.
 RATE_SECONDS = 5.0
-
-# Runs of a model that take less are not checked.
-LARGE_RUN_BYTES = 64 << 20
 
 # A task for a worker is short, so two suffice. More would take their memory at the same time.
 _WORKERS = ThreadPoolExecutor(max_workers=2, thread_name_prefix="worker")
@@ -143,12 +141,13 @@ class ModelRuns:
         self._running_bytes = 0
 
     @contextmanager
-    def room_for(self, size_bytes: int, what: str) -> Generator[None]:
+    def room_for(self, rows: int, length: int, size_bytes: int) -> Generator[None]:
         """Wait until the other runs leave enough memory for one, while it runs.
 
         Args:
+            rows: The texts of its batch, for the error.
+            length: Their padded length.
             size_bytes: What it takes, by an estimate.
-            what: A clause that names it, for the error.
 
         Raises:
             InsufficientMemoryError: There is not enough, and no other run that would leave some.
@@ -160,10 +159,7 @@ class ModelRuns:
             # What the others have taken so far is counted twice, which at worst waits for them.
             while size_bytes > (free := available_bytes() - self._running_bytes):
                 if not self._running_bytes:
-                    msg = (
-                        f"{what} takes about {size_bytes / 1e9:.1f} GB of memory, and "
-                        f"{free / 1e9:.1f} GB are available."
-                    )
+                    msg = describe_shortage(rows, length, size_bytes, free)
                     raise InsufficientMemoryError(msg)
                 self._changed.wait()
             self._running_bytes += size_bytes

@@ -6,7 +6,7 @@ import errno
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 # Where exports keep the graph: optimum in the folder itself, the hub's onnx-community in `onnx`.
 USUAL_PLACES = ("model.onnx", "onnx/model.onnx")
@@ -92,12 +92,23 @@ def stated_max_length(tokenizer: Path) -> int | None:
         tokenizer: The folder of `tokenizer.json`, or the file itself.
     """
     folder = tokenizer if os.path.isdir(tokenizer) else tokenizer.parent
-    try:
-        config: Any = json.loads((folder / "config.json").read_bytes())
-        length = None if config.get("rope_scaling") else config.get("max_position_embeddings")
-    except (OSError, ValueError, AttributeError):
-        return None  # the gateway does not need the file
+    config = _read_config(folder / "config.json")
+    length = None if config.get("rope_scaling") else config.get("max_position_embeddings")
     return length if isinstance(length, int) and length > 0 else None
+
+
+def model_config(model_path: Path) -> dict[str, Any]:
+    """Return the content of a model's config.json; empty if it has none that can be read."""
+    file = find_sibling(model_path, "config.json")
+    return _read_config(file) if file else {}
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    try:
+        config: Any = json.loads(file.read_bytes())
+    except (OSError, ValueError):
+        return {}  # the gateway does not need the file
+    return cast("dict[str, Any]", config) if isinstance(config, dict) else {}
 
 
 def describe_os_error(error: OSError, path: Path | None = None) -> str:

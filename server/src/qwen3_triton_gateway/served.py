@@ -14,7 +14,6 @@ from .admission import Admission
 from .backends.base import Backend, ModelSpec, Probe
 from .batching import BatchLimits, pad_batch
 from .canary import Canary, check_stated_canary
-from .container import available_bytes
 from .errors import (
     DEADLINE_PASSED,
     BackendUnavailableError,
@@ -25,6 +24,7 @@ from .errors import (
 from .memory import in_worker
 from .metrics import ModelMetrics, ModelState
 from .pooling import unusable_rows
+from .run_memory import available_bytes
 from .scheduler import Scheduler
 from .segments import MAX_WORD_CHARACTERS
 from .settings import ModelAlias, Settings

@@ -22,9 +22,9 @@ from ..errors import (
 )
 from ..fingerprint import weights_digest
 from ..memory import ModelRuns
-from ..model_files import ModelFileError, export_name, find_model
+from ..model_files import ModelFileError, export_name, find_model, model_config
 from ..onnx_file import operators
-from ..run_memory import RunMemory, estimate_run_memory
+from ..run_memory import PLAIN_ATTENTION, RunMemory, estimate_run_memory
 from ..settings import Precision, Task
 from ..tensors import HiddenStates, PooledStates, TokenBatch
 from .base import AnyArray, Backend, ModelSpec, TensorSpec
@@ -44,9 +44,6 @@ from .interface import (
 MAX_BATCH_SIZE = 32
 MODEL_DIR_SETTINGS: dict[Task, str] = {"embed": "EMBED_MODEL_DIR", "rerank": "RERANK_MODEL_DIR"}
 LENGTH_SETTINGS: dict[Task, str] = {"embed": "EMBED_MAX_LENGTH", "rerank": "RERANK_MAX_LENGTH"}
-# Operators that compute attention with all of its scores in memory, unless the engine fuses them.
-SOFTMAX = "Softmax"
-PLAIN_ATTENTION = {SOFTMAX, "Attention"}
 
 _RUNS = ModelRuns()
 
@@ -164,20 +161,16 @@ class InProcessBackend(Backend, ABC):
         rows, length = batch.input_ids.shape
         assert self._run_memory is not None, "connect() comes first"
         size_bytes = self._run_memory.bytes_of(rows, length)
-        texts = "A text" if rows == 1 else f"A batch of {rows} texts"
         try:
-            with _RUNS.room_for(
-                size_bytes - self._kept_bytes, f"{texts} of {length:,} tokens in {self.title}"
-            ):
+            with _RUNS.room_for(rows, length, size_bytes - self._kept_bytes):
                 yield
         except InsufficientMemoryError as error:
-            setting = LENGTH_SETTINGS[self._task]
             error.message += (
-                f" Send shorter texts, lower {setting} so that they are truncated, or give the "
-                "gateway more memory."
+                f" Send shorter texts, lower {LENGTH_SETTINGS[self._task]} so that they are "
+                "truncated, or give the gateway more memory."
             )
             if self.name == "onnxruntime":
-                error.message += " EMBED_ENGINE=openvino takes much less for long texts."
+                error.message += " OpenVINO (EMBED_ENGINE) takes much less for long texts."
             raise
         if self.keeps_memory:
             self._kept_bytes = max(self._kept_bytes, size_bytes)
@@ -210,7 +203,7 @@ class InProcessBackend(Backend, ABC):
         output = spec.output
         output_bytes = 0 if spec.pooling == "in_graph" else spec.hidden_size * output.dtype.itemsize
         return estimate_run_memory(
-            self._path,
+            model_config(self._path),
             output_bytes=output_bytes,
             hidden_size=spec.hidden_size,
             fuses_attention=not is_plain or self._fuses_attention(),

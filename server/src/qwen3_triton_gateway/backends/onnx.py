@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ..errors import StartupError
+from ..run_memory import RETURNED_BYTES
 from ..settings import Precision
 from .base import AnyArray, TensorSpec
 from .engines import linked_weights
@@ -26,10 +27,6 @@ DTYPES: dict[str, type[np.generic]] = {
     "tensor(double)": np.float64,
     "tensor(bool)": np.bool_,
 }
-
-# After a run that takes as much, its memory is returned. Taking it from the system again costs a
-# small model a third of the time of a run.
-RETURNED_BYTES = 256 << 20
 
 
 class OnnxBackend(InProcessBackend):

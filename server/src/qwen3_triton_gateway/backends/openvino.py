@@ -12,10 +12,11 @@ from ..errors import StartupError
 from ..memory import trim_heap
 from ..model_files import describe_os_error
 from ..openvino_model import OpenVinoError, OpenVinoModel
+from ..run_memory import SOFTMAX
 from ..settings import Precision, Task
 from .base import AnyArray, TensorSpec
 from .engines import openvino_options
-from .in_process import SOFTMAX, InProcessBackend, is_open
+from .in_process import InProcessBackend, is_open
 from .interface import Feed, find_output
 
 DTYPES: dict[str, type[np.generic]] = {

@@ -19,8 +19,10 @@ from ..errors import (
     BackendUnavailableError,
     DeadlineExceededError,
     EmbeddingServerError,
+    InsufficientMemoryError,
     StartupError,
 )
+from ..run_memory import SHORTAGE
 from .address import TritonAddress
 
 # Statuses that say nothing about the request, whoever sends them.
@@ -72,7 +74,7 @@ def _translate_reply(status: str, message: str, address: TritonAddress) -> Embed
         return BackendUnavailableError(msg)
     if "not at ready state" in message or "unknown model" in message:
         return BackendUnavailableError(f"Triton at {address} is not ready: {message}")
-    return BackendError(f"Triton refused the batch: {message}")
+    return _describe_refusal(message)
 
 
 def translate_at_start(error: Exception, address: TritonAddress) -> EmbeddingServerError:
@@ -101,6 +103,17 @@ def translate_at_start(error: Exception, address: TritonAddress) -> EmbeddingSer
 def _status_and_message(error: InferenceServerException) -> tuple[str, str]:
     reply: Any = error
     return str(reply.status()).removeprefix("StatusCode."), str(reply.message())
+
+
+def _describe_refusal(message: str) -> BackendError:
+    shortage = SHORTAGE.search(message)
+    if shortage is None:
+        return BackendError(f"Triton refused the batch: {message}")
+    msg = (  # of the local Triton
+        f"{shortage[0]} Send shorter texts, lower EMBED_MAX_LENGTH or RERANK_MAX_LENGTH so that "
+        "they are truncated, or give Triton more memory."
+    )
+    return InsufficientMemoryError(msg)
 
 
 def _describe_away(status: str, message: str, address: TritonAddress, is_foreign: bool) -> str:

@@ -2,8 +2,8 @@
 """Run one ONNX file with ONNX Runtime or OpenVINO inside Triton's Python backend.
 
 This file is copied into a model repository as `1/model.py`. All that it imports of this project are
-the copies next to it: the gateway's `answer_checksum.py` and, where OpenVINO runs the model,
-`openvino_model.py`.
+the copies next to it: the gateway's `answer_checksum.py`, and where OpenVINO runs the model,
+`openvino_model.py`, else `run_memory.py`.
 
 Tensors are exchanged by DLPack: the backend's own numpy conversion reads array headers with the
 layout of numpy 1, and returns empty arrays with numpy 2.
@@ -54,10 +54,33 @@ class _OnnxRuntime:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         # As in the gateway's own process: activations are not rounded unless the graph says so.
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        # Also as there: memory is taken as it is needed, and large runs return theirs.
+        kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+        memory = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, onnxruntime.OrtMemType.DEFAULT)
+        arena = onnxruntime.OrtArenaCfg({"arena_extend_strategy": 1})
+        onnxruntime.create_and_register_allocator(memory, arena)
+        options.add_session_config_entry("session.use_env_allocators", "1")
         self._session = onnxruntime.InferenceSession(
             path, options, providers=["CPUExecutionProvider"]
         )
-        self.run = self._session.run
+        self._large = onnxruntime.RunOptions()
+        self._large.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+        self._memory = None
+        if "pair_bytes" in parameters:
+            self._memory = importlib.import_module("run_memory")
+            sizes = int(parameters["token_bytes"]), int(parameters["pair_bytes"])
+            self._needed = self._memory.RunMemory(*sizes).bytes_of
+
+    def run(self, names, feed):
+        if self._memory is None:
+            return self._session.run(names, feed)
+        rows, length = feed["input_ids"].shape
+        needed = self._needed(rows, length)
+        free = self._memory.available_bytes() if needed >= self._memory.LARGE_RUN_BYTES else needed
+        if needed > free:
+            raise MemoryError(self._memory.describe_shortage(rows, length, needed, free))
+        is_large = needed >= self._memory.RETURNED_BYTES
+        return self._session.run(names, feed, self._large if is_large else None)
 
 
 class _OpenVino:

@@ -11,10 +11,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from qwen3_triton_gateway import answer_checksum, openvino_model
+from qwen3_triton_gateway import answer_checksum, openvino_model, run_memory
 from qwen3_triton_gateway.answer_checksum import CHECKSUM_OUTPUT
 from qwen3_triton_gateway.fingerprint import weights_digest
-from qwen3_triton_gateway.model_files import ModelFileError, find_model
+from qwen3_triton_gateway.model_files import ModelFileError, find_model, model_config
+from qwen3_triton_gateway.onnx_file import operators
 
 from ..errors import ModelError, ModelFolderError
 from ..onnx_model import OnnxModel, TensorInfo, read_model, takes_single_texts
@@ -31,6 +32,7 @@ MODEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 MODEL_SOURCE = Path(__file__).with_name("python_backend_model.py")
 CHECKSUM_SOURCE = Path(answer_checksum.__file__)
 OPENVINO_SOURCE = Path(openvino_model.__file__)
+MEMORY_SOURCE = Path(run_memory.__file__)
 # Where this is among a model's parameters, OpenVINO runs it.
 _OPENVINO_PARAMETER = "openvino_options"
 
@@ -48,6 +50,9 @@ parameters {{ key: "weights_digest" value {{ string_value: "{digest}" }} }}
 """
 # The gateway's name for a pooled output.
 _POOLED_NAME = "sentence_embedding"
+# (batch, tokens, hidden size)
+_STATES_RANK = 3
+_FLOAT_BYTES = 4
 _PARAMETER = "parameters {{ key: {key} value {{ string_value: {value} }} }}\n"
 
 
@@ -121,7 +126,7 @@ def write_repository(
         intra_op_threads=intra_op_threads,
         digest=digest,
     )
-    stated = _openvino_parameters(openvino, digest) if openvino else {}
+    stated = _openvino_parameters(openvino, digest) if openvino else _memory_parameters(model)
     if pooled_output is not None:
         stated["pooled_output"] = pooled_output
     for key, value in (stated | dict(parameters or {})).items():
@@ -134,6 +139,8 @@ def write_repository(
         shutil.copyfile(CHECKSUM_SOURCE, unfinished / "1" / CHECKSUM_SOURCE.name)
         if openvino:
             shutil.copyfile(OPENVINO_SOURCE, unfinished / "1" / OPENVINO_SOURCE.name)
+        else:
+            shutil.copyfile(MEMORY_SOURCE, unfinished / "1" / MEMORY_SOURCE.name)
     return folder
 
 
@@ -159,6 +166,22 @@ def _openvino_parameters(openvino: OpenVino, digest: str) -> dict[str, str]:
         # A folder for these weights; the gateway's own process names it alike.
         parameters["engine_cache_dir"] = str(openvino.cache_dir.absolute() / digest[:16])
     return parameters
+
+
+def _memory_parameters(model: OnnxModel) -> dict[str, str]:
+    """State what a run takes, as the gateway estimates it for its own process."""
+    is_plain = not run_memory.PLAIN_ATTENTION.isdisjoint(operators(model.path))
+    states = [output for output in model.outputs if len(output.shape or ()) == _STATES_RANK]
+    width = max((output.shape[-1] for output in states if output.shape), default=0)
+    memory = run_memory.estimate_run_memory(
+        model_config(model.path),
+        output_bytes=max(width, 0) * _FLOAT_BYTES,
+        hidden_size=width,
+        fuses_attention=not is_plain,
+        masks=is_plain,
+        is_float16=any(output.dtype.triton == "TYPE_FP16" for output in model.outputs),
+    )
+    return {"token_bytes": str(memory.token_bytes), "pair_bytes": str(memory.pair_bytes)}
 
 
 def _check_options(model_name: str, max_batch_size: int, instance_count: int) -> None:

@@ -7,7 +7,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from qwen3_triton_gateway.container import read_cgroups
+from qwen3_triton_gateway.run_memory import read_cgroups
 
 MEMORY_INFO = Path("/proc/meminfo")
 CPU_INFO = Path("/proc/cpuinfo")
