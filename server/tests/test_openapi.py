@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from qwen3_triton_gateway.settings import Settings
 SNAPSHOT = Path(__file__).resolve().parents[2] / "docs" / "openapi.json"
 
 
+@cache
 def describe() -> bytes:
     """Build the OpenAPI document of an application that never runs, and requires a key."""
     values: dict[str, Any] = {

@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnxruntime
 from tokenizers import Tokenizer
 
 from json_server import Request, answering
+from onnx_session import open_session
 from padding import padded_inputs
 
 MAX_LENGTH = 320
@@ -159,10 +160,7 @@ class _Model:
     """A seq-cls graph that reads the last token before the pads."""
 
     def __init__(self, folder: Path) -> None:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = 1
-        path = folder / "model.onnx"
-        self._session = onnxruntime.InferenceSession(path, options)
+        self._session = open_session(folder / "model.onnx")
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
 
     def scores(self, stack: RerankStack, texts: Sequence[tuple[str, str, str]]) -> list[Any]:
@@ -176,9 +174,14 @@ class _Model:
         return self._tokenizer.encode(text, add_special_tokens=False).ids
 
 
+@cache
+def _open_model(folder: Path) -> _Model:
+    return _Model(folder)
+
+
 def serving(folder: Path, stack: RerankStack, *, talks: bool = True) -> AbstractContextManager[str]:
     """Serve a folder with a seq-cls model; `talks` is whether `/info` reports its limit."""
-    model = _Model(folder)
+    model = _open_model(folder)
 
     def reply(request: Request) -> tuple[int, Any]:
         if request.path == "/info" and talks:

@@ -64,6 +64,7 @@ def test_logits_equal_the_reference_for_every_golden_pair_alone(reranker: Any) -
     np.testing.assert_allclose(alone, golden.logits, atol=MAX_DIFFERENCE, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", [False, True])
 def test_logits_do_not_depend_on_the_batch_or_the_padding(reranker: Any, left: bool) -> None:
     golden = reranker.golden()
