@@ -91,6 +91,23 @@ async def test_as_many_bulk_requests_are_admitted_as_end_in_time_by_turns(
         assert fill(measured(), stack, int(seconds * RATE)) == admitted
 
 
+@pytest.mark.parametrize("is_measured", [True, False])
+async def test_the_second_bulk_request_waits_until_the_rate_is_known_or_the_first_has_ended(
+    is_measured: bool,
+) -> None:
+    admission = make()
+    with ExitStack() as stack:
+        submit(admission, stack, 2 * BULK_TOKENS)
+        second = asyncio.create_task(admission.learn_rate(Lane.DOCUMENT))
+        await asyncio.sleep(0)
+        assert not second.done()
+        if is_measured:
+            for now in (0.0, 1.0):
+                admission.record_batch(10, now, model_rate=1.0, has_more=True)
+            await asyncio.wait_for(second, 5)
+    await asyncio.wait_for(second, 5)
+
+
 async def test_an_old_rate_refuses_none_of_the_first_bulk_requests() -> None:
     with ExitStack() as stack:
         admission = measured(seconds_ago=TIMEOUT_SECONDS + 1)

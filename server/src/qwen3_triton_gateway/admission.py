@@ -49,6 +49,9 @@ MEASURED_BACKLOG = 8
 MEMORY_SECONDS = 2.0
 # Less shows nothing: the first batches of a shape are slow.
 MIN_MEASURED_SECONDS = 0.5
+# How long the first bulk requests of a process wait for that behind another one: a slow model takes
+# seconds for a batch.
+LEARN_SECONDS = 10.0
 MEAN_SMOOTHING = 0.05
 # Callers that are refused together are told times that differ by up to this share.
 JITTER = 0.5
@@ -161,6 +164,8 @@ class Admission:
         self.entering: Counter[str] = Counter()
         self._entering_requests = 0
         self.drain: DrainRate = DrainRate()
+        self._progress = asyncio.Event()
+        self._learning = 0
         self._submitted: Counter[tuple[str, Lane, bool]] = Counter()
         self._by_lane = dict.fromkeys(Lane, 0)
         self._by_caller: Counter[str] = Counter()
@@ -194,6 +199,22 @@ class Admission:
 
     def end_request(self) -> None:
         self.requests -= 1
+
+    async def learn_rate(self, lane: Lane) -> None:
+        """Wait until the rate is known, or no other bulk request is in progress.
+
+        Else, all that come at once to a new gateway would be admitted, and miss their deadlines.
+        """
+        self._learning += 1
+        try:
+            async with asyncio.timeout(LEARN_SECONDS):
+                while self._bulk_requests[lane] and not self.drain.per_second:
+                    self._progress.clear()
+                    await self._progress.wait()
+        except TimeoutError:
+            pass
+        finally:
+            self._learning -= 1
 
     @contextmanager
     def submission(
@@ -229,6 +250,8 @@ class Admission:
         self._by_caller[caller] += requests
         self._by_lane[lane] += requests
         self._bulk_requests[lane] += requests * is_bulk
+        if is_bulk:
+            self._progress.set()
         if not self._submitted[kind]:
             del self._submitted[kind]
         if not self._by_caller[caller]:
@@ -246,8 +269,9 @@ class Admission:
         """
         self._model_rate = model_rate
         waiting = self._entering_requests + (sum(self._by_lane.values()) if has_more else 0)
-        has_bulk = has_more and self.queued_tokens >= BULK_TOKENS
+        has_bulk = self._learning > 0 or (has_more and self.queued_tokens >= BULK_TOKENS)
         self.drain.record(tokens, now, is_backlogged=has_bulk or waiting >= MEASURED_BACKLOG)
+        self._progress.set()
 
     def enter(self, state: dict[str, Any], caller: str = "") -> None:
         """Count a request that has arrived, until `settle_entry` gets its `state`."""

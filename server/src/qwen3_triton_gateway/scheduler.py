@@ -160,6 +160,8 @@ class Scheduler:
         """
         tokens = sum(text.length for text in texts)
         is_bulk = is_bulk_request(tokens)
+        if is_bulk:
+            await self.admission.learn_rate(lane)
         with self.admission.submission(lane, tokens, deadline=deadline, caller=caller):
             now = asyncio.get_running_loop().time()
             if lane is Lane.QUERY:
