@@ -63,7 +63,7 @@ def measure(engine: str, model: Path, *shapes: str) -> list[tuple[int, int, int]
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_estimate_is_what_onnx_runtime_takes_and_returns() -> None:
     [(peak, estimate, kept)] = measure("onnxruntime", qwen3_nano.model_dir(), "1x2048")
-    assert 0.6 * estimate < peak < 1.15 * estimate
+    assert 0.5 * estimate < peak < 1.05 * estimate
     assert kept < 0.3 * estimate
 
 
@@ -71,7 +71,7 @@ def test_the_estimate_is_what_onnx_runtime_takes_and_returns() -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_the_estimate_bounds_what_openvino_takes_without_scores() -> None:
     [(peak, estimate, _)] = measure("openvino", qwen3_nano.model_dir(), "1x2048")
-    assert peak < 1.15 * estimate
+    assert peak < 1.05 * estimate
     assert estimate < 8 * 2048**2 * 4  # one copy of the scores
 
 
@@ -90,7 +90,7 @@ async def test_a_text_that_does_not_fit_is_refused_before_it_runs(
     with pytest.raises(InsufficientMemoryError) as error:
         await run(backend, 1, 27_000)
     assert error.value.message.startswith(
-        "A text of 27,000 tokens takes about 51.5 GB of memory, and 1.1 GB are "
+        "A text of 27,000 tokens takes about 58.3 GB of memory, and 1.1 GB are "
         "available. Send shorter texts, lower EMBED_MAX_LENGTH so that they are truncated"
     )
     await run(backend, 1, 1024)
@@ -146,8 +146,8 @@ def test_a_model_without_a_configuration_has_the_sizes_of_the_family() -> None:
             is_float16=False,
         )
 
-    assert estimate(1024) == estimate(2) == RunMemory(4 * (3 * 3072 + 8 * 1024), 16 * 8 + 5)
-    assert estimate(2560).pair_bytes == 32 * 8 + 5
+    assert estimate(1024) == estimate(2) == RunMemory(78_336, 150)
+    assert estimate(2560).pair_bytes == 294
     assert estimate(1024, fuses=True).pair_bytes == 0
 
 

@@ -123,6 +123,10 @@ class OpenVinoModel:
         # The next run writes to the same memory.
         return [self._request.get_tensor(name).data.copy() for name in names]
 
+    def release_memory(self) -> None:
+        """Return what runs have taken; the next takes it again."""
+        self._request.get_compiled_model().release_memory()
+
     def operators(self) -> set[str]:
         """List the kinds of operators that the compiled model runs."""
         compiled = self._request.get_compiled_model()

@@ -24,7 +24,7 @@ from ..fingerprint import weights_digest
 from ..memory import ModelRuns
 from ..model_files import ModelFileError, export_name, find_model, model_config
 from ..onnx_file import operators
-from ..run_memory import PLAIN_ATTENTION, RunMemory, estimate_run_memory
+from ..run_memory import PLAIN_ATTENTION, RETURNED_BYTES, RunMemory, estimate_run_memory
 from ..settings import Precision, Task
 from ..tensors import HiddenStates, PooledStates, TokenBatch
 from .base import AnyArray, Backend, ModelSpec, TensorSpec
@@ -54,7 +54,6 @@ class InProcessBackend(Backend, ABC):
     name: str  # as the setting EMBED_ENGINE and the metrics have it
     title: str  # as its authors write it
     precision: Precision
-    keeps_memory: bool  # of the largest run, for the next
 
     def __init__(self, model_dir: Path, *, threads: int = 0, task: Task = "embed") -> None:
         """Prepare to load; with 0 `threads` the engine uses every core that it may."""
@@ -65,7 +64,6 @@ class InProcessBackend(Backend, ABC):
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix=self.name)
         self._spec: ModelSpec | None = None
         self._run_memory: RunMemory | None = None
-        self._kept_bytes = 0
 
     @property
     def spec(self) -> ModelSpec:
@@ -136,6 +134,11 @@ class InProcessBackend(Backend, ABC):
     def _release(self) -> None:
         """Forget the model."""
 
+    def _returns_memory(self, feed: Feed) -> bool:
+        """Return whether the run is so large that its memory is returned when it ends."""
+        memory = self._run_memory
+        return memory is not None and memory.bytes_of(*feed["input_ids"].shape) >= RETURNED_BYTES
+
     def _run(self, batch: TokenBatch) -> tuple[AnyArray, float]:
         """Run a batch, and measure it here, where the event loop's load does not count."""
         if not self._is_open:
@@ -162,7 +165,7 @@ class InProcessBackend(Backend, ABC):
         assert self._run_memory is not None, "connect() comes first"
         size_bytes = self._run_memory.bytes_of(rows, length)
         try:
-            with _RUNS.room_for(rows, length, size_bytes - self._kept_bytes):
+            with _RUNS.room_for(rows, length, size_bytes):
                 yield
         except InsufficientMemoryError as error:
             error.message += (
@@ -172,8 +175,6 @@ class InProcessBackend(Backend, ABC):
             if self.name == "onnxruntime":
                 error.message += " OpenVINO (EMBED_ENGINE) takes much less for long texts."
             raise
-        if self.keeps_memory:
-            self._kept_bytes = max(self._kept_bytes, size_bytes)
 
     def _load(self) -> ModelSpec:
         self._path = find_served(self._path, self._task)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from ..errors import StartupError
-from ..run_memory import RETURNED_BYTES
 from ..settings import Precision
 from .base import AnyArray, TensorSpec
 from .engines import linked_weights
@@ -35,7 +34,6 @@ class OnnxBackend(InProcessBackend):
     name = "onnxruntime"
     title = "ONNX Runtime"
     precision: Precision = "graph"
-    keeps_memory = False  # see `_evaluate`
     _session: Any = None  # an InferenceSession; its stubs leave its types unknown
 
     @property
@@ -50,8 +48,7 @@ class OnnxBackend(InProcessBackend):
 
     def _evaluate(self, names: Sequence[str], feed: Feed) -> list[AnyArray]:
         options = None
-        memory = self.run_memory
-        if memory is not None and memory.bytes_of(*feed["input_ids"].shape) >= RETURNED_BYTES:
+        if self._returns_memory(feed):
             options = importlib.import_module("onnxruntime").RunOptions()
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         return self._session.run(names, feed, options)

@@ -34,7 +34,6 @@ class OpenVinoBackend(InProcessBackend):
 
     name = "openvino"
     title = "OpenVINO"
-    keeps_memory = True
 
     def __init__(
         self,
@@ -91,7 +90,10 @@ class OpenVinoBackend(InProcessBackend):
     def _evaluate(self, names: Sequence[str], feed: Feed) -> list[AnyArray]:
         assert self._model is not None  # the caller checked
         values = self._model.run(names, feed)
-        if not self._has_run:
+        is_large = self._returns_memory(feed)
+        if is_large:
+            self._model.release_memory()
+        if is_large or not self._has_run:
             self._has_run = True
             trim_heap()  # what loading took, now that the weights are copied for their products
         return values
