@@ -24,7 +24,7 @@ from .errors import (
 from .memory import in_worker
 from .metrics import ModelMetrics, ModelState
 from .pooling import unusable_rows
-from .run_memory import available_bytes
+from .run_memory import LARGE_RUN_BYTES, available_bytes
 from .scheduler import Scheduler
 from .segments import MAX_WORD_CHARACTERS
 from .settings import ModelAlias, Settings
@@ -404,7 +404,8 @@ class ServedModel(ABC):
                 available / 1e9,
                 f"{longest:,}",
             )
-        return replace(limits, memory=memory, max_batch_bytes=available // BATCH_SHARE_OF_MEMORY)
+        max_batch_bytes = max(LARGE_RUN_BYTES, available // BATCH_SHARE_OF_MEMORY)
+        return replace(limits, memory=memory, max_batch_bytes=max_batch_bytes)
 
     async def _finish(self, steps: Steps, *, characters: int, deadline: float) -> None:
         """Do work in steps between which others get their turn.
