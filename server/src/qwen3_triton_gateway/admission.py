@@ -436,8 +436,8 @@ class Admission:
                 f"limit is {self._max_tokens} (EMBED_MAX_QUEUE_TOKENS). Retry later."
             )
         return (
-            f"The model has more work than it can do within {MAX_WAIT_SECONDS:g} s, so this "
-            "request would wait too long. Retry later."
+            "The model has more work than it can do soon, so this request would wait too long. "
+            "Retry later."
         )
 
 
