@@ -18,6 +18,12 @@ from .schema import LOCK_CLASS, ledger_version
 # The first version of the ledger in which tables have a context.
 _CONTEXT_VERSION = 5
 
+# The connection that holds a table, by its number. Every role sees the database of any connection.
+_HELD = (
+    "FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'advisory' "
+    "AND l.classid = %s AND l.objid = %s AND l.granted AND a.datname = current_database()"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Space:
@@ -214,9 +220,7 @@ class TableHold:
 def is_held(connection: Connection, table_id: int) -> bool:
     """Return whether a load holds a table; true on a standby, which cannot know."""
     row = connection.execute(
-        "SELECT pg_is_in_recovery() OR EXISTS (SELECT FROM pg_locks l JOIN pg_database d "
-        "ON d.oid = l.database WHERE d.datname = current_database() AND l.locktype = 'advisory' "
-        "AND l.classid = %s AND l.objid = %s AND l.granted)",
+        f"SELECT pg_is_in_recovery() OR EXISTS (SELECT {_HELD})",
         (LOCK_CLASS, table_id),
     ).fetchone()
     return bool(row and row[0])
@@ -225,8 +229,7 @@ def is_held(connection: Connection, table_id: int) -> bool:
 def _holder(connection: Connection, table_id: int) -> str:
     row = connection.execute(
         "SELECT coalesce(host(a.client_addr), 'this machine'), a.backend_start::timestamptz(0) "
-        "FROM pg_locks l JOIN pg_stat_activity a USING (pid) WHERE l.locktype = 'advisory' "
-        "AND l.classid = %s AND l.objid = %s AND l.granted AND a.datname = current_database()",
+        + _HELD,
         (LOCK_CLASS, table_id),
     ).fetchone()
     # PostgreSQL shows neither of another role's connection.
