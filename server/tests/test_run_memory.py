@@ -141,8 +141,8 @@ def test_a_model_without_a_configuration_has_the_sizes_of_the_family() -> None:
             {},
             output_bytes=0,
             hidden_size=hidden_size,
-            fuses_attention=fuses,
-            masks=not fuses,
+            operators={"GroupQueryAttention" if fuses else "Softmax"},
+            fuses_softmax=False,
             is_float16=False,
         )
 

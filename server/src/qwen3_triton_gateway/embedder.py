@@ -116,7 +116,6 @@ class Embedder(ServedModel):
     """
 
     kind: ClassVar[str] = "embedding model"
-    length_setting: ClassVar[str] = "EMBED_MAX_LENGTH"
 
     def __init__(self, backend: Backend, settings: Settings, metrics: Metrics) -> None:
         """Load the tokenizer; `connect` reaches the model.

@@ -128,7 +128,6 @@ class Reranker(ServedModel):
     """A reranker, and the stages from pairs to scores."""
 
     kind: ClassVar[str] = "reranker"
-    length_setting: ClassVar[str] = "RERANK_MAX_LENGTH"
 
     def __init__(self, backend: Backend, settings: Settings, metrics: RerankMetrics) -> None:
         """Load the tokenizer; `connect` reaches the model.

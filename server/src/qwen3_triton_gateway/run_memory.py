@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,7 @@ RETURNED_BYTES = 256 << 20
 FAMILY_SIZES = {1024: (16, 3072), 2560: (32, 9728), 4096: (32, 12288)}
 # Operators that compute attention with all of its scores in memory, unless the engine fuses them.
 SOFTMAX = "Softmax"
-PLAIN_ATTENTION = {SOFTMAX, "Attention"}
+_PLAIN_ATTENTION = {SOFTMAX, "Attention"}
 _FLOAT_BYTES = 4
 # Runs took up to 1.08 times what the graph needs.
 _MARGIN = 1.125
@@ -94,8 +94,8 @@ def estimate_run_memory(
     *,
     output_bytes: int,
     hidden_size: int,
-    fuses_attention: bool,
-    masks: bool,
+    operators: Set[str],
+    fuses_softmax: bool,
     is_float16: bool,
 ) -> RunMemory:
     """Estimate what a model's runs take.
@@ -105,8 +105,8 @@ def estimate_run_memory(
             else its smallest.
         output_bytes: Bytes of the output for each token; 0 if it is pooled.
         hidden_size: The width of the output.
-        fuses_attention: Whether the engine computes attention without its scores in memory.
-        masks: Whether the graph computes a mask of tokens x tokens.
+        operators: The kinds of operators in its graph.
+        fuses_softmax: Whether the engine computes a softmax within a larger operator.
         is_float16: Whether the graph computes in float16.
     """
     smallest = min(FAMILY_SIZES)
@@ -116,11 +116,12 @@ def estimate_run_memory(
     known = FAMILY_SIZES.get(hidden_size, FAMILY_SIZES[smallest])
     heads = _size(config, "num_attention_heads", known[0])
     intermediate_size = _size(config, "intermediate_size", known[1])
+    is_plain = not _PLAIN_ATTENTION.isdisjoint(operators)
     score_bytes = _SCORE_BYTES
-    if fuses_attention:
+    if fuses_softmax or not is_plain:
         score_bytes = _FLOAT16_FUSED_SCORE_BYTES if is_float16 else 0
     token_bytes = _FLOAT_BYTES * floats_per_token(hidden_size, intermediate_size) + output_bytes
-    pair_bytes = heads * score_bytes + (_MASK_BYTES if masks else 0)
+    pair_bytes = heads * score_bytes + (_MASK_BYTES if is_plain else 0)
     return RunMemory(math.ceil(_MARGIN * token_bytes), math.ceil(_MARGIN * pair_bytes))
 
 

@@ -27,7 +27,7 @@ from .pooling import unusable_rows
 from .run_memory import LARGE_RUN_BYTES, available_bytes
 from .scheduler import Scheduler
 from .segments import MAX_WORD_CHARACTERS
-from .settings import ModelAlias, Settings
+from .settings import LENGTH_SETTINGS, ModelAlias, Settings
 from .tensors import Float32Matrix, HiddenStates, PooledStates, TokenBatch
 from .tokenization import TextTokenizer
 from .tracing import batch_span
@@ -99,7 +99,6 @@ class ServedModel(ABC):
 
     Attributes:
         kind: What it is, for errors: the gateway may serve a model of another kind by that name.
-        length_setting: The setting with the maximum length of its texts.
         backend: What runs the model.
         tokenizer: The model's tokenizer.
         settings: The gateway's settings.
@@ -108,7 +107,6 @@ class ServedModel(ABC):
     """
 
     kind: ClassVar[str]
-    length_setting: ClassVar[str]
 
     def __init__(
         self,
@@ -399,7 +397,7 @@ class ServedModel(ABC):
                 "%s is %s, but the %.1f GB of memory that are available suffice for texts of about "
                 "%s tokens with this engine. Longer ones are refused with status 413. Lower it so "
                 "that they are truncated, or see docs/cpu.md for what takes less.",
-                self.length_setting,
+                LENGTH_SETTINGS[self.backend.spec.task],
                 f"{limits.max_length:,}",
                 available / 1e9,
                 f"{longest:,}",

@@ -25,6 +25,8 @@ Engine: TypeAlias = Literal["auto", "onnxruntime", "openvino"]
 WantedPrecision: TypeAlias = Literal["auto", "float32", "bfloat16", "int8"]
 # What a model is served for.
 Task: TypeAlias = Literal["embed", "rerank"]
+# The setting with the maximum length of its texts.
+LENGTH_SETTINGS: dict[Task, str] = {"embed": "EMBED_MAX_LENGTH", "rerank": "RERANK_MAX_LENGTH"}
 # What a model is found to compute in: `graph` is whatever its graph states.
 Precision: TypeAlias = Literal["graph", "float32", "bfloat16", "int8"]
 

@@ -24,8 +24,8 @@ from ..fingerprint import weights_digest
 from ..memory import ModelRuns
 from ..model_files import ModelFileError, export_name, find_model, model_config
 from ..onnx_file import operators
-from ..run_memory import PLAIN_ATTENTION, RETURNED_BYTES, RunMemory, estimate_run_memory
-from ..settings import Precision, Task
+from ..run_memory import RETURNED_BYTES, RunMemory, estimate_run_memory
+from ..settings import LENGTH_SETTINGS, Precision, Task
 from ..tensors import HiddenStates, PooledStates, TokenBatch
 from .base import AnyArray, Backend, ModelSpec, TensorSpec
 from .interface import (
@@ -43,7 +43,6 @@ from .interface import (
 # A CPU gains nothing from larger batches: the matrices fill its cores long before.
 MAX_BATCH_SIZE = 32
 MODEL_DIR_SETTINGS: dict[Task, str] = {"embed": "EMBED_MODEL_DIR", "rerank": "RERANK_MODEL_DIR"}
-LENGTH_SETTINGS: dict[Task, str] = {"embed": "EMBED_MAX_LENGTH", "rerank": "RERANK_MAX_LENGTH"}
 
 _RUNS = ModelRuns()
 
@@ -127,7 +126,7 @@ class InProcessBackend(Backend, ABC):
         """Compute the outputs with these names; whatever is raised, the engine refused the feed."""
 
     @abstractmethod
-    def _fuses_attention(self) -> bool:
+    def _fuses_softmax(self) -> bool:
         """Return whether the engine computes a softmax of the graph within a larger operator."""
 
     @abstractmethod
@@ -200,15 +199,14 @@ class InProcessBackend(Backend, ABC):
         return spec
 
     def _estimate_memory(self, spec: ModelSpec) -> RunMemory:
-        is_plain = not PLAIN_ATTENTION.isdisjoint(operators(self._path))
         output = spec.output
         output_bytes = 0 if spec.pooling == "in_graph" else spec.hidden_size * output.dtype.itemsize
         return estimate_run_memory(
             model_config(self._path),
             output_bytes=output_bytes,
             hidden_size=spec.hidden_size,
-            fuses_attention=not is_plain or self._fuses_attention(),
-            masks=is_plain,
+            operators=operators(self._path),
+            fuses_softmax=self._fuses_softmax(),
             is_float16=output.dtype == np.float16,
         )
 

@@ -53,7 +53,7 @@ class OnnxBackend(InProcessBackend):
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
         return self._session.run(names, feed, options)
 
-    def _fuses_attention(self) -> bool:
+    def _fuses_softmax(self) -> bool:
         return False
 
     def _release(self) -> None:

@@ -98,7 +98,7 @@ class OpenVinoBackend(InProcessBackend):
             trim_heap()  # what loading took, now that the weights are copied for their products
         return values
 
-    def _fuses_attention(self) -> bool:
+    def _fuses_softmax(self) -> bool:
         assert self._model is not None  # it is loaded
         return SOFTMAX not in self._model.operators()
 

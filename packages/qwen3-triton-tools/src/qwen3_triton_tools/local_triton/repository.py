@@ -170,15 +170,14 @@ def _openvino_parameters(openvino: OpenVino, digest: str) -> dict[str, str]:
 
 def _memory_parameters(model: OnnxModel) -> dict[str, str]:
     """State what a run takes, as the gateway estimates it for its own process."""
-    is_plain = not run_memory.PLAIN_ATTENTION.isdisjoint(operators(model.path))
     states = [output for output in model.outputs if len(output.shape or ()) == _STATES_RANK]
     width = max((output.shape[-1] for output in states if output.shape), default=0)
     memory = run_memory.estimate_run_memory(
         model_config(model.path),
         output_bytes=max(width, 0) * _FLOAT_BYTES,
         hidden_size=width,
-        fuses_attention=not is_plain,
-        masks=is_plain,
+        operators=operators(model.path),
+        fuses_softmax=False,
         is_float16=any(output.dtype.triton == "TYPE_FP16" for output in model.outputs),
     )
     return {"token_bytes": str(memory.token_bytes), "pair_bytes": str(memory.pair_bytes)}
